@@ -1,0 +1,47 @@
+# make demo    train, compile and evaluate a small network; ends with a table and a report
+# make test    lint, types, tests (those that take minutes: make test-slow)
+# make clean   remove what these made
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT := demo-out
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
+
+.PHONY: demo test test-slow zoo lint clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.demo $(OUT)/weights.npz
+	$(BIN)/graphprune compile examples.digits:factory --macs 0.5x --data $(OUT)/calibration.npz \
+	  --target onnx --target tvm -o $(OUT)/compiled --force
+	$(BIN)/python -m examples.digits evaluate $(OUT)/compiled
+
+$(OUT)/weights.npz: examples/digits.py | $(VENV)/.demo
+	$(BIN)/python -m examples.digits train
+
+test: lint
+	$(BIN)/pytest -q -n 2 -m "not slow"
+
+test-slow: $(VENV)/.test
+	$(BIN)/pytest -q -m slow
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+# One stamp per set of extras; --editable, so that only new requirements make an environment stale.
+$(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) --editable '.[demo,tvm]'
+	touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) --editable '.[test]'
+	touch $@ $(VENV)/.demo
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "graphprune needs Python 3.11 or later; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf $(VENV) $(OUT) build dist *.egg-info .pytest_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} + -o -name .ruff_cache -prune -exec rm -rf {} +

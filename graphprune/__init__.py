@@ -1,0 +1,42 @@
+"""graphprune: a compiler whose optimisation is structured pruning.
+
+import graphprune as gp
+
+program = gp.load(module, example_inputs)
+program = gp.run("group,score{by=l2},mask{macs=0.5x},propagate", program)
+smaller = program.model  # a torch.fx.GraphModule that computes what the masked module computes
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .api import Artifact, apply, compile, load, run, verify
+    from .errors import GraphpruneError
+    from .ir import Program
+    from .pipeline import Pass, Recipe
+
+__all__ = ["Artifact", "GraphpruneError", "Pass", "Program", "Recipe", "apply", "compile", "load", "run", "verify"]
+
+_HOME = {
+    **dict.fromkeys(("Artifact", "apply", "compile", "load", "run", "verify"), "api"),
+    "GraphpruneError": "errors",
+    "Program": "ir",
+    **dict.fromkeys(("Pass", "Recipe"), "pipeline"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Names are imported when first used: ``import graphprune`` costs nothing."""
+    if name not in _HOME:
+        raise AttributeError(f"module `graphprune` has no attribute `{name}`")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

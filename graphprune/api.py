@@ -1,0 +1,290 @@
+"""The Python interface: load, run, compile, apply, verify."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from . import calibration
+from .artifact import check_code, describe, emit, latencies, loaded, new_folder, write
+from .backends.target import Target, target
+from .errors import BudgetError, ModelError, RecipeError
+from .ir import Host, Program
+from .pipeline import Progress, Recipe, replay
+from .pipeline import run as run_recipe
+from .proof import Check, verify
+from .proof import verify as prove
+
+__all__ = ["Artifact", "Check", "apply", "compile", "load", "run", "verify"]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What compile returns: the compiled program, the report, and the folder if one was written."""
+
+    program: Program
+    report: Mapping[str, Any]
+    path: Path | None = None
+
+
+def load(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    dynamic_shapes: Any = None,
+    data: Any = None,
+    seed: int = 0,
+) -> Program:
+    """Read a model.
+
+    ``model``: an nn.Module (with ``example_inputs``: a tensor, a tuple, or ``{"args": ..., "kwargs":
+    ...}``), an ExportedProgram, an onnx_ir.Model or onnx.ModelProto, a path to an ``.onnx`` or
+    ``.pt2`` file, or ``"package.module:factory"``, where ``factory()`` returns ``(module,
+    example_inputs)``. ``dynamic_shapes`` as torch.export takes it; by default the batch axis may
+    vary where the model allows. ``data``: calibration data, see calibration.batches.
+
+    The model given is not changed. Raises ModelError, DataError.
+    """
+    host = _host(model, example_inputs, dynamic_shapes)
+    program = Program(host=host, source=host, seed=seed)
+    _check_tensors(program)
+    return replace(program, data=calibration.batches(data, program.graph.inputs)) if data is not None else program
+
+
+def run(recipe: str | Recipe, program: Program, *, progress: Progress | None = None) -> Program:
+    """Run a recipe (text or Recipe) on a program. The program given is not changed.
+
+    The whole recipe is checked before any weight moves; after every edit all shapes are inferred
+    and compared. Numeric proof is ``verify``'s. Raises RecipeError, BudgetError, ShapeError.
+    """
+    return run_recipe(Recipe.parse(recipe) if isinstance(recipe, str) else recipe, program, progress)
+
+
+def apply(plan: Mapping[str, Any] | str | Path, model: Any, example_inputs: Any = None) -> Program:
+    """Do to a fresh copy of the same model what ``plan`` (or a plan.json) did: the same weights, to
+    the last bit. Raises RecipeError if the plan does not fit the model."""
+    if isinstance(plan, (str, Path)):
+        plan = read_plan(Path(plan))
+    host = model.source if isinstance(model, Program) else _host(model, example_inputs, None)
+    return replace(replay(plan, host), source=host)
+
+
+def read_plan(path: Path) -> dict[str, Any]:
+    """A plan.json. Raises RecipeError if it is not one."""
+    try:
+        plan = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{path}: not a plan ({error})") from error
+    if not isinstance(plan, dict) or plan.get("version") != 1 or not isinstance(plan.get("steps"), list):
+        raise RecipeError(f"{path}: not a plan of version 1", "plan.json is written by `graphprune compile`")
+    return plan
+
+
+def compile(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    recipe: str | Recipe | None = None,
+    channels: str | None = None,
+    params: str | None = None,
+    macs: str | None = None,
+    latency: str | None = None,
+    data: Any = None,
+    targets: Sequence[str | Target] = (),
+    seed: int = 0,
+    verify: bool = True,
+    measure: bool = True,
+    out: str | os.PathLike[str] | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Prune, prove, measure and write a model.
+
+    One of ``recipe`` and the budgets (what remains, such as ``"0.5x"``; ``macs="0.5x"`` if nothing
+    is given). ``latency`` is *measured* on the first target: the MACs budget is searched until the
+    compiled model takes that share of the time. ``targets``: names such as ``"onnx"`` or
+    ``"tvm{threads=2}"``. ``out``: a folder that is written whole or not at all.
+
+    Raises GraphpruneError of the kind that fits; nothing is written then.
+    """
+    budgets = {"channels": channels, "params": params, "macs": macs, "latency": latency}
+    given = {unit: text for unit, text in budgets.items() if text is not None}
+    if len(given) + (recipe is not None) > 1:
+        raise RecipeError(
+            f"one budget or a recipe, not {len(given) + (recipe is not None)}", "a recipe has its budget in `mask{...}`"
+        )
+    chosen = [target(item) if isinstance(item, str) else item for item in targets]
+    with new_folder(out, force) as folder:
+        if progress:
+            progress("load", 0, 1)
+        program = model if isinstance(model, Program) else load(model, example_inputs, data=data, seed=seed)
+        chosen = chosen or [target(program.host.kind)]
+        grain = max(one.grain for one in chosen)
+        if "latency" in given:
+            done, steps = _to_latency(program, given["latency"], chosen[0], grain, progress)
+        else:
+            unit, text = next(iter(given.items()), ("macs", "0.5x"))
+            if recipe is not None:
+                steps = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
+                done = run(steps, program, progress=progress)
+            else:
+                done, steps = _aligned(program, unit, text, grain, progress)
+        if progress and verify:
+            progress("verify", 0, 1)
+        checks = prove(done) if verify else None
+        files = emit(folder, done, chosen, progress) if folder is not None else {}
+        code = loaded(done, chosen, files) if verify or measure else {}
+        if checks is not None:
+            checks = (*checks, *check_code(done, chosen, code))
+        measured = latencies(program, chosen, code, progress) if measure else {}
+        where = os.fspath(data) if isinstance(data, (str, os.PathLike)) else None
+        report = describe(_name(model), where, program, done, steps.text(), checks, chosen, measured)
+        if folder is not None:
+            write(folder, done, report)
+    return Artifact(done, report, Path(out) if out is not None else None)
+
+
+def _aligned(program: Program, unit: str, text: str, grain: int, progress: Progress | None) -> tuple[Program, Recipe]:
+    """The default recipe, with the largest grain up to the targets' own that meets the budget."""
+    while True:
+        steps = _recipe(program, unit, text, grain)
+        try:
+            return run(steps, program, progress=progress), steps
+        except BudgetError:
+            if grain == 1:
+                raise
+            grain //= 2
+
+
+def _recipe(program: Program, unit: str, text: str, grain: int) -> Recipe:
+    """The default: by activations with a repair of the biases where there is data, else by weights."""
+    score = "score{by=wifv}" if program.data else "score"
+    options = [f"{unit}={text}"]
+    if unit != "channels":  # a channels budget is a promise about every group
+        options.append("allocate=global")
+    if grain > 1:
+        options.append(f"grain={grain}")
+    repair = ",compensate" if program.data else ""
+    return Recipe.parse(f"group,{score},mask{{{' '.join(options)}}},propagate{repair}")
+
+
+def _to_latency(
+    program: Program, text: str, on: Target, grain: int, progress: Progress | None, rounds: int = 6
+) -> tuple[Program, Recipe]:
+    """Search the MACs budget whose compiled model takes the wanted share of the measured time."""
+    from .passes.mask import share
+
+    wanted = share(text, "latency")
+    low, high, best, reached = 0.0, 1.0, None, 1.0
+    for number in range(rounds):
+        if progress:
+            progress(f"latency {text} on {on.name}", number, rounds)
+        ratio = wanted if number == 0 else (low + high) / 2
+        try:
+            done, steps = _aligned(program, "macs", f"{ratio:.4g}x", grain, None)
+        except BudgetError:
+            low = ratio
+            continue
+        times = latencies(program, [on], loaded(done, [on], {}), None)[on.name]
+        have = times["after"].median_ms / times["before"].median_ms
+        reached = min(reached, have)
+        low, high = (low, ratio) if have > wanted else (ratio, high)
+        if have <= wanted:
+            best = (done, steps)
+            if have > 0.95 * wanted:
+                break
+    if best is None:
+        raise BudgetError(
+            f"latency={text} was not reached on {on.name}: the least measured was {reached:.3g}x",
+            "raise the budget or lower `floor`",
+        )
+    return best
+
+
+def _host(model: Any, example_inputs: Any, dynamic_shapes: Any) -> Host:
+    if isinstance(model, (str, os.PathLike)):
+        return _from_text(os.fspath(model))
+    kind = {part.__module__.partition(".")[0] for part in type(model).__mro__}
+    if kind & {"onnx_ir", "onnx"}:
+        from .hosts.onnx import OnnxHost
+
+        return OnnxHost(model, example_inputs)
+    if "torch" in kind:
+        import torch
+
+        from .hosts.torch import TorchHost
+
+        if isinstance(model, torch.export.ExportedProgram):
+            return TorchHost.from_exported(model)
+        if isinstance(model, torch.nn.Module):
+            if example_inputs is None:
+                raise ModelError(
+                    "a module needs example inputs to be traced", "gp.load(module, (torch.randn(1, 3, 224, 224),))"
+                )
+            return TorchHost.export(model, example_inputs, dynamic_shapes)
+    raise ModelError(
+        f"{type(model).__name__} is not a model",
+        "give an nn.Module, an ExportedProgram, an ONNX model, or the path of one",
+    )
+
+
+def _from_text(text: str) -> Host:
+    path = Path(text)
+    if path.suffix == ".onnx":
+        from .hosts.onnx import OnnxHost
+
+        return OnnxHost.load(path)
+    if path.suffix == ".pt2":
+        from .hosts.torch import TorchHost
+
+        return TorchHost.load(path)
+    if ":" in text and not path.exists():
+        return _from_factory(*text.rsplit(":", 1))
+    what = "not an .onnx or .pt2 file" if path.exists() else "no such file"
+    raise ModelError(f"{text}: {what}", "give a .onnx file, a .pt2 file of torch.export, or package.module:factory")
+
+
+def _from_factory(module: str, name: str) -> Host:
+    from .hosts.torch import TorchHost
+
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        factory = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ModelError(f"{module}:{name}: {error}", "package.module:factory must be importable from here") from error
+    try:
+        made = factory()
+    except Exception as error:  # the user's code may raise anything
+        raise ModelError(f"{module}:{name}: {error}", "it must return (module, example_inputs)") from error
+    if not isinstance(made, tuple) or len(made) != 2:
+        raise ModelError(f"{module}:{name} returned {type(made).__name__}", "it must return (module, example_inputs)")
+    return TorchHost.export(*made)
+
+
+def _check_tensors(program: Program) -> None:
+    """No NaN weight and no empty axis."""
+    import numpy as np
+
+    for value in (*program.graph.inputs, *program.graph.parameters.values()):
+        if value.shape is not None and 0 in value.shape:
+            raise ModelError(f"`{value.name}` has an axis of size zero: {'x'.join(map(str, value.shape))}")
+    for name, value in program.graph.parameters.items():
+        if "float" in value.dtype:
+            weight = program.host.parameter(name)
+            bad = int(np.isnan(weight).sum()) if np.isnan(np.min(weight, initial=0.0)) else 0
+            if bad:
+                raise ModelError(
+                    f"weight `{name}` has {bad} NaN of {weight.size} numbers",
+                    "a model with NaN weights computes nothing",
+                )
+
+
+def _name(model: Any) -> str:
+    return str(model) if isinstance(model, (str, os.PathLike)) else type(model).__name__

@@ -1,0 +1,238 @@
+"""The artifact: a folder with the model, the plan, the report and code for each target."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from . import __version__, costs
+from .backends.measure import Runnable, interleave
+from .backends.target import Target, host_cpu
+from .errors import OutputError, VerificationError
+from .facts import Latency
+from .grouping import find_groups
+from .ir import Program
+from .pipeline import Progress
+from .proof import Check, relative
+
+SUFFIX = {"torch": "pt2", "onnx": "onnx"}
+
+
+@contextmanager
+def new_folder(out: str | os.PathLike[str] | None, force: bool) -> Iterator[Path | None]:
+    """A folder beside ``out`` that takes its place when the block ends well, and vanishes otherwise.
+
+    Raises OutputError if ``out`` exists (unless ``force``) or cannot be written.
+    """
+    if out is None:
+        yield None
+        return
+    path = Path(out)
+    if path.exists() and not force:
+        raise OutputError(f"{path} exists", "choose another path, or replace it with --force")
+    if path.exists() and not (path / "plan.json").is_file() and (not path.is_dir() or any(path.iterdir())):
+        raise OutputError(
+            f"{path} exists and was not written by graphprune", "remove it yourself, or choose another path"
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror})") from error
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        _replace(temporary, path)
+    except OSError as error:
+        full = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+        raise OutputError(f"{path} cannot be written ({full})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace(new: Path, path: Path) -> None:
+    if not path.exists():
+        new.rename(path)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+    path.rename(old / path.name)
+    try:
+        new.rename(path)
+    except OSError:
+        (old / path.name).rename(path)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def emit(folder: Path, program: Program, targets: Sequence[Target], progress: Progress | None) -> dict[str, Path]:
+    """Write the model and a folder of code per target; returns each target's main file."""
+    model = folder / f"model.{SUFFIX[program.host.kind]}"
+    program.host.save(model)
+    files = {}
+    for number, one in enumerate(targets):
+        files[one.name] = model
+        if one.name != program.host.kind:  # the model itself is the code for that one
+            if progress:
+                progress(f"emit {one.name}", number, len(targets))
+            place = folder / one.name
+            place.mkdir()
+            files[one.name] = one.emit(program, place)
+    return files
+
+
+def write(folder: Path, program: Program, report: dict[str, Any]) -> None:
+    """plan.json, report.json and report.html."""
+    from .report import render
+
+    plan = {"version": 1, "model": report["model"], "recipe": report["recipe"], "seed": program.seed, **program.plan}
+    (folder / "plan.json").write_text(json.dumps(plan, indent=1, sort_keys=True) + "\n")
+    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    (folder / "report.html").write_text(render(report))
+
+
+def size_bytes(folder: Path, model: Path) -> int:
+    """The model file with what it keeps beside itself."""
+    return sum(path.stat().st_size for path in folder.glob(f"{model.name}*"))
+
+
+def loaded(program: Program, targets: Sequence[Target], files: Mapping[str, Path]) -> dict[str, Runnable]:
+    """The compiled code of each target, ready to run: from ``files`` where it was emitted already."""
+    example = program.host.example()
+    return {
+        one.name: one.load(files[one.name], example=example) if one.name in files else one.runnable(program)
+        for one in targets
+    }
+
+
+def check_code(program: Program, targets: Sequence[Target], code: Mapping[str, Runnable]) -> list[Check]:
+    """Each target's code computes what the program computes. Raises VerificationError."""
+    example = program.host.example()
+    expected = program.host.run(example)
+    checks = []
+    for one in targets:
+        found = code[one.name].run(example)
+        error = max((relative(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
+        if not error <= one.tolerance:
+            raise VerificationError(
+                f"the code for `{one.name}` differs from the model by {error:.3g} relative "
+                f"(allowed: {one.tolerance:g})",
+                "compile for another target, or report it with the model",
+            )
+        checks.append(Check(f"code for {one.name} = model, float32", error, one.tolerance))
+    return checks
+
+
+def latencies(
+    source: Program, targets: Sequence[Target], code: Mapping[str, Runnable], progress: Progress | None
+) -> dict[str, dict[str, Latency]]:
+    """``{target: {"before": ..., "after": ...}}``, the two interleaved on each target."""
+    out = {}
+    for number, one in enumerate(targets):
+        if progress:
+            progress(f"measure {one.name}", number, len(targets))
+        out[one.name] = interleave({"before": one.runnable(source), "after": code[one.name]})
+    return out
+
+
+def describe(
+    model: str,
+    data: str | None,
+    source: Program,
+    program: Program,
+    recipe: str,
+    checks: Sequence[Check] | None,
+    targets: Sequence[Target],
+    measured: dict[str, dict[str, Latency]],
+) -> dict[str, Any]:
+    """The report: plain data, what report.json holds."""
+    kept = {name: len(step["keep"][name]) for step in program.plan.get("steps", ()) for name in step.get("keep", ())}
+    groups = find_groups(source.graph, **_options(program))
+    return {
+        "version": 1,
+        "model": model,
+        "data": data,
+        "host": program.host.kind,
+        "before": _side(source, "before", measured),
+        "after": _side(program, "after", measured),
+        "groups": [
+            {
+                "name": group.name,
+                "size": group.size,
+                "kept": kept.get(group.name, group.size),
+                "members": [{"parameter": m.parameter, "axis": m.axis, "role": m.role} for m in group.members],
+            }
+            for group in groups
+        ],
+        "frozen": [asdict(dim) for dim in groups.frozen],
+        "passes": [asdict(step) for step in program.history],
+        "verification": _verification(checks),
+        "recipe": recipe,
+        "versions": _versions(),
+        "seed": program.seed,
+        "machine": {"cpu": host_cpu(), "system": f"{platform.system()} {platform.machine()}"},
+        "targets": {one.name: one.describe() for one in targets},
+        "notes": list(program.notes),
+    }
+
+
+def _options(program: Program) -> dict[str, Any]:
+    """The options that `group` ran with, so that the report lists what it saw."""
+    options = next((step.options for step in program.history if step.name == "group"), {})
+    return {
+        "normalised": options.get("normalised", False),
+        "freeze": [p for p in options.get("freeze", "").split("|") if p],
+    }
+
+
+def _side(program: Program, side: str, measured: dict[str, dict[str, Latency]]) -> dict[str, Any]:
+    per_target = {name: asdict(times[side]) for name, times in measured.items()}
+    return {
+        "params": int(costs.params(program.graph, program.host)()),
+        "macs": round(costs.macs(program.graph, program.host)()),
+        "size_bytes": _saved_size(program),
+        "latency_ms": next(iter(per_target.values()), None),
+        "per_target": per_target,
+    }
+
+
+def _saved_size(program: Program) -> int:
+    """The size of the model's own file; the model as it was given is written the same way as the result."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"model.{SUFFIX[program.host.kind]}"
+        program.host.save(path)
+        return size_bytes(Path(folder), path)
+
+
+def _verification(checks: Sequence[Check] | None) -> dict[str, Any]:
+    if checks is None:
+        return {"used": False}
+    worst = checks[0]
+    return {
+        "used": True,
+        "compared_with": "masked model",
+        "dtype": worst.what.rpartition(", ")[2],
+        "max_relative_error": worst.error,
+        "tolerance": worst.tolerance,
+        "checks": [{"what": c.what, "max_relative_error": c.error, "tolerance": c.tolerance} for c in checks],
+    }
+
+
+def _versions() -> dict[str, str]:
+    out = {"graphprune": __version__, "python": platform.python_version()}
+    for name in ("torch", "onnx", "onnx-ir", "onnxruntime", "apache-tvm", "numpy", "networkx"):
+        try:
+            out[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return out

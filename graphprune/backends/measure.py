@@ -1,0 +1,97 @@
+"""Measuring: things that run, and one protocol that times them side by side."""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from statistics import quantiles
+
+from ..facts import Latency
+from ..ir import Array, Batch
+
+Progress = Callable[[str, int, int], None]
+
+SAMPLE_SECONDS = 0.005  # shorter samples measure the clock and the scheduler
+FEWEST = 3  # repeats, whatever the budget: fewer have no spread
+
+
+class Runnable(ABC):
+    """A model ready to run on ``threads`` CPU threads. Calling it runs the fixed ``example`` inputs,
+    which were converted beforehand, so that timing a call times the model."""
+
+    def __init__(self, target: str, threads: int, example: Batch) -> None:
+        self.target, self.threads, self.example = target, threads, list(example)
+        self._bound: Callable[[], object] | None = None
+
+    @abstractmethod
+    def bind(self, batch: Batch) -> Callable[[], object]:
+        """A function that runs the model on ``batch``, already converted."""
+
+    @abstractmethod
+    def run(self, batch: Batch) -> list[Array]:
+        """The outputs for one batch, one array per model input in the model's order."""
+
+    def __call__(self) -> object:
+        if self._bound is None:
+            self._bound = self.bind(self.example)
+        return self._bound()
+
+
+def interleave(
+    callables: Mapping[str, Callable[[], object]],
+    repeats: int = 20,
+    *,
+    seconds: float = 5.0,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> dict[str, Latency]:
+    """Time callables in turns, so that what else the machine does hits all of them alike.
+
+    Every callable is warmed up; a sample is as many calls as last 5 ms; a round takes one sample of
+    each, and every round starts with the next one. ``seconds`` bounds the sampling time of one
+    callable: the number of rounds is cut (to three at least) until the slowest one fits. Medians and
+    interquartile ranges are of milliseconds per call. ``threads`` is what is recorded for a callable
+    that does not say (a Runnable does).
+    """
+    calls = {name: _warm_up(call) for name, call in callables.items()}
+    longest = max((count * each for count, each in calls.values()), default=0.0)
+    rounds = max(FEWEST, min(repeats, int(seconds / longest))) if longest else repeats
+    names = list(callables)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for k in range(rounds):
+            for name in names[k % len(names) :] + names[: k % len(names)]:
+                count, call = calls[name][0], callables[name]
+                start = time.perf_counter()
+                for _ in range(count):
+                    call()
+                samples[name].append((time.perf_counter() - start) / count * 1e3)
+            if progress is not None:
+                progress("measure", k + 1, rounds)
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: _latency(name, callables[name], samples[name], threads) for name in names}
+
+
+def _warm_up(call: Callable[[], object]) -> tuple[int, float]:
+    """How many calls make a sample, and seconds per call."""
+    call()  # whatever is lazy happens here
+    fastest = math.inf
+    for _ in range(3):
+        start = time.perf_counter()
+        call()
+        fastest = min(fastest, time.perf_counter() - start)
+    fastest = max(fastest, 1e-7)
+    return max(1, math.ceil(SAMPLE_SECONDS / fastest)), fastest
+
+
+def _latency(name: str, call: Callable[[], object], samples: list[float], threads: int) -> Latency:
+    low, middle, high = quantiles(samples, n=4, method="inclusive")
+    target = getattr(call, "target", name)
+    return Latency(middle, high - low, len(samples), getattr(call, "threads", threads), target)

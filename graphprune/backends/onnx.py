@@ -1,0 +1,108 @@
+"""The onnx target: an ONNX file, and ONNX Runtime on the CPU to run it."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..errors import ModelError, TargetError
+from ..ir import Array, Batch, Host, Program
+from .measure import Runnable
+from .target import Target, first_line
+
+
+@dataclass(frozen=True)
+class Onnx(Target):
+    """One ``.onnx`` file with the weights inside (beside it above protobuf's 2 GB). An ONNX user's
+    model keeps its names and opset; a torch model keeps its parameter names, nothing folded away,
+    its open sizes open."""
+
+    name: ClassVar[str] = "onnx"
+    summary: ClassVar[str] = "model.onnx, run by ONNX Runtime (CPU)"
+    grain: ClassVar[int] = 16  # ONNX Runtime's blocked convolutions: 16 channels with AVX-512, else 8
+    packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "torch")
+
+    def emit(self, program: Program, folder: Path) -> Path:
+        path = folder / "model.onnx"
+        if program.host.kind == "onnx":
+            program.host.save(path)
+        else:
+            _export(program.host, path)
+        return path
+
+    def load(self, path: Path, *, threads: int = 1, example: Batch | None = None) -> Runnable:
+        if example is None:
+            from ..hosts.onnx import OnnxHost
+
+            example = OnnxHost.load(path).example()
+        return _Session(path, threads, example)
+
+
+def _export(host: Host, path: Path) -> None:
+    import torch
+
+    exported = host.exported()  # type: ignore[attr-defined]
+    try:
+        with _quiet():
+            # The optimizer would fold BatchNorm and rename parameters: ONNX Runtime does the first anyway.
+            made = torch.onnx.export(exported, dynamo=True, optimize=False, verbose=False)
+            assert made is not None
+            made.save(path)
+    except Exception as error:  # the exporter raises whatever its decompositions raise
+        said = first_line(error.__cause__ or error)
+        raise TargetError(f"target `onnx`: torch.onnx cannot express the model: {said}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter logs and warns about its own workings."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+class _Session(Runnable):
+    def __init__(self, path: Path, threads: int, example: Batch) -> None:
+        super().__init__("onnx", threads, example)
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 3
+        try:
+            self._session: Any = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime has no common base for what it raises
+            raise ModelError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from error
+
+    def run(self, batch: Batch) -> list[Array]:
+        return [np.asarray(array) for array in self._session.run(None, self._feed(batch))]
+
+    def bind(self, batch: Batch) -> Callable[[], object]:
+        session, feed = self._session, self._feed(batch)
+        return lambda: session.run(None, feed)
+
+    def _feed(self, batch: Batch) -> dict[str, Array]:
+        wanted = self._session.get_inputs()
+        if len(wanted) != len(batch):
+            raise TargetError(f"{len(batch)} arrays for {len(wanted)} inputs ({', '.join(i.name for i in wanted)})")
+        return {
+            hole.name: np.ascontiguousarray(array, _DTYPES.get(hole.type, array.dtype))
+            for hole, array in zip(wanted, batch, strict=True)
+        }
+
+
+_DTYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16,
+           "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}  # fmt: skip

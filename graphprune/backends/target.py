@@ -1,0 +1,198 @@
+"""What a target is, and which there are."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import tempfile
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..errors import TargetError, nearest
+from ..facts import Latency
+from ..ir import Array, Batch, Program
+from .measure import Progress, Runnable, interleave
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where code goes: a frozen dataclass whose fields, each with a default, are its options.
+
+    A target of one's own subclasses this, sets ``name``, writes ``emit`` and ``load``, and is
+    declared as an entry point of the group ``graphprune.targets``.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str] = ""  # one line for `graphprune targets`
+    grain: ClassVar[int] = 1  # a channel count the target likes is a multiple of it; 1: any
+    tolerance: ClassVar[float] = 1e-5  # of the code against the model, max |a - b| / max |a| in float32
+    packages: ClassVar[tuple[str, ...]] = ()  # distributions whose versions matter
+    remark: ClassVar[str] = ""  # what a reader of the numbers has to know
+
+    def emit(self, program: Program, folder: Path) -> Path:
+        """Write the program's code into an existing folder; return the main file. Raises TargetError
+        where the target cannot express the program."""
+        raise NotImplementedError
+
+    def load(self, path: Path, *, threads: int = 1, example: Batch | None = None) -> Runnable:
+        """What ``emit`` wrote, ready to run. ``example`` replaces the inputs that calls run on."""
+        raise NotImplementedError
+
+    def runnable(self, program: Program, *, threads: int = 1) -> Runnable:
+        """The program, emitted and loaded, on the host's example inputs."""
+        with tempfile.TemporaryDirectory(prefix="graphprune-") as folder:
+            return self.load(self.emit(program, Path(folder)), threads=threads, example=program.host.example())
+
+    def run(self, program: Program, batch: Batch) -> list[Array]:
+        """The outputs the target computes for one batch."""
+        return self.runnable(program).run(batch)
+
+    def measure(
+        self,
+        program: Program,
+        *,
+        repeats: int = 20,
+        threads: int = 1,
+        seconds: float = 5.0,
+        progress: Progress | None = None,
+    ) -> Latency:
+        """The latency of one run on the host's example inputs. See measure.interleave."""
+        call = self.runnable(program, threads=threads)
+        return interleave({self.name: call}, repeats, seconds=seconds, progress=progress)[self.name]
+
+    def describe(self) -> dict[str, Any]:
+        """What a report needs to make sense of the numbers: options, versions, the CPU, a remark."""
+        return {
+            "name": self.name,
+            "target": self.text(),
+            "options": self.options(),
+            "grain": self.grain,
+            "versions": {name: _version(name) for name in self.packages},
+            "cpu": host_cpu(),
+            "remark": self.remark,
+        }
+
+    def text(self) -> str:
+        """Canonical text: the name, and the options that are not at their default."""
+        defaults = {field.name: field.default for field in fields(self)}
+        changed = [f"{k}={_spell(v)}" for k, v in self.options().items() if v != defaults[k]]
+        return f"{self.name}{{{' '.join(changed)}}}" if changed else self.name
+
+    def options(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+_ALIASES = {"ort": "onnx", "cpu": "tvm"}
+_BUILT_IN = {"torch": "Torch", "onnx": "Onnx", "tvm": "Tvm"}
+_SPEC = re.compile(r"\s*([A-Za-z_][\w.-]*)\s*(?:\{([^{}]*)\})?\s*")
+
+
+@cache
+def targets() -> Mapping[str, type[Target]]:
+    """Every target by name: the built-in ones and those of the entry-point group ``graphprune.targets``.
+    A plug-in cannot replace a built-in target. Raises TargetError for a plug-in that does not load."""
+    found: dict[str, type[Target]] = {}
+    for entry in sorted(entry_points(group="graphprune.targets"), key=lambda entry: entry.name):
+        try:
+            found[entry.name] = entry.load()
+        except Exception as error:  # someone else's package: anything may be wrong with it
+            message = f"target `{entry.name}` ({entry.value}) does not load: {error}"
+            raise TargetError(message, "repair or uninstall it") from error
+    built_in = {name: getattr(import_module(f"{__package__}.{name}"), kind) for name, kind in _BUILT_IN.items()}
+    return {**found, **built_in}
+
+
+def target(spec: str) -> Target:
+    """The target that a text such as ``tvm`` or ``tvm{mcpu=znver4 layout=NCHW}`` means. ``ort`` is
+    ``onnx``; ``cpu`` is ``tvm``. Raises TargetError for an unknown name, option or value."""
+    match = _SPEC.fullmatch(spec)
+    if match is None:
+        raise TargetError(f"cannot read the target `{spec}`", "write it as tvm or tvm{option=value option=value}")
+    name, body = match.groups()
+    kind = targets().get(_ALIASES.get(name, name))
+    if kind is None:
+        raise TargetError(f"unknown target `{name}`", nearest(name, [*targets(), *_ALIASES]))
+    types = typing.get_type_hints(kind)
+    known = [field.name for field in fields(kind)]
+    values = {}
+    for item in (body or "").split():
+        key, equals, value = item.partition("=")
+        if not equals or not value:
+            raise TargetError(f"`{name}`: cannot read option `{item}`", "write option=value, separated by spaces")
+        if key not in known:
+            raise TargetError(f"target `{name}` has no option `{key}`", nearest(key, known) if known else "it has none")
+        values[key] = _value(name, key, value, types[key])
+    return kind(**values)
+
+
+def runnable(what: str | Path | Program, *, threads: int = 1, example: Batch | None = None) -> Runnable:
+    """Anything that can be measured, ready to run on fixed inputs.
+
+    A Program runs on its host's own framework; a ``.onnx`` file in ONNX Runtime, a ``.pt2`` file in
+    torch, a ``.so`` (or its folder) that the tvm target wrote in TVM; an output folder through the
+    model in it. ``example`` replaces the inputs (to give two models the same). Raises TargetError
+    for anything else, ModelError for a broken model.
+    """
+    if isinstance(what, Program):
+        return target(what.host.kind).runnable(what, threads=threads)
+    path = Path(what)
+    if path.is_dir():
+        inside = [path / name for name in ("model.so", "model.onnx", "model.pt2") if (path / name).is_file()]
+        if not inside:
+            raise TargetError(f"{path}: no model.so, model.onnx or model.pt2 in this folder")
+        path = inside[0]
+    names = {".onnx": "onnx", ".pt2": "torch", ".so": "tvm"}
+    if path.suffix not in names:
+        raise TargetError(f"{path}: nothing known runs `{path.suffix or path.name}`", f"known: {', '.join(names)}")
+    if not path.is_file():
+        raise TargetError(f"{path}: no such file")
+    return target(names[path.suffix]).load(path, threads=threads, example=example)
+
+
+@cache
+def host_cpu() -> str:
+    """The CPU's name as the system gives it, and how many cores this process may use."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {cores} cores"
+
+
+def fits(example: Batch, batch: Batch, where: str) -> None:
+    """Raises TargetError unless ``batch`` has the shapes that code was compiled for."""
+    want, got = [tuple(a.shape) for a in example], [tuple(a.shape) for a in batch]
+    if want != got:
+        message = f"{where}: compiled for inputs of shape {want}, the batch has {got}"
+        raise TargetError(message, "compile it with an example of that shape")
+
+
+def first_line(error: BaseException) -> str:
+    """What a foreign error says, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _value(name: str, key: str, value: str, kind: Any) -> Any:
+    try:
+        return {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+    except (ValueError, KeyError) as error:
+        raise TargetError(f"`{name}`: option `{key}` takes a {kind.__name__}, not `{value}`") from error
+
+
+def _spell(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,286 @@
+"""The command line: parse, call, print. Everything heavy is imported inside the commands."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import __version__
+from .errors import GraphpruneError
+
+if TYPE_CHECKING:
+    from .pipeline import Recipe
+
+
+class _Commands(click.Group):
+    """Commands in the order of their definition; a GraphpruneError is a message and exit code 1."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except GraphpruneError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="graphprune")
+def main() -> None:
+    """Compile a trained network into a smaller one that provably computes what the masked one does.
+
+    A MODEL is an ONNX file (model.onnx), a torch.export file (model.pt2), or package.module:factory,
+    a function that returns (module, example_inputs), looked up from the current directory.
+
+    \b
+    Start here:
+      graphprune inspect model.onnx                          what can be pruned, and what not and why
+      graphprune compile model.onnx --macs 0.5x -o out       half the multiply-accumulates
+      open out/report.html                                   what happened
+
+    Exit codes: 0 done, 1 an error that is explained on stderr, 2 wrong usage.
+    """
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore", FutureWarning)  # of libraries, about libraries
+
+
+def _budget(ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """At most one budget is given."""
+    given: list[str] = ctx.meta.setdefault("graphprune.budgets", [])
+    if value is not None:
+        given.append(f"--{option.name}")
+    if len(given) > 1:
+        raise click.UsageError(f"one budget at a time, not {' and '.join(given)}", ctx)
+    return value
+
+
+@main.command(short_help="Prune a model to a budget, verify it, and write it with a report.")
+@click.argument("model")
+@click.option("--channels", metavar="0.5x", callback=_budget, help="What remains of the channels of each group.")
+@click.option("--params", metavar="0.5x", callback=_budget, help="What remains of the parameters.")
+@click.option("--macs", metavar="0.5x", callback=_budget, help="What remains of the multiply-accumulates.")
+@click.option("--latency", metavar="0.6x", callback=_budget, help="What remains of the latency on the first target.")
+@click.option("--passes", "passes_", metavar="RECIPE", help="The recipe as text; see `graphprune passes`.")
+@click.option(
+    "--recipe", metavar="FILE.toml", type=click.Path(dir_okay=False, path_type=Path), help="The recipe as TOML."
+)
+@click.option(
+    "--data", metavar="FILE", type=click.Path(path_type=Path), help="Calibration batches: an .npz, one array per input."
+)
+@click.option(
+    "--target", "targets_", metavar="NAME", multiple=True, help="Compile for it and measure on it. May be repeated."
+)
+@click.option(
+    "--seed", metavar="N", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all randomness."
+)
+@click.option("--verify/--no-verify", default=True, help="Prove that pruned equals masked (on unless switched off).")
+@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+@click.option("-o", "--out", metavar="OUT", type=click.Path(path_type=Path), required=True, help="The folder to write.")
+def compile(
+    model: str,
+    channels: str | None,
+    params: str | None,
+    macs: str | None,
+    latency: str | None,
+    passes_: str | None,
+    recipe: Path | None,
+    data: Path | None,
+    targets_: tuple[str, ...],
+    seed: int,
+    verify: bool,
+    force: bool,
+    out: Path,
+) -> None:
+    """Prune MODEL to a budget, verify the result, and write it to OUT with a report.
+
+    The budget says what remains: 0.5x is half. OUT holds model.onnx or model.pt2, plan.json (what was
+    kept, for `graphprune apply`), report.json, report.html and a folder of code per target. It is
+    written whole or not at all.
+
+    \b
+    Examples:
+      graphprune compile model.onnx --channels 0.7x -o out
+      graphprune compile model.onnx --macs 0.5x --data calibration.npz --target onnx --target tvm -o out
+      graphprune compile mynet.models:resnet --params 0.4x --seed 3 -o out --force
+      graphprune compile model.pt2 --passes 'group,score{by=l1},mask{macs=0.5x grain=8},propagate' -o out
+    """
+    if passes_ is not None and recipe is not None:
+        raise click.UsageError("--passes and --recipe both give a recipe; take one")
+    if (passes_ or recipe) and (channels or params or macs or latency):
+        raise click.UsageError("a recipe has its budget in `mask{...}`; take one or the other")
+
+    from . import api
+    from .progress import shown
+    from .report import table
+
+    with shown() as progress:
+        artifact = api.compile(
+            model,
+            channels=channels,
+            params=params,
+            macs=macs,
+            latency=latency,
+            recipe=_recipe(recipe) if recipe else passes_,
+            data=data,
+            targets=targets_,
+            seed=seed,
+            verify=verify,
+            out=out,
+            force=force,
+            progress=progress,
+        )
+    click.echo(table(artifact.report))
+    click.echo(f"\nreport: {out / 'report.html'}")
+
+
+def _recipe(path: Path) -> Recipe:
+    from .errors import RecipeError
+    from .pipeline import Recipe
+
+    try:
+        return Recipe.from_toml(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read: {error}") from error
+
+
+@main.command(short_help="Show what can be pruned, and what cannot and why.")
+@click.argument("model")
+@click.option(
+    "--graph", metavar="OUT.svg", type=click.Path(dir_okay=False, path_type=Path), help="Draw the dependency graph."
+)
+@click.option("--text", is_flag=True, help="Print the program as graphprune reads it, op by op.")
+def inspect(model: str, graph: Path | None, text: bool) -> None:
+    """Show what of MODEL can be pruned, and what cannot and why.
+
+    A group is a set of channels that live or die together. Its members are parameter axes: writers make
+    the channels, readers contract them, carriers (biases, norms, depthwise weights) go along.
+
+    \b
+    Examples:
+      graphprune inspect model.onnx
+      graphprune inspect model.onnx --graph groups.svg
+      graphprune inspect mynet.models:resnet --text
+    """
+    from . import api
+    from .grouping import find_groups
+    from .listing import describe
+    from .progress import shown
+
+    with shown() as progress:
+        progress("reading the model", 0, 1)
+        program = api.load(model)
+        groups = find_groups(program.graph)
+    if text:
+        click.echo(program.graph.text())
+    else:
+        click.echo(describe(groups))
+    if graph:
+        from .draw import draw
+
+        draw(groups, graph)
+        click.echo(f"\ngraph: {graph}")
+
+
+@main.command(short_help="Replay a plan on a fresh copy of the model it was made from.")
+@click.argument("plan", type=click.Path(path_type=Path))
+@click.argument("model")
+@click.option(
+    "-o",
+    "--out",
+    metavar="OUT",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="A file, or a folder for model and plan.",
+)
+@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+def apply(plan: Path, model: str, out: Path, force: bool) -> None:
+    """Replay PLAN on a fresh copy of the MODEL that it was made from.
+
+    Nothing is scored or measured again: the same weights come out, to the last bit.
+
+    \b
+    Example:
+      graphprune apply out/plan.json model.onnx -o pruned.onnx
+    """
+    from . import api
+    from .progress import shown
+    from .save import save
+
+    with shown() as progress:
+        progress("replaying the plan", 0, 1)
+        content = api.read_plan(plan)
+        path = save(api.apply(content, model), content, out, force)
+    click.echo(path)
+
+
+@main.command(short_help="Measure two models against each other, in turns.")
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option(
+    "--threads", metavar="N", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of each runtime."
+)
+@click.option(
+    "--repeats", metavar="N", type=click.IntRange(min=3), default=50, show_default=True, help="Timed runs of each."
+)
+def bench(a: Path, b: Path, threads: int, repeats: int) -> None:
+    """Measure A against B, in turns so that a busy machine is unfair to neither.
+
+    A and B are model files (.onnx, .pt2) or folders with compiled code that `graphprune compile` wrote.
+
+    \b
+    Examples:
+      graphprune bench model.onnx out/model.onnx
+      graphprune bench out/tvm out/onnx --threads 2 --repeats 200
+    """
+    from .backends.measure import interleave
+    from .backends.target import runnable
+    from .listing import compared
+    from .progress import shown
+
+    with shown() as progress:
+        progress("reading the models", 0, 1)
+        calls = {"a": runnable(a, threads=threads), "b": runnable(b, threads=threads)}
+        measured = interleave(calls, repeats, threads=threads, progress=progress)
+    click.echo(compared((str(a), measured["a"]), (str(b), measured["b"])))
+
+
+@main.command(short_help="List the passes of a recipe, with options and defaults.")
+def passes() -> None:
+    """List the passes that a recipe can name, with their options and defaults.
+
+    \b
+    A recipe is their names in order, options in braces:
+      group,score{by=l2},mask{macs=0.5x grain=8},propagate,fold
+    """
+    from .listing import facts, indented, options, summary
+    from .pipeline import passes as every
+
+    for name, kind in every().items():
+        click.secho(name, bold=True)
+        click.echo(indented([summary(kind), *facts(kind), *(f"  {line}" for line in options(kind))]))
+
+
+@main.command(short_help="List the targets that code can be made for.")
+def targets() -> None:
+    """List the targets that `graphprune compile --target` can name, with their options and defaults.
+
+    \b
+    Options go in braces:
+      graphprune compile model.onnx --target onnx --target 'tvm{layout=NCHW}' -o out
+    """
+    from .backends.target import targets as every
+    from .listing import indented, options, summary
+
+    for name, kind in every().items():
+        click.secho(name, bold=True)
+        click.echo(indented([kind.summary or summary(kind), *(f"  {line}" for line in options(kind))]))
+
+
+if __name__ == "__main__":
+    main()

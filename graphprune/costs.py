@@ -1,0 +1,142 @@
+"""Parameters and multiply-accumulates, as functions of how many channels each dim keeps."""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from .dims import Dim, Size, count, find
+from .ir import Graph, Host, Op
+
+Term = tuple[Dim, ...]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A sum of products of axis sizes, in units of ``unit`` a sample."""
+
+    unit: str
+    terms: tuple[Term, ...]
+    sizes: Mapping[str, int]  # what the dynamic symbols were in the example
+    scale: float = 1.0
+
+    def __call__(self, kept: Mapping[Dim, float] | None = None) -> float:
+        """The cost when each leaf in ``kept`` has that many positions, the others all of theirs."""
+        kept = kept or {}
+        done: dict[int, float] = {}
+
+        def length(dim: Dim) -> float:
+            if id(dim) not in done:
+                done[id(dim)] = self._length(dim, kept)
+            return done[id(dim)]
+
+        return self.scale * sum(prod(map(length, map(find, term))) for term in self.terms)
+
+    def _length(self, dim: Dim, kept: Mapping[Dim, float]) -> float:
+        if isinstance(dim.size, str):
+            return evaluate(dim.size, self.sizes)
+        return count(dim, lambda leaf: kept[leaf] if leaf in kept else evaluate(leaf.size, self.sizes))
+
+
+def params(graph: Graph, host: Host) -> Cost:
+    """Trained floating-point numbers. Running statistics of BatchNorm do not count."""
+    used: dict[str, None] = {}
+    for op in graph.ops:
+        operands = op.inputs[:3] if op.kind in ("batch_norm", "instance_norm") else op.inputs
+        used.update(dict.fromkeys(value.name for value in operands if value is not None))
+    terms = [v.dims for v in graph.parameters.values() if v.name in used and "float" in v.dtype]
+    return Cost("parameters", tuple(terms), symbols(graph, host))
+
+
+def macs(graph: Graph, host: Host) -> Cost:
+    """Multiply-accumulates of convolutions, linear layers, matrix products and attention, a sample."""
+    example = host.example()
+    batch = example[0].shape[0] if example and example[0].ndim else 1
+    terms = [term for op in graph.ops for term in _MACS.get(op.kind, _none)(op, graph)]
+    return Cost("MACs", tuple(terms), symbols(graph, host), 1 / batch)
+
+
+def symbols(graph: Graph, host: Host) -> dict[str, int]:
+    """Each dynamic symbol's size in the host's example inputs."""
+    found: dict[str, int] = {}
+    for value, array in zip(graph.inputs, host.example(), strict=True):
+        for size, actual in zip(value.shape or (), array.shape, strict=True):
+            if isinstance(size, str):
+                found[size] = int(actual)
+    return found
+
+
+_OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Pow: operator.pow,
+}
+
+
+def evaluate(size: Size, sizes: Mapping[str, int]) -> int:
+    """A dynamic size in numbers; 1 where its symbols are not known."""
+    if isinstance(size, int):
+        return size
+    try:
+        return int(_number(ast.parse(size, mode="eval").body, sizes))
+    except (SyntaxError, KeyError, TypeError):
+        return 1
+
+
+def _number(node: ast.expr, sizes: Mapping[str, int]) -> int:
+    if isinstance(node, ast.Constant):
+        return int(node.value)  # type: ignore[arg-type]
+    if isinstance(node, ast.Name):
+        return sizes[node.id]
+    if isinstance(node, ast.BinOp):
+        result: int = _OPERATORS[type(node.op)](_number(node.left, sizes), _number(node.right, sizes))
+        return result
+    raise KeyError(ast.dump(node))
+
+
+def _none(op: Op, graph: Graph) -> Iterator[Term]:
+    yield from ()
+
+
+def _weighted(op: Op, graph: Graph) -> Iterator[Term]:
+    """Every output element takes one product per input channel of its group and kernel tap."""
+    weight = op.inputs[1]
+    assert weight is not None
+    yield (*op.outputs[0].dims, *weight.dims[1:])
+
+
+def _transposed(op: Op, graph: Graph) -> Iterator[Term]:
+    x, weight = op.inputs[0], op.inputs[1]
+    assert x is not None and weight is not None
+    yield (*x.dims, *weight.dims[1:])
+
+
+def _contraction(op: Op, graph: Graph) -> Iterator[Term]:
+    """A matrix product: the output, once per position of the contracted axes."""
+    relation = graph.relations[op.name]
+    gone = [dim for name, dim in relation.dims.items() if name not in relation.outputs]
+    yield (*op.outputs[0].dims, *gone)
+
+
+def _attention(op: Op, graph: Graph) -> Iterator[Term]:
+    q, k = op.inputs[0], op.inputs[1]
+    assert q is not None and k is not None
+    yield (*q.dims, k.dims[-2])
+    yield (*op.outputs[0].dims, k.dims[-2])
+
+
+_MACS: dict[str, Callable[[Op, Graph], Iterator[Term]]] = {
+    "conv": _weighted,
+    "conv_transpose": _transposed,
+    "linear": _weighted,
+    "gemm": _contraction,
+    "matmul": _contraction,
+    "einsum": _contraction,
+    "attention": _attention,
+}

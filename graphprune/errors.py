@@ -1,0 +1,68 @@
+"""Everything graphprune raises on purpose.
+
+GraphpruneError          where, what, the numbers, and a hint
+|-- ModelError           the file or module is not a model that can be compiled
+|-- ShapeError           axes that must agree do not
+|-- RecipeError          an unknown pass, option or fact; a recipe that cannot run
+|-- BudgetError          a budget that cannot be met
+|-- DataError            calibration data that does not fit the model
+|-- TargetError          a target that is not there or cannot build
+|-- OutputError          the result cannot be written
+`-- VerificationError    the result does not compute what it should
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GraphpruneError(Exception):
+    """Base of every deliberate error: one message, and a hint that says what to do."""
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  hint: {self.hint}" if self.hint else self.message
+
+
+class ModelError(GraphpruneError):
+    """The file or module is not a model that can be compiled."""
+
+
+class ShapeError(GraphpruneError):
+    """Axes that must agree do not."""
+
+
+class RecipeError(GraphpruneError):
+    """An unknown pass, option or fact, or a recipe that cannot run."""
+
+
+class BudgetError(GraphpruneError):
+    """A budget that cannot be met."""
+
+
+class DataError(GraphpruneError):
+    """Calibration data that does not fit the model."""
+
+
+class TargetError(GraphpruneError):
+    """A target that is not there or cannot build."""
+
+
+class OutputError(GraphpruneError):
+    """The result cannot be written."""
+
+
+class VerificationError(GraphpruneError):
+    """The result does not compute what it should."""
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """A hint for a misspelt ``word``: the closest of ``choices``, or all of them."""
+    known = sorted(choices)
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean `{close[0]}`?" if close else f"known: {', '.join(known)}"

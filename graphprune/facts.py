@@ -1,0 +1,106 @@
+"""What passes tell each other: frozen dataclasses, learned by one pass and read by the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from numpy.typing import NDArray
+
+from .dims import Dim, Index, Indices
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+Role = Literal["writer", "reader", "carrier"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One parameter axis of a group. Its positions may be a product or sum that the group is part of.
+
+    writer: makes the channels (a conv's output channels). reader: contracts over them (the next
+    conv's input channels). carrier: goes along (BatchNorm, bias, depthwise, PReLU).
+    """
+
+    parameter: str
+    axis: int
+    role: Role
+    dim: Dim  # the whole axis
+
+    def __str__(self) -> str:
+        return f"{self.parameter}[{self.axis}]"
+
+
+@dataclass(frozen=True)
+class Group:
+    """A leaf dim with every parameter axis that contains it: what lives or dies together."""
+
+    name: str
+    dim: Dim
+    size: int
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A dim that parameters have and that may not be pruned."""
+
+    name: str
+    size: int | str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Groups:
+    """What can be pruned, what cannot and why, and the dependency graph.
+
+    ``graph`` has a node per parameter axis (``kind="axis"``) and per dim (``kind="dim"``, with
+    ``size`` and ``frozen``); an edge says that the axis contains the dim, with the ``role`` of the
+    axis and the ``ops`` that couple them. A group is a dim and its neighbours; the connected
+    components are the segments that share axes.
+    """
+
+    groups: tuple[Group, ...]
+    frozen: tuple[Frozen, ...]
+    graph: nx.Graph
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per group, one number a channel: higher is more worth keeping."""
+
+    by: str
+    scores: Mapping[str, NDArray[Any]]
+
+    def __getitem__(self, group: Group) -> NDArray[Any]:
+        return self.scores[group.name]
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Per group, the ordered indices that survive. A group that is not listed keeps all."""
+
+    keep: Mapping[str, Indices]
+
+    def index(self, groups: Groups) -> Index:
+        """The same, as a function from any axis to its surviving positions."""
+        return Index({group.dim: self.keep[group.name] for group in groups if group.name in self.keep})
+
+
+@dataclass(frozen=True)
+class Latency:
+    """A measurement on a target. Units: milliseconds; spread is the interquartile range."""
+
+    median_ms: float
+    spread_ms: float
+    repeats: int
+    threads: int
+    target: str

@@ -1,0 +1,216 @@
+"""ATen names onto the kinds of rules.py: which tensor operands, in which order, with which attributes.
+
+One line an op. The functions take the op's arguments by their schema names, defaults filled in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import prod
+from typing import Any
+
+Args = Mapping[str, Any]
+Reading = tuple[str, list[Any], dict[str, Any]]
+ATEN: dict[str, Callable[[Args], Reading]] = {}
+
+
+def _enter(names: str, read: Callable[[Args], Reading]) -> None:
+    ATEN.update(dict.fromkeys(names.split(), read))
+
+
+def _pointwise(a: Args) -> Reading:
+    return "pointwise", [v for v in a.values() if hasattr(v, "meta")], {}
+
+
+_enter(
+    "abs acos add add_ addcdiv addcmul alias asin atan atan2 bitwise_and bitwise_not bitwise_or ceil celu clamp "
+    "clamp_ clamp_max clamp_min clone contiguous cos cosh detach detach_ div div_ dropout dropout_ elu elu_ eq erf "
+    "exp expm1 feature_dropout floor floor_divide fmod ge gelu gelu_ gt hardsigmoid hardsigmoid_ hardswish "
+    "hardswish_ hardtanh hardtanh_ isfinite isinf isnan le leaky_relu leaky_relu_ lerp lift_fresh_copy log log1p "
+    "log2 log_sigmoid logical_and logical_not logical_or logit lt masked_fill masked_fill_ maximum minimum mish "
+    "mish_ mul mul_ ne neg pow reciprocal relu relu6 relu6_ relu_ remainder round rsqrt rsub selu selu_ sigmoid "
+    "sigmoid_ sign silu silu_ sin sinh softplus softshrink softsign sqrt square sub sub_ tan tanh tanh_ threshold "
+    "where zeros_like ones_like full_like empty_like _to_copy lift_fresh log10 exp2 true_divide divide "
+    "multiply subtract rrelu alpha_dropout hardshrink tanhshrink logical_xor nan_to_num",
+    _pointwise,
+)
+ZERO = {  # see the rule of pointwise; what is not listed may make something of nothing
+    **dict.fromkeys("mul mul_ multiply".split(), "any"),
+    **dict.fromkeys("add add_ sub sub_ subtract maximum minimum".split(), "both"),
+    **dict.fromkeys(
+        "_to_copy abs alias clone contiguous detach detach_ div div_ divide dropout dropout_ erf gelu lift_fresh "
+        "lift_fresh_copy neg relu relu_ round sign silu sin sqrt square tanh to true_divide type_as".split(),
+        "first",
+    ),
+}
+"""Where the result of a pointwise op is zero for sure."""
+_enter(
+    "conv1d conv2d conv3d",
+    lambda a: ("conv", [a["input"], a["weight"], a["bias"]], {"groups": a["groups"]}),
+)
+_enter(
+    "conv_transpose1d conv_transpose2d conv_transpose3d",
+    lambda a: ("conv_transpose", [a["input"], a["weight"], a["bias"]], {"groups": a["groups"]}),
+)
+_enter(
+    "convolution",
+    lambda a: (
+        "conv_transpose" if a["transposed"] else "conv",
+        [a["input"], a["weight"], a["bias"]],
+        {"groups": a["groups"]},
+    ),
+)
+_enter("linear", lambda a: ("linear", [a["input"], a["weight"], a["bias"]], {}))
+_enter("addmm", lambda a: ("gemm", [a["mat1"], a["mat2"], a["self"]], {}))
+_enter("mm bmm", lambda a: ("matmul", [a["self"], a["mat2"]], {}))
+_enter("matmul", lambda a: ("matmul", [a["self"], a["other"]], {}))
+_enter("baddbmm", lambda a: ("matmul", [a["batch1"], a["batch2"], a["self"]], {}))
+_enter("outer ger", lambda a: ("einsum", [a["self"], a["vec2"]], {"equation": "i,j->ij"}))
+_enter("einsum", lambda a: ("einsum", list(a["tensors"]), {"equation": a["equation"]}))
+_enter(
+    "batch_norm instance_norm",
+    lambda a: (
+        "instance_norm" if "use_input_stats" in a else "standardise" if _own_statistics(a) else "batch_norm",
+        [a["input"], a["weight"], a["bias"], a["running_mean"], a["running_var"]],
+        {"eps": a["eps"], "training": a.get("training", False)},
+    ),
+)
+_enter(
+    "_native_batch_norm_legit_no_training",
+    lambda a: (
+        "batch_norm",
+        [a["input"], a["weight"], a["bias"], a["running_mean"], a["running_var"]],
+        {"eps": a["eps"], "training": False},
+    ),
+)
+_enter(
+    "layer_norm",
+    lambda a: ("layer_norm", [a["input"], a["weight"], a["bias"]], {"trailing": len(a["normalized_shape"])}),
+)
+_enter("rms_norm", lambda a: ("rms_norm", [a["input"], a["weight"]], {"trailing": len(a["normalized_shape"])}))
+_enter("_weight_norm", lambda a: ("weight_norm", [a["v"], a["g"]], {"axis": a["dim"]}))
+_enter("group_norm", lambda a: ("group_norm", [a["input"], a["weight"], a["bias"]], {"groups": a["num_groups"]}))
+_enter("prelu", lambda a: ("prelu", [a["self"], a["weight"]], {}))
+_enter("cat concat", lambda a: ("concat", list(a["tensors"]), {"axis": a["dim"]}))
+_enter("stack", lambda a: ("stack", list(a["tensors"]), {"axis": a["dim"]}))
+_enter("split split_with_sizes chunk", lambda a: ("split", [a["self"]], {"axis": a["dim"]}))
+_enter("unbind", lambda a: ("unbind", [a["self"]], {"axis": a["dim"]}))
+_enter("select", lambda a: ("select", [a["self"]], {"axis": a["dim"]}))
+_enter(
+    "slice",
+    lambda a: (
+        "slice",
+        [a["self"]],
+        {"axes": [a["dim"]], "starts": [a["start"] or 0], "ends": [_end(a["end"])], "steps": [a["step"]]},
+    ),
+)
+_enter(
+    "narrow",
+    lambda a: (
+        "slice",
+        [a["self"]],
+        {"axes": [a["dim"]], "starts": [a["start"]], "ends": [_plus(a["start"], a["length"])], "steps": [1]},
+    ),
+)
+_enter("index_select", lambda a: ("gather", [a["self"], a["index"]], {"axis": a["dim"]}))
+_enter("gather", lambda a: ("take_along", [a["self"], a["index"]], {"axis": a["dim"]}))
+_enter("embedding", lambda a: ("gather", [a["weight"], a["indices"]], {"axis": 0}))
+_enter(
+    "pad constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d",
+    lambda a: ("pad", [a["self"]], {"pads": list(a.get("pad", a.get("padding"))), "mode": a.get("mode")}),
+)
+_enter(
+    "view reshape _unsafe_view view_copy flatten squeeze unsqueeze unflatten squeeze_ unsqueeze_",
+    lambda a: ("reshape", [a["self"]], {}),
+)
+_enter("reshape_as view_as", lambda a: ("reshape_as", [a["self"], a["other"]], {}))
+_enter("expand", lambda a: ("expand", [a["self"]], {}))
+_enter("expand_as", _pointwise)
+_enter("to type_as", lambda a: ("pointwise", [a["self"]], {}))  # of `other` only the dtype counts
+_enter("repeat", lambda a: ("repeat", [a["self"]], {"repeats": list(a["repeats"])}))
+_enter(
+    "repeat_interleave.self_int",
+    lambda a: ("interleave", [a["self"]], {"axis": a["dim"], "times": a["repeats"]}),
+)
+_enter("tile", lambda a: ("repeat", [a["self"]], {"repeats": list(a["dims"])}))
+_enter("permute", lambda a: ("transpose", [a["self"]], {"perm": list(a["dims"])}))
+_enter("transpose swapaxes", lambda a: ("transpose", [a["self"]], {"swap": (_dim(a, 0), _dim(a, 1))}))
+_enter("t numpy_T", lambda a: ("transpose", [a["self"]], {"swap": (0, -1)}))
+_enter("mT", lambda a: ("transpose", [a["self"]], {"swap": (-2, -1)}))
+for _spatial in (1, 2, 3):
+    _enter(
+        f"max_pool{_spatial}d avg_pool{_spatial}d adaptive_avg_pool{_spatial}d adaptive_max_pool{_spatial}d "
+        f"max_pool{_spatial}d_with_indices _adaptive_avg_pool{_spatial}d upsample_nearest{_spatial}d "
+        f"lp_pool{_spatial}d",
+        lambda a, k=_spatial: _window(a, k),  # type: ignore[misc]
+    )
+_enter("upsample_linear1d", lambda a: _window(a, 1))
+_enter("upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa", lambda a: _window(a, 2))
+_enter("upsample_trilinear3d", lambda a: _window(a, 3))
+_enter(
+    "mean sum amax amin var std any all prod max min argmax argmin logsumexp norm linalg_vector_norm count_nonzero",
+    lambda a: ("reduce", [a["self"]], {"axes": _list(a.get("dim")), "keepdim": a.get("keepdim", False)}),
+)
+_enter("roll", lambda a: ("along", [a["self"]], {"axes": _list(a["dims"]) or list(range(a["self"].meta["val"].ndim))}))
+_enter("max.other min.other", _pointwise)
+_enter("glu", lambda a: ("glu", [a["self"]], {"axis": a["dim"]}))
+_enter(
+    "softmax _softmax log_softmax _log_softmax cumsum cumprod flip sort argsort",
+    lambda a: ("along", [a["self"]], {"axes": _list(a.get("dims", a.get("dim")))}),
+)
+_enter(
+    "scaled_dot_product_attention",
+    lambda a: ("attention", [a["query"], a["key"], a["value"], a["attn_mask"]], {"scale": a["scale"]}),
+)
+_enter("pixel_shuffle", lambda a: ("pixel_shuffle", [a["self"]], {"factor": a["upscale_factor"]}))
+_enter("pixel_unshuffle", lambda a: ("pixel_unshuffle", [a["self"]], {"factor": a["downscale_factor"]}))
+_enter("im2col", lambda a: ("unfold", [a["self"]], {"taps": prod(a["kernel_size"])}))
+_enter("col2im", lambda a: ("fold", [a["self"]], {"taps": prod(a["kernel_size"])}))
+_enter("unfold", lambda a: ("windows", [a["self"]], {"axis": a["dimension"]}))
+_enter("grid_sampler grid_sampler_2d grid_sampler_3d", lambda a: ("grid_sample", [a["input"], a["grid"]], {}))
+_enter("lstm gru rnn_tanh rnn_relu", lambda a: _recurrent(a))
+_enter("index", lambda a: _index(a))
+_enter("arange scalar_tensor empty eye linspace", lambda a: ("create", [], {}))
+_enter("zeros ones full new_zeros new_ones new_full", lambda a: ("fill", [], {}))
+_enter("sym_size sym_numel", lambda a: ("size", [a["self"]], {}))
+
+
+def _own_statistics(a: Args) -> bool:
+    """Batch statistics that are kept nowhere: how weights are standardised."""
+    return bool(a["training"]) and a["running_mean"] is None
+
+
+def _recurrent(a: Args) -> Reading:
+    """Input, the weights that read it (one a direction), and everything else."""
+    hidden, weights = a.get("hx"), list(a.get("params") or [])
+    layer = (4 if a.get("has_biases") else 2) * (1 if "params" in a else 0)
+    first = [weights[k * layer] for k in range(2 if a.get("bidirectional") else 1)] if weights else []
+    rest = [weight for weight in weights if all(weight is not one for one in first)]
+    states = list(hidden) if isinstance(hidden, (list, tuple)) else [hidden]
+    return "recurrent", [a.get("input"), *first, *states, *rest], {"weights": len(first)}
+
+
+def _index(a: Args) -> Reading:
+    axes = [k for k, index in enumerate(a["indices"]) if index is not None]
+    return "index", [a["self"], *(index for index in a["indices"] if index is not None)], {"axes": axes}
+
+
+def _window(a: Args, spatial: int) -> Reading:
+    return "pool", [a["self"] if "self" in a else a["input"]], {"spatial": spatial}
+
+
+def _end(end: Any) -> Any:
+    return 2**63 - 1 if end is None else end
+
+
+def _plus(start: Any, length: Any) -> Any:
+    return start + length if isinstance(start, int) and isinstance(length, int) else None
+
+
+def _dim(a: Args, k: int) -> int:
+    value: int = a.get(f"dim{k}", a.get(f"axis{k}"))
+    return value
+
+
+def _list(axes: Any) -> list[int]:
+    return [] if axes is None else [axes] if isinstance(axes, int) else list(axes)

@@ -1,0 +1,25 @@
+"""Where torch, onnx_ir and ONNX Runtime are called: what they raise has no base of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..errors import GraphpruneError, ModelError
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, on one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Whatever is raised within and is not graphprune's own becomes a ModelError: a model that cannot
+    be read is no fault of the program that reads it."""
+    try:
+        yield
+    except GraphpruneError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{what} ({first_line(error)})") from error

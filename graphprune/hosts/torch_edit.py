@@ -1,0 +1,125 @@
+"""Editing fx nodes: arguments by schema name, and the literals that rules.py speaks of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+_ATEN = torch.ops.aten
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """An op's arguments by schema name, defaults filled in."""
+    schema = node.target._schema  # type: ignore[union-attr]
+    out = {}
+    for k, argument in enumerate(schema.arguments):
+        if k < len(node.args):
+            out[argument.name] = node.args[k]
+        elif argument.name in node.kwargs:
+            out[argument.name] = node.kwargs[argument.name]
+        else:
+            out[argument.name] = argument.default_value if argument.has_default_value() else None
+    return out
+
+
+def set_argument(node: fx.Node, name: str, value: Any) -> None:
+    """Set one argument by schema name, spelling out the defaults before it."""
+    schema = node.target._schema  # type: ignore[union-attr]
+    names = [argument.name for argument in schema.arguments]
+    if schema.arguments[names.index(name)].kwarg_only or name in node.kwargs:
+        node.update_kwarg(name, value)
+        return
+    values = arguments(node)
+    upto = max(names.index(name) + 1, len(node.args))
+    values[name] = value
+    node.args = tuple(values[n] for n in names[:upto])
+
+
+def stored(node: fx.Node) -> fx.Node:
+    """The first parameter that a constant is computed from."""
+    while node.op != "get_attr":
+        node = node.all_input_nodes[0]
+    return node
+
+
+def pointwise(graph: fx.Graph, target: Any, *operands: fx.Node) -> fx.Node:
+    """A new op on operands of which the first has the shape of the result."""
+    node = graph.call_function(target, operands)
+    node.meta["val"] = operands[0].meta["val"]
+    return node
+
+
+def _shape(node: fx.Node, value: Sequence[int | None]) -> None:
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    name = next((n for n in ("size", "shape", "normalized_shape", "sizes") if n in names), None)
+    if name is None:  # flatten, squeeze, view_as: no size is written down
+        return
+    old = list(arguments(node)[name])
+    new: Sequence[int | None] = value
+    if name == "sizes":  # unflatten: the sizes of some of the axes
+        dim = arguments(node)["dim"] % (len(value) - len(old) + 1)
+        new = value[dim : dim + len(old)]
+    fixed = [o if n is None or not isinstance(o, int) or o == -1 else n for o, n in zip(old, new, strict=True)]
+    set_argument(node, name, fixed)
+
+
+def _split_sizes(node: fx.Node, value: Sequence[int]) -> None:
+    named = arguments(node)
+    node.target = _ATEN.split_with_sizes.default
+    node.args, node.kwargs = (named["self"], list(value), named["dim"]), {}
+
+
+def _slice(name: str) -> Callable[[fx.Node, Sequence[int | None]], None]:
+    def set_bound(node: fx.Node, value: Sequence[int | None]) -> None:
+        if node.target is _ATEN.narrow.default:
+            named = arguments(node)
+            node.target = _ATEN.slice.Tensor
+            node.args = (
+                named["self"],
+                named["dim"],
+                named["start"],
+                named["start"] + named["length"],
+            )
+        set_argument(node, name, value[0])
+
+    return set_bound
+
+
+def _pads(node: fx.Node, value: Sequence[int | None]) -> None:
+    old = list(arguments(node)["pad"])
+    rank = len(value) // 2
+    for k in range(len(old) // 2):
+        axis = rank - 1 - k
+        for side in (0, 1):
+            new = value[2 * axis + side]
+            old[2 * k + side] = old[2 * k + side] if new is None else new
+    set_argument(node, "pad", old)
+
+
+def _groups(node: fx.Node, value: int) -> None:
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    set_argument(node, "num_groups" if "num_groups" in names else "groups", value)
+
+
+def _scale(node: fx.Node, value: float) -> None:
+    set_argument(node, "scale", value)
+
+
+LITERALS: dict[tuple[str, str], Callable[[fx.Node, Any], None]] = {
+    ("conv", "groups"): _groups,
+    ("conv_transpose", "groups"): _groups,
+    ("group_norm", "groups"): _groups,
+    ("reshape", "shape"): _shape,
+    ("expand", "shape"): _shape,
+    ("fill", "shape"): _shape,
+    ("layer_norm", "shape"): _shape,
+    ("rms_norm", "shape"): _shape,
+    ("split", "sizes"): _split_sizes,
+    ("slice", "starts"): _slice("start"),
+    ("slice", "ends"): _slice("end"),
+    ("pad", "pads"): _pads,
+    ("attention", "scale"): _scale,
+}

@@ -1,0 +1,80 @@
+"""Running an fx graph: reading intermediate values, and inferring shapes on fake tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from ..errors import ShapeError
+from ..ir import Array
+from .boundary import first_line
+from .torch_lift import origin
+
+
+def to_numpy(tensor: torch.Tensor) -> Array:
+    """On the host and in a dtype numpy has: fp16 and bf16 are widened."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor).numpy()
+
+
+class Watcher(fx.Interpreter):
+    def __init__(self, model: fx.GraphModule, names: set[str]) -> None:
+        super().__init__(model)
+        self.names, self.seen = names, {}  # type: ignore[var-annotated]
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        several = isinstance(value, (tuple, list))
+        for k, part in enumerate(value if several else (value,)):  # named as torch_lift names them
+            name = f"{n.name}#{k}" if k else n.name
+            if name in self.names:
+                self.seen[name] = to_numpy(part)
+        return value
+
+
+class Shapes(fx.Interpreter):
+    """Runs the graph on fake tensors of the example's sizes and refreshes the shape of every node.
+
+    Sizes that were dynamic stay dynamic: no edit changes what they depend on.
+    """
+
+    def __init__(self, model: fx.GraphModule, example: Sequence[Any]) -> None:
+        super().__init__(model)
+        self.mode = FakeTensorMode()
+        self.inputs = [self._fake(x) for x in example]
+
+    def _fake(self, value: Any) -> Any:
+        return self.mode.from_tensor(value, static_shapes=True) if isinstance(value, torch.Tensor) else value
+
+    def infer(self) -> None:
+        with torch.no_grad():
+            self.run(*self.inputs, enable_io_processing=False)
+
+    def run_node(self, n: fx.Node) -> Any:
+        try:
+            with self.mode:
+                value = super().run_node(n)
+        except Exception as error:
+            raise ShapeError(f"{origin(n)} ({n.target}): shapes disagree after the cut: {first_line(error)}") from error
+        if n.op == "call_function" and "val" in n.meta:
+            old, spec = pytree.tree_flatten(n.meta["val"])  # a list, where a saved program was read: not value's tuple
+            n.meta["val"] = pytree.tree_unflatten(map(_resized, old, pytree.tree_leaves(value)), spec)
+        return value
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return self._fake(super().get_attr(target, args, kwargs))
+
+
+def _resized(old: Any, new: Any) -> Any:
+    """The old fake tensor with the new static sizes."""
+    if not isinstance(old, torch.Tensor) or not isinstance(new, torch.Tensor):
+        return old
+    sizes = [n if str(o).isdigit() else o for o, n in zip(old.shape, new.shape, strict=True)]  # 6 may be a SymInt
+    if list(old.shape) == sizes:
+        return old
+    return old.new_empty(sizes)

@@ -1,0 +1,91 @@
+"""fold: BatchNorm into the convolution or linear layer before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..ir import Array, Graph, Host, Op, Program, Value
+from ..pipeline import Pass
+
+_INTO = ("conv", "conv_transpose", "linear", "gemm")
+
+
+@dataclass(frozen=True)
+class Fold(Pass):
+    """Fold every BatchNorm into the conv or linear before it, where that is exact."""
+
+    name = "fold"
+    rewrites = True
+
+    def run(self, program: Program) -> Program:
+        host, graph = program.host.copy(), program.graph
+        makers = {out.name: op for op in graph.ops for out in op.outputs}
+        notes = []
+        for op in graph.ops:
+            if op.kind != "batch_norm":
+                continue
+            reason = _blocked(op, graph, makers)
+            if reason:
+                notes.append(f"{op.where}: not folded, {reason}")
+            else:
+                _fold(host, makers[_name(op.inputs[0])], op)
+        return program.rewrite(host).note(*notes)
+
+
+def _name(value: Value | None) -> str:
+    assert value is not None
+    return value.name
+
+
+def _blocked(norm: Op, graph: Graph, makers: dict[str, Op]) -> str | None:
+    """Why this BatchNorm cannot be folded, or None."""
+    x = norm.inputs[0]
+    maker = makers.get(_name(x))
+    if maker is None or maker.kind not in _INTO:
+        return "no conv or linear comes right before it"
+    if len(_users(graph, x)) > 1 or any(out is x for out in graph.outputs):
+        return f"the output of {maker.where} is read elsewhere too"
+    weights = [value for value in (*maker.inputs[1:], *norm.inputs[1:]) if value is not None]
+    if any(value.name not in graph.parameters for value in weights):
+        return "a weight is computed, not stored"
+    if any(len(_users(graph, value)) > 1 for value in maker.inputs[1:] if value is not None):
+        return f"a weight of {maker.where} is shared"
+    if len(maker.outputs[0].shape or ()) != 2 and maker.kind in ("linear", "gemm"):
+        return "its channels are not the linear layer's outputs"
+    if any(len(value.shape or ()) != 1 for value in maker.inputs[2:] if value is not None):
+        return "the bias is not one number a channel"
+    return None
+
+
+def _users(graph: Graph, value: Value | None) -> list[Op]:
+    return [op for op in graph.ops if any(v is value for v in op.inputs)]
+
+
+def _fold(host: Host, maker: Op, norm: Op) -> None:
+    """y = s (Wx + b - mean) + beta, with s = gamma / sqrt(var + eps), in float64."""
+    gamma, beta, mean, var = (
+        None if v is None else host.parameter(v.name).astype(np.float64) for v in norm.inputs[1:5]
+    )
+    assert mean is not None and var is not None
+    scale = (1.0 if gamma is None else gamma) / np.sqrt(var + norm.attrs["eps"])
+    shift = (0.0 if beta is None else beta) - mean * scale
+    name = _name(maker.inputs[1])
+    host.set_parameter(name, _scaled(maker, host.parameter(name).astype(np.float64), scale))
+    bias = maker.inputs[2] if len(maker.inputs) > 2 else None
+    if bias is not None:
+        host.set_parameter(bias.name, host.parameter(bias.name).astype(np.float64) * scale + shift)
+    else:
+        host.add_bias(maker, shift)
+    host.remove(norm)
+
+
+def _scaled(maker: Op, weight: Array, scale: Array) -> Array:
+    if maker.kind == "gemm" and not maker.attrs.get("transB"):
+        return weight * scale
+    if maker.kind != "conv_transpose":
+        return weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
+    groups = maker.attrs["groups"]  # (g i) o ~ with outputs (g o)
+    parts = weight.reshape(groups, -1, *weight.shape[1:])
+    return (parts * scale.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))).reshape(weight.shape)

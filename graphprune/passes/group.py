@@ -1,0 +1,34 @@
+"""group: find what lives or dies together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import ModelError
+from ..facts import Groups
+from ..grouping import find_groups
+from ..ir import Program
+from ..pipeline import Pass
+
+
+@dataclass(frozen=True)
+class Group(Pass):
+    """Find the dims that can be pruned, with every parameter axis that goes along."""
+
+    name = "group"
+    gives = (Groups,)
+
+    normalised: bool = False  # also dims that LayerNorm or GroupNorm normalise across (not exact)
+    freeze: str = ""  # names of dims to leave alone, `*` allowed, separated by `|`
+
+    def run(self, program: Program) -> Program:
+        patterns = [pattern for pattern in self.freeze.split("|") if pattern]
+        groups = find_groups(program.graph, normalised=self.normalised, freeze=patterns)
+        if not groups.groups:
+            reasons = sorted({f"{dim.name}: {dim.reason}" for dim in groups.frozen})[:5]
+            raise ModelError(
+                f"nothing can be pruned: all {len(groups.frozen)} dims are frozen"
+                + "".join(f"\n    {reason}" for reason in reasons),
+                "`graphprune inspect` lists every frozen dim and why",
+            )
+        return program.learn(groups)

@@ -1,0 +1,81 @@
+"""propagate: cut what is not kept, everywhere it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..dims import Index, find
+from ..errors import ShapeError
+from ..facts import Groups, Keep
+from ..ir import Graph, Host, Program
+from ..pipeline import Pass
+from ..relate import literals
+
+
+@dataclass(frozen=True)
+class Propagate(Pass):
+    """Slice parameters, patch literals, infer every shape again and compare."""
+
+    name = "propagate"
+    needs = (Groups, Keep)
+    rewrites = True
+
+    def run(self, program: Program) -> Program:
+        groups, keep = program.fact(Groups), program.fact(Keep)
+        index, graph, host = keep.index(groups), program.graph, program.host.copy()
+        _slice(graph, host, index)
+        for op in graph.ops:
+            for name, value in literals(op, graph.relations[op.name], index).items():
+                host.set_literal(op, name, value)
+        host.own()
+        _compare(graph, host, index)
+        step = {"keep": {name: kept.tolist() for name, kept in sorted(keep.keep.items())}}
+        return program.rewrite(host, step, parameters=_parameters(groups, index, program.plan.get("parameters", {})))
+
+
+def _slice(graph: Graph, host: Host, index: Index) -> None:
+    for value in graph.parameters.values():
+        for axis, dim in enumerate(value.dims):
+            if index.touches(dim):
+                kept = index(dim)
+                if not np.array_equal(kept, np.arange(find(dim).size)):
+                    host.take(value.name, axis, kept)
+
+
+def _compare(graph: Graph, host: Host, index: Index) -> None:
+    """Every shape the host infers must be the one that the dims promise."""
+    inferred = host.shapes()
+    for op in graph.ops:
+        for value in op.outputs:
+            want = tuple(index.length(dim) for dim in value.dims)
+            have = inferred.get(value.name)
+            if have is None or value.shape is None:
+                continue
+            wrong = [
+                k
+                for k, (a, b) in enumerate(zip(have, want, strict=False))
+                if a != b and isinstance(a, int) and isinstance(b, int)
+            ]
+            if len(have) != len(want) or wrong:
+                raise ShapeError(f"{op.where}: the cut gives shape {have}, its axes promise {want}")
+
+
+def _parameters(groups: Groups, index: Index, before: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan's record: every parameter axis of a group, its role and the original indices kept."""
+    rank = {"reader": 0, "writer": 1, "carrier": 2}
+    out: dict[str, Any] = {name: dict(axes) for name, axes in before.items()}
+    for group in groups:
+        for member in group.members:
+            axes = out.setdefault(member.parameter, {})
+            known = axes.get(str(member.axis), {})
+            kept = index(member.dim).tolist()
+            earlier = before.get(member.parameter, {}).get(str(member.axis))
+            if earlier is not None:  # a second cut: name positions of the original axis
+                kept = [earlier["keep"][k] for k in kept]
+            role = min(known.get("role", member.role), member.role, key=rank.__getitem__)
+            axes[str(member.axis)] = {"role": role, "keep": kept}
+    return out

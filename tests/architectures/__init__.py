@@ -1,0 +1,1 @@
+"""The whole compiler on the architectures that people use, through both hosts."""

@@ -1,0 +1,208 @@
+"""Reads hostile files in processes of their own, which are watched: memory, time, what they write."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+MEMORY = 2 * 2**30
+SECONDS = 10.0  # of processor time
+PATIENCE = 90.0  # of the clock: the machine may be busy
+ROOT = Path(__file__).parents[2]
+
+
+def read_all(cases: Sequence[str], jobs: int = 1) -> Iterator[dict[str, Any]]:
+    """One result a case: ``end`` is ``refused``, ``right``, or ``WRONG`` and why."""
+    todo: queue.Queue[str] = queue.Queue()
+    done: queue.Queue[dict[str, Any]] = queue.Queue()
+    for case in cases:
+        todo.put(case)
+    for _ in range(jobs):
+        threading.Thread(target=_keeper, args=(todo, done), daemon=True).start()
+    for _ in cases:
+        yield done.get()
+
+
+def _keeper(todo: queue.Queue[str], done: queue.Queue[dict[str, Any]]) -> None:
+    """Feeds one worker, and starts another where it dies or hangs."""
+    with tempfile.TemporaryDirectory(prefix="untrusted-") as sandbox:
+        worker = None
+        while True:
+            try:
+                case = todo.get_nowait()
+            except queue.Empty:
+                break
+            if worker is None or worker.poll() is not None:
+                worker = _start(Path(sandbox))
+            done.put(_ask(worker, case))
+        if worker is not None:
+            worker.kill()
+            worker.wait()
+
+
+def _start(sandbox: Path) -> subprocess.Popen[str]:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(sandbox), "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.fuzz.worker", str(sandbox)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=ROOT,
+        env=env,
+    )
+
+
+def _ask(worker: subprocess.Popen[str], case: str) -> dict[str, Any]:
+    assert worker.stdin is not None and worker.stdout is not None
+    start, killer = time.monotonic(), threading.Timer(PATIENCE, worker.kill)
+    killer.start()
+    try:
+        worker.stdin.write(case + "\n")
+        worker.stdin.flush()
+        line = worker.stdout.readline()
+    except BrokenPipeError:
+        line = ""
+    finally:
+        killer.cancel()
+    if line:
+        result: dict[str, Any] = json.loads(line)
+        return result
+    seconds = time.monotonic() - start
+    code = worker.wait()
+    why = "hangs" if seconds >= PATIENCE else f"the process died ({code})"
+    return {"case": case, "end": f"WRONG: {why}", "error": "", "seconds": seconds}
+
+
+# ---- in the worker -----------------------------------------------------------------------------------
+
+
+_CHANGES = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.symlink")
+
+
+class Guard:
+    """Notes what is written outside the sandbox, and every program that is started."""
+
+    def __init__(self, sandbox: Path) -> None:
+        self.sandbox, self.seen, self.on = str(sandbox.resolve()), list[str](), False
+        sys.addaudithook(self._hook)
+
+    def _hook(self, event: str, args: tuple[Any, ...]) -> None:
+        if not self.on:
+            return
+        if event == "open" and isinstance(args[0], (str, bytes)):
+            path, mode, flags = os.fsdecode(args[0]), args[1], args[2]
+            writes = (mode and set(mode) & set("wax+")) or (
+                isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR)
+            )
+            if writes and not os.path.realpath(path).startswith(self.sandbox) and path != os.devnull:
+                self.seen.append(f"writes {path}")
+        elif event in ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "socket.connect"):
+            self.seen.append(f"{event} {args[:1]}")
+        elif event in _CHANGES and isinstance(args[0], str):
+            path = Path(args[0])  # a relative one is relative to an open folder: rmtree's, in the sandbox
+            if path.is_absolute() and not str(path.resolve()).startswith(self.sandbox):
+                self.seen.append(f"{event} {path}")
+
+
+def read(case: str, sandbox: Path, guard: Guard) -> dict[str, Any]:
+    """Load, cut, prove and write the model of one case."""
+    import graphprune as gp
+
+    from .attacks import MARKER
+    from .mutate import content
+
+    made = content(case)
+    folder = sandbox / "in"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    path = folder / f"model.{case.partition('/')[0]}"
+    path.write_bytes(made)
+    (folder / "beside").write_bytes(bytes(64))
+    (folder / "link").symlink_to(sandbox / "secret")
+    before = _files(sandbox)
+    start = time.process_time()
+    guard.seen.clear()
+    guard.on = True
+    error = said = ""
+    try:
+        program = gp.run("group,score,mask{channels=0.5x},propagate", gp.load(path))
+        gp.verify(program)
+        program.host.save(sandbox / "out" / path.name)
+        end = "right"
+    except gp.GraphpruneError as refusal:
+        end, error, said = "refused", type(refusal).__name__, str(refusal)
+    except BaseException as fault:  # whatever it is, it should not have come here
+        end, said = f"WRONG: {type(fault).__name__}", _where(fault)
+    guard.on = False
+    seconds = time.process_time() - start
+    if seconds > SECONDS:
+        end = f"WRONG: took {seconds:.1f} s"
+    if guard.seen:
+        end = f"WRONG: {guard.seen[0]}"
+    extra = _files(sandbox) - before - {f"out/{path.name}", f"out/{path.name}.data"}
+    if extra or list(sandbox.rglob(MARKER)):
+        end = f"WRONG: leaves {sorted(extra)}"
+    for name in extra:
+        (sandbox / name).unlink(missing_ok=True)
+    return {"case": case, "end": end, "error": error, "said": said, "seconds": seconds}
+
+
+def _files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+
+
+def _where(error: BaseException) -> str:
+    import traceback
+
+    lines = traceback.extract_tb(error.__traceback__)
+    ours = [f"{Path(f.filename).name}:{f.lineno}" for f in lines if "graphprune" in f.filename]
+    return f"{'>'.join(ours[-4:])} {str(error)[:200]}"
+
+
+def main() -> None:
+    import logging
+    import resource
+    import warnings
+
+    sandbox = Path(sys.argv[1])
+    for name in ("out", "in"):
+        (sandbox / name).mkdir(exist_ok=True)
+    (sandbox / "secret").write_bytes(bytes(64))
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever the libraries print
+    warnings.simplefilter("ignore")
+    logging.disable(logging.CRITICAL)
+    import torch
+
+    import graphprune.hosts.onnx
+    import graphprune.hosts.torch  # noqa: F401
+
+    from .mutate import onnx_file, pt2_file
+
+    torch.set_num_threads(1)
+    for which in (0, 1):
+        onnx_file(which), pt2_file(which)
+    guard = Guard(sandbox)
+    os.chdir(sandbox)
+    read("pt2/zip/0", sandbox, guard)  # what is imported late is imported now
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for line in sys.stdin:
+        replies.write(json.dumps(read(line.strip(), sandbox, guard)) + "\n")
+        replies.flush()
+
+
+if __name__ == "__main__":
+    main()

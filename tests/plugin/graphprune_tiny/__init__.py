@@ -1,0 +1,68 @@
+"""A pass, a target, and a network with an op that graphprune does not know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from graphprune.backends.target import Target
+from graphprune.facts import Groups, Scores
+from graphprune.ir import Program
+from graphprune.pipeline import Pass
+
+
+@dataclass(frozen=True)
+class ScoreByPosition(Pass):
+    """Prefer the first channels, or the last."""
+
+    name = "score_by_position"
+    needs = (Groups,)
+    gives = (Scores,)
+
+    reverse: bool = False  # prefer the last
+
+    def run(self, program: Program) -> Program:
+        sign = 1.0 if self.reverse else -1.0
+        return program.learn(Scores("position", {g.name: sign * np.arange(g.size) for g in program.fact(Groups)}))
+
+
+@dataclass(frozen=True)
+class Tiny(Target):
+    """Writes the program as text."""
+
+    name = "tiny"
+
+    shout: bool = False
+
+    def emit(self, program: Program, folder: Path) -> Path:
+        path = folder / "program.txt"
+        text = program.graph.text()
+        path.write_text(text.upper() if self.shout else text)
+        return path
+
+
+@torch.library.custom_op("tiny::scale", mutates_args=())
+def scale(x: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
+    """Every channel times a number of its own."""
+    return x * by[:, None, None]
+
+
+@scale.register_fake
+def _(x: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+class Net(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.by, self.out = (
+            torch.nn.Conv2d(3, 5, 1),
+            torch.nn.Parameter(torch.rand(5)),
+            torch.nn.Conv2d(5, 2, 1),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(scale(self.conv(x), self.by))

@@ -1,0 +1,431 @@
+"""The command line's contract: exit codes, messages, files written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from graphprune.cli import main
+
+NETS = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.conv2 = nn.Conv2d(16, 16, 3, padding=1)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = torch.relu(self.bn1(self.conv1(x)))
+        x = x + torch.relu(self.conv2(x))
+        return self.head(x.mean((2, 3)))
+
+
+def net():
+    torch.manual_seed(0)
+    return Net().eval(), (torch.randn(2, 3, 8, 8),)
+
+
+def with_nan():
+    module, example = net()
+    module.conv1.weight.data[0, 0, 0, 0] = float("nan")
+    return module, example
+
+
+def only_a_module():
+    return net()[0]
+
+
+def nothing_to_prune():
+    return nn.Linear(4, 4), (torch.randn(2, 4),)
+"""
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+COMMANDS = ("compile", "inspect", "apply", "bench", "passes", "targets")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current directory with a module of small networks in it."""
+    (tmp_path / "cli_nets.py").write_text(NETS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "cli_nets", raising=False)
+    return tmp_path
+
+
+def run(line: str) -> Result:
+    return CliRunner().invoke(main, shlex.split(line))
+
+
+def well(line: str) -> Result:
+    """Run a command that must succeed."""
+    result = run(line)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def left_behind(here: Path) -> set[str]:
+    return {path.name for path in here.iterdir()} - {"cli_nets.py", "__pycache__"}
+
+
+# ---- help ------------------------------------------------------------------------------------------
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    heavy = ("torch", "onnx", "onnx_ir", "onnxruntime", "tvm", "matplotlib", "networkx", "jinja2", "rich")
+    code = f"import sys, graphprune, graphprune.cli; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, env=ENVIRONMENT).strip() == "[]"
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "graphprune.cli", "--help"], check=True, capture_output=True, env=ENVIRONMENT
+        )
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.3
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help(command: str) -> None:
+    output = well(f"{command} --help").stdout
+    assert "Usage:" in output
+    assert all(name in output for name in COMMANDS) if not command else True
+
+
+@pytest.mark.parametrize("command", ["", "compile", "inspect", "apply", "bench"])
+def test_every_example_in_the_help_is_accepted(command: str) -> None:
+    lines = re.findall(r"^\s+graphprune (\w+ .*?)(?:\s{3,}.*)?$", well(f"{command} --help").stdout, re.MULTILINE)
+    lines = [line for line in lines if not line.startswith("COMMAND")]
+    assert lines
+    for line in lines:
+        name, *arguments = shlex.split(line)
+        main.commands[name].make_context(name, arguments)
+
+
+def test_version() -> None:
+    assert re.fullmatch(r"graphprune, version \d+\.\d+\.\d+\S*", well("--version").stdout.strip())
+
+
+def test_passes_lists_options_with_defaults_and_meaning() -> None:
+    from graphprune.pipeline import passes
+
+    output = well("passes").stdout
+    for name, kind in passes().items():
+        assert f"\n{name}\n" in f"\n{output}"
+        for option in kind().options() if name != "mask" else {"floor": 0.1, "grain": 1}:
+            assert f"{option}=" in output
+    assert re.search(r"floor=0\.1 +\S+", output) and "needs: Groups, Scores" in output
+
+
+def test_targets_lists_the_built_in_ones() -> None:
+    output = well("targets").stdout
+    assert {"torch", "onnx", "tvm"} <= {line for line in output.splitlines() if not line.startswith(" ")}
+
+
+# ---- wrong usage: exit code 2 ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("compile cli_nets:net", "'-o'"),
+        ("compile -o out", "MODEL"),
+        ("compile cli_nets:net --macs 0.5x --params 0.5x -o out", "one budget at a time"),
+        ("compile cli_nets:net --passes group --recipe r.toml -o out", "--passes and --recipe"),
+        ("compile cli_nets:net --passes group --macs 0.5x -o out", "one or the other"),
+        ("compile cli_nets:net --seed -1 -o out", "--seed"),
+        ("compile cli_nets:net --seed many -o out", "--seed"),
+        ("compile cli_nets:net --mac 0.5x -o out", "--macs"),
+        ("compiel x", "No such command"),
+        ("apply plan.json", "MODEL"),
+        ("bench a.onnx", "'B'"),
+        ("bench a.onnx b.onnx --threads 0", "--threads"),
+    ],
+)
+def test_wrong_usage(line: str, says: str, here: Path) -> None:
+    result = run(line)
+    assert result.exit_code == 2
+    assert says in result.stderr and not result.stdout
+    assert not left_behind(here)
+
+
+# ---- explained errors: exit code 1, nothing written --------------------------------------------------
+
+
+def _files(here: Path) -> None:
+    (here / "text.onnx").write_text("this is not a model")
+    (here / "empty.onnx").write_bytes(b"")
+    (here / "text.pt2").write_text("this is not a model")
+    (here / "readme.txt").write_text("nor is this")
+    (here / "broken.toml").write_text("[[pass]\n")
+    (here / "unknown.toml").write_text('[[pass]]\nname = "groop"\n')
+    (here / "file").write_text("a file where a folder is needed")
+    np.savez(here / "wrong_shape.npz", x=np.zeros((4, 3, 9, 9), np.float32))
+    np.savez(here / "wrong_dtype.npz", x=np.zeros((4, 3, 8, 8), np.int64))
+    np.savez(here / "pickled.npz", x=np.array([{"a": 1}], dtype=object))
+    (here / "not.npz").write_bytes(b"PK\x03\x04 truncated")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("missing.onnx", "no such file"),
+        ("text.onnx", "text.onnx"),
+        ("empty.onnx", "empty.onnx"),
+        ("text.pt2", "text.pt2"),
+        ("readme.txt", "not an .onnx or .pt2 file"),
+        ("no_such_module:net", "no_such_module"),
+        ("cli_nets:no_such_function", "no_such_function"),
+        ("cli_nets:only_a_module", "(module, example_inputs)"),
+        ("cli_nets:with_nan", "NaN"),
+        ("cli_nets:nothing_to_prune", "nothing can be pruned"),
+        ("cli_nets:net --macs 0x", "macs=0x"),
+        ("cli_nets:net --macs 1x", "macs=1x"),
+        ("cli_nets:net --channels half", "channels=half"),
+        ("cli_nets:net --params 0.0001x", "cannot be met"),
+        ("cli_nets:net --passes groop", "did you mean `group`?"),
+        ("cli_nets:net --passes 'group,score{bye=l2}'", "did you mean `by`?"),
+        ("cli_nets:net --passes 'mask{macs=0.5x}'", "needs Groups"),
+        ("cli_nets:net --passes 'group,score{by=wifv}'", "calibration data"),
+        ("cli_nets:net --passes 'group{'", "cannot read the recipe"),
+        ("cli_nets:net --recipe missing.toml", "missing.toml"),
+        ("cli_nets:net --recipe broken.toml", "TOML"),
+        ("cli_nets:net --recipe unknown.toml", "groop"),
+        ("cli_nets:net --data missing.npz", "missing.npz"),
+        ("cli_nets:net --data not.npz", "not.npz"),
+        ("cli_nets:net --data pickled.npz", "pickled.npz"),
+        ("cli_nets:net --data wrong_shape.npz", "4x3x9x9"),
+        ("cli_nets:net --data wrong_dtype.npz", "int64"),
+        ("cli_nets:net --target toaster", "toaster"),
+    ],
+)
+def test_errors_are_explained_and_leave_nothing(arguments: str, says: str, here: Path) -> None:
+    _files(here)
+    before = left_behind(here)
+    result = run(f"compile {arguments} -o out")
+    assert result.exit_code == 1, result.output
+    assert result.stderr.splitlines()[-1].strip() and says in result.stderr
+    assert re.search(r"^error: ", result.stderr, re.MULTILINE)
+    assert "Traceback" not in result.output and not result.stdout
+    assert left_behind(here) == before
+
+
+@pytest.mark.parametrize("out", ["file/out", "file"])
+def test_an_output_that_cannot_be_written(out: str, here: Path) -> None:
+    _files(here)
+    before = left_behind(here)
+    result = run(f"compile cli_nets:net -o {out} --force")
+    assert result.exit_code == 1 and out in result.stderr and "Traceback" not in result.output
+    assert left_behind(here) == before
+    assert (here / "file").read_text() == "a file where a folder is needed"
+
+
+@pytest.mark.parametrize(
+    "command", ["inspect missing.onnx", "apply missing.json cli_nets:net -o out", "bench missing.onnx missing.onnx"]
+)
+def test_other_commands_explain_too(command: str, here: Path) -> None:
+    result = run(command)
+    assert result.exit_code == 1 and result.stderr.startswith("error: ") and "missing" in result.stderr
+    assert not left_behind(here)
+
+
+def test_a_real_process_prints_no_traceback(here: Path) -> None:
+    line = [sys.executable, "-m", "graphprune.cli", "compile", "missing.onnx", "-o", "out"]
+    done = subprocess.run(line, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr.splitlines()[0] == "error: missing.onnx: no such file" and "Traceback" not in done.stderr
+
+
+# ---- what works ------------------------------------------------------------------------------------
+
+
+def test_compile_writes_everything_and_prints_the_table(here: Path) -> None:
+    np.savez(here / "data.npz", x=np.random.default_rng(0).standard_normal((8, 3, 8, 8), np.float32))
+    result = well("compile cli_nets:net --channels 0.5x --data data.npz --seed 7 -o out")
+    assert {path.name for path in (here / "out").iterdir()} == {"model.pt2", "plan.json", "report.html", "report.json"}
+    assert left_behind(here) == {"data.npz", "out"}
+    report = json.loads((here / "out/report.json").read_text())
+    assert set(report) >= {
+        "before",
+        "after",
+        "groups",
+        "frozen",
+        "passes",
+        "verification",
+        "recipe",
+        "versions",
+        "seed",
+    }
+    for side in ("before", "after"):
+        assert {"params", "macs", "size_bytes", "latency_ms", "per_target"} <= set(report[side])
+        assert {"median_ms", "spread_ms", "repeats"} <= set(report[side]["latency_ms"])
+    assert [(group["size"], group["kept"]) for group in report["groups"]] == [(16, 8)]
+    assert report["verification"]["used"] and report["verification"]["max_relative_error"] <= 1e-12
+    assert report["seed"] == 7 and report["model"] == "cli_nets:net"
+    assert re.search(r"^parameters +\S+.* 0\.\d\dx", result.stdout, re.MULTILINE)
+    assert result.stdout.rstrip().endswith(f"report: {Path('out/report.html')}")
+
+
+def test_the_recipe_of_the_report_gives_the_same_plan(here: Path) -> None:
+    well("compile cli_nets:net --macs 0.5x -o first")
+    recipe = json.loads((here / "first/report.json").read_text())["recipe"]
+    well(f"compile cli_nets:net --passes '{recipe}' -o second")
+    plans = [json.loads((here / name / "plan.json").read_text()) for name in ("first", "second")]
+    assert plans[0] == plans[1]
+
+
+def test_recipe_file(here: Path) -> None:
+    (here / "r.toml").write_text(
+        '[[pass]]\nname="group"\n[[pass]]\nname="score"\nby="l1"\n[[pass]]\nname="mask"\nchannels="0.25x"\n[[pass]]\nname="propagate"\n'
+    )
+    well("compile cli_nets:net --recipe r.toml --no-verify -o out")
+    report = json.loads((here / "out/report.json").read_text())
+    assert report["recipe"] == "group,score{by=l1},mask{channels=0.25x},propagate"
+    assert report["verification"]["used"] is False
+    assert "--no-verify was given" in (here / "out/report.html").read_text()
+
+
+def test_an_existing_output_is_replaced_only_by_force(here: Path) -> None:
+    well("compile cli_nets:net --channels 0.5x --no-verify -o out")
+    before = (here / "out/plan.json").read_bytes()
+    refused = run("compile cli_nets:net --channels 0.25x --no-verify -o out")
+    assert refused.exit_code == 1 and "--force" in refused.stderr
+    assert (here / "out/plan.json").read_bytes() == before
+    well("compile cli_nets:net --channels 0.25x --no-verify -o out --force")
+    assert (here / "out/plan.json").read_bytes() != before
+    assert left_behind(here) == {"out"}
+
+
+def _weights(path: Path) -> dict[str, np.ndarray]:
+    import torch
+
+    return {name: tensor.detach().numpy() for name, tensor in torch.export.load(path).state_dict.items()}
+
+
+@pytest.mark.parametrize(("out", "model"), [("again.pt2", "again.pt2"), ("again", "again/model.pt2")])
+def test_apply_gives_the_same_weights_to_the_last_bit(out: str, model: str, here: Path) -> None:
+    well("compile cli_nets:net --channels 0.5x --no-verify -o out")
+    assert well(f"apply out/plan.json cli_nets:net -o {out}").stdout == f"{Path(model)}\n"
+    first, again = _weights(here / "out/model.pt2"), _weights(here / model)
+    assert list(first) == list(again)
+    for name in first:
+        assert first[name].dtype == again[name].dtype and first[name].tobytes() == again[name].tobytes()
+    assert run(f"apply out/plan.json cli_nets:net -o {out}").exit_code == 1
+    well(f"apply out/plan.json cli_nets:net -o {out} --force")
+    assert left_behind(here) == {"out", Path(out).name}
+
+
+def test_apply_refuses_the_wrong_file_type(here: Path) -> None:
+    well("compile cli_nets:net --channels 0.5x --no-verify -o out")
+    result = run("apply out/plan.json cli_nets:net -o again.onnx")
+    assert result.exit_code == 1 and "again.pt2" in result.stderr and left_behind(here) == {"out"}
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"version": 99, "steps": []}'])
+def test_apply_refuses_what_is_not_a_plan(content: str, here: Path) -> None:
+    (here / "plan.json").write_text(content)
+    result = run("apply plan.json cli_nets:net -o out")
+    assert result.exit_code == 1 and "plan.json" in result.stderr and left_behind(here) == {"plan.json"}
+
+
+def test_inspect_lists_members_and_reasons() -> None:
+    output = well("inspect cli_nets:net").stdout
+    assert "1 group, 16 channels" in output
+    for line in (r"writer +conv1\.weight\[0\]", r"carrier +bn1\.running_var\[0\]", r"reader +head\.weight\[1\]"):
+        assert re.search(line, output)
+    assert re.search(r"head +5 +reaches the graph output", output)
+
+
+def test_inspect_explains_a_model_with_nothing_to_prune() -> None:
+    output = well("inspect cli_nets:nothing_to_prune").stdout
+    assert "0 groups" in output and "reaches the graph output" in output
+
+
+def test_inspect_text_is_the_program() -> None:
+    output = well("inspect cli_nets:net --text").stdout
+    assert " = conv(" in output and "output %" in output
+
+
+def test_the_graph_is_drawn_the_same_every_time(here: Path) -> None:
+    well("inspect cli_nets:net --graph one.svg")
+    environment = ENVIRONMENT | {"PYTHONHASHSEED": "77"}
+    line = [sys.executable, "-m", "graphprune.cli", "inspect", "cli_nets:net", "--graph", "two.svg"]
+    subprocess.run(line, check=True, capture_output=True, env=environment)
+    svg = (here / "one.svg").read_text()
+    assert svg == (here / "two.svg").read_text()
+    assert all(name in svg for name in ("conv1.weight[0]", "head.weight[1]", "reaches the graph output"))
+    assert left_behind(here) == {"one.svg", "two.svg"}
+
+
+def test_a_graph_that_cannot_be_written(here: Path) -> None:
+    result = run("inspect cli_nets:net --graph nowhere/one.svg")
+    assert result.exit_code == 1 and "nowhere/one.svg" in result.stderr and not left_behind(here)
+
+
+def test_bench_compares_two_models() -> None:
+    well("compile cli_nets:net --channels 0.25x --no-verify -o out")
+    well("compile cli_nets:net --channels 0.5x --no-verify -o other")
+    output = well("bench out/model.pt2 other/model.pt2 --repeats 5").stdout
+    assert len(re.findall(r"median [^,]+ ms, interquartile range [^,]+ ms, 5 repeats, 1 thread", output)) == 2, output
+    assert re.search(r"^ratio \d+\.\d{3}x: other/model.pt2 is ", output, re.MULTILINE)
+
+
+# ---- progress --------------------------------------------------------------------------------------
+
+
+def test_progress_is_lines_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from graphprune import progress
+
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    with progress.shown() as report:
+        for done in range(3):
+            report("score", done, 3)
+        report("mask", 0, 1)
+    assert capsys.readouterr() == ("", "[0/3] score\n[0/1] mask\n")
+
+
+def test_short_work_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    from graphprune import progress
+
+    with progress.shown() as report:
+        report("score", 0, 3)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_on_a_terminal_is_a_bar_that_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    from graphprune import progress
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with progress.shown() as report:
+        report("score[bold]", 1, 3)
+    shown = sys.stderr.getvalue()  # type: ignore[attr-defined]
+    assert "score[bold]" in shown and "1/3" in shown and shown.rstrip().endswith("\x1b[2K")
+
+
+def test_commands_are_all_listed_here() -> None:
+    assert tuple(main.commands) == COMMANDS

@@ -1,0 +1,190 @@
+"""The shape of the code: imports run one way, signposts point inwards, names are what they say."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import graphprune
+
+PACKAGE = Path(graphprune.__file__).parent
+ROOT = PACKAGE.parent
+
+LAYERS = (
+    ("errors", "units"),
+    ("dims",),
+    ("ir",),
+    ("notation", "views"),
+    ("rules",),
+    ("facts",),
+    ("masking",),
+    ("relate",),
+    ("grouping", "costs", "reads"),
+    ("pipeline",),
+    ("hosts",),
+    ("passes", "calibration"),
+    ("backends",),
+    ("proof",),
+    ("report", "draw"),
+    ("artifact",),
+    ("save", "listing", "progress"),
+    ("api",),
+    ("cli",),
+    ("",),  # graphprune/__init__.py
+)
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
+FRAMEWORKS = {"torch", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "tvm"}
+
+
+def module(path):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+def imports(path):
+    """Every import of a file, at any depth: (module parts within graphprune, or None; top-level name)."""
+    here = module(path) if path.name == "__init__.py" else module(path)[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield (
+                    (tuple(alias.name.split("."))[1:] if alias.name.startswith("graphprune") else None),
+                    alias.name.split(".")[0],
+                )
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            top = node.module.split(".")[0]
+            yield (tuple(node.module.split("."))[1:] if top == "graphprune" else None), top
+        elif isinstance(node, ast.ImportFrom):
+            base = here[: len(here) - node.level + 1] + tuple(node.module.split(".") if node.module else ())
+            if node.module:
+                yield base, "graphprune"
+            else:  # from . import name: a module, or something of the package itself
+                for alias in node.names:
+                    yield ((*base, alias.name) if exists((*base, alias.name)) else base), "graphprune"
+
+
+def exists(parts):
+    path = PACKAGE.joinpath(*parts)
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def test_every_module_has_its_place_in_the_order():
+    found = {module(path)[0] if module(path) else "" for path in FILES}
+    assert found <= set(RANK)
+    assert set(RANK) <= found, "the order names modules that are gone"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_one_way(path):
+    mine = module(path)
+    layer = mine[0] if mine else ""
+    for target, top in imports(path):
+        if target is None:
+            continue
+        assert top == "graphprune"
+        theirs = target[0] if target else ""
+        if theirs == layer and layer in ("hosts", "backends"):
+            continue
+        if not target and layer in ("artifact", "cli"):
+            continue  # the version of the package
+        assert RANK[theirs] < RANK[layer], f"{'.'.join(mine)} imports {'.'.join(target)}"
+
+
+def test_the_order_is_checked_at_all():
+    """The reader of imports sees what is there: relative, late, and in TYPE_CHECKING blocks."""
+    seen = {target for target, _ in imports(PACKAGE / "relate.py")}
+    assert {("dims",), ("errors",), ("facts",), ("ir",), ("notation",), ("rules",)} <= seen
+    assert ("hosts", "torch") in {target for target, _ in imports(PACKAGE / "api.py")}
+    assert ("relate",) in {target for target, _ in imports(PACKAGE / "hosts" / "torch.py")}
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "passes").glob("*.py")), ids=lambda path: path.stem)
+def test_passes_import_neither_each_other_nor_a_framework(path):
+    for target, top in imports(path):
+        assert top not in FRAMEWORKS
+        assert target is None or target[0] not in ("passes", "hosts", "backends"), target
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name not in ("hosts", "backends")], ids=lambda p: p.stem)
+def test_frameworks_are_not_imported_at_the_top(path):
+    top = [node for node in ast.parse(path.read_text()).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    for node in top:
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+        assert not {name.split(".")[0] for name in names} & FRAMEWORKS, ast.unparse(node)
+
+
+def test_tvm_is_imported_in_functions_only():
+    for path in sorted((PACKAGE / "backends").glob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            assert (
+                "tvm" not in ast.unparse(node).split("\n")[0]
+                if isinstance(node, (ast.Import, ast.ImportFrom))
+                else True
+            )
+
+
+@pytest.mark.parametrize("name", ["passes", "backends"])
+def test_signposts_point_into_the_package(name):
+    link = ROOT / name
+    if not link.is_symlink():
+        pytest.skip("not a checkout, or one without symlinks")
+    assert str(link.readlink()) == f"graphprune/{name}"
+    assert link.resolve() == PACKAGE / name
+
+
+def test_all_is_what_there_is():
+    assert sorted(graphprune.__all__) == graphprune.__all__
+    for name in graphprune.__all__:
+        assert getattr(graphprune, name).__doc__, name
+    assert set(dir(graphprune)) >= {*graphprune.__all__, "__version__"}
+    with pytest.raises(AttributeError, match="no attribute `prune`"):
+        graphprune.prune  # noqa: B018
+
+
+def test_the_public_functions_are_typed_and_documented():
+    for name in ("load", "run", "compile", "apply", "verify"):
+        function = getattr(graphprune, name)
+        signature = inspect.signature(function)
+        assert signature.return_annotation is not inspect.Signature.empty
+        assert all(p.annotation is not inspect.Parameter.empty for p in signature.parameters.values()), name
+        assert "Raises" in function.__doc__, name
+
+
+def test_api_all_is_what_there_is():
+    from graphprune import api
+
+    for name in api.__all__:
+        assert hasattr(api, name)
+
+
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        ("import graphprune", {*FRAMEWORKS, "numpy", "networkx", "matplotlib", "click", "rich"}),
+        ("import graphprune.cli", {*FRAMEWORKS, "matplotlib"}),
+        ("import graphprune; graphprune.GraphpruneError, graphprune.Pass, graphprune.Program", FRAMEWORKS),
+        ("import graphprune.api", FRAMEWORKS),
+    ],
+)
+def test_imports_cost_nothing(code, absent):
+    check = f"{code}; import sys; print(sorted({absent!r} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", check],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_are_documented(path):
+    assert ast.get_docstring(ast.parse(path.read_text()))
