@@ -1,7 +1,8 @@
-"""What the tests share: small programs, exported once a session."""
+"""One thread to each test process: threads of several processes that wait for one another on the same
+cores cost more than they bring."""
 
 from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ["OMP_NUM_THREADS"] = "1"
