@@ -111,7 +111,7 @@ def _draw_part(axes: Any, graph: nx.Graph, part: _Part, left: float, top: float)
         if frozen:
             axes.text(at - 0.12, middle + 0.8 * ROW, _short(frozen, 46), fontsize=5.5, **label)
     for axis in part.axes:
-        axes.text(left + AXIS_AT, y[axis], _short(axis, 44), fontsize=7, va="center", color=INK)
+        axes.text(left + AXIS_AT, y[axis], _short(_member(axis), 44), fontsize=7, va="center", color=INK)
 
 
 def _heights(graph: nx.Graph, part: _Part, y: dict[str, float], top: float) -> dict[str, float]:
@@ -133,6 +133,12 @@ def _legend(axes: Any) -> None:
         axes.text(0.56 + k * 1.1, ROW, role, fontsize=8, va="center", color=INK)
     axes.plot([3.5], [ROW], "o", markersize=6, markeredgecolor=SOFT, color=BACK)
     axes.text(3.6, ROW, "frozen", fontsize=8, va="center", color=INK)
+
+
+def _member(node: str) -> str:
+    """An axis as messages spell it: ``conv1.weight[0]`` for the node ``conv1.weight:0``."""
+    parameter, _, axis = node.rpartition(":")
+    return f"{parameter}[{axis}]"
 
 
 def _short(text: str, length: int) -> str:
