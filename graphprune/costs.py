@@ -131,12 +131,31 @@ def _attention(op: Op, graph: Graph) -> Iterator[Term]:
     yield (*op.outputs[0].dims, k.dims[-2])
 
 
+def _packed_heads(op: Op, graph: Graph) -> Iterator[Term]:
+    """Queries with keys, and those products with values, over (batch, length, heads x width)."""
+    q, k = op.inputs[0], op.inputs[1] or op.inputs[0]  # keys may be packed into the queries
+    assert q is not None and k is not None
+    values = op.outputs[0].dims[-1]
+    yield (*q.dims[:2], k.dims[1], values if op.attrs.get("packed") else q.dims[-1])
+    yield (*q.dims[:2], k.dims[1], values)
+
+
+def _own_heads(op: Op, graph: Graph) -> Iterator[Term]:
+    """As above, with the projection to queries, keys and values before it."""
+    x, weight, out = op.inputs[0], op.inputs[1], op.outputs[0]
+    assert x is not None and weight is not None
+    yield (*x.dims[:-1], *weight.dims)
+    yield (*out.dims[:2], out.dims[1], out.dims[-1])
+    yield (*out.dims[:2], out.dims[1], out.dims[-1])
+
+
 _MACS: dict[str, Callable[[Op, Graph], Iterator[Term]]] = {
-    "conv": _weighted,
+    **dict.fromkeys(("conv", "fused_conv", "integer_conv", "linear"), _weighted),
     "conv_transpose": _transposed,
-    "linear": _weighted,
-    "gemm": _contraction,
-    "matmul": _contraction,
-    "einsum": _contraction,
+    **dict.fromkeys(
+        ("gemm", "fused_gemm", "integer_gemm", "matmul", "fused_matmul", "integer_matmul", "einsum"), _contraction
+    ),
     "attention": _attention,
+    "multi_head_attention": _packed_heads,
+    "packed_attention": _own_heads,
 }

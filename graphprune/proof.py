@@ -35,7 +35,7 @@ class Check:
 def verify(program: Program, batches: int = 2) -> tuple[Check, ...]:
     """Prove a compiled program. Raises VerificationError naming the first op that differs."""
     kind = program.host.kind
-    exact = program.source.copy("float64" if kind == "torch" else None)
+    exact = program.source.copy(DTYPE[kind])
     mixed = _mixed(program)
     if mixed:
         raise VerificationError(

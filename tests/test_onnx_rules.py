@@ -17,6 +17,7 @@ import onnx.numpy_helper as nh
 import pytest
 
 import graphprune as gp
+from graphprune import costs
 from graphprune.dims import Index, leaves
 from graphprune.facts import Keep, Scores
 from graphprune.grouping import find_groups
@@ -853,3 +854,20 @@ def test_float16_weights_are_cut_exactly() -> None:
     kept = done.plan["parameters"]["w"]["0"]["keep"]
     assert np.array_equal(stored(done.host, "w"), stored(program.host, "w")[kept])
     assert stored(done.host, "w").dtype == np.float16
+
+
+@pytest.mark.parametrize(
+    ("name", "by_hand"),
+    [
+        ("MultiHeadAttention", lambda s: s * 6 * (12 + 12 + 15) + s * s * (12 + 15) + s * 15 * 5),
+        (
+            "com.microsoft Attention, with weights of its own",
+            lambda s: s * 6 * 7 + s * 7 * 36 + s * s * (12 + 12) + s * 12 * 5,
+        ),
+        ("fused convolution with a sum", lambda s: 8 * 8 * (4 * 6 + 4 * 7 + 6 * 7 + 7 * 5)),
+        ("fused matrix products", lambda s: s * 6 * (4 + 4 + 7) + s * s * (4 + 7) + 7 * 8 + 8 * 3),
+    ],
+)
+def test_fused_ops_cost_what_their_products_cost(name: str, by_hand: Any) -> None:
+    program = gp.load(NETS[name].proto())
+    assert costs.macs(program.graph, program.host)() == by_hand(program.host.example()[0].shape[1])

@@ -61,7 +61,14 @@ _enter(
     ),
 )
 _enter("linear", lambda a: ("linear", [a["input"], a["weight"], a["bias"]], {}))
-_enter("addmm", lambda a: ("gemm", [a["mat1"], a["mat2"], a["self"]], {}))
+_enter(
+    "addmm",
+    lambda a: (
+        "gemm",
+        [a["mat1"], a["mat2"], a["self"]],
+        {name: a[name] for name in ("alpha", "beta") if a.get(name, 1) != 1},
+    ),
+)
 _enter("mm bmm", lambda a: ("matmul", [a["self"], a["mat2"]], {}))
 _enter("matmul", lambda a: ("matmul", [a["self"], a["other"]], {}))
 _enter("baddbmm", lambda a: ("matmul", [a["batch1"], a["batch2"], a["self"]], {}))

@@ -45,6 +45,8 @@ def _blocked(norm: Op, graph: Graph, makers: dict[str, Op]) -> str | None:
     maker = makers.get(_name(x))
     if maker is None or maker.kind not in _INTO:
         return "no conv or linear comes right before it"
+    if any(maker.attrs.get(name, 1) != 1 for name in ("alpha", "beta")):
+        return f"{maker.where} scales its product or its bias"
     if len(_users(graph, x)) > 1 or any(out is x for out in graph.outputs):
         return f"the output of {maker.where} is read elsewhere too"
     weights = [value for value in (*maker.inputs[1:], *norm.inputs[1:]) if value is not None]
