@@ -1,5 +1,7 @@
 # make demo    train, compile and evaluate a small network; ends with a table and a report
 # make test    lint, types, tests (those that take minutes: make test-slow)
+# make zoo     compile 76 architectures, beside Torch-Pruning: docs/zoo.md (half an hour; resumes)
+# make fuzz    random networks, damaged files, large graphs: docs/fuzzing.md (half an hour; resumes)
 # make clean   remove what these made
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,7 +9,7 @@ BIN := $(VENV)/bin
 OUT := demo-out
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
 
-.PHONY: demo test test-slow zoo lint clean
+.PHONY: demo test test-slow zoo fuzz lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo $(OUT)/weights.npz
@@ -23,6 +25,14 @@ test: lint
 
 test-slow: $(VENV)/.test
 	$(BIN)/pytest -q -m slow
+
+zoo: $(VENV)/.test
+	$(BIN)/python -m tests.zoo.run --jobs 2 --out docs/zoo.md
+
+fuzz: $(VENV)/.test
+	$(BIN)/python -m tests.fuzz.run --draws 2500 --seed 0
+	$(BIN)/python -m tests.fuzz.mutate --cases 1500
+	$(BIN)/python -m tests.fuzz.big
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import sys
 
+import nets
 import numpy as np
 import onnx
 import pytest
 import torch
-import zoo
 from torch import nn
 
 import graphprune as gp
@@ -21,7 +21,7 @@ IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 @pytest.fixture(scope="module")
 def module():
     torch.manual_seed(0)
-    return zoo.randomise(zoo.Residual())
+    return nets.randomise(nets.Residual())
 
 
 # ---- load --------------------------------------------------------------------------------------------
@@ -108,12 +108,12 @@ def test_a_module_needs_inputs(module):
 
 
 def test_nan_weights_and_empty_axes_are_refused(module):
-    bad = zoo.Residual()
+    bad = nets.Residual()
     with torch.no_grad():
         bad.conv3.weight[0, 0, 0, :2] = float("nan")
     with pytest.raises(ModelError, match=r"weight `conv3.weight` has 2 NaN of 378 numbers"):
         gp.load(bad, IMAGES)
-    bad = zoo.Residual()
+    bad = nets.Residual()
     bad.bn0.running_var.fill_(float("nan"))
     with pytest.raises(ModelError, match=r"weight `bn0.running_var` has 6 NaN of 6 numbers"):
         gp.load(bad, IMAGES)

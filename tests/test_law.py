@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import copy
 
+import nets
 import numpy as np
 import pytest
 import torch
-import zoo
 
 from graphprune import proof
 from graphprune.dims import Index
@@ -22,12 +22,12 @@ from graphprune.pipeline import run_pass
 
 EXACT = 1e-12
 MOVES = 1e-6
-NETS = sorted(zoo.ZOO)
+NETS = sorted(nets.ZOO)
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_what_must_be_prunable_is_and_what_must_be_frozen_says_why(name):
-    net, graph = zoo.ZOO[name], zoo.program(name).graph
+    net, graph = nets.ZOO[name], nets.program(name).graph
     groups = find_groups(graph)
     assert {group.name: group.size for group in groups} == dict(net.prunable)
     everything = find_groups(graph, normalised=True)
@@ -56,15 +56,15 @@ def shifted(size):
 
 @pytest.mark.parametrize("name", NETS)
 def test_permuting_a_group_changes_nothing_and_less_than_all_of_it_does(name):
-    program = zoo.program(name)
+    program = nets.program(name)
     groups = find_groups(program.graph, normalised=True)
     before = program.host.run(program.host.example())
     for group in groups:
         index = Index({group.dim: shifted(group.size)})
-        assert zoo.relative_error(before, permuted(program, index)) <= EXACT, group.name
+        assert nets.relative_error(before, permuted(program, index)) <= EXACT, group.name
         for member in group.members if len(group.members) > 1 else ():  # one alone: nothing would be permuted
-            moved = zoo.relative_error(before, permuted(program, index, (member.parameter, member.axis)))
-            if str(member) in zoo.ZOO[name].inert:
+            moved = nets.relative_error(before, permuted(program, index, (member.parameter, member.axis)))
+            if str(member) in nets.ZOO[name].inert:
                 assert moved <= EXACT, f"{group.name} without {member}"
             else:
                 assert moved > MOVES, f"{group.name} without {member}"
@@ -72,7 +72,7 @@ def test_permuting_a_group_changes_nothing_and_less_than_all_of_it_does(name):
 
 @pytest.mark.parametrize("name", NETS)
 def test_members_are_all_parameter_axes_that_the_permutation_touches(name):
-    graph = zoo.program(name).graph
+    graph = nets.program(name).graph
     for group in find_groups(graph, normalised=True):
         index = Index({group.dim: shifted(group.size)})
         touched = {
@@ -86,7 +86,7 @@ def test_members_are_all_parameter_axes_that_the_permutation_touches(name):
 
 def masked_module(name, parameters):
     """The user's module with every reader slice that is not kept set to zero: plan.json and torch."""
-    module = copy.deepcopy(zoo.module(name))
+    module = copy.deepcopy(nets.module(name))
     tensors = dict([*module.named_parameters(remove_duplicate=False), *module.named_buffers()])
     with torch.no_grad():
         for parameter, axes in parameters.items():
@@ -112,12 +112,12 @@ def cut(program, keep):
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("seed", range(3))
 def test_pruned_computes_what_the_masked_module_computes(name, seed):
-    program = zoo.program(name)
+    program = nets.program(name)
     keep = random_keep(find_groups(program.graph), np.random.default_rng([seed, NETS.index(name)]))
     pruned = cut(program, keep)
-    inputs = zoo.ZOO[name].inputs()
-    masked = zoo.outputs(masked_module(name, pruned.plan["parameters"]), inputs)
-    assert zoo.relative_error(masked, zoo.outputs(pruned.model, inputs)) <= EXACT
+    inputs = nets.ZOO[name].inputs()
+    masked = nets.outputs(masked_module(name, pruned.plan["parameters"]), inputs)
+    assert nets.relative_error(masked, nets.outputs(pruned.model, inputs)) <= EXACT
     if seed == 0:
         assert all(check.error <= check.tolerance for check in proof.verify(pruned))
 
@@ -125,20 +125,20 @@ def test_pruned_computes_what_the_masked_module_computes(name, seed):
 @pytest.mark.parametrize("name", NETS)
 def test_a_cut_in_any_order_is_a_cut_and_a_permutation(name):
     """``keep`` is ordered: the same channels in another order are the same network."""
-    program = zoo.program(name)
+    program = nets.program(name)
     groups = find_groups(program.graph)
     rng = np.random.default_rng(5)
     keep = {g.name: rng.permutation(g.size)[: max(1, g.size - 1)] for g in groups}
     ordered = cut(program, Keep({name: np.sort(kept) for name, kept in keep.items()}))
     mixed = cut(program, Keep(keep))
     inputs = program.host.example()
-    assert zoo.relative_error(ordered.host.run(inputs), mixed.host.run(inputs)) <= EXACT
+    assert nets.relative_error(ordered.host.run(inputs), mixed.host.run(inputs)) <= EXACT
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_a_cut_is_a_smaller_network_that_can_be_cut_again(name):
     """The graph read anew has the groups it had, in the sizes that were kept."""
-    program = zoo.program(name)
+    program = nets.program(name)
     keep = random_keep(find_groups(program.graph), np.random.default_rng(11))
     pruned = cut(program, keep)
     # a leaf of size one is no group, and a product that loses a factor is called by another name
@@ -148,20 +148,20 @@ def test_a_cut_is_a_smaller_network_that_can_be_cut_again(name):
 
 def test_the_oracle_notices_a_channel_too_few():
     """The comparison has teeth: a mask that drops one channel more is far away."""
-    program = zoo.program("Residual")
+    program = nets.program("Residual")
     groups = find_groups(program.graph)
     keep = Keep({group.name: np.arange(group.size - 1) for group in groups})
     pruned = cut(program, keep)
     parameters = copy.deepcopy(pruned.plan["parameters"])
     reader = next(axes["1"] for axes in parameters.values() if axes.get("1", {}).get("role") == "reader")
     reader["keep"] = reader["keep"][:-1]
-    inputs = zoo.ZOO["Residual"].inputs()
-    masked = zoo.outputs(masked_module("Residual", parameters), inputs)
-    assert zoo.relative_error(masked, zoo.outputs(pruned.model, inputs)) > 1e-4
+    inputs = nets.ZOO["Residual"].inputs()
+    masked = nets.outputs(masked_module("Residual", parameters), inputs)
+    assert nets.relative_error(masked, nets.outputs(pruned.model, inputs)) > 1e-4
 
 
 def test_groups_is_a_graph_of_axes_and_dims():
-    groups = find_groups(zoo.program("Gate").graph)
+    groups = find_groups(nets.program("Gate").graph)
     assert isinstance(groups, Groups)
     node = groups.graph.nodes["conv"]
     assert node == {"kind": "dim", "size": 5, "frozen": ""}

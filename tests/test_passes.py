@@ -6,10 +6,10 @@ import copy
 import json
 from dataclasses import replace
 
+import nets
 import numpy as np
 import pytest
 import torch
-import zoo
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -25,7 +25,7 @@ from graphprune.passes.mask import best, share
 from graphprune.passes.propagate import Propagate
 from graphprune.pipeline import Recipe, replay, run, run_pass
 
-NETS = sorted(zoo.ZOO)
+NETS = sorted(nets.ZOO)
 CNNS = ["Residual", "OptionA", "Depthwise", "Grouped", "Dense", "SqueezeExcite", "Transposed"]
 
 
@@ -34,7 +34,7 @@ def do(recipe, program):
 
 
 def load(module, *inputs, seed=0):
-    host = TorchHost.export(zoo.randomise(module.double().eval(), seed), inputs)
+    host = TorchHost.export(nets.randomise(module.double().eval(), seed), inputs)
     return Program(host=host, source=host)
 
 
@@ -62,9 +62,9 @@ def kept(program):
 
 @pytest.mark.parametrize("name", NETS)
 def test_parameters_are_counted_as_torch_counts_them_before_and_after(name):
-    program = zoo.program(name)
+    program = nets.program(name)
     cost = costs.params(program.graph, program.host)
-    assert cost() == sum(p.numel() for p in zoo.module(name).parameters())
+    assert cost() == sum(p.numel() for p in nets.module(name).parameters())
     masked = do("group,score,mask{channels=0.5x}", program)
     keep = {group.dim: len(masked.fact(Keep).keep[group.name]) for group in masked.fact(Groups)}
     pruned = run_pass(Propagate(), masked)
@@ -75,9 +75,9 @@ def test_parameters_are_counted_as_torch_counts_them_before_and_after(name):
     "name", [name for name in NETS if name not in ("Recurrent", "Unknown")]
 )  # not counted, by either
 def test_macs_are_counted_as_torch_counts_them_before_and_after(name):
-    program = zoo.program(name)
+    program = nets.program(name)
     cost = costs.macs(program.graph, program.host)
-    assert cost() == macs(zoo.module(name), program)
+    assert cost() == macs(nets.module(name), program)
     masked = do("group,score,mask{channels=0.5x}", program)
     keep = {group.dim: len(masked.fact(Keep).keep[group.name]) for group in masked.fact(Groups)}
     pruned = run_pass(Propagate(), masked)
@@ -100,7 +100,7 @@ def macs(model, program):
 @pytest.mark.parametrize("allocate", ["uniform", "global"])
 @pytest.mark.parametrize("name", CNNS)
 def test_a_budget_is_met_and_the_next_larger_choice_exceeds_it(name, unit, allocate):
-    program = do("group,score", zoo.program(name))
+    program = do("group,score", nets.program(name))
     cost = getattr(costs, unit)(program.graph, program.host)
     groups, scores = program.fact(Groups), program.fact(Scores)
     price = lambda counts: cost({group.dim: counts[group.name] for group in groups})  # noqa: E731
@@ -124,7 +124,7 @@ def test_a_budget_is_met_and_the_next_larger_choice_exceeds_it(name, unit, alloc
 
 @pytest.mark.parametrize("name", CNNS)
 def test_global_keeps_the_best_scores_of_all(name):
-    program = do("group,score,mask{channels=0.5x floor=0 allocate=global}", zoo.program(name))
+    program = do("group,score,mask{channels=0.5x floor=0 allocate=global}", nets.program(name))
     groups, scores, keep = program.fact(Groups), program.fact(Scores), program.fact(Keep).keep
     total = sum(group.size for group in groups)
     assert sum(kept(program).values()) <= 0.5 * total
@@ -135,7 +135,7 @@ def test_global_keeps_the_best_scores_of_all(name):
 
 @pytest.mark.parametrize("name", NETS)
 def test_uniform_keeps_the_best_of_every_group_in_channel_order(name):
-    program = do("group,score{by=l1},mask{channels=0.6x}", zoo.program(name))
+    program = do("group,score{by=l1},mask{channels=0.6x}", nets.program(name))
     for group in program.fact(Groups):
         score, indices = program.fact(Scores)[group], program.fact(Keep).keep[group.name]
         assert len(indices) == max(1, int(0.6 * group.size + 0.5))
@@ -225,7 +225,7 @@ def test_budgets_that_cannot_be():
     assert "global" in error.value.hint
     for unit, word in (("params", "parameters"), ("macs", "MACs")):
         with pytest.raises(BudgetError, match=rf"a budget of 0.05x {word} cannot be met: .* 0\.\d+x remain"):
-            do(f"group,score,mask{{{unit}=0.05x floor=0.5}}", zoo.program("Residual"))
+            do(f"group,score,mask{{{unit}=0.05x floor=0.5}}", nets.program("Residual"))
 
 
 def test_best_breaks_ties_by_index():
@@ -241,11 +241,11 @@ def raw(program, options):
 
 
 def test_norms_by_hand():
-    state = {k: v.numpy() for k, v in zoo.module("Residual").state_dict().items()}
+    state = {k: v.numpy() for k, v in nets.module("Residual").state_dict().items()}
     writer, reader = state["block.conv1.weight"], state["block.conv2.weight"]
     l2 = (np.sqrt((writer**2).sum((1, 2, 3))), np.sqrt((reader**2).sum((0, 2, 3))))
     l1 = (np.abs(writer).sum((1, 2, 3)), np.abs(reader).sum((0, 2, 3)))
-    program = zoo.program("Residual")
+    program = nets.program("Residual")
     for options, want in [
         ("by=l2", (l2[0] + l2[1]) / 2),
         ("by=l1", (l1[0] + l1[1]) / 2),
@@ -260,20 +260,22 @@ def test_norms_by_hand():
 
 def test_norms_of_a_product_axis_by_hand():
     """One score per input of a grouped convolution, over all groups; one per group."""
-    state = {k: v.numpy() for k, v in zoo.module("Grouped").state_dict().items()}
+    state = {k: v.numpy() for k, v in nets.module("Grouped").state_dict().items()}
     stem, grouped = state["stem.weight"].reshape(2, 3, -1), state["grouped.weight"].reshape(2, 4, 3, -1)
-    scores = raw(zoo.program("Grouped"), "by=l2 over=writers")
+    scores = raw(nets.program("Grouped"), "by=l2 over=writers")
     np.testing.assert_allclose(scores["stem.1"], np.sqrt((stem**2).sum((0, 2))), rtol=1e-12)
     np.testing.assert_allclose(scores["grouped.1"], np.sqrt((grouped**2).sum((0, 2, 3))), rtol=1e-12)
 
 
 def test_bn_falls_back_to_l2_where_there_is_none():
-    assert np.array_equal(raw(zoo.program("Residual"), "by=bn")["last"], raw(zoo.program("Residual"), "by=l2")["last"])
+    assert np.array_equal(
+        raw(nets.program("Residual"), "by=bn")["last"], raw(nets.program("Residual"), "by=l2")["last"]
+    )
 
 
 def test_normalisation():
     for normalize, mean, std in [("mean", 1, None), ("standard", 0, 1)]:
-        program = do(f"group,score{{normalize={normalize}}}", zoo.program("Residual"))
+        program = do(f"group,score{{normalize={normalize}}}", nets.program("Residual"))
         for score in program.fact(Scores).scores.values():
             assert score.mean() == pytest.approx(mean, abs=1e-12)
             assert std is None or score.std() == pytest.approx(std)
@@ -303,7 +305,7 @@ def test_scores_do_not_grow_with_the_number_of_readers():
 
 
 def test_random_is_seeded_and_apart_per_group():
-    program = zoo.program("Residual")
+    program = nets.program("Residual")
     a, b = raw(program, "by=random"), raw(program, "by=random")
     c = raw(replace(program, seed=1), "by=random")
     for name in a:
@@ -314,7 +316,7 @@ def test_random_is_seeded_and_apart_per_group():
 def watched(name, data, layer):
     """The input of one layer of the user's module over the data, in one go."""
     seen = []
-    module = copy.deepcopy(zoo.module(name))
+    module = copy.deepcopy(nets.module(name))
     module.get_submodule(layer).register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].numpy()))
     with torch.no_grad():
         module(torch.from_numpy(np.concatenate([batch[0] for batch in data])))
@@ -322,9 +324,9 @@ def watched(name, data, layer):
 
 
 def test_wifv_by_hand():
-    program = with_data(zoo.program("Residual"))
+    program = with_data(nets.program("Residual"))
     x = watched("Residual", program.data, "conv3")  # `stem` is read by three layers
-    weights = {k: v.numpy() for k, v in zoo.module("Residual").state_dict().items()}
+    weights = {k: v.numpy() for k, v in nets.module("Residual").state_dict().items()}
     variance = x.var((0, 2, 3))
     first = watched("Residual", program.data, "block.conv1").var((0, 2, 3))
     want = [
@@ -337,9 +339,9 @@ def test_wifv_by_hand():
 
 def test_wifv_of_flattened_channels_by_hand():
     """A channel that became 16 features is worth what the 16 are worth together."""
-    program = with_data(zoo.program("Flatten"))
+    program = with_data(nets.program("Flatten"))
     x = watched("Flatten", program.data, "fc1")
-    weight = zoo.module("Flatten").fc1.weight.detach().numpy()
+    weight = nets.module("Flatten").fc1.weight.detach().numpy()
     features = (x.var(0) * (weight**2).sum(0)).reshape(9, 16).sum(1)
     scores = raw(program, "by=wifv")
     np.testing.assert_allclose(scores["a"], features[:4], rtol=1e-10)
@@ -347,13 +349,13 @@ def test_wifv_of_flattened_channels_by_hand():
 
 
 def test_wifv_of_a_grouped_convolution_by_hand():
-    program = with_data(zoo.program("Grouped"))
+    program = with_data(nets.program("Grouped"))
     x = watched("Grouped", program.data, "grouped").var((0, 2, 3)).reshape(2, 3)
-    weight = zoo.module("Grouped").grouped.weight.detach().numpy().reshape(2, 4, 3, 9)
+    weight = nets.module("Grouped").grouped.weight.detach().numpy().reshape(2, 4, 3, 9)
     worth = x * (weight**2).sum((1, 3))
     scores = raw(program, "by=wifv")
     np.testing.assert_allclose(scores["stem.1"], worth.sum(0), rtol=1e-10)
-    state = zoo.module("Grouped").state_dict()  # whole groups are read by the next layer too
+    state = nets.module("Grouped").state_dict()  # whole groups are read by the next layer too
     after = watched("Grouped", program.data, "last").var((0, 2, 3)) * (state["last.weight"].numpy() ** 2).sum((0, 2, 3))
     np.testing.assert_allclose(scores["stem.0"], (worth.sum(1) + after.reshape(2, 4).sum(1)) / 2, rtol=1e-10)
 
@@ -382,14 +384,14 @@ def test_unknown_criteria_suggest_the_nearest():
 
 
 def test_freeze_by_name():
-    program = do("group{freeze=stem|block.*}", zoo.program("Residual"))
+    program = do("group{freeze=stem|block.*}", nets.program("Residual"))
     groups = program.fact(Groups)
     assert [group.name for group in groups] == ["down", "last"]
     assert {f.name: f.reason for f in groups.frozen}["block.conv1"] == "asked for by `block.*`"
 
 
 def test_normalised_offers_what_a_norm_mixes_and_the_proof_refuses_it():
-    program = do("group{normalised=true},score,mask{channels=0.5x},propagate", zoo.program("ConvNeXt"))
+    program = do("group{normalised=true},score,mask{channels=0.5x},propagate", nets.program("ConvNeXt"))
     assert program.model.stem.weight.shape[0] == 3
     with pytest.raises(VerificationError, match="`stem` was pruned although a normalisation runs across it"):
         proof.verify(program)
@@ -410,7 +412,7 @@ HALF = "group,score{by=random},mask{channels=0.5x},propagate"
 
 @pytest.mark.parametrize("name", NETS)
 def test_plan_json_and_numpy_give_the_pruned_weights(name):
-    pruned = do(HALF, zoo.program(name))
+    pruned = do(HALF, nets.program(name))
     plan = json.loads(json.dumps(pruned.plan))
     tensors = rebuilt(name, plan)
     state = {**dict(pruned.model.named_parameters()), **dict(pruned.model.named_buffers())}
@@ -422,7 +424,7 @@ def test_plan_json_and_numpy_give_the_pruned_weights(name):
 
 def rebuilt(name, plan):
     """The pruned weights, from the module, the plan and numpy alone."""
-    module = zoo.module(name)
+    module = nets.module(name)
     tensors = {
         k: v.detach().numpy() for k, v in [*module.named_parameters(remove_duplicate=False), *module.named_buffers()]
     }
@@ -434,7 +436,7 @@ def rebuilt(name, plan):
 
 
 def test_roles_in_the_plan():
-    plan = do(HALF, zoo.program("Residual")).plan["parameters"]
+    plan = do(HALF, nets.program("Residual")).plan["parameters"]
     assert plan["stem.weight"].keys() == {"0"}
     assert [plan[f"{name}.weight"]["1"]["role"] for name in ("block.conv1", "down", "conv3", "last", "fc")] == [
         "reader"
@@ -446,7 +448,7 @@ def test_roles_in_the_plan():
 
 
 def test_two_cuts_compose_in_the_plan():
-    program = zoo.program("Dense")
+    program = nets.program("Dense")
     once = do(HALF, program)
     twice = do("group,score,mask{channels=0.5x},propagate", once)
     assert twice.model.layer2.weight.shape[0] < once.model.layer2.weight.shape[0]
@@ -465,37 +467,37 @@ def same_bytes(a, b):
 
 @pytest.mark.parametrize("name", ["Residual", "Transposed", "Attention", "Shuffle"])
 def test_a_plan_replayed_gives_the_same_bytes(name):
-    program = with_data(zoo.program(name))
+    program = with_data(nets.program(name))
     done = do(f"{HALF},compensate,fold", program)
     again = replay(json.loads(json.dumps(done.plan)), program.host)
     assert same_bytes(again, done)
 
 
 def test_a_plan_of_another_model_is_refused():
-    plan = do(HALF, zoo.program("Residual")).plan
+    plan = do(HALF, nets.program("Residual")).plan
     with pytest.raises(RecipeError, match="which this model does not have"):
-        replay(plan, zoo.program("MLP").host)
+        replay(plan, nets.program("MLP").host)
     plan = json.loads(json.dumps(plan))
     plan["steps"][0]["keep"]["stem"] = [0, 77]
     with pytest.raises(RecipeError, match="keeps channel 77 of `stem`, which has 6"):
-        replay(plan, zoo.program("Residual").host)
+        replay(plan, nets.program("Residual").host)
 
 
 def test_a_literal_that_is_not_patched_is_found(monkeypatch):
     monkeypatch.setattr(TorchHost, "set_literal", lambda self, op, name, value: None)
     with pytest.raises(ShapeError, match=r"shapes disagree after the cut|its axes promise"):
-        do("group{freeze=*.1|*.2|out},score,mask{channels=0.5x},propagate", zoo.program("Attention"))
+        do("group{freeze=*.1|*.2|out},score,mask{channels=0.5x},propagate", nets.program("Attention"))
 
 
 def test_a_shape_that_is_not_what_the_dims_promise_is_found(monkeypatch):
     shapes = TorchHost.shapes
     monkeypatch.setattr(TorchHost, "shapes", lambda self: {k: (*v[:-1], 99) for k, v in shapes(self).items()})
     with pytest.raises(ShapeError, match=r"stem \(conv\): the cut gives shape .*99.*, its axes promise"):
-        do(HALF, zoo.program("Residual"))
+        do(HALF, nets.program("Residual"))
 
 
 def test_a_wrong_cut_fails_the_proof_at_the_first_op_that_differs(monkeypatch):
-    pruned = do(HALF, zoo.program("Residual"))
+    pruned = do(HALF, nets.program("Residual"))
     assert max(check.error for check in proof.verify(pruned)) <= 1e-12
     take = TorchHost.take
 
@@ -508,7 +510,7 @@ def test_a_wrong_cut_fails_the_proof_at_the_first_op_that_differs(monkeypatch):
 
 
 def test_weights_that_the_plan_does_not_give_fail_the_proof():
-    pruned = do(HALF, zoo.program("Residual"))
+    pruned = do(HALF, nets.program("Residual"))
     host = pruned.host.copy()
     host.set_parameter("fc.bias", host.parameter("fc.bias") + 1)
     with pytest.raises(VerificationError, match=r"fc.bias: replaying the plan does not give the same weights"):
@@ -517,7 +519,7 @@ def test_weights_that_the_plan_does_not_give_fail_the_proof():
 
 def test_an_unsliced_group_is_not_touched():
     """keep = everything leaves every tensor as it was, bit for bit, in storage of the result's own."""
-    program = zoo.program("Residual")
+    program = nets.program("Residual")
     groups = find_groups(program.graph)
     done = run_pass(Propagate(), program.learn(groups).learn(Keep({g.name: np.arange(g.size) for g in groups})))
     assert same_bytes(done, program)
@@ -547,11 +549,11 @@ def norms(model):
 
 @pytest.mark.parametrize("name", NORMED)
 def test_fold_is_exact_and_takes_every_norm_away(name):
-    program = zoo.program(name)
+    program = nets.program(name)
     folded = do("fold", program)
     assert norms(program.model) and not norms(folded.model)
     inputs = program.host.example()
-    assert zoo.relative_error(program.host.run(inputs), folded.host.run(inputs)) <= 1e-12
+    assert nets.relative_error(program.host.run(inputs), folded.host.run(inputs)) <= 1e-12
     assert not any("running" in key for key in folded.model.state_dict())
     assert all(check.error <= check.tolerance for check in proof.verify(do(f"{HALF},fold", program)))
 
@@ -572,7 +574,7 @@ def test_fold_into_every_kind_of_layer(maker, shape, affine):
     folded = do("fold", program)
     assert not norms(folded.model)
     assert (
-        zoo.relative_error(program.host.run(program.host.example()), folded.host.run(program.host.example())) <= 1e-12
+        nets.relative_error(program.host.run(program.host.example()), folded.host.run(program.host.example())) <= 1e-12
     )
 
 
@@ -597,7 +599,7 @@ def test_what_cannot_be_folded_is_left_with_a_note():
     program = load(Kept(), randn(2, 3, 4, 4))
     folded = do("fold", program)
     assert len(norms(folded.model)) == 5
-    assert zoo.relative_error(program.host.run(program.host.example()), folded.host.run(program.host.example())) == 0
+    assert nets.relative_error(program.host.run(program.host.example()), folded.host.run(program.host.example())) == 0
     notes = {note.partition(" (")[0]: note for note in folded.notes}
     assert notes["bn1"].endswith("not folded, the output of conv (conv) is read elsewhere too")
     assert notes["bn2"].endswith("no conv or linear comes right before it")
@@ -619,7 +621,7 @@ def test_an_output_is_not_folded_away():
     program = load(Both(), randn(2, 3, 4, 4))
     folded = do("fold", program)
     assert len(norms(folded.model)) == 1
-    assert zoo.relative_error(program.host.run(program.host.example()), folded.host.run(program.host.example())) == 0
+    assert nets.relative_error(program.host.run(program.host.example()), folded.host.run(program.host.example())) == 0
 
 
 # ---- compensate --------------------------------------------------------------------------------------
@@ -693,7 +695,7 @@ def test_compensate_keeps_the_mean_of_a_readers_output(net, shape, reader):
 
 
 def test_compensate_in_the_wrong_place_is_an_error():
-    program = with_data(zoo.program("Residual"))
+    program = with_data(nets.program("Residual"))
     for recipe in (
         "compensate",
         f"{HALF},fold,compensate",
@@ -703,7 +705,7 @@ def test_compensate_in_the_wrong_place_is_an_error():
         with pytest.raises(RecipeError, match="`compensate` follows one `propagate`, here"):
             do(recipe, program)
     with pytest.raises(RecipeError, match="step 5 `compensate` needs calibration data"):
-        do(f"{HALF},compensate", zoo.program("Residual"))
+        do(f"{HALF},compensate", nets.program("Residual"))
 
 
 def test_a_layer_that_is_used_twice_gets_a_bias_for_each_use():
@@ -737,7 +739,7 @@ def test_a_layer_that_is_used_twice_gets_a_bias_for_each_use():
 
 @pytest.mark.parametrize("name", NETS)
 def test_the_whole_recipe_on_every_network(name):
-    program = with_data(zoo.program(name))
+    program = with_data(nets.program(name))
     done = do("group,score{by=wifv},mask{channels=0.5x},propagate,compensate,fold", program)
     assert [step.name for step in done.history] == ["group", "score", "mask", "propagate", "compensate", "fold"]
     assert all(check.error <= check.tolerance for check in proof.verify(done))

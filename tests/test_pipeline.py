@@ -10,8 +10,8 @@ import sys
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
+import nets
 import pytest
-import zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -142,7 +142,7 @@ def test_errors_of_toml(text, message):
     ],
 )
 def test_a_recipe_is_checked_whole_before_anything_runs(text, message, hint):
-    program, began = zoo.program("MLP"), []
+    program, began = nets.program("MLP"), []
     with pytest.raises(RecipeError) as error:
         run(Recipe.parse(text), program, progress=lambda *what: began.append(what))
     assert message in error.value.message and hint in error.value.hint
@@ -150,7 +150,7 @@ def test_a_recipe_is_checked_whole_before_anything_runs(text, message, hint):
 
 
 def test_facts_that_are_known_count():
-    program = run(Recipe.parse("group,score"), zoo.program("MLP"))
+    program = run(Recipe.parse("group,score"), nets.program("MLP"))
     assert program.knows(Groups) and program.knows(Scores)
     done = run(Recipe.parse("mask{channels=0.5x},propagate"), program)
     assert not done.knows(Keep)
@@ -160,11 +160,11 @@ def test_facts_that_are_known_count():
 
 def test_an_error_names_the_passes_that_ran():
     with pytest.raises(GraphpruneError, match=r"^in `mask\{macs=0.01x floor=0.9\}` after `group,score`: a budget"):
-        run(Recipe.parse("group,score,mask{macs=0.01x floor=0.9}"), zoo.program("MLP"))
+        run(Recipe.parse("group,score,mask{macs=0.01x floor=0.9}"), nets.program("MLP"))
 
 
 def test_programs_never_change_and_history_says_what_ran():
-    program = zoo.program("MLP")
+    program = nets.program("MLP")
     before = {name: program.host.parameter(name).tobytes() for name in program.graph.parameters}
     text = program.graph.text()
     done = run(Recipe.parse("group,score,mask{channels=0.5x},propagate,fold"), program)
@@ -178,7 +178,7 @@ def test_programs_never_change_and_history_says_what_ran():
 
 def test_progress_is_told_of_every_step():
     told = []
-    run(Recipe.parse("group,score"), zoo.program("MLP"), progress=lambda *what: told.append(what))
+    run(Recipe.parse("group,score"), nets.program("MLP"), progress=lambda *what: told.append(what))
     assert told == [("group", 0, 2), ("score", 1, 2), ("done", 2, 2)]
 
 
@@ -196,7 +196,7 @@ class Nothing(Pass):
 
 
 def test_a_pass_can_be_used_without_a_name():
-    done = run(Recipe((Nothing(times=3),)), zoo.program("MLP"))
+    done = run(Recipe((Nothing(times=3),)), nets.program("MLP"))
     assert done.notes == ("3 times nothing",)
     assert done.history[0].text == "nothing{times=3}"
 
@@ -273,14 +273,14 @@ print(sorted(passes()), "tiny.scale.default" in table())
 SAME = """
 import hashlib, json, sys
 import numpy as np
-import zoo
+import nets
 from dataclasses import replace
 from graphprune.calibration import batches
 from graphprune.facts import Groups
 from graphprune.pipeline import Recipe, run
 digest = hashlib.sha256()
 for name in ("Residual", "Dense", "CrossedSums", "Packed", "GroupedQuery"):
-    program = zoo.program(name)
+    program = nets.program(name)
     rng = np.random.default_rng(0)
     data = [rng.standard_normal(x.shape) for x in program.host.example()]
     program = replace(program, data=batches(data, program.graph.inputs))

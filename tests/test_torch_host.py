@@ -7,13 +7,14 @@ import io
 import pickle
 import zipfile
 
+import nets
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import zoo
 from torch import nn
 
+import graphprune as gp
 from graphprune import proof
 from graphprune.errors import ModelError, OutputError
 from graphprune.grouping import find_groups
@@ -31,7 +32,7 @@ def load(module, inputs, **options):
 
 def residual(dtype=torch.float32):
     torch.manual_seed(0)
-    return zoo.randomise(zoo.Residual()).to(dtype)
+    return nets.randomise(nets.Residual()).to(dtype)
 
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -60,9 +61,9 @@ def test_training_the_result_does_not_train_the_module_it_came_from():
     assert torch.equal(module.fc.bias, before)
 
 
-@pytest.mark.parametrize("name", sorted(zoo.ZOO))
+@pytest.mark.parametrize("name", sorted(nets.ZOO))
 def test_names_of_parameters_and_buffers_are_kept(name):
-    module, model = zoo.module(name), run(HALF, zoo.program(name)).model
+    module, model = nets.module(name), run(HALF, nets.program(name)).model
     given = {key for key, _ in [*module.named_parameters(remove_duplicate=False), *module.named_buffers()]}
     have = {key for key, _ in [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]}
     assert {key for key in have if "lifted" not in key} == given
@@ -121,7 +122,7 @@ class Tied(nn.Module):
 
 
 def test_tied_weights_stay_tied(tmp_path):
-    program = load(zoo.randomise(Tied()), (torch.tensor([[1, 4, 2, 0]]),))
+    program = load(nets.randomise(Tied()), (torch.tensor([[1, 4, 2, 0]]),))
     pruned = run(HALF, program)
     assert pruned.model.emb.weight is pruned.model.head.weight
     assert pruned.model.emb.weight.shape == (8, 3)
@@ -134,7 +135,7 @@ def test_tied_weights_stay_tied(tmp_path):
 
 
 def test_dropout_follows_train_and_eval():
-    model = run(HALF, load(zoo.InPlace().double(), (IMAGES.double(),))).model
+    model = run(HALF, load(nets.InPlace().double(), (IMAGES.double(),))).model
     x = torch.ones(2, 3, 8, 8, dtype=torch.float64)
     assert torch.equal(model(x), model(x))
     model.train()
@@ -161,11 +162,11 @@ def test_the_result_exports_again_and_survives_deepcopy():
 
 @pytest.mark.parametrize("name", ["Residual", "Packed", "Heads", "Language", "Transposed", "Unknown"])
 def test_pt2_files_round_trip(name, tmp_path):
-    pruned = run(HALF, zoo.program(name))
+    pruned = run(HALF, nets.program(name))
     pruned.host.save(tmp_path / "model.pt2")
     loaded = TorchHost.load(tmp_path / "model.pt2")
     inputs = pruned.host.example()
-    assert zoo.relative_error(pruned.host.run(inputs), loaded.run(inputs)) == 0
+    assert nets.relative_error(pruned.host.run(inputs), loaded.run(inputs)) == 0
     assert all(np.array_equal(a, b) for a, b in zip(inputs, loaded.example(), strict=True))
     names = [set(dict(one.model.named_parameters(remove_duplicate=False))) for one in (loaded, pruned.host)]
     assert names[0] == names[1]
@@ -173,7 +174,9 @@ def test_pt2_files_round_trip(name, tmp_path):
     assert {g.size for g in find_groups(again.graph)} == {g.size for g in find_groups(pruned.graph)}
     with torch.no_grad():
         plain = torch.export.load(tmp_path / "model.pt2").module()(*map(torch.from_numpy, inputs))
-    assert zoo.relative_error(pruned.host.run(inputs), [x.numpy() for x in torch.utils._pytree.tree_leaves(plain)]) == 0
+    assert (
+        nets.relative_error(pruned.host.run(inputs), [x.numpy() for x in torch.utils._pytree.tree_leaves(plain)]) == 0
+    )
 
 
 def test_the_batch_stays_dynamic_all_the_way(tmp_path):
@@ -238,7 +241,7 @@ def test_keyword_and_nested_inputs(tmp_path):
     torch.testing.assert_close(whole["twice"][0], args[1]["z"])
     pruned.host.save(tmp_path / "model.pt2")
     loaded = TorchHost.load(tmp_path / "model.pt2")
-    assert zoo.relative_error(pruned.host.run(pruned.host.example()), loaded.run(loaded.example())) == 0
+    assert nets.relative_error(pruned.host.run(pruned.host.example()), loaded.run(loaded.example())) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -296,7 +299,7 @@ def test_a_module_that_cannot_be_traced_is_one_clear_error():
 
 def saved(tmp_path):
     path = tmp_path / "model.pt2"
-    TorchHost.export(zoo.MLP(), (torch.randn(2, 6),)).save(path)
+    TorchHost.export(nets.MLP(), (torch.randn(2, 6),)).save(path)
     return path
 
 
@@ -378,7 +381,7 @@ def test_nothing_is_unpickled(member, tmp_path):
 
 
 def test_output_that_cannot_be_written(tmp_path):
-    host = zoo.program("MLP").host
+    host = nets.program("MLP").host
     with pytest.raises(OutputError, match="cannot be written"):
         host.save(tmp_path / "no" / "such" / "folder" / "model.pt2")
 
@@ -387,7 +390,7 @@ def test_output_that_cannot_be_written(tmp_path):
 
 
 def test_copies_share_storage_until_edited():
-    host = zoo.program("Residual").host
+    host = nets.program("Residual").host
     twin = host.copy()
     assert twin.model.stem.weight.data_ptr() == host.model.stem.weight.data_ptr()
     twin.zero("stem.weight", 0, np.array([1]))
@@ -400,7 +403,7 @@ def test_copies_share_storage_until_edited():
 
 
 def test_watch_sees_what_ops_give_every_output_of_them():
-    program = zoo.program("SplitUneven")
+    program = nets.program("SplitUneven")
     split = next(op for op in program.graph.ops if op.kind == "split")
     names = [value.name for value in (*split.inputs, *split.outputs)]
     seen = program.host.watch(program.host.example(), names)
@@ -409,13 +412,34 @@ def test_watch_sees_what_ops_give_every_output_of_them():
 
 
 def test_origins_are_module_paths():
-    origins = {op.origin for op in zoo.program("Residual").graph.ops}
+    origins = {op.origin for op in nets.program("Residual").graph.ops}
     assert {"stem", "bn0", "block.conv1", "fc"} <= origins
 
 
 def test_text_of_the_graph():
-    text = zoo.program("MLP").graph.text().splitlines()
+    text = nets.program("MLP").graph.text().splitlines()
     assert text[0].startswith("input  %") and text[0].endswith("x6")
     assert "weight %fc1.weight:7x6" in text
     assert any(line.startswith("%linear:") and " = linear(" in line and "%fc1.weight, _)" in line for line in text)
     assert text[-1].startswith("output %")
+
+
+class Sum(nn.Module):
+    """Inputs by position, by any number of positions, or by name."""
+
+    def __init__(self, style: str) -> None:
+        super().__init__()
+        self.style, self.first, self.last = style, nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor, *more: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+        return self.last(self.first(x) + self.first(more[0] if self.style == "many" else y))
+
+
+@pytest.mark.parametrize("style", ["many", "named"])
+def test_the_batch_stays_open_however_inputs_are_given(style: str) -> None:
+    x = torch.randn(2, 4)
+    program = gp.load(Sum(style), (x, x) if style == "many" else {"args": (x,), "kwargs": {"y": x}})
+    done = gp.run("group,score,mask{channels=0.5x},propagate", program)
+    assert gp.verify(done)[0].error <= 1e-12
+    wide = [np.ones((5, 4), np.float32)] * 2
+    assert done.host.run(wide)[0].shape == (5, 3)

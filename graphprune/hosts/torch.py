@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 import warnings
 from collections.abc import Mapping, Sequence
@@ -363,12 +364,7 @@ def _tuple(inputs: Any) -> tuple[Any, ...]:
 def _export(
     module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Any
 ) -> torch.export.ExportedProgram:
-    tries = [dynamic]
-    if dynamic is None:
-        batched = pytree.tree_map(
-            lambda x: {0: torch.export.Dim.AUTO} if isinstance(x, torch.Tensor) and x.ndim else None, (args, kwargs)
-        )
-        tries = [batched[0] if not kwargs else None, None]
+    tries = [_batched(module, args, kwargs), None] if dynamic is None else [dynamic]
     failure: BaseException | None = None
     for spec in tries:
         try:
@@ -382,6 +378,17 @@ def _export(
         f"{type(module).__name__}: torch.export could not trace it ({first_line(failure or ModelError(''))})",
         "call torch.export.export on it yourself to see the whole trace, or give an ONNX file",
     ) from failure
+
+
+def _batched(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The first axis of every tensor left open, as torch.export spells it: by the names in ``forward``."""
+    try:
+        named = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+    except TypeError:  # torch.export will say what is wrong
+        return None
+    return pytree.tree_map(
+        lambda x: {0: torch.export.Dim.AUTO} if isinstance(x, torch.Tensor) and x.ndim else None, dict(named)
+    )
 
 
 def _network(module: fx.GraphModule) -> Network:

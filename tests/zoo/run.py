@@ -1,4 +1,4 @@
-"""Measure every architecture and write the table: ``python -m tests.architectures.run --out docs/zoo.md``.
+"""Measure every architecture and write the table: ``python -m tests.zoo.run --out docs/zoo.md``.
 
 What was measured is kept in ``--cache``, an architecture a file, and measured again only when graphprune's
 sources or the versions of the packages change (``--keep`` accepts results of older sources).
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="tests.architectures.run", description=__doc__)
+    parser = argparse.ArgumentParser(prog="tests.zoo.run", description=__doc__)
     parser.add_argument("--out", type=Path, help="the Markdown file to write; without it, standard output")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these architectures only")
     parser.add_argument("--cache", type=Path, default=Path("build/zoo"), help="where results are kept")

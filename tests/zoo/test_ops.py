@@ -1,4 +1,4 @@
-"""Ops that architectures of the catalogue brought into the table: what must be prunable, exactly."""
+"""Ops that architectures of the zoo brought into the table: what must be prunable, exactly."""
 
 from __future__ import annotations
 
