@@ -9,6 +9,7 @@ reason, so the algebra always ends: every step works on strictly smaller parts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from math import prod
 from typing import TypeVar
 
@@ -309,8 +310,8 @@ class Index:
             return self._keep.get(dim, np.arange(dim.size))
         sizes = [_static(kid) for kid in dim.kids]
         if dim.kind == SUM:
-            offsets = np.cumsum([0, *sizes[:-1]])
-            return np.concatenate([offset + part for offset, part in zip(offsets, parts, strict=True)])
+            offsets = accumulate(sizes[:-1], initial=0)
+            return np.concatenate([part + offset for offset, part in zip(offsets, parts, strict=True)])
         out = parts[0]
         for size, part in zip(sizes[1:], parts[1:], strict=True):
             out = (out[:, None] * size + part[None, :]).ravel()
@@ -384,8 +385,8 @@ def _fold(dim: Dim, of: Callable[[Dim, list[T]], T], done: dict[int, T]) -> T:
     stack = [find(dim)]
     while stack:
         part = stack[-1]
-        kids = [find(kid) for kid in part.kids]
-        waiting = [] if id(part) in done else [kid for kid in kids if id(kid) not in done]
+        kids = [] if id(part) in done else [find(kid) for kid in part.kids]
+        waiting = [kid for kid in kids if id(kid) not in done]
         stack += waiting
         if not waiting:
             stack.pop()

@@ -133,7 +133,8 @@ class Host(Protocol):
         """Keep only ``keep`` of one axis of a tensor, in that order, exactly."""
 
     def zero(self, name: str, axis: int, drop: Indices) -> None:
-        """Set the given slices of a tensor to zero, in a copy of its own."""
+        """Set the given slices of a tensor to zero, in a copy of its own. In a quantised tensor the zero
+        point is what stands for zero."""
 
     def set_literal(self, op: Op, name: str, value: Any) -> None:
         """Set a literal of the op (rules.py says which ops have which): an int or a list of ints.

@@ -17,7 +17,7 @@ PACKAGE = Path(graphprune.__file__).parent
 ROOT = PACKAGE.parent
 
 LAYERS = (
-    ("errors", "units"),
+    ("errors", "units", "collector"),
     ("dims",),
     ("ir",),
     ("notation", "views"),

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from ..collector import paused
 from ..dims import Indices, Size
 from ..errors import GraphpruneError, ModelError, ShapeError
 from ..ir import Array, Batch, Graph, Op
@@ -93,7 +94,7 @@ class OnnxHost:
     # ---- reading ---------------------------------------------------------------------------------
 
     def lift(self) -> Graph:
-        with refusing("the model cannot be read"):
+        with refusing("the model cannot be read"), paused():
             graph, self._known = lift(self.model, Flow(self.model), self._look())
         return graph
 

@@ -17,6 +17,7 @@ from torch import fx
 from torch.fx.graph_module import _assign_attr, _get_attr
 from torch.utils import _pytree as pytree
 
+from ..collector import paused
 from ..dims import Indices, Size
 from ..errors import ModelError, OutputError
 from ..ir import Array, Batch, Graph, Op
@@ -156,7 +157,7 @@ class TorchHost:
     # ---- reading ---------------------------------------------------------------------------------
 
     def lift(self) -> Graph:
-        with refusing("the model cannot be read"):
+        with refusing("the model cannot be read"), paused():
             return relate(Reader(self.model).graph())
 
     def parameter(self, name: str) -> Array:

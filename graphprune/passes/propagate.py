@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..collector import paused
 from ..dims import Index, find
 from ..errors import ShapeError
 from ..facts import Groups, Keep
@@ -27,10 +28,11 @@ class Propagate(Pass):
     def run(self, program: Program) -> Program:
         groups, keep = program.fact(Groups), program.fact(Keep)
         index, graph, host = keep.index(groups), program.graph, program.host.copy()
-        _slice(graph, host, index)
-        for op in graph.ops:
-            for name, value in literals(op, graph.relations[op.name], index).items():
-                host.set_literal(op, name, value)
+        with paused():
+            _slice(graph, host, index)
+            for op in graph.ops:
+                for name, value in literals(op, graph.relations[op.name], index).items():
+                    host.set_literal(op, name, value)
         host.own()
         _compare(graph, host, index)
         step = {"keep": {name: kept.tolist() for name, kept in sorted(keep.keep.items())}}
