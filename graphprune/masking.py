@@ -20,7 +20,7 @@ _MOVES = frozenset(
     "reshape transpose slice split select unbind concat stack expand repeat interleave windows unfold fold".split()
 )
 _FOLLOWS = frozenset(("reshape_as", "take_along"))  # they move their first operand
-_WRITES = frozenset(("conv", "conv_transpose", "linear", "gemm", "matmul", "gather", "index"))
+_WRITES = frozenset("conv conv_transpose linear gemm matmul fused_matmul einsum gather index".split())
 _DEPTH = 200  # ops to look back through; further away nothing is tried
 
 

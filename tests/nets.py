@@ -794,8 +794,8 @@ class GroupedQuery(nn.Module):
 
 @net(
     vectors(2, 4, 5),
-    {"q": 3, "v": 2},
-    {"q[0]": INPUT, "q[2]": "(einsum) contracts it between activations", "o": OUTPUT},
+    {"q": 3, "k": 4, "v": 2},
+    {"q[0]": INPUT, "o": OUTPUT},
 )
 class Einsum(nn.Module):
     """Attention in einsum, weights with an axis for heads."""
