@@ -159,8 +159,7 @@ graph to the cut network; each step reads the graph anew where the one before ha
 {}
 
 Linear in ops for all but *dense*: a DenseNet's axes alone are quadratic in its layers (1,000 ops are 333 of them).
-*nested* ends at 5,000 concats; *misaligned* has sixty parts on every axis, and Python's garbage collector, which walks
-over all of them, takes a third of its time."""
+*nested* ends at 5,000 concats; *misaligned* has sixty parts on every axis, and a third of its time is ONNX Runtime's."""
 
 
 if __name__ == "__main__":
