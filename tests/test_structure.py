@@ -18,6 +18,8 @@ ROOT = PACKAGE.parent
 
 LAYERS = (
     ("errors", "units", "collector"),
+    ("pqtree",),
+    ("ordering",),
     ("dims",),
     ("ir",),
     ("notation", "views"),
