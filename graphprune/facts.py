@@ -106,7 +106,8 @@ class Order:
     """How readers with a choice of their own get their channels.
 
     ``sinks``: the ``reindex`` ops whose selection goes into the concatenation that they read. ``runs``: a
-    selection of up to so many runs is put together of slices there, of more it is gathered. ``segments``: what the report says of each set of layers that share channels.
+    selection of up to so many runs is put together of slices there, of more it is gathered.
+    ``segments``: what the report says of each set of layers that share channels.
     """
 
     sinks: frozenset[str] = frozenset()

@@ -19,7 +19,7 @@ from .costs import params
 from .errors import GraphpruneError, RecipeError, nearest
 from .facts import Keep, Order
 from .grouping import find_groups
-from .ir import Graph, Host, Program, Site, Step
+from .ir import Host, Program, Site, Step
 
 Progress = Callable[[str, int, int], None]
 """Called from long work as ``progress(what, done, total)``."""
@@ -66,7 +66,7 @@ def passes() -> Mapping[str, type[Pass]]:
 def _built_in() -> dict[str, type[Pass]]:
     from importlib import import_module
 
-    names = ("group", "score", "mask", "propagate", "fold", "compensate")
+    names = ("group", "score", "mask", "reorder", "propagate", "fold", "compensate")
     modules = [import_module(f"graphprune.passes.{name}") for name in names]
     classes = [c for m in modules for c in vars(m).values() if isinstance(c, type) and c.__module__ == m.__name__]
     return {c.name: c for c in classes if issubclass(c, Pass)}
@@ -207,11 +207,11 @@ def opened(host: Host, sites: Iterable[Any]) -> Host:
     return host
 
 
-def structure(program: Program) -> Graph:
-    """The graph of the model as it was given, with the sites that its plan opened: what the groups of the
-    plan are groups of."""
+def original(program: Program) -> Host:
+    """The model as it was given, with the sites that its plan opened: what the groups of the plan are
+    groups of."""
     sites = [site for step in program.plan.get("steps", ()) for site in step.get("reindex", ())]
-    return (opened(program.source, sites) if sites else program.source).lift()
+    return opened(program.source, sites) if sites else program.source
 
 
 def _replay_cut(step: Mapping[str, Any], program: Program) -> Program:
@@ -230,7 +230,8 @@ def _replay_cut(step: Mapping[str, Any], program: Program) -> Program:
                 f"the plan keeps channel {max(kept)} of `{group.name}`, which has {group.size}", "is it the same model?"
             )
     lists = {part: {name: np.asarray(at, np.intp) for name, at in step.get(part, {}).items()} for part in _LISTS}
-    program = program.learn(groups).learn(Keep(**lists)).learn(Order(frozenset(step.get("sinks", ())), step.get("runs", 0)))
+    order = Order(frozenset(step.get("sinks", ())), step.get("runs", 0))
+    program = program.learn(groups).learn(Keep(**lists)).learn(order)
     cut = passes()[Recipe.parse(step["pass"]).steps[0].name]
     return run_pass(cut(), program)
 

@@ -43,9 +43,9 @@ def writer_sites(graph: Graph, groups: Groups) -> Iterator[Site]:
         for k, value in enumerate(operands):
             for axis, dim in enumerate(value.dims):
                 leaf = find(dim)
-                if leaf in free and value.shape == op.outputs[0].shape and climb.branch(value, axis):
-                    if maskable(graph, value, leaf):
-                        yield Site(op.name, k, axis, fills=True)
+                whole = leaf in free and value.shape == op.outputs[0].shape
+                if whole and climb.branch(value) and maskable(graph, value, leaf):
+                    yield Site(op.name, k, axis, fills=True)
 
 
 def _readers(groups: Groups, leaf: Dim) -> set[str]:
@@ -95,12 +95,12 @@ class _Climb:
         rest = [value for value in op.inputs[1:] if value is not None]
         return all(value.name in self.graph.parameters and self.uses[value.name] == 1 for value in rest)
 
-    def branch(self, value: Value, axis: int) -> bool:
+    def branch(self, value: Value) -> bool:
         """Whether a value is made by one layer for one reader, perhaps with a BatchNorm behind it."""
         while self.uses[value.name] == 1 and value.name in self.makers:
             op = self.makers[value.name]
             if op.kind in _BACK:
-                return op.attrs.get("groups", 1) == 1
+                return bool(op.attrs.get("groups", 1) == 1)
             if not self._transparent(op) or op.kind not in ("batch_norm", "pointwise") or op.inputs[0] is None:
                 return False
             value = op.inputs[0]

@@ -18,7 +18,7 @@ ROOT = PACKAGE.parent
 
 LAYERS = (
     ("errors", "units", "collector"),
-    ("pqtree",),
+    ("pqtree", "prices", "upscale"),
     ("ordering",),
     ("dims",),
     ("ir",),
@@ -29,8 +29,8 @@ LAYERS = (
     ("relate",),
     ("grouping", "costs", "reads", "selection"),
     ("pipeline",),
-    ("sites",),
-    ("unconstrained",),
+    ("sites", "segments"),
+    ("unconstrained", "menu"),
     ("hosts",),
     ("passes", "calibration"),
     ("backends",),

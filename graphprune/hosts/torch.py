@@ -294,7 +294,7 @@ class TorchHost:
         return self._find_node(op.name)
 
     def _find_node(self, name: str) -> fx.Node:
-        found = next((node for node in self._module.graph.nodes if node.name == name), None)
+        found: fx.Node | None = next((node for node in self._module.graph.nodes if node.name == name), None)
         if found is None:
             raise ModelError(f"no op `{name}` in the model", "is it the same model?")
         return found
