@@ -99,11 +99,12 @@ def _parameters(groups: Groups, keep: Keep, index: Index, before: Mapping[str, A
             axes = out.setdefault(member.parameter, {})
             known = axes.get(str(member.axis), {})
             kept = index(member.dim).tolist()
+            idle = positions(member.dim, group.dim, keep.blank.get(group.name, np.arange(0))).tolist()
             earlier = before.get(member.parameter, {}).get(str(member.axis))
             if earlier is not None:  # a second cut: name positions of the original axis
-                kept = [earlier["keep"][k] for k in kept]
+                kept, idle = ([earlier["keep"][k] for k in at] for at in (kept, idle))
             role = min(known.get("role", member.role), member.role, key=rank.__getitem__)
             axes[str(member.axis)] = {"role": role, "keep": kept}
-            if group.name in keep.blank and role == "reader":
-                axes[str(member.axis)]["blank"] = positions(member.dim, group.dim, keep.blank[group.name]).tolist()
+            if idle := sorted({*idle, *known.get("blank", ())}):
+                axes[str(member.axis)]["blank"] = idle
     return out
