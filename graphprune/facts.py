@@ -105,13 +105,12 @@ class Keep:
 class Order:
     """How readers with a choice of their own get their channels.
 
-    ``sinks``: the ``reindex`` ops whose selection goes into the concatenation that they read. ``runs``: a
-    selection of up to so many runs is put together of slices there, of more it is gathered.
+    ``sinks``: the ``reindex`` ops whose selection goes into the concatenation that they read. What is taken
+    of one part of it in up to so many runs is put together of slices, else it is gathered.
     ``segments``: what the report says of each set of layers that share channels.
     """
 
-    sinks: frozenset[str] = frozenset()
-    runs: int = 4
+    sinks: Mapping[str, int] = field(default_factory=dict)
     segments: tuple[Mapping[str, Any], ...] = ()
 
 

@@ -29,6 +29,7 @@ class Choice:
     moved_bytes: float
     own: Indices | None = None
     blank: Indices | None = None
+    runs: int = 1  # of a sink: see facts.Order
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,6 @@ class Pricing:
     segments: Segments
     prices: Prices
     macs: Cost
-    most: int = 4  # runs to take one by one into a concatenation
 
     def layout(self, order: Mapping[str, Sequence[int]], menu: Sequence[str], sinks: frozenset[str]) -> Layout:
         keep = self.segments.ordered(order)
@@ -85,7 +85,7 @@ class Pricing:
             return
         size = len(at) * taker.bytes_each
         if sunk:
-            yield self._sink(taker, at, given)
+            yield self._sink(taker, at)
         elif is_run(at) and "view" in menu:
             us = self.prices.run(size, self.segments.batch)
             yield Choice("view", us, 0.0 if self.prices.views and self.segments.batch == 1 else size)
@@ -109,20 +109,27 @@ class Pricing:
         us = run + self._more(taker) * extra
         return Choice("constrain" if whole else "widen", us, copied, own, blank)
 
-    def _sink(self, taker: Taker, at: Indices, given: Indices) -> Choice:
-        """Runs go into the concatenation as they are; what is cut up too much is gathered first."""
-        us = moved = 0.0
-        start = 0
+    def _sink(self, taker: Taker, at: Indices) -> Choice:
+        """Runs go into the concatenation as they are, or what is taken of one part is gathered first."""
+        cut, start = [], 0
         for size in self.parts(taker):
             mine = at[(at >= start) & (at < start + size)]
+            if 0 < len(mine) < size:
+                cut.append((len(runs(mine)), len(mine) * taker.bytes_each))
             start += size
-            count, size_bytes = len(runs(mine)), len(mine) * taker.bytes_each
-            if count > self.most:
-                moved += size_bytes
-                us += self.prices.moved("gather", size_bytes)
-            elif 0 < len(mine) < size:
+        options = sorted({1, *(count for count, _ in cut)})
+        return min((self._sunk(cut, most) for most in options), key=lambda choice: choice.us)
+
+    def _sunk(self, cut: Sequence[tuple[int, float]], most: int) -> Choice:
+        us = moved = 0.0
+        for count, size_bytes in cut:
+            if count > most:
+                us += self.prices.gathered_into(size_bytes)
+                moved += 0.0 if self.prices.fused else size_bytes
+            else:
                 us += count * self.prices.run(size_bytes / count, 1)
-        return Choice("sink", us, moved)
+                moved += 0.0 if self.prices.views else size_bytes
+        return Choice("sink", us, moved, runs=most)
 
     def parts(self, taker: Taker) -> list[int]:
         """The lengths of what a concatenation before a taker is made of."""

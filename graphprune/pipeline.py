@@ -230,7 +230,7 @@ def _replay_cut(step: Mapping[str, Any], program: Program) -> Program:
                 f"the plan keeps channel {max(kept)} of `{group.name}`, which has {group.size}", "is it the same model?"
             )
     lists = {part: {name: np.asarray(at, np.intp) for name, at in step.get(part, {}).items()} for part in _LISTS}
-    order = Order(frozenset(step.get("sinks", ())), step.get("runs", 0))
+    order = Order(step.get("sinks", {}))
     program = program.learn(groups).learn(Keep(**lists)).learn(order)
     cut = passes()[Recipe.parse(step["pass"]).steps[0].name]
     return run_pass(cut(), program)

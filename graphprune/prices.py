@@ -19,11 +19,16 @@ class Prices:
     concat: float
     mac: float
     views: bool  # a slice of the channels of one sample is a view, not a copy
+    fused: bool = False  # a gather whose result is only concatenated is part of the concatenation
 
     def moved(self, kind: str, size_bytes: float) -> float:
         """What one op of a kind costs that writes so many bytes."""
         per_megabyte: float = getattr(self, kind)
         return self.call + per_megabyte * size_bytes / MEGABYTE
+
+    def gathered_into(self, size_bytes: float) -> float:
+        """A gather right before a concatenation."""
+        return self.call if self.fused else self.moved("gather", size_bytes)
 
     def run(self, size_bytes: float, batch: float) -> float:
         """A run of channels: nothing where that is a view."""
@@ -33,6 +38,6 @@ class Prices:
 PRICES = {
     "torch": Prices(call=2.0, slice=150.0, gather=160.0, pad=160.0, concat=150.0, mac=25.0, views=True),
     "onnx": Prices(call=4.0, slice=150.0, gather=160.0, pad=160.0, concat=150.0, mac=20.0, views=False),
-    "tvm": Prices(call=0.5, slice=0.0, gather=20.0, pad=20.0, concat=150.0, mac=30.0, views=True),
+    "tvm": Prices(call=0.5, slice=0.0, gather=20.0, pad=20.0, concat=150.0, mac=30.0, views=True, fused=True),
 }
 """Measured by ``python -m benchmarks.prices`` (one thread)."""

@@ -48,7 +48,7 @@ def selections(graph: Graph, index: Index, order: Order) -> Iterator[tuple[Op, l
             lost = index(after)[at < 0]
             raise ShapeError(f"{op.where} takes channel {lost[0]}, which nothing before it keeps")
         if op.name in order.sinks:
-            yield op, _sunk(op, at, index, makers, order.runs)
+            yield op, _sunk(op, at, index, makers, order.sinks[op.name])
         else:
             yield op, [Piece(op, 0, at, len(index(before)))]
 

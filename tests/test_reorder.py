@@ -212,10 +212,10 @@ def test_nothing_is_gathered_into_a_concatenation_twice():
     """DenseNet: the selections go into the concatenations, and the old ones are gone."""
     for name, concatenations in (("dense", 3 + 4), ("dense lists", 3 + 1)):  # the head reads a whole one
         program = loosened(name)
-        sinks = frozenset(op.name for op in reindexes(program.graph) if "cat" in op.inputs[0].name)
-        known = program.learn(random_keep(program, 0)).learn(Order(sinks, runs=100))
+        sinks = [op.name for op in reindexes(program.graph) if "cat" in op.inputs[0].name]
+        known = program.learn(random_keep(program, 0)).learn(Order(dict.fromkeys(sinks, 100)))
         done = gp.run(gp.Recipe((Propagate(),)), known)
-        assert len(sinks) == 3 and copies(done) <= 1  # and selects from the mean of it
+        assert len(sinks) == 3 and copies(done) <= 2  # and the stem has no concatenation
         assert sum("cat" in str(node.target) for node in done.model.graph.nodes) == concatenations
         check(name, done)
 
@@ -236,7 +236,8 @@ def test_the_chosen_layout_is_never_dearer_than_the_published_one():
 def test_the_result_does_not_depend_on_the_hash_seed():
     code = (
         "import branches, hashlib, graphprune as gp\n"
-        "p = gp.run('group,score,mask{channels=0.6x unconstrained=both},reorder,propagate', branches.program('dense'))\n"
+        "recipe = 'group,score,mask{channels=0.6x unconstrained=both},reorder,propagate'\n"
+        "p = gp.run(recipe, branches.program('dense'))\n"
         "state = b''.join(p.host.parameter(n).tobytes() for n in p.graph.parameters)\n"
         "print(hashlib.sha256(state).hexdigest(), p.graph.text(), p.plan)"
     )

@@ -50,7 +50,7 @@ def _step(keep: Keep, order: Order) -> dict[str, Any]:
     if keep.blank:
         step["blank"] = {name: at.tolist() for name, at in sorted(keep.blank.items())}
     if order.sinks:
-        step |= {"sinks": sorted(order.sinks), "runs": order.runs}
+        step["sinks"] = dict(sorted(order.sinks.items()))
     return step
 
 

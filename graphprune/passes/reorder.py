@@ -62,8 +62,9 @@ class Reorder(Pass):
             idle = layout.choices[taker.op.name].blank
             if taker.own is not None and idle is not None and len(idle):
                 blank[taker.own.name] = idle
+        runs = {name: layout.choices[name].runs for name in sorted(sinks) if layout.choices[name].how == "sink"}
         shown = describe(pricing, layout, ordering)
-        return program.learn(Keep(layout.keep, blank)).learn(Order(sinks, pricing.most, shown))
+        return program.learn(Keep(layout.keep, blank)).learn(Order(runs, shown))
 
 
 def _blocks(segments: Segments) -> dict[str, tuple[int, ...]]:
