@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -38,8 +38,8 @@ class Layout:
 
     keep: Mapping[str, Indices]
     choices: Mapping[str, Choice]
-    concat_us: Mapping[str, float] = field(default_factory=dict)  # by the op that concatenates
-    concat_bytes: float = 0.0
+    concat_bytes: Mapping[str, float]  # written by each op that concatenates
+    concat_us: Mapping[str, float]
 
     def us(self, takers: Sequence[Taker], concats: Sequence[str]) -> float:
         own = sum(self.choices[taker.op.name].us for taker in takers)
@@ -65,7 +65,7 @@ class Pricing:
         kept = {**keep, **dict(self._widened(choices))}
         concat = dict(self._concats(kept, sinks))
         price = {name: self.prices.moved("concat", size) for name, size in concat.items()}
-        return Layout(kept, choices, price, sum(concat.values()))
+        return Layout(kept, choices, concat, price)
 
     def _widened(self, choices: Mapping[str, Choice]) -> Iterator[tuple[str, Indices]]:
         for taker in self.segments.takers:

@@ -131,5 +131,6 @@ def _sums(part: Sequence[Taker], layout: Layout, concats: Sequence[str]) -> dict
         "copies": sum(choice.moved_bytes > 0 for choice in mine),
         "moved_bytes": round(sum(choice.moved_bytes for choice in mine)),
         "us": round(float(np.sum([choice.us for choice in mine])), 3),
+        "concat_bytes": round(sum(layout.concat_bytes.get(name, 0.0) for name in concats)),
         "concat_us": round(sum(layout.concat_us.get(name, 0.0) for name in concats), 3),
     }
