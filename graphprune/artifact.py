@@ -22,7 +22,7 @@ from .errors import OutputError, VerificationError
 from .facts import Latency
 from .grouping import find_groups
 from .ir import Program
-from .pipeline import Progress
+from .pipeline import Progress, original
 from .proof import Check, relative
 
 SUFFIX = {"torch": "pt2", "onnx": "onnx"}
@@ -157,7 +157,7 @@ def describe(
 ) -> dict[str, Any]:
     """The report: plain data, what report.json holds."""
     kept = {name: len(step["keep"][name]) for step in program.plan.get("steps", ()) for name in step.get("keep", ())}
-    groups = find_groups(source.graph, **_options(program))
+    groups = find_groups(original(program).lift(), **_options(program))
     return {
         "version": 1,
         "model": model,

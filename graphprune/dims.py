@@ -95,6 +95,11 @@ def total(kids: Sequence[Dim]) -> Dim:
     return Dim(sum(size for size in sizes if isinstance(size, int)), SUM, kids)
 
 
+def terms(dim: Dim) -> list[Dim]:
+    """The parts of a concatenation, in order; any other axis is one part."""
+    return _terms([dim])
+
+
 def leaves(dim: Dim) -> Iterator[Dim]:
     """The distinct leaves of ``dim``, in order of first appearance."""
     seen: set[int] = set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from numpy.typing import NDArray
@@ -86,13 +86,32 @@ class Scores:
 
 @dataclass(frozen=True)
 class Keep:
-    """Per group, the ordered indices that survive. A group that is not listed keeps all."""
+    """Per group, the ordered indices that survive. A group that is not listed keeps all.
+
+    ``blank``: survivors that count for nothing all the same, per group; what reads them is zero. They fill
+    the gaps between the channels that a reader takes, so that it takes a run. A channel that is listed
+    twice is made twice.
+    """
 
     keep: Mapping[str, Indices]
+    blank: Mapping[str, Indices] = field(default_factory=dict)
 
     def index(self, groups: Groups) -> Index:
         """The same, as a function from any axis to its surviving positions."""
         return Index({group.dim: self.keep[group.name] for group in groups if group.name in self.keep})
+
+
+@dataclass(frozen=True)
+class Order:
+    """How readers with a choice of their own get their channels.
+
+    ``sinks``: the ``reindex`` ops whose selection goes into the concatenation that they read. What is taken
+    of one part of it in up to so many runs is put together of slices, else it is gathered.
+    ``segments``: what the report says of each set of layers that share channels.
+    """
+
+    sinks: Mapping[str, int] = field(default_factory=dict)
+    segments: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,27 @@ class Graph:
 
 
 @dataclass(frozen=True)
+class Site:
+    """A place before one operand of one op where an axis may be reindexed: see the rule of ``reindex``."""
+
+    op: str
+    operand: int
+    axis: int
+    inner: int = 1
+    fills: bool = False
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Positions, in order, of an axis of ``size`` of one operand of an op; -1 stands for zeros."""
+
+    op: Op
+    operand: int
+    at: Indices
+    size: int
+
+
+@dataclass(frozen=True)
 class Relation:
     """What a rule says of one op: its named axes, where each occurs, and the literals they set.
 
@@ -143,6 +164,13 @@ class Host(Protocol):
     def add_bias(self, op: Op, bias: Array) -> None:
         """Add ``bias`` (one entry per output channel) to a conv's or linear's bias, making one if
         there is none."""
+
+    def insert_reindex(self, site: Site) -> None:
+        """Put an op of the kind ``reindex`` there. It changes nothing until ``set_reindex``."""
+
+    def set_reindex(self, op: Op, pieces: Sequence[Piece]) -> None:
+        """Replace a ``reindex`` op by the concatenation of ``pieces``: by nothing where that is all of its
+        operand, a slice where it is a run, else by a gather."""
 
     def remove(self, op: Op) -> None:
         """Drop an op; its readers read its first input instead."""

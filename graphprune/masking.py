@@ -29,6 +29,9 @@ def settle(graph: Graph) -> None:
     search = _Search(graph)
     for op in graph.ops:
         relation = graph.relations[op.name]
+        if op.kind == "reindex":
+            _reindex(op, relation.dims["i"], search)
+            continue
         for name, dim in relation.dims.items():
             if name in relation.outputs:
                 continue
@@ -44,6 +47,11 @@ def settle(graph: Graph) -> None:
                 freeze(dim, f"{op.where} reduces over it")
 
 
+def maskable(graph: Graph, value: Value, leaf: Dim) -> bool:
+    """Whether zeros in parameters can make ``value`` zero at a position of ``leaf``."""
+    return _Search(graph)(value, leaf) is not None
+
+
 def _reader(op: Op, dim: Dim, weights: Sequence[Value], search: _Search) -> None:
     """A weight that is computed must be zero where the parameters it is computed from are."""
     for value in weights:
@@ -51,6 +59,12 @@ def _reader(op: Op, dim: Dim, weights: Sequence[Value], search: _Search) -> None
             if value.name in search.makers and not leaf.frozen and search(value, leaf) is None:
                 maker = search.makers[value.name].where
                 freeze(leaf, f"{op.where} reads it with a weight that is not zero where {maker} gets zeros")
+
+
+def _reindex(op: Op, dim: Dim, search: _Search) -> None:
+    """What is left out is not read further on; what is filled up must be zero in the masked model."""
+    if op.attrs["fills"]:
+        _contraction(op, dim, [value for value in op.inputs if value is not None], search)
 
 
 def _contraction(op: Op, dim: Dim, operands: Iterable[Value], search: _Search) -> None:

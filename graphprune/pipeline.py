@@ -17,9 +17,9 @@ from typing import Any, ClassVar
 
 from .costs import params
 from .errors import GraphpruneError, RecipeError, nearest
-from .facts import Keep
+from .facts import Keep, Order
 from .grouping import find_groups
-from .ir import Host, Program, Step
+from .ir import Host, Program, Site, Step
 
 Progress = Callable[[str, int, int], None]
 """Called from long work as ``progress(what, done, total)``."""
@@ -66,7 +66,7 @@ def passes() -> Mapping[str, type[Pass]]:
 def _built_in() -> dict[str, type[Pass]]:
     from importlib import import_module
 
-    names = ("group", "score", "mask", "propagate", "fold", "compensate")
+    names = ("group", "score", "mask", "reorder", "propagate", "fold", "compensate")
     modules = [import_module(f"graphprune.passes.{name}") for name in names]
     classes = [c for m in modules for c in vars(m).values() if isinstance(c, type) and c.__module__ == m.__name__]
     return {c.name: c for c in classes if issubclass(c, Pass)}
@@ -188,13 +188,30 @@ def replay(plan: Mapping[str, Any], host: Host, *, masked: bool = False) -> Prog
     if masked and "parameters" in plan:  # all cuts at once: they name positions of the original axes
         program = program.rewrite(_mask(program, plan["parameters"]))
     for step in plan.get("steps", ()):
-        if "keep" in step:
+        if "reindex" in step:
+            program = program.rewrite(opened(program.host, step["reindex"]), step)
+        elif "keep" in step:
             program = program if masked else _replay_cut(step, program)
         elif "bias" in step:
             program = _replay_bias(step, program, masked)
         elif not masked:  # every other edit (fold) must not change what is computed
             program = run_pass(Recipe.parse(step["pass"]).steps[0], program)
     return program
+
+
+def opened(host: Host, sites: Iterable[Any]) -> Host:
+    """A copy of the host with a ``reindex`` op at every site: a Site, or its fields as a plan lists them."""
+    host = host.copy()
+    for site in sites:
+        host.insert_reindex(site if isinstance(site, Site) else Site(*site))
+    return host
+
+
+def original(program: Program) -> Host:
+    """The model as it was given, with the sites that its plan opened: what the groups of the plan are
+    groups of."""
+    sites = [site for step in program.plan.get("steps", ()) for site in step.get("reindex", ())]
+    return opened(program.source, sites) if sites else program.source
 
 
 def _replay_cut(step: Mapping[str, Any], program: Program) -> Program:
@@ -212,9 +229,14 @@ def _replay_cut(step: Mapping[str, Any], program: Program) -> Program:
             raise RecipeError(
                 f"the plan keeps channel {max(kept)} of `{group.name}`, which has {group.size}", "is it the same model?"
             )
-    keep = Keep({name: np.asarray(kept, dtype=np.intp) for name, kept in step["keep"].items()})
+    lists = {part: {name: np.asarray(at, np.intp) for name, at in step.get(part, {}).items()} for part in _LISTS}
+    order = Order(step.get("sinks", {}))
+    program = program.learn(groups).learn(Keep(**lists)).learn(order)
     cut = passes()[Recipe.parse(step["pass"]).steps[0].name]
-    return run_pass(cut(), program.learn(groups).learn(keep))
+    return run_pass(cut(), program)
+
+
+_LISTS = ("keep", "blank")
 
 
 def _replay_bias(step: Mapping[str, Any], program: Program, masked: bool) -> Program:
@@ -241,7 +263,7 @@ def _mask(program: Program, parameters: Mapping[str, Any]) -> Host:
         for axis, entry in axes.items():
             if entry["role"] == "reader":
                 size = program.graph.parameters[name].shape[int(axis)]  # type: ignore[index]
-                drop = np.setdiff1d(np.arange(size), entry["keep"])
+                drop = np.union1d(np.setdiff1d(np.arange(size), entry["keep"]), entry.get("blank", [])).astype(np.intp)
                 if len(drop):
                     host.zero(name, int(axis), drop)
     return host

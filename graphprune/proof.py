@@ -17,7 +17,7 @@ from .errors import VerificationError
 from .facts import Keep
 from .grouping import find_groups
 from .ir import Array, Batch, Program, random_array
-from .pipeline import replay
+from .pipeline import original, replay
 
 TOLERANCE = {"torch": 1e-12, "onnx": 1e-5}
 DTYPE = {"torch": "float64", "onnx": "float32"}
@@ -92,7 +92,7 @@ def _like(rng: np.random.Generator, x: Array) -> Array:
 
 def _mixed(program: Program) -> str | None:
     cut = {name for step in program.plan.get("steps", ()) for name in step.get("keep", ())}
-    groups = find_groups(program.source.lift(), normalised=True)
+    groups = find_groups(original(program).lift(), normalised=True)
     kept = {name: len(step["keep"][name]) for step in program.plan.get("steps", ()) for name in step.get("keep", ())}
     return next((g.name for g in groups if g.name in cut and g.dim.mixed and kept[g.name] < g.size), None)
 

@@ -571,6 +571,15 @@ def take_along(op: Op) -> str:
     return f"{names}, {names} -> {names}"
 
 
+@rule("reindex")
+def reindex(op: Op) -> str:
+    """(x), ``axis``, ``inner``, ``fills``: where one axis may become another that holds some of its
+    positions (``fills``: that it is some positions of, the others zero), in runs of ``inner``."""
+    rank, axis, inner = _rank(op.inputs[0]), op.attrs["axis"], op.attrs["inner"]
+    ins, outs = (f"({name} s:{inner})" if inner > 1 else name for name in "ij")
+    return f"{_axes(rank, {axis: ins})} -> {_axes(rank, {axis: outs})}"
+
+
 @rule("pixel_shuffle")
 def pixel_shuffle(op: Op) -> str:
     """(x), ``factor``: c*r*r channels become c, r times as large; ``depth_first``: they are r*r*c."""

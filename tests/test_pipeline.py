@@ -40,6 +40,12 @@ OPTIONS = {
         "allocate": st.sampled_from(["uniform", "global"]),
         "floor": st.floats(0, 1).map(lambda x: round(x, 6)),
         "grain": st.integers(1, 64),
+        "unconstrained": st.sampled_from(["no", "readers", "both", "mixed"]),
+    },
+    "reorder": {
+        "target": st.sampled_from(["", "torch", "onnx", "tvm"]),
+        "menu": st.sampled_from(["view", "view|gather", "view|gather|widen|sink|constrain"]),
+        "order": st.sampled_from(["best", "upscale", "given"]),
     },
     "propagate": {},
     "fold": {},

@@ -18,6 +18,8 @@ ROOT = PACKAGE.parent
 
 LAYERS = (
     ("errors", "units", "collector"),
+    ("pqtree", "prices", "upscale"),
+    ("ordering",),
     ("dims",),
     ("ir",),
     ("notation", "views"),
@@ -25,8 +27,10 @@ LAYERS = (
     ("facts",),
     ("masking",),
     ("relate",),
-    ("grouping", "costs", "reads"),
+    ("grouping", "costs", "reads", "selection"),
     ("pipeline",),
+    ("sites", "segments"),
+    ("unconstrained", "menu"),
     ("hosts",),
     ("passes", "calibration"),
     ("backends",),

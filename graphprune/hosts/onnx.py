@@ -13,7 +13,7 @@ import onnx_ir as ir
 from ..collector import paused
 from ..dims import Indices, Size
 from ..errors import GraphpruneError, ModelError, ShapeError
-from ..ir import Array, Batch, Graph, Op
+from ..ir import Array, Batch, Graph, Op, Piece, Site
 from . import onnx_edit as edit
 from .boundary import refusing
 from .onnx_call import constant_tensor
@@ -22,6 +22,7 @@ from .onnx_file import check_external, external, from_proto, read, write
 from .onnx_follow import Written
 from .onnx_lift import lift
 from .onnx_literals import Literals, pin
+from .onnx_reindex import build, insert
 from .onnx_run import Session, feed
 from .onnx_sizes import Flow, as_numpy
 from .onnx_watch import Seen, Watcher
@@ -176,14 +177,34 @@ class OnnxHost:
     def set_literal(self, op: Op, name: str, value: Any) -> None:
         self._change()
         known = {k: written for (owner, k), written in self._known.items() if owner == op.name}
-        versions = self.model.graph.opset_imports
-        version = versions.get("", versions.get("ai.onnx", 1))
-        Literals(self.model.graph, self._node(op), op, known, version).set(name, value)
+        Literals(self.model.graph, self._node(op), op, known, self._version()).set(name, value)
 
     def add_bias(self, op: Op, bias: Array) -> None:
         self._change()
         edit.add_bias(self.model.graph, self._node(op), op, bias)
         self._nodes = None
+
+    def insert_reindex(self, site: Site) -> None:
+        self._change()
+        node = self._by_output().get(site.op)
+        if node is None:
+            raise ModelError(f"no op `{site.op}` in the model", "is it the same model?")
+        insert(self.model.graph, node, site)
+        self._nodes = None
+
+    def set_reindex(self, op: Op, pieces: Sequence[Piece]) -> None:
+        self._change()
+        found = []
+        for piece in pieces:
+            value = self._node(piece.op).inputs[piece.operand]
+            assert value is not None
+            found.append((value, piece.at, piece.size))
+        build(self.model.graph, self._node(op), found, len(op.outputs[0].dims), self._version())
+        self._nodes = None
+
+    def _version(self) -> int:
+        versions = self.model.graph.opset_imports
+        return versions.get("", versions.get("ai.onnx", 1))
 
     def remove(self, op: Op) -> None:
         self._change()

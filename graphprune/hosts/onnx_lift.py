@@ -15,6 +15,7 @@ from .onnx_follow import Follower, Written
 from .onnx_fused import FUSED, OTHERS
 from .onnx_ops import MICROSOFT, ONNX
 from .onnx_quant import MICROSOFT_QUANTISED, QUANTISED
+from .onnx_reindex import attributes
 from .onnx_run import dtype_name
 from .onnx_sizes import Flow, captured, known, slots
 from .onnx_watch import Seen
@@ -80,6 +81,10 @@ class _Reader:
     def _read(self, node: ir.Node) -> Reading:
         """Kind, operands and attributes; for an unknown op its own name and all it reads, for an unknown
         use of one the reason."""
+        marked = attributes(node)
+        if marked is not None:
+            assert node.inputs[0] is not None
+            return "reindex", [self._value(node.inputs[0])], marked
         read = _TABLES.get("" if standard(node) else node.domain, {}).get(node.op_type)
         name, attrs = node.op_type if standard(node) else f"{node.domain}.{node.op_type}", {}
         if read is not None and self.flow.literal(node):

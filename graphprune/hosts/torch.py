@@ -20,11 +20,12 @@ from torch.utils import _pytree as pytree
 from ..collector import paused
 from ..dims import Indices, Size
 from ..errors import ModelError, OutputError
-from ..ir import Array, Batch, Graph, Op
+from ..ir import Array, Batch, Graph, Op, Piece, Site
 from ..relate import relate
 from .boundary import first_line, refusing
 from .torch_edit import LITERALS, arguments, pointwise, set_argument, stored
 from .torch_lift import Reader
+from .torch_reindex import build, insert
 from .torch_run import Shapes, Watcher, to_numpy
 
 
@@ -249,6 +250,29 @@ class TorchHost:
         node.meta["val"] = self._tensor(free)
         return node
 
+    def insert_reindex(self, site: Site) -> None:
+        node = self._find_node(site.op)
+        insert(self._module.graph, node, Reader(self._module).operands(node)[site.operand], site)
+        self._stale = True
+
+    def set_reindex(self, op: Op, pieces: Sequence[Piece]) -> None:
+        reader = Reader(self._module)
+        nodes = [reader.operands(self._node(piece.op))[piece.operand] for piece in pieces]
+        build(
+            self._node(op),
+            [(node, piece.at, piece.size) for node, piece in zip(nodes, pieces, strict=True)],
+            self._constant,
+        )
+        self._stale = True
+
+    def _constant(self, name: str, value: torch.Tensor) -> fx.Node:
+        """A buffer of the module."""
+        free = next(n for n in (name, *(f"{name}_{k}" for k in range(1, 10000))) if _find(self._module, n) is None)
+        self._module.register_buffer(free, value)
+        node: fx.Node = self._module.graph.create_node("get_attr", free)
+        node.meta["val"] = value
+        return node
+
     def remove(self, op: Op) -> None:
         node = self._node(op)
         source = next(arg for arg in node.args if isinstance(arg, fx.Node))
@@ -267,7 +291,12 @@ class TorchHost:
         self._stale = True
 
     def _node(self, op: Op) -> fx.Node:
-        found: fx.Node = next(node for node in self._module.graph.nodes if node.name == op.name)
+        return self._find_node(op.name)
+
+    def _find_node(self, name: str) -> fx.Node:
+        found: fx.Node | None = next((node for node in self._module.graph.nodes if node.name == name), None)
+        if found is None:
+            raise ModelError(f"no op `{name}` in the model", "is it the same model?")
         return found
 
     # ---- running ---------------------------------------------------------------------------------

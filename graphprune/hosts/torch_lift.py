@@ -14,6 +14,7 @@ from ..dims import Size
 from ..ir import Graph, Op, Value
 from .aten import ATEN, ZERO
 from .torch_edit import arguments
+from .torch_reindex import MARK
 
 _IGNORED = ("_assert", "sym_constrain_range")
 
@@ -93,8 +94,14 @@ class Reader:
         value = self.values.get(arg) if isinstance(arg, fx.Node) else None
         return value if isinstance(value, Value) else None
 
+    def operands(self, node: fx.Node) -> list[Any]:
+        """The nodes that the operands of a node's op stand for."""
+        return self._read(node)[1] or []
+
     def _read(self, node: fx.Node) -> tuple[str, list[Any] | None, dict[str, Any]]:
         """Kind, operands and attributes; no operands where aten.py does not know the op."""
+        if MARK in node.meta:
+            return "reindex", [node.args[0]], dict(node.meta[MARK])
         schema = getattr(node.target, "_schema", None)
         if schema is None or not schema.name.startswith("aten::"):
             return str(node.target), None, {}

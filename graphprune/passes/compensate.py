@@ -12,7 +12,7 @@ from ..errors import RecipeError
 from ..facts import Keep
 from ..grouping import find_groups
 from ..ir import Array, Host, Program
-from ..pipeline import Pass
+from ..pipeline import Pass, original
 from ..reads import Read, moments, reads
 
 
@@ -36,22 +36,25 @@ class Compensate(Pass):
         """
         steps = program.plan.get("steps", ())
         cuts = [step for step in steps if "keep" in step]
-        if len(cuts) != 1 or len(steps) != 1:
+        others = [step for step in steps if "keep" not in step and "reindex" not in step]
+        if len(cuts) != 1 or others:
             raise RecipeError(
-                f"`compensate` follows one `propagate`, here {len(cuts)} cuts and "
-                f"{len(steps) - len(cuts)} other edits were made",
+                f"`compensate` follows one `propagate`, here {len(cuts)} cuts and {len(others)} other edits were made",
                 "put it right after `propagate`, and `fold` after it",
             )
-        graph = program.source.lift()
+        source = original(program)
+        graph = source.lift()
         groups = find_groups(graph, normalised=True)
         keep = {name: np.asarray(kept, dtype=np.intp) for name, kept in cuts[0]["keep"].items()}
         index = Keep(keep).index(groups)
+        counting = {name: kept[~np.isin(kept, cuts[0].get("blank", {}).get(name, []))] for name, kept in keep.items()}
+        reading = Keep(counting).index(groups)
         found = [read for read in reads(graph) if index.touches(read.dim)]
-        stats = moments(program.source, found, program.data)
+        stats = moments(source, found, program.data)
         host = program.host.copy()
         bias: dict[str, Any] = {}
         for read in found:
-            change = _lost(program.source, read, stats[read.value.name, read.axis].mean, index)
+            change = _lost(source, read, stats[read.value.name, read.axis].mean, reading)
             kept = _outputs(read, index)
             if np.any(change):
                 host.add_bias(read.op, change[kept])

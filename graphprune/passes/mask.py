@@ -15,6 +15,7 @@ from ..errors import BudgetError, RecipeError, nearest
 from ..facts import Group, Groups, Keep, Scores
 from ..ir import Array, Program
 from ..pipeline import Pass
+from ..unconstrained import MODES, Links, loosen
 
 Counts = dict[str, int]
 
@@ -32,12 +33,17 @@ class Mask(Pass):
     macs: str = ""  # budget: what remains of the multiply-accumulates
     allocate: str = "uniform"  # uniform: the same share of every group; global: one threshold for all scores
     floor: float = 0.1  # the least share that any group keeps
+    unconstrained: str = "no"  # readers: each reader keeps channels of its own; both: writers of a sum as well
     grain: int = 1  # survivors are rounded up to this multiple (of the whole axis)
 
     def __post_init__(self) -> None:
         if self.allocate not in ("uniform", "global"):
             raise RecipeError(
                 f"`mask`: `allocate` cannot be `{self.allocate}`", nearest(self.allocate, ("uniform", "global"))
+            )
+        if self.unconstrained not in MODES:
+            raise RecipeError(
+                f"`mask`: `unconstrained` cannot be `{self.unconstrained}`", nearest(self.unconstrained, MODES)
             )
         if not 0 <= self.floor <= 1:
             raise BudgetError(f"`mask`: floor={self.floor} is not a share", "give a number from 0 to 1")
@@ -57,13 +63,17 @@ class Mask(Pass):
         return unit, share(text, unit)
 
     def run(self, program: Program) -> Program:
-        groups, scores = program.fact(Groups), program.fact(Scores)
         unit, remains = self.budget()
+        if self.unconstrained != "no":
+            program = loosen(program, writers=self.unconstrained == "both")
+        scores, links = program.fact(Scores), Links(program.graph, program.fact(Groups))
+        groups = links.free()
         cost = {"channels": _channels, "params": _params, "macs": _macs}[unit](program, groups)
+        cost = links.priced(cost, scores, best)
         choose = self._uniform if self.allocate == "uniform" else self._global
         counts = choose(groups, scores, cost, remains * cost(), unit)
         keep = {group.name: best(scores[group], counts[group.name]) for group in groups}
-        return program.learn(Keep(keep))
+        return program.learn(Keep(links.complete(keep)))
 
     def _survivors(self, group: Group, wanted: float, step: int) -> int:
         """How many channels remain of a group when ``wanted`` would do: floor and grain applied."""

@@ -11,10 +11,11 @@ import numpy as np
 from ..collector import paused
 from ..dims import Index, find
 from ..errors import ShapeError
-from ..facts import Groups, Keep
+from ..facts import Groups, Keep, Order
 from ..ir import Graph, Host, Program
 from ..pipeline import Pass
 from ..relate import literals
+from ..selection import positions, selections
 
 
 @dataclass(frozen=True)
@@ -27,16 +28,39 @@ class Propagate(Pass):
 
     def run(self, program: Program) -> Program:
         groups, keep = program.fact(Groups), program.fact(Keep)
+        order = program.fact(Order) if program.knows(Order) else Order()
         index, graph, host = keep.index(groups), program.graph, program.host.copy()
         with paused():
+            _blank(groups, keep, host)
             _slice(graph, host, index)
             for op in graph.ops:
                 for name, value in literals(op, graph.relations[op.name], index).items():
                     host.set_literal(op, name, value)
+            for op, pieces in selections(graph, index, order):
+                host.set_reindex(op, pieces)
         host.own()
         _compare(graph, host, index)
-        step = {"keep": {name: kept.tolist() for name, kept in sorted(keep.keep.items())}}
-        return program.rewrite(host, step, parameters=_parameters(groups, index, program.plan.get("parameters", {})))
+        parameters = _parameters(groups, keep, index, program.plan.get("parameters", {}))
+        return program.rewrite(host, _step(keep, order), parameters=parameters)
+
+
+def _step(keep: Keep, order: Order) -> dict[str, Any]:
+    """What the plan says of the cut; readers without a choice of their own leave no trace in it."""
+    step: dict[str, Any] = {"keep": {name: kept.tolist() for name, kept in sorted(keep.keep.items())}}
+    if keep.blank:
+        step["blank"] = {name: at.tolist() for name, at in sorted(keep.blank.items())}
+    if order.sinks:
+        step["sinks"] = dict(sorted(order.sinks.items()))
+    return step
+
+
+def _blank(groups: Groups, keep: Keep, host: Host) -> None:
+    """Zero what reads a survivor that counts for nothing."""
+    for group in groups:
+        if group.name in keep.blank:
+            for member in group.members:
+                if member.role == "reader":
+                    host.zero(member.parameter, member.axis, positions(member.dim, group.dim, keep.blank[group.name]))
 
 
 def _slice(graph: Graph, host: Host, index: Index) -> None:
@@ -66,7 +90,7 @@ def _compare(graph: Graph, host: Host, index: Index) -> None:
                 raise ShapeError(f"{op.where}: the cut gives shape {have}, its axes promise {want}")
 
 
-def _parameters(groups: Groups, index: Index, before: Mapping[str, Any]) -> dict[str, Any]:
+def _parameters(groups: Groups, keep: Keep, index: Index, before: Mapping[str, Any]) -> dict[str, Any]:
     """The plan's record: every parameter axis of a group, its role and the original indices kept."""
     rank = {"reader": 0, "writer": 1, "carrier": 2}
     out: dict[str, Any] = {name: dict(axes) for name, axes in before.items()}
@@ -75,9 +99,12 @@ def _parameters(groups: Groups, index: Index, before: Mapping[str, Any]) -> dict
             axes = out.setdefault(member.parameter, {})
             known = axes.get(str(member.axis), {})
             kept = index(member.dim).tolist()
+            idle = positions(member.dim, group.dim, keep.blank.get(group.name, np.arange(0))).tolist()
             earlier = before.get(member.parameter, {}).get(str(member.axis))
             if earlier is not None:  # a second cut: name positions of the original axis
-                kept = [earlier["keep"][k] for k in kept]
+                kept, idle = ([earlier["keep"][k] for k in at] for at in (kept, idle))
             role = min(known.get("role", member.role), member.role, key=rank.__getitem__)
             axes[str(member.axis)] = {"role": role, "keep": kept}
+            if idle := sorted({*idle, *known.get("blank", ())}):
+                axes[str(member.axis)]["blank"] = idle
     return out

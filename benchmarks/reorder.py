@@ -1,0 +1,277 @@
+"""Unconstrained pruning: copies, accuracy and latency beside constrained pruning, the naive export and
+UPSCALE's order.
+
+    python -m benchmarks.reorder copies                 # gathers and bytes at 30 %, from the plans alone
+    python -m benchmarks.reorder accuracy [--images N]  # CIFAR-10, no training, on the exported model
+    python -m benchmarks.reorder latency [--net NAME]   # on a quiet machine: interleaved medians
+    python -m benchmarks.reorder tables                 # Markdown from the results so far
+
+Results go to --out (JSON, one entry a measurement), which a later run continues. One thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import io
+import json
+import sys
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import torch
+
+import graphprune as gp
+from graphprune import costs
+from graphprune.backends.measure import interleave
+from graphprune.backends.target import host_cpu, target
+from graphprune.facts import Order
+from graphprune.ir import Program
+from graphprune.passes.reorder import Reorder
+
+from .convnets import CONVNETS, make
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+NETS = ("resnet20", "resnet32", "resnet56", "densenet40")
+CRITERIA = ("l1", "l2", "lamp", "fpgm")
+AMOUNTS = (0.1, 0.2, 0.3, 0.4, 0.5)
+MODES = ("constrained", "unconstrained")
+GATHERED = "group,score{{over=readers normalize=none}},mask{{channels={share}x unconstrained=readers floor=0}}"
+
+
+class Results:
+    """A JSON file of measurements by key; written whole after each."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.found
+
+    def add(self, key: str, value: Any) -> None:
+        self.found[key] = value
+        temporary = self.path.with_suffix(".part")
+        temporary.write_text(json.dumps(self.found, indent=1, sort_keys=True) + "\n")
+        temporary.replace(self.path)
+        print(key, value, file=sys.stderr, flush=True)
+
+
+# ---- copies ------------------------------------------------------------------------------------------
+
+
+def copies(results: Results, options: argparse.Namespace) -> None:
+    for name in options.net or CONVNETS:
+        module, x = make(name)
+        program = gp.run(GATHERED.format(share=0.7), gp.load(module, (x,)))
+        sides = {
+            "naive": Reorder(order="given", menu="gather"),
+            "upscale": Reorder(order="upscale", menu="view|gather"),
+            "ours, order alone": Reorder(menu="view|gather"),
+            "ours, torch": Reorder(),
+            "ours, onnx": Reorder(target="onnx"),
+            "ours, tvm": Reorder(target="tvm"),
+        }
+        for side, step in sides.items():
+            segments = step.run(program).fact(Order).segments
+            sums = {key: sum(segment["ours"][key] for segment in segments) for key in segments[0]["ours"]}
+            how: dict[str, int] = {}
+            for taker in (taker for segment in segments for taker in segment["takers"]):
+                how[taker["how"]] = how.get(taker["how"], 0) + 1
+            results.add(f"copies/{name}/{side}", {**sums, "how": how, "exact": all(s["exact"] for s in segments)})
+
+
+# ---- accuracy ----------------------------------------------------------------------------------------
+
+
+def cifar_net(name: str) -> torch.nn.Module:
+    from safetensors.torch import load_file
+
+    spec = importlib.util.spec_from_file_location("cifar_nets", DATA / "cifar_nets.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    net: torch.nn.Module = module.NETS[name]()
+    net.load_state_dict(load_file(DATA / f"{name}_cifar10.safetensors"))
+    return net.eval()
+
+
+def cifar(count: int) -> tuple[torch.Tensor, np.ndarray[Any, Any]]:
+    """``count`` images of the test zip, evenly spaced over all, normalised; and their labels."""
+    from PIL import Image
+
+    with zipfile.ZipFile(DATA / "cifar10_jpeg_test.zip") as archive:
+        names = sorted(archive.namelist())
+        classes = sorted({name.split("/")[0] for name in names})
+        chosen = [names[k] for k in np.linspace(0, len(names) - 1, count).astype(int)]
+        images = np.stack([np.asarray(Image.open(io.BytesIO(archive.read(name)))) for name in chosen])
+    scaled = (images / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
+    labels = np.array([classes.index(name.split("/")[0]) for name in chosen])
+    return torch.from_numpy(scaled).float().permute(0, 3, 1, 2).contiguous(), labels
+
+
+def recipe(by: str, amount: float, mode: str, target_name: str = "onnx") -> str:
+    own = " unconstrained=readers" if mode == "unconstrained" else ""
+    order = f",reorder{{target={target_name}}}" if own else ""
+    return f"group,score{{by={by}}},mask{{params={1 - amount:g}x floor=0.02{own}}}{order},propagate"
+
+
+def accuracy(results: Results, options: argparse.Namespace) -> None:
+    """Top-1 of the network that ONNX Runtime is given, and its latency for one image, in turns with the
+    unpruned network's."""
+    images, labels = cifar(options.images)
+    for name in options.net or NETS:
+        net = cifar_net(name)
+        base = gp.load(net, (images[:1],))
+        wide = gp.load(net, (images[:100],))
+        if f"accuracy/{name}/unpruned" not in results:
+            results.add(f"accuracy/{name}/unpruned", _judge(wide, base, base, images, labels))
+        for by in options.by or CRITERIA:
+            for amount in AMOUNTS:
+                for mode in MODES:
+                    key = f"accuracy/{name}/{by}/{amount}/{mode}"
+                    if key in results:
+                        continue
+                    try:
+                        text = recipe(by, amount, mode)
+                        made = gp.run(text, base)
+                        results.add(key, _judge(gp.apply(made.plan, wide), made, base, images, labels))
+                    except gp.GraphpruneError as error:
+                        print(key, error, file=sys.stderr)
+
+
+def _judge(
+    wide: Program, made: Program, base: Program, images: torch.Tensor, labels: np.ndarray[Any, Any]
+) -> dict[str, Any]:
+    on = target("onnx")
+    session = on.runnable(wide)
+    found = [session.run([batch.numpy()])[0].argmax(1) for batch in images.split(100)]
+    times = interleave({"base": on.runnable(base), "made": on.runnable(made)}, 30, seconds=2.0)
+    return {
+        "accuracy": float((np.concatenate(found) == labels).mean()),
+        "params": costs.params(made.graph, made.host)(),
+        "macs": costs.macs(made.graph, made.host)(),
+        "latency": times["made"].median_ms / times["base"].median_ms,
+        "images": len(labels),
+    }
+
+
+# ---- latency -----------------------------------------------------------------------------------------
+
+
+def latency(results: Results, options: argparse.Namespace) -> None:
+    for name in options.net or CONVNETS:
+        for batch in options.batch or (1, 8):
+            for on in options.target or ("onnx", "tvm"):
+                key = f"latency/{name}/{on}/{batch}"
+                if key not in results:
+                    results.add(key, _times(name, batch, on, options.seconds))
+
+
+def _times(name: str, batch: int, on: str, seconds: float) -> dict[str, Any]:
+    module, x = make(name, batch)
+    base = gp.load(module, (x,))
+    gathered = GATHERED.format(share=0.7)
+    sides = {
+        "unpruned": base,
+        "constrained": gp.run("group,score{over=readers},mask{channels=0.7x},propagate", base),
+        "naive": gp.run(f"{gathered},propagate", base),
+        "upscale": gp.run(f"{gathered},reorder{{order=upscale menu=view|gather}},propagate", base),
+        "ours": gp.run(f"{gathered},reorder{{target={on}}},propagate", base),
+    }
+    where = target(on)
+    code = {side: where.runnable(program) for side, program in sides.items()}
+    times = interleave(code, 50, seconds=seconds)
+    return {side: [round(time.median_ms, 4), round(time.spread_ms, 4)] for side, time in times.items()}
+
+
+# ---- tables ------------------------------------------------------------------------------------------
+
+
+def tables(results: Results, options: argparse.Namespace) -> None:
+    for lines in (_copies_table(results.found), _accuracy_tables(results.found), _latency_table(results.found)):
+        print("\n".join(lines), end="\n\n")
+    print(f"Machine: {host_cpu()}.")
+
+
+def _copies_table(found: Mapping[str, Any]) -> Iterator[str]:
+    yield "| network | | copies | MB copied | MB concatenated | planned us | how readers get their channels |"
+    yield "|---|---|---:|---:|---:|---:|---|"
+    for key in (key for key in found if key.startswith("copies/")):
+        _, name, side = key.split("/")
+        one = found[key]
+        how = ", ".join(f"{count} {what}" for what, count in sorted(one["how"].items()))
+        yield (
+            f"| {name} | {side} | {one['copies']} | {one['moved_bytes'] / 1e6:.2f} | {one['concat_bytes'] / 1e6:.2f} | "
+            f"{one['us'] + one['concat_us']:.0f} | {how} |"
+        )
+
+
+def _accuracy_tables(found: Mapping[str, Any]) -> Iterator[str]:
+    """At equal parameters, and at equal latency: constrained accuracy is interpolated there."""
+    for what in ("params", "latency"):
+        yield f"Accuracy in %, at equal {'parameters' if what == 'params' else 'measured latency'}: constrained / "
+        yield "unconstrained (gain)."
+        yield ""
+        yield f"| network | by | {' | '.join(f'{amount:.0%}' for amount in AMOUNTS)} |"
+        yield f"|---|---|{'---:|' * len(AMOUNTS)}"
+        gains: list[float] = []
+        for name in NETS:
+            for by in CRITERIA:
+                curve = [found.get(f"accuracy/{name}/{by}/{amount}/constrained") for amount in AMOUNTS]
+                points = [one for one in (found.get(f"accuracy/{name}/unpruned"), *curve) if one]
+                cells = []
+                for amount in AMOUNTS:
+                    free = found.get(f"accuracy/{name}/{by}/{amount}/unconstrained")
+                    if not free or len(points) < 2:
+                        cells.append("-")
+                        continue
+                    tied = _at(points, what, free[what])
+                    gains.append(100 * (free["accuracy"] - tied))
+                    cells.append(f"{100 * tied:.1f} / {100 * free['accuracy']:.1f} ({gains[-1]:+.1f})")
+                if any(cell != "-" for cell in cells):
+                    yield f"| {name} | {by} | {' | '.join(cells)} |"
+        if gains:
+            lost = sum(gain < -0.05 for gain in gains)
+            yield f"\nMean gain {mean(gains):+.1f} points over {len(gains)} settings; {lost} of them lose."
+        yield ""
+
+
+def _at(points: Sequence[Mapping[str, float]], what: str, where: float) -> float:
+    """The accuracy of a curve at a value of ``what``, linear between its points and flat beyond them."""
+    ordered = sorted(points, key=lambda one: one[what])
+    return float(np.interp(where, [one[what] for one in ordered], [one["accuracy"] for one in ordered]))
+
+
+def _latency_table(found: Mapping[str, Any]) -> Iterator[str]:
+    sides = ("unpruned", "constrained", "naive", "upscale", "ours")
+    yield f"| network | target | batch | {' | '.join(sides)} |"
+    yield f"|---|---|---:|{'---:|' * len(sides)}"
+    for key in (key for key in found if key.startswith("latency/")):
+        _, name, on, batch = key.split("/")
+        times = " | ".join("{:.2f} ± {:.2f}".format(*found[key][side]) for side in sides)
+        yield f"| {name} | {on} | {batch} | {times} |"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    commands = {"copies": copies, "accuracy": accuracy, "latency": latency, "tables": tables}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=commands)
+    parser.add_argument("--out", type=Path, default=Path("reorder-results.json"))
+    parser.add_argument("--net", action="append", help="this network (may be given again); all")
+    parser.add_argument("--by", action="append", help="this criterion; l1, l2, lamp and fpgm")
+    parser.add_argument("--images", type=int, default=2000, help="of the test set")
+    parser.add_argument("--batch", type=int, action="append")
+    parser.add_argument("--target", action="append")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of timing for each network")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    commands[options.command](Results(options.out), options)
+
+
+if __name__ == "__main__":
+    main()

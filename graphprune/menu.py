@@ -1,0 +1,223 @@
+"""The menu: in how many ways a reader can get its channels, and what each costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from .costs import Cost
+from .dims import Indices
+from .ir import Op
+from .ordering import Ordering
+from .prices import Prices
+from .segments import Lists, Segments, Taker
+from .selection import ends, is_run, located, runs, sources
+
+MENU = ("view", "gather", "widen", "sink", "constrain")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How one taker gets its channels. ``moved_bytes``: what is copied for it. ``own``: its list where it
+    takes more than it asked for, ``blank`` the channels of it that count for nothing."""
+
+    how: str  # all, view, gather, widen, sink, pad, scatter
+    us: float
+    moved_bytes: float
+    own: Indices | None = None
+    blank: Indices | None = None
+    runs: int = 1  # of a sink: see facts.Order
+
+
+@dataclass(frozen=True)
+class Layout:
+    """An order of every block, and a choice for every taker."""
+
+    keep: Mapping[str, Indices]
+    choices: Mapping[str, Choice]
+    concat_bytes: Mapping[str, float]  # written by each op that concatenates
+    concat_us: Mapping[str, float]
+
+    def us(self, takers: Sequence[Taker], concats: Sequence[str]) -> float:
+        own = sum(self.choices[taker.op.name].us for taker in takers)
+        return own + sum(self.concat_us.get(name, 0.0) for name in concats)
+
+
+@dataclass(frozen=True)
+class Pricing:
+    """What choices cost for one set of segments on one target."""
+
+    segments: Segments
+    prices: Prices
+    macs: Cost
+
+    def layout(self, order: Mapping[str, Sequence[int]], menu: Sequence[str], sinks: frozenset[str]) -> Layout:
+        keep = self.segments.ordered(order)
+        index, choices = self.segments.index(keep), dict[str, Choice]()
+        for taker in self.segments.takers:
+            before, after = ends(taker.op)
+            given, wanted = index(before), index(after)
+            options = self._options(taker, given, wanted, menu, taker.op.name in sinks)
+            choices[taker.op.name] = min(options, key=lambda choice: choice.us)
+        kept = {**keep, **dict(self._widened(choices))}
+        concat = dict(self._concats(kept, sinks))
+        price = {name: self.prices.moved("concat", size) for name, size in concat.items()}
+        return Layout(kept, choices, concat, price)
+
+    def _widened(self, choices: Mapping[str, Choice]) -> Iterator[tuple[str, Indices]]:
+        for taker in self.segments.takers:
+            own = choices[taker.op.name].own
+            if taker.own is not None and own is not None:
+                yield taker.own.name, own
+
+    def _options(
+        self, taker: Taker, given: Indices, wanted: Indices, menu: Sequence[str], sunk: bool
+    ) -> Iterator[Choice]:
+        at = located(given, wanted)
+        if len(at) == len(given) and is_run(at):
+            yield Choice("all", 0.0, 0.0)
+            return
+        if taker.fills:
+            yield from self._fill(taker, given, wanted, menu)
+            return
+        size = len(at) * taker.bytes_each
+        if sunk:
+            yield self._sink(taker, at)
+        elif is_run(at) and "view" in menu:
+            us = self.prices.run(size, self.segments.batch)
+            yield Choice("view", us, 0.0 if self.prices.views and self.segments.batch == 1 else size)
+        else:
+            yield Choice("gather", self.prices.moved("gather", size), size)
+        if not sunk and taker.own is not None and not self._shared(taker):
+            low, high = int(at.min()), int(at.max()) + 1
+            spans = [(low, high)] * ("widen" in menu) + [(0, len(given))] * ("constrain" in menu)
+            for start, stop in spans:
+                yield self._widen(taker, given, at, start, stop)
+
+    def _widen(self, taker: Taker, given: Indices, at: Indices, start: int, stop: int) -> Choice:
+        assert taker.own is not None
+        extra = (stop - start - len(at)) // taker.inner
+        whole = stop - start == len(given)
+        size = (stop - start) * taker.bytes_each
+        run = 0.0 if whole else self.prices.run(size, self.segments.batch)
+        own = given[start : stop : taker.inner] // taker.inner
+        blank = np.setdiff1d(own, self.segments.keep[taker.own.name])
+        copied = 0.0 if whole or (self.prices.views and self.segments.batch == 1) else size
+        us = run + self._more(taker) * extra
+        return Choice("constrain" if whole else "widen", us, copied, own, blank)
+
+    def _sink(self, taker: Taker, at: Indices) -> Choice:
+        """Runs go into the concatenation as they are, or what is taken of one part is gathered first."""
+        cut, start = [], 0
+        for size in self.parts(taker):
+            mine = at[(at >= start) & (at < start + size)]
+            if 0 < len(mine) < size:
+                cut.append((len(runs(mine)), len(mine) * taker.bytes_each))
+            start += size
+        options = sorted({1, *(count for count, _ in cut)})
+        return min((self._sunk(cut, most) for most in options), key=lambda choice: choice.us)
+
+    def _sunk(self, cut: Sequence[tuple[int, float]], most: int) -> Choice:
+        us = moved = 0.0
+        for count, size_bytes in cut:
+            if count > most:
+                us += self.prices.gathered_into(size_bytes)
+                moved += 0.0 if self.prices.fused else size_bytes
+            else:
+                us += count * self.prices.run(size_bytes / count, 1)
+                moved += 0.0 if self.prices.views else size_bytes
+        return Choice("sink", us, moved, runs=most)
+
+    def parts(self, taker: Taker) -> list[int]:
+        """The lengths of what a concatenation before a taker is made of."""
+        found = []
+        for op, operand in sources(taker.op.inputs[0], taker.op.attrs["axis"], self.makers):
+            value = op.inputs[operand]
+            assert value is not None
+            found.append(len(self._lengths(value.dims[taker.op.attrs["axis"]])))
+        return found
+
+    @cached_property
+    def _lengths(self) -> Callable[..., Indices]:
+        return self.segments.index(self.segments.keep)
+
+    @cached_property
+    def makers(self) -> dict[str, Op]:
+        return {out.name: op for op in self.segments.program.graph.ops for out in op.outputs}
+
+    def _fill(self, taker: Taker, given: Indices, wanted: Indices, menu: Sequence[str]) -> Iterator[Choice]:
+        at = located(given, wanted)
+        kept = np.flatnonzero(at >= 0)
+        size = len(wanted) * taker.bytes_each
+        if is_run(at[kept]) and is_run(kept):
+            yield Choice("pad", self.prices.moved("pad", size), size)
+        else:
+            us = self.prices.moved("pad", (len(given) + 1) * taker.bytes_each) + self.prices.moved("gather", size)
+            yield Choice("scatter", us, 2 * size)
+        if "widen" in menu and taker.own is not None and taker.inner == 1:
+            blank = np.setdiff1d(wanted, given)
+            yield Choice("widen", self._more(taker) * len(blank), 0.0, wanted, blank)
+
+    def _shared(self, taker: Taker) -> bool:
+        return sum(other.own is taker.own for other in self.segments.takers) > 1
+
+    def _more(self, taker: Taker) -> float:
+        """Microseconds of one channel more of a taker's own axis."""
+        assert taker.own is not None
+        if taker.own.name not in self._each:
+            kept = {group.dim: float(len(self.segments.keep[group.name])) for group in self.segments.by_leaf.values()}
+            more = {**kept, taker.own.dim: kept[taker.own.dim] + 1}
+            macs = (self.macs(more) - self.macs(kept)) * self.segments.batch
+            self._each[taker.own.name] = macs / 1e6 * self.prices.mac
+        return self._each[taker.own.name]
+
+    @cached_property
+    def _each(self) -> dict[str, float]:
+        return {}
+
+    def _concats(self, keep: Lists, sinks: frozenset[str]) -> Iterator[tuple[str, float]]:
+        """The bytes that each concatenation of a segment writes: one that only sinks read is not made, and
+        each of these makes its own."""
+        graph, index = self.segments.program.graph, self.segments.index(keep)
+        mine = {name for names in self.segments.concats.values() for name in names}
+        needed = {value.name for value in graph.outputs}
+        each = {}
+        for op in reversed(graph.ops):
+            alive = any(out.name in needed for out in op.outputs)
+            if op.name not in mine or alive:
+                if op.name not in sinks:
+                    needed |= {value.name for value in op.inputs if value is not None}
+                else:
+                    needed |= {s.inputs[k].name for s, k in sources(op.inputs[0], op.attrs["axis"], self.makers)}  # type: ignore[union-attr]
+            if op.name in mine and alive:
+                each[op.name] = op
+        by_name = {taker.op.name: taker for taker in self.segments.takers}
+        width = {name: by_name[taker].bytes_each for taker, names in self.segments.concats.items() for name in names}
+        for name, op in each.items():
+            yield name, len(index(op.outputs[0].dims[op.attrs["axis"]])) * width[name]
+        for name in sorted(sinks):
+            yield name, len(index(ends(by_name[name].op)[1])) * by_name[name].bytes_each
+
+
+def best(pricing: Pricing, menu: Sequence[str]) -> tuple[Layout, frozenset[str], Ordering]:
+    """The cheapest layout: for every segment with concatenations, with its selections taken into them or
+    not, whichever costs less."""
+    segments = pricing.segments
+    every = frozenset(segments.concats) if "sink" in menu else frozenset()
+    ordering = segments.arrange(frozenset(), pricing.prices)
+    plain = pricing.layout(ordering.order, menu, frozenset())
+    if not every:
+        return plain, frozenset(), ordering
+    sunk = pricing.layout(segments.arrange(every, pricing.prices).order, menu, every)
+    chosen: set[str] = set()
+    for part in segments.parts():
+        names = {taker.op.name for taker in part} & every
+        concats = [*sorted({c for name in names for c in segments.concats[name]}), *sorted(names)]
+        if names and sunk.us(part, concats) < plain.us(part, concats):
+            chosen |= names
+    sinks = frozenset(chosen)
+    ordering = segments.arrange(sinks, pricing.prices)
+    return pricing.layout(ordering.order, menu, sinks), sinks, ordering

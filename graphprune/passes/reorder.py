@@ -1,0 +1,136 @@
+"""reorder: in which order channels are stored, and how each reader gets those that it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..costs import macs
+from ..errors import RecipeError, nearest
+from ..facts import Groups, Keep, Order
+from ..ir import Program
+from ..menu import MENU, Layout, Pricing, best
+from ..ordering import Ordering
+from ..pipeline import Pass
+from ..prices import PRICES
+from ..segments import Segments, Taker
+from ..upscale import upscale_order
+
+
+@dataclass(frozen=True)
+class Reorder(Pass):
+    """Order channels so that what readers take are runs, and choose how the others get theirs."""
+
+    name = "reorder"
+    needs = (Groups, Keep)
+    gives = (Keep, Order)
+
+    target: str = ""  # whose prices to plan with: torch, onnx or tvm; by default the model's own
+    menu: str = "|".join(MENU)  # ways to get channels that are not a run, beside a gather
+    order: str = "best"  # best; upscale: as published; given: as it is
+
+    def __post_init__(self) -> None:
+        choices: Mapping[str, Sequence[str]] = {"target": ("", *PRICES), "order": ("best", "upscale", "given")}
+        for option, allowed in choices.items():
+            if getattr(self, option) not in allowed:
+                value = getattr(self, option)
+                raise RecipeError(f"`reorder`: `{option}` cannot be `{value}`", nearest(value, allowed))
+        for item in self.menu.split("|"):
+            if item not in MENU:
+                raise RecipeError(f"`reorder`: `menu` has no `{item}`", nearest(item, MENU))
+
+    def run(self, program: Program) -> Program:
+        keep = program.fact(Keep)
+        segments = Segments(program, program.fact(Groups), keep.keep)
+        if not segments.takers:
+            return program.learn(Order())
+        prices = PRICES[self.target or program.host.kind]
+        pricing = Pricing(segments, prices, macs(program.graph, program.host))
+        menu = self.menu.split("|")
+        if self.order == "best":
+            layout, sinks, ordering = best(pricing, menu)
+        else:
+            blocks = _blocks(segments)
+            order = published(segments) if self.order == "upscale" else blocks
+            ordering = Ordering(order, frozenset(), True)
+            layout, sinks = pricing.layout(order, menu, frozenset()), frozenset[str]()
+        blank = dict(keep.blank)
+        for taker in segments.takers:
+            idle = layout.choices[taker.op.name].blank
+            if taker.own is not None and idle is not None and len(idle):
+                blank[taker.own.name] = idle
+        runs = {name: layout.choices[name].runs for name in sorted(sinks) if layout.choices[name].how == "sink"}
+        shown = describe(pricing, layout, ordering)
+        return program.learn(Keep(layout.keep, blank)).learn(Order(runs, shown))
+
+
+def _blocks(segments: Segments) -> dict[str, tuple[int, ...]]:
+    return {slot.block: slot.given for taker in segments.takers for slot in taker.slots if slot.block is not None}
+
+
+def published(segments: Segments) -> dict[str, tuple[int, ...]]:
+    """UPSCALE's order of every block."""
+    sets: dict[str, list[frozenset[int]]] = {}
+    for taker in segments.takers:
+        for slot in taker.slots:
+            if slot.block is not None:
+                sets.setdefault(slot.block, []).append(slot.takes)
+    return {name: upscale_order(given, sets[name]) for name, given in _blocks(segments).items()}
+
+
+def describe(pricing: Pricing, layout: Layout, ordering: Ordering) -> tuple[dict[str, Any], ...]:
+    """What the report says: per segment who selects, how, and what moves, ours against three others."""
+    segments = pricing.segments
+    blocks = _blocks(segments)
+    others = {
+        "naive": pricing.layout(blocks, ("gather",), frozenset()),
+        "upscale": pricing.layout(published(segments), ("view", "gather"), frozenset()),
+    }
+    out = []
+    for part in segments.parts():
+        names = list(dict.fromkeys(slot.block for taker in part for slot in taker.slots if slot.block is not None))
+        concats = sorted({name for taker in part for name in segments.concats.get(taker.op.name, ())})
+        concats += [taker.op.name for taker in part]
+        out.append(
+            {
+                "name": names[0] if names else part[0].op.origin,
+                "blocks": [
+                    {"name": name, "kept": len(blocks[name]), "order": [int(c) for c in ordering.order[name]]}
+                    for name in names
+                ],
+                "takers": [_taker(taker, layout) for taker in part],
+                "exact": ordering.exact,
+                "ours": _sums(part, layout, concats),
+                **{name: _sums(part, other, concats) for name, other in others.items()},
+            }
+        )
+    return tuple(out)
+
+
+def _taker(taker: Taker, layout: Layout) -> dict[str, Any]:
+    choice = layout.choices[taker.op.name]
+    return {
+        "op": taker.op.name,
+        "origin": taker.op.origin,
+        "writes": taker.fills,
+        "how": choice.how,
+        "us": round(choice.us, 3),
+        "moved_bytes": round(choice.moved_bytes),
+        "takes": {slot.block: sorted(slot.takes) for slot in taker.slots if slot.block is not None},
+        "of": sum(len(slot.given) for slot in taker.slots),
+        "blank": 0 if choice.blank is None else len(choice.blank),
+    }
+
+
+def _sums(part: Sequence[Taker], layout: Layout, concats: Sequence[str]) -> dict[str, Any]:
+    mine = [layout.choices[taker.op.name] for taker in part]
+    return {
+        "copies": sum(choice.moved_bytes > 0 for choice in mine),
+        "moved_bytes": round(sum(choice.moved_bytes for choice in mine)),
+        "us": round(float(np.sum([choice.us for choice in mine])), 3),
+        "concat_bytes": round(sum(layout.concat_bytes.get(name, 0.0) for name in concats)),
+        "concat_us": round(sum(layout.concat_us.get(name, 0.0) for name in concats), 3),
+    }

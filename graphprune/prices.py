@@ -1,0 +1,43 @@
+"""What it costs to move channels about, and what it costs to compute with more of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MEGABYTE = 1e6
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Microseconds on one target: per op that is put in (``call``), per megabyte written by a slice, a
+    gather, a pad or a concatenation, and per million multiply-accumulates."""
+
+    call: float
+    slice: float
+    gather: float
+    pad: float
+    concat: float
+    mac: float
+    views: bool  # a slice of the channels of one sample is a view, not a copy
+    fused: bool = False  # a gather whose result is only concatenated is part of the concatenation
+
+    def moved(self, kind: str, size_bytes: float) -> float:
+        """What one op of a kind costs that writes so many bytes."""
+        per_megabyte: float = getattr(self, kind)
+        return self.call + per_megabyte * size_bytes / MEGABYTE
+
+    def gathered_into(self, size_bytes: float) -> float:
+        """A gather right before a concatenation."""
+        return self.call if self.fused else self.moved("gather", size_bytes)
+
+    def run(self, size_bytes: float, batch: float) -> float:
+        """A run of channels: nothing where that is a view."""
+        return self.call if self.views and batch == 1 else self.moved("slice", size_bytes)
+
+
+PRICES = {
+    "torch": Prices(call=2.0, slice=150.0, gather=160.0, pad=160.0, concat=150.0, mac=25.0, views=True),
+    "onnx": Prices(call=4.0, slice=150.0, gather=160.0, pad=160.0, concat=150.0, mac=20.0, views=False),
+    "tvm": Prices(call=0.5, slice=0.0, gather=20.0, pad=20.0, concat=150.0, mac=30.0, views=True, fused=True),
+}
+"""Measured by ``python -m benchmarks.prices`` (one thread)."""

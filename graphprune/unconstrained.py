@@ -1,0 +1,141 @@
+"""Unconstrained pruning (UPSCALE, Wan et al., ICML 2023): every reader keeps channels of its own.
+
+``loosen`` opens the sites at which readers may differ; from then on each reader's axis is a group of its
+own. What is left of a producer follows: what some reader keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from .costs import Cost, symbols
+from .dims import Dim, Index, Indices, find, leaves, shares
+from .facts import Group, Groups, Scores
+from .ir import Graph, Op, Program
+from .pipeline import opened, passes
+from .selection import ends, reindexes
+from .sites import reader_sites, writer_sites
+
+MODES = ("no", "readers", "both", "mixed")
+
+
+def loosen(program: Program, *, writers: bool = False) -> Program:
+    """The program with a site opened before every reader that shares channels (and after every writer
+    that shares them in a sum), its groups found and scored anew with the options they had."""
+    graph, groups = program.graph, program.fact(Groups)
+    sites = list(reader_sites(graph, groups, symbols(graph, program.host)))
+    if writers:
+        sites += writer_sites(graph, groups)
+    sites = list(dict.fromkeys(sites))
+    if not sites:
+        return program
+    listed = [[site.op, site.operand, site.axis, site.inner, site.fills] for site in sites]
+    program = program.rewrite(opened(program.host, sites), {"reindex": listed})
+    for name in ("group", "score"):
+        program = passes()[name](**_options(program, name)).run(program)
+    return program
+
+
+def _options(program: Program, name: str) -> Mapping[str, Any]:
+    ran = [step.options for step in program.history if step.name == name]
+    return ran[-1] if ran else {}
+
+
+@dataclass(frozen=True)
+class Links:
+    """Which groups follow from which: through every ``reindex`` op of a graph. Without any, none does."""
+
+    graph: Graph
+    groups: Groups
+
+    @cached_property
+    def by_leaf(self) -> dict[Dim, Group]:
+        return {group.dim: group for group in self.groups}
+
+    @cached_property
+    def ops(self) -> list[Op]:
+        return list(reindexes(self.graph))
+
+    @cached_property
+    def followers(self) -> frozenset[str]:
+        """The groups of which just as much is left as their readers take: all of these have a choice."""
+        before = {leaf for op in self.ops if not op.attrs["fills"] for leaf in leaves(ends(op)[0])}
+        return frozenset(
+            group.name
+            for group in self.groups
+            if group.dim in before and not any(member.role == "reader" for member in group.members)
+        )
+
+    def free(self) -> Groups:
+        """The groups without those that follow."""
+        kept = tuple(group for group in self.groups if group.name not in self.followers)
+        return Groups(kept, self.groups.frozen, self.groups.graph)
+
+    def complete(self, keep: Mapping[str, Indices]) -> dict[str, Indices]:
+        """``keep`` with what follows from it: a producer keeps what some reader takes, a writer leaves out
+        what nobody takes of the sum. Lists are in channel order."""
+        out = {name: kept for name, kept in keep.items() if name not in self.followers}
+        taken: dict[str, list[Indices]] = {name: [kept] for name, kept in out.items()}
+        for op in reversed(self.ops):
+            before, after = ends(op)
+            if op.attrs["fills"]:
+                continue
+            for name, channels in self._demand(before, Index(self._leaves(out))(after)):
+                taken.setdefault(name, []).append(channels)
+                out[name] = np.unique(np.concatenate(taken[name]))
+        for op in reversed(self.ops):
+            if op.attrs["fills"]:
+                self._leave_out(op, out)
+        return {group.name: out[group.name] for group in self.groups if group.name in out}
+
+    def _leaves(self, keep: Mapping[str, Indices]) -> dict[Dim, Indices]:
+        return {group.dim: keep[group.name] for group in self.groups if group.name in keep}
+
+    def _demand(self, before: Dim, at: Indices) -> list[tuple[str, Indices]]:
+        found = []
+        for leaf, (where, which) in self._shares(before).items():
+            if leaf in self.by_leaf:
+                found.append((self.by_leaf[leaf].name, np.unique(which[np.isin(where, at)])))
+        return found
+
+    def _shares(self, dim: Dim) -> dict[Dim, tuple[Indices, Indices]]:
+        key = find(dim)
+        if key not in self._known:
+            self._known[key] = shares(dim)
+        return self._known[key]
+
+    @cached_property
+    def _known(self) -> dict[Dim, dict[Dim, tuple[Indices, Indices]]]:
+        return {}
+
+    def _leave_out(self, op: Op, keep: dict[str, Indices]) -> None:
+        before, after = ends(op)
+        wanted = Index(self._leaves(keep))(after)
+        for name, channels in self._demand(before, wanted):
+            left = np.intersect1d(keep.get(name, channels), channels)
+            keep[name] = left if len(left) else channels[:1]
+
+    def priced(self, cost: Cost, scores: Scores, best: Callable[[Any, int], Indices]) -> Cost:
+        """``cost`` of a choice for the groups that are free, with what follows from it."""
+        return _Priced(cost.unit, cost.terms, cost.sizes, cost.scale, self, scores, best) if self.ops else cost
+
+
+@dataclass(frozen=True)
+class _Priced(Cost):
+    links: Links | None = None
+    scores: Scores | None = None
+    best: Callable[[Any, int], Indices] | None = None
+
+    def __call__(self, kept: Mapping[Dim, float] | None = None) -> float:
+        if not kept:
+            return super().__call__(kept)
+        assert self.links is not None and self.scores is not None and self.best is not None
+        groups = {group.name: group for group in self.links.groups if group.dim in kept}
+        chosen = {name: self.best(self.scores[group], int(kept[group.dim])) for name, group in groups.items()}
+        whole = self.links.complete(chosen)
+        return super().__call__({g.dim: len(whole[g.name]) for g in self.links.groups if g.name in whole})

@@ -1,0 +1,276 @@
+"""Readers with channels of their own: exact on every topology, constrained as the special case, copies
+planned away."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+
+import branches
+import nets
+import numpy as np
+import pytest
+import torch
+
+import graphprune as gp
+from graphprune import proof
+from graphprune.facts import Groups, Keep, Order
+from graphprune.passes.propagate import Propagate
+from graphprune.passes.reorder import Reorder
+from graphprune.pipeline import replay
+from graphprune.selection import reindexes
+from graphprune.unconstrained import Links, loosen
+
+EXACT = 1e-12
+NAMES = sorted(branches.NETS)
+
+
+def loosened(name, writers=False):
+    program = gp.run("group,score", branches.program(name))
+    return loosen(program, writers=writers)
+
+
+def random_keep(program, seed):
+    """A random list for everything that may have one of its own, and what follows from it."""
+    links, rng = Links(program.graph, program.fact(Groups)), np.random.default_rng(seed)
+    free = {g.name: np.sort(rng.permutation(g.size)[: rng.integers(1, g.size + 1)]) for g in links.free()}
+    return Keep(links.complete(free))
+
+
+def masked_outputs(name, plan):
+    """The user's own module with zeros where the plan has them, outside of everything that was traced."""
+    module = copy.deepcopy(branches.module(name))
+    tensors = dict([*module.named_parameters(remove_duplicate=False), *module.named_buffers()])
+    with torch.no_grad():
+        for parameter, axes in plan["parameters"].items():
+            for axis, entry in axes.items():
+                if entry["role"] == "reader":
+                    tensor = tensors[parameter]
+                    drop = set(range(tensor.shape[int(axis)])) - set(entry["keep"]) | set(entry.get("blank", ()))
+                    tensor.index_fill_(int(axis), torch.tensor(sorted(drop), dtype=torch.int64), 0)
+    return nets.outputs(module, branches.inputs())
+
+
+def check(name, program):
+    outputs = nets.outputs(program.model, branches.inputs())
+    assert nets.relative_error(masked_outputs(name, program.plan), outputs) <= EXACT
+
+
+# ---- exact, or refused ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_readers_that_choose_for_themselves_are_these(name):
+    assert len(list(reindexes(loosened(name).graph))) == branches.NETS[name][1]
+
+
+@pytest.mark.parametrize("writers", [False, True], ids=["readers", "both"])
+@pytest.mark.parametrize("name", NAMES)
+def test_any_mask_is_computed_exactly(name, writers):
+    program = loosened(name, writers)
+    menus = ("view", "view|gather|sink", "view|gather|widen|sink|constrain")
+    for seed, menu in enumerate(menus):
+        known = program.learn(random_keep(program, seed))
+        check(name, gp.run(gp.Recipe((Reorder(menu=menu, target=("torch", "onnx", "tvm")[seed]), Propagate())), known))
+    naive = gp.run(gp.Recipe((Propagate(),)), program.learn(random_keep(program, 7)))
+    check(name, naive)
+
+
+@pytest.mark.parametrize("name", ["residual", "dense", "both orders", "flatten", "tuple and shared"])
+@pytest.mark.parametrize("opset", [9, 18])
+def test_the_same_on_onnx_with_the_opset_kept(name, opset, tmp_path):
+    path = tmp_path / "model.onnx"
+    with torch.no_grad():
+        model = branches.module(name).float()
+        torch.onnx.export(model, (branches.inputs()[0].float(),), path, dynamo=False, opset_version=opset)
+    for mode in ("readers", "both"):
+        recipe = f"group,score,mask{{channels=0.6x unconstrained={mode}}},reorder{{menu=view|sink}},propagate"
+        done = gp.run(recipe, gp.load(path))
+        assert done.model.graph.opset_imports[""] == opset
+        assert len(done.plan["steps"][0]["reindex"]) >= branches.NETS[name][1]
+        assert not any(node.op_type == "Identity" for node in done.model.graph)
+        assert all(one.error <= one.tolerance for one in proof.verify(done))
+
+
+def test_the_oracle_notices_a_channel_too_few():
+    program = loosened("residual")
+    done = gp.run(gp.Recipe((Propagate(),)), program.learn(random_keep(program, 0)))
+    plan = copy.deepcopy(dict(done.plan))
+    entry = next(a["1"] for a in plan["parameters"].values() if a.get("1", {}).get("role") == "reader")
+    entry["keep"] = entry["keep"][1:]
+    outputs = nets.outputs(done.model, branches.inputs())
+    assert nets.relative_error(masked_outputs("residual", plan), outputs) > 1e-4
+
+
+def test_the_plan_alone_gives_the_same_network():
+    program = branches.program("dense")
+    done = gp.run("group,score,mask{channels=0.6x unconstrained=both},reorder,propagate", program)
+    again = replay(done.plan, program.host)
+    assert again.graph.text() == done.graph.text()
+    for name in done.graph.parameters:
+        assert np.array_equal(done.host.parameter(name), again.host.parameter(name))
+
+
+# ---- constrained is a special case -------------------------------------------------------------------------
+
+
+def test_readers_that_agree_need_nothing():
+    """With one list for all of them the network is the constrained one, op for op and bit for bit."""
+    program = gp.run("group,score", branches.program("residual"))
+    groups = program.fact(Groups)
+    keep = {group.name: np.arange(0, group.size, 2) for group in groups}
+    plain = gp.run(gp.Recipe((Propagate(),)), program.learn(Keep(keep)))
+    loose = loosen(program)
+    same = {group.name: np.arange(0, group.size, 2) for group in loose.fact(Groups)}
+    done = gp.run(gp.Recipe((Reorder(), Propagate())), loose.learn(Keep(same)))
+    assert done.graph.text() == plain.graph.text()
+    assert all(np.array_equal(done.host.parameter(n), plain.host.parameter(n)) for n in plain.graph.parameters)
+
+
+def test_a_model_without_shared_channels_is_left_as_it_was():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 5, 3))
+    program = gp.load(model, branches.inputs()[0].float())
+    plain = gp.run("group,score,mask{channels=0.5x},propagate", program)
+    loose = gp.run("group,score,mask{channels=0.5x unconstrained=readers},reorder,propagate", program)
+    assert loose.plan["parameters"] == plain.plan["parameters"]
+    assert [set(step) for step in loose.plan["steps"]] == [{"keep", "pass"}]
+
+
+# ---- what is kept ------------------------------------------------------------------------------------------
+
+
+def test_a_producer_keeps_what_some_reader_takes():
+    program = gp.run(
+        "group,score{by=l2},mask{channels=0.5x unconstrained=readers floor=0}", branches.program("residual")
+    )
+    links, keep = Links(program.graph, program.fact(Groups)), program.fact(Keep).keep
+    (shared,) = links.followers
+    taken = [keep[name] for name in keep if name.endswith("weight[1]")]
+    assert len(taken) == 4 and all(len(one) == 5 for one in taken)
+    assert sorted(keep[shared]) == sorted(set(np.concatenate(taken)))
+
+
+@pytest.mark.parametrize("unit", ["params", "macs"])
+@pytest.mark.parametrize("allocate", ["uniform", "global"])
+def test_budgets_count_what_is_really_left(unit, allocate):
+    """The union that producers keep is part of the price."""
+    program = branches.program("dense")
+    recipe = f"group,score,mask{{{unit}=0.5x allocate={allocate} unconstrained=readers}},propagate"
+    from graphprune import costs
+
+    cost = getattr(costs, unit)
+    done = gp.run(recipe, program)
+    left = cost(done.graph, done.host)() / cost(program.graph, program.host)()
+    assert 0.4 < left <= 0.5
+
+
+def test_a_writer_leaves_out_channels_of_a_sum():
+    """What it does not write costs nothing, and nobody can read it from there."""
+    program = branches.program("residual")
+    done = gp.run("group,score,mask{channels=0.5x unconstrained=both},propagate", program)
+    assert done.host.parameter("blocks.0.3.weight").shape[0] < done.host.parameter("stem.weight").shape[0]
+    targets = [str(node.target) for node in done.model.graph.nodes]
+    assert any("pad" in target for target in targets)
+
+
+# ---- copies ------------------------------------------------------------------------------------------------
+
+
+def copies(program):
+    targets = [str(node.target) for node in program.model.graph.nodes if node.op == "call_function"]
+    assert not any("alias" in target for target in targets)
+    return sum("index_select" in target for target in targets)
+
+
+def interval_keep(program, seed):
+    """Readers whose channels are runs in some hidden order of each producer."""
+    links, rng = Links(program.graph, program.fact(Groups)), np.random.default_rng(seed)
+    hidden = rng.permutation(WIDTH)
+    free = {}
+    for group in links.free():
+        start = int(rng.integers(0, 5))
+        whole = hidden[start : start + int(rng.integers(3, 8))] if group.size == WIDTH else np.arange(group.size)
+        free[group.name] = np.sort(whole)
+    return Keep(links.complete(free))
+
+
+WIDTH = branches.WIDTH
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_runs_of_a_hidden_order_are_found(seed):
+    program = loosened("plain")
+    program = program.learn(interval_keep(program, seed))
+    ordered = gp.run(gp.Recipe((Reorder(menu="view|gather"), Propagate())), program)
+    assert copies(ordered) == 0
+    check("plain", ordered)
+
+
+def test_nothing_is_gathered_into_a_concatenation_twice():
+    """DenseNet: the selections go into the concatenations, and the old ones are gone."""
+    for name, concatenations in (("dense", 3 + 4), ("dense lists", 3 + 1)):  # the head reads a whole one
+        program = loosened(name)
+        sinks = [op.name for op in reindexes(program.graph) if "cat" in op.inputs[0].name]
+        known = program.learn(random_keep(program, 0)).learn(Order(dict.fromkeys(sinks, 100)))
+        done = gp.run(gp.Recipe((Propagate(),)), known)
+        assert len(sinks) == 3 and copies(done) <= 2  # and the stem has no concatenation
+        assert sum("cat" in str(node.target) for node in done.model.graph.nodes) == concatenations
+        check(name, done)
+
+
+def test_the_chosen_layout_is_never_dearer_than_the_published_one():
+    for name in ("plain", "residual", "dense", "sppf", "both orders"):
+        loose = loosened(name)
+        for seed in range(2):
+            program = loose.learn(random_keep(loose, seed))
+            for target in ("torch", "onnx", "tvm"):
+                order = Reorder(target=target).run(program).fact(Order)
+                for segment in order.segments:
+                    ours = segment["ours"]["us"] + segment["ours"]["concat_us"]
+                    for other in ("naive", "upscale"):
+                        assert ours <= segment[other]["us"] + segment[other]["concat_us"] + 1e-9, (name, other)
+
+
+def test_the_result_does_not_depend_on_the_hash_seed():
+    code = (
+        "import branches, hashlib, graphprune as gp\n"
+        "recipe = 'group,score,mask{channels=0.6x unconstrained=both},reorder,propagate'\n"
+        "p = gp.run(recipe, branches.program('dense'))\n"
+        "state = b''.join(p.host.parameter(n).tobytes() for n in p.graph.parameters)\n"
+        "print(hashlib.sha256(state).hexdigest(), p.graph.text(), p.plan)"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("mask{channels=0.5x unconstrained=reader}", "`unconstrained` cannot be `reader`"),
+        ("reorder{menu=view|gathr}", "`menu` has no `gathr`"),
+        ("reorder{target=gpu}", "`target` cannot be `gpu`"),
+        ("reorder{order=bset}", "`order` cannot be `bset`"),
+    ],
+)
+def test_a_wrong_option_is_named(recipe, words):
+    with pytest.raises(gp.GraphpruneError, match=words.replace("|", r"\|")):
+        gp.Recipe.parse(recipe)
+
+
+def test_a_reader_cannot_keep_what_is_not_made():
+    program = loosened("plain")
+    keep = dict(random_keep(program, 0).keep)
+    (shared,) = Links(program.graph, program.fact(Groups)).followers
+    keep[shared] = keep[shared][:-1]
+    with pytest.raises(gp.GraphpruneError, match="takes channel"):
+        gp.run(gp.Recipe((Propagate(),)), program.learn(Keep(keep)))
