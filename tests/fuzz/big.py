@@ -159,7 +159,7 @@ graph to the cut network; each step reads the graph anew where the one before ha
 {}
 
 Linear in ops for all but *dense*: a DenseNet's axes alone are quadratic in its layers (1,000 ops are 333 of them).
-*nested* ends at 5,000 concats; *misaligned* has sixty parts on every axis, and a third of its time is ONNX Runtime's."""
+*nested* ends at 5,000 concats; *misaligned* has sixty parts on every axis; a third of its time is ONNX Runtime's."""
 
 
 if __name__ == "__main__":
