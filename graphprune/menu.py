@@ -73,29 +73,24 @@ class Pricing:
             if taker.own is not None and own is not None:
                 yield taker.own.name, own
 
-    def _options(
-        self, taker: Taker, given: Indices, wanted: Indices, menu: Sequence[str], sunk: bool
-    ) -> Iterator[Choice]:
+    def _options(self, taker: Taker, given: Indices, wanted: Indices, menu: Sequence[str], sunk: bool) -> list[Choice]:
         at = located(given, wanted)
         if len(at) == len(given) and is_run(at):
-            yield Choice("all", 0.0, 0.0)
-            return
+            return [Choice("all", 0.0, 0.0)]
         if taker.fills:
-            yield from self._fill(taker, given, wanted, menu)
-            return
-        size = len(at) * taker.bytes_each
+            return list(self._fill(taker, given, wanted, menu))
         if sunk:
-            yield self._sink(taker, at)
-        elif is_run(at) and "view" in menu:
+            return [self._sink(taker, at)]
+        options, size = list[Choice](), len(at) * taker.bytes_each
+        if is_run(at) and "view" in menu:
             us = self.prices.run(size, self.segments.batch)
-            yield Choice("view", us, 0.0 if self.prices.views and self.segments.batch == 1 else size)
-        else:
-            yield Choice("gather", self.prices.moved("gather", size), size)
-        if not sunk and taker.own is not None and not self._shared(taker):
-            low, high = int(at.min()), int(at.max()) + 1
-            spans = [(low, high)] * ("widen" in menu) + [(0, len(given))] * ("constrain" in menu)
-            for start, stop in spans:
-                yield self._widen(taker, given, at, start, stop)
+            options.append(Choice("view", us, 0.0 if self.prices.views and self.segments.batch == 1 else size))
+        if taker.own is not None and not self._shared(taker):
+            spans = {"widen": (int(at.min()), int(at.max()) + 1), "constrain": (0, len(given))}
+            options += [self._widen(taker, given, at, *span) for item, span in spans.items() if item in menu]
+        if "gather" in menu or not options:
+            options.append(Choice("gather", self.prices.moved("gather", size), size))
+        return options
 
     def _widen(self, taker: Taker, given: Indices, at: Indices, start: int, stop: int) -> Choice:
         assert taker.own is not None

@@ -36,8 +36,8 @@ class Prices:
 
 
 PRICES = {
-    "torch": Prices(call=2.0, slice=150.0, gather=160.0, pad=160.0, concat=150.0, mac=25.0, views=True),
-    "onnx": Prices(call=4.0, slice=150.0, gather=160.0, pad=160.0, concat=150.0, mac=20.0, views=False),
+    "torch": Prices(call=3.0, slice=80.0, gather=80.0, pad=120.0, concat=80.0, mac=23.5, views=True),
+    "onnx": Prices(call=1.0, slice=83.0, gather=86.0, pad=87.0, concat=120.0, mac=18.6, views=False),
     "tvm": Prices(call=0.5, slice=0.0, gather=20.0, pad=20.0, concat=150.0, mac=30.0, views=True, fused=True),
 }
 """Measured by ``python -m benchmarks.prices`` (one thread)."""
