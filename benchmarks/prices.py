@@ -2,7 +2,7 @@
 
     python -m benchmarks.prices [--target torch ...] [--seconds 2]
 
-Each op is put between depthwise convolutions, twelve times, at two sizes; what it adds to the chain without
+Each op is put between depthwise convolutions, six times, at two sizes; what it adds to the chain without
 it, a line through both, gives microseconds per op and per megabyte. The fastest of many interleaved runs
 counts: what else the machine does only ever adds. Multiply-accumulates are those of 1x1 and 3x3 convolutions.
 """
@@ -21,7 +21,7 @@ from torch import nn
 import graphprune as gp
 from graphprune.backends.target import target
 
-CHANNELS, REPEATS, SIZES = 64, 12, (28, 84)
+CHANNELS, REPEATS, SIZES = 64, 6, (28, 56)
 ORDER = torch.randperm(CHANNELS, generator=torch.Generator().manual_seed(0))
 
 
@@ -41,10 +41,6 @@ def _concat(x: torch.Tensor) -> torch.Tensor:
     return torch.cat([x[:, :32], x[:, 32:]], 1)
 
 
-def _sink(x: torch.Tensor) -> torch.Tensor:
-    return torch.cat([x[:, :32].index_select(1, ORDER % 32)[:, :32], x[:, 32:]], 1)
-
-
 OPS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor] | None, int, int]] = {
     # what, and the channels before and after it
     "none": (None, CHANNELS, CHANNELS),
@@ -54,7 +50,6 @@ OPS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor] | None, int, int]] =
     "pad": (_pad, CHANNELS - 8, CHANNELS),
     "pad, without": (None, CHANNELS - 8, CHANNELS - 8),
     "concat": (_concat, CHANNELS, CHANNELS),
-    "sink": (_sink, CHANNELS, CHANNELS),
 }
 
 
@@ -115,7 +110,7 @@ def measure(name: str, seconds: float) -> dict[str, float]:
         work[kernel, width, size] = 4 * kernel**2 * width**2 * size**2 / 1e6
     found = fastest(calls, seconds)
     out: dict[str, float] = {}
-    for op in ("slice", "gather", "pad", "concat", "sink"):
+    for op in ("slice", "gather", "pad", "concat"):
         base = f"{op}, without" if f"{op}, without" in OPS else "none"
         points = [(4e-6 * CHANNELS * size**2, (found[op, size] - found[base, size]) / REPEATS) for size in SIZES]
         (small, a), (large, b) = points

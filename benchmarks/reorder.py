@@ -3,6 +3,7 @@ UPSCALE's order.
 
     python -m benchmarks.reorder copies                 # gathers and bytes at 30 %, from the plans alone
     python -m benchmarks.reorder accuracy [--images N]  # CIFAR-10, no training, on the exported model
+    python -m benchmarks.reorder speed                  # of the same networks, on a quiet machine
     python -m benchmarks.reorder latency [--net NAME]   # on a quiet machine: interleaved medians
     python -m benchmarks.reorder tables                 # Markdown from the results so far
 
@@ -16,6 +17,8 @@ import importlib.util
 import io
 import json
 import sys
+import tempfile
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -114,50 +117,65 @@ def cifar(count: int) -> tuple[torch.Tensor, np.ndarray[Any, Any]]:
     return torch.from_numpy(scaled).float().permute(0, 3, 1, 2).contiguous(), labels
 
 
+def as_onnx(net: torch.nn.Module, x: torch.Tensor) -> Program:
+    """The network as an ONNX file, which is what is pruned and run; its BatchNorms are left as they are."""
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = Path(folder) / "model.onnx"
+        keep = torch.onnx.TrainingMode.PRESERVE  # else BatchNorms are folded before they are scored
+        torch.onnx.export(net, (x,), path, dynamo=False, opset_version=18, training=keep, do_constant_folding=False)
+        return gp.load(path)
+
+
 def recipe(by: str, amount: float, mode: str, target_name: str = "onnx") -> str:
     own = " unconstrained=readers" if mode == "unconstrained" else ""
     order = f",reorder{{target={target_name}}}" if own else ""
     return f"group,score{{by={by}}},mask{{params={1 - amount:g}x floor=0.02{own}}}{order},propagate"
 
 
-def accuracy(results: Results, options: argparse.Namespace) -> None:
-    """Top-1 of the network that ONNX Runtime is given, and its latency for one image, in turns with the
-    unpruned network's."""
-    images, labels = cifar(options.images)
+def settings(options: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
+    """(network, key, recipe); no recipe for the network as it is."""
     for name in options.net or NETS:
-        net = cifar_net(name)
-        base = gp.load(net, (images[:1],))
-        wide = gp.load(net, (images[:100],))
-        if f"accuracy/{name}/unpruned" not in results:
-            results.add(f"accuracy/{name}/unpruned", _judge(wide, base, base, images, labels))
-        for by in options.by or CRITERIA:
-            for amount in AMOUNTS:
+        yield name, f"{name}/unpruned", ""
+        for amount in AMOUNTS:
+            for by in options.by or CRITERIA:
                 for mode in MODES:
-                    key = f"accuracy/{name}/{by}/{amount}/{mode}"
-                    if key in results:
-                        continue
-                    try:
-                        text = recipe(by, amount, mode)
-                        made = gp.run(text, base)
-                        results.add(key, _judge(gp.apply(made.plan, wide), made, base, images, labels))
-                    except gp.GraphpruneError as error:
-                        print(key, error, file=sys.stderr)
+                    yield name, f"{name}/{by}/{amount}/{mode}", recipe(by, amount, mode)
 
 
-def _judge(
-    wide: Program, made: Program, base: Program, images: torch.Tensor, labels: np.ndarray[Any, Any]
-) -> dict[str, Any]:
+def accuracy(results: Results, options: argparse.Namespace) -> None:
+    """Top-1 of the network that ONNX Runtime is given."""
+    images, labels = cifar(options.images)
+    wide: dict[str, Program] = {}
+    for name, key, text in settings(options):
+        if f"accuracy/{key}" in results:
+            continue
+        if name not in wide:
+            wide[name] = as_onnx(cifar_net(name), images[:100])
+        program = wide[name]
+        try:
+            made = gp.run(text, program) if text else program
+        except gp.GraphpruneError as error:
+            print(key, error, file=sys.stderr)
+            continue
+        session = target("onnx").runnable(made)
+        found = [session.run([batch.numpy()])[0].argmax(1) for batch in images.split(100)]
+        size = {"params": costs.params(made.graph, made.host)(), "macs": costs.macs(made.graph, made.host)()}
+        right = float((np.concatenate(found) == labels).mean())
+        results.add(f"accuracy/{key}", {"accuracy": right, **size, "images": len(labels)})
+
+
+def speed(results: Results, options: argparse.Namespace) -> None:
+    """The latency of the same networks for one image in ONNX Runtime, as a share of the unpruned one's, the
+    two in turns."""
+    one = torch.zeros(1, 3, 32, 32)
     on = target("onnx")
-    session = on.runnable(wide)
-    found = [session.run([batch.numpy()])[0].argmax(1) for batch in images.split(100)]
-    times = interleave({"base": on.runnable(base), "made": on.runnable(made)}, 30, seconds=2.0)
-    return {
-        "accuracy": float((np.concatenate(found) == labels).mean()),
-        "params": costs.params(made.graph, made.host)(),
-        "macs": costs.macs(made.graph, made.host)(),
-        "latency": times["made"].median_ms / times["base"].median_ms,
-        "images": len(labels),
-    }
+    for name, key, text in settings(options):
+        if f"speed/{key}" not in results and f"accuracy/{key}" in results:
+            base = as_onnx(cifar_net(name), one)
+            made = gp.run(text, base) if text else base
+            times = interleave({"base": on.runnable(base), "made": on.runnable(made)}, 50, seconds=options.seconds)
+            results.add(f"speed/{key}", times["made"].median_ms / times["base"].median_ms)
 
 
 # ---- latency -----------------------------------------------------------------------------------------
@@ -213,7 +231,9 @@ def _copies_table(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _accuracy_tables(found: Mapping[str, Any]) -> Iterator[str]:
     """At equal parameters, and at equal latency: constrained accuracy is interpolated there."""
-    for what in ("params", "latency"):
+    speeds = {key.replace("speed/", "accuracy/"): value for key, value in found.items() if key.startswith("speed/")}
+    timed = {key: {**found[key], "latency": value} for key, value in speeds.items()}
+    for what, points_of in (("params", found), ("latency", timed)):
         yield f"Accuracy in %, at equal {'parameters' if what == 'params' else 'measured latency'}: constrained / "
         yield "unconstrained (gain)."
         yield ""
@@ -222,11 +242,11 @@ def _accuracy_tables(found: Mapping[str, Any]) -> Iterator[str]:
         gains: list[float] = []
         for name in NETS:
             for by in CRITERIA:
-                curve = [found.get(f"accuracy/{name}/{by}/{amount}/constrained") for amount in AMOUNTS]
-                points = [one for one in (found.get(f"accuracy/{name}/unpruned"), *curve) if one]
+                curve = [points_of.get(f"accuracy/{name}/{by}/{amount}/constrained") for amount in AMOUNTS]
+                points = [one for one in (points_of.get(f"accuracy/{name}/unpruned"), *curve) if one]
                 cells = []
                 for amount in AMOUNTS:
-                    free = found.get(f"accuracy/{name}/{by}/{amount}/unconstrained")
+                    free = points_of.get(f"accuracy/{name}/{by}/{amount}/unconstrained")
                     if not free or len(points) < 2:
                         cells.append("-")
                         continue
@@ -258,7 +278,7 @@ def _latency_table(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    commands = {"copies": copies, "accuracy": accuracy, "latency": latency, "tables": tables}
+    commands = {"copies": copies, "accuracy": accuracy, "speed": speed, "latency": latency, "tables": tables}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=commands)
     parser.add_argument("--out", type=Path, default=Path("reorder-results.json"))

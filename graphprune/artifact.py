@@ -175,6 +175,7 @@ def describe(
             for group in groups
         ],
         "frozen": [asdict(dim) for dim in groups.frozen],
+        **{key: program.plan[key] for key in ("segments",) if key in program.plan},
         "passes": [asdict(step) for step in program.history],
         "verification": _verification(checks),
         "recipe": recipe,

@@ -73,41 +73,38 @@ class Pricing:
             if taker.own is not None and own is not None:
                 yield taker.own.name, own
 
-    def _options(
-        self, taker: Taker, given: Indices, wanted: Indices, menu: Sequence[str], sunk: bool
-    ) -> Iterator[Choice]:
+    def _options(self, taker: Taker, given: Indices, wanted: Indices, menu: Sequence[str], sunk: bool) -> list[Choice]:
         at = located(given, wanted)
         if len(at) == len(given) and is_run(at):
-            yield Choice("all", 0.0, 0.0)
-            return
+            return [Choice("all", 0.0, 0.0)]
         if taker.fills:
-            yield from self._fill(taker, given, wanted, menu)
-            return
-        size = len(at) * taker.bytes_each
+            return list(self._fill(taker, given, wanted, menu))
         if sunk:
-            yield self._sink(taker, at)
-        elif is_run(at) and "view" in menu:
-            us = self.prices.run(size, self.segments.batch)
-            yield Choice("view", us, 0.0 if self.prices.views and self.segments.batch == 1 else size)
-        else:
-            yield Choice("gather", self.prices.moved("gather", size), size)
-        if not sunk and taker.own is not None and not self._shared(taker):
-            low, high = int(at.min()), int(at.max()) + 1
-            spans = [(low, high)] * ("widen" in menu) + [(0, len(given))] * ("constrain" in menu)
-            for start, stop in spans:
-                yield self._widen(taker, given, at, start, stop)
+            return [self._sink(taker, at)]
+        options, size = list[Choice](), len(at) * taker.bytes_each
+        if is_run(at) and "view" in menu:
+            options.append(Choice("view", *self._run(taker, size)))
+        if taker.own is not None and not self._shared(taker):
+            spans = {"widen": (int(at.min()), int(at.max()) + 1), "constrain": (0, len(given))}
+            options += [self._widen(taker, given, at, *span) for item, span in spans.items() if item in menu]
+        if "gather" in menu or not options:
+            options.append(Choice("gather", self.prices.moved("gather", size), size))
+        return options
 
     def _widen(self, taker: Taker, given: Indices, at: Indices, start: int, stop: int) -> Choice:
         assert taker.own is not None
         extra = (stop - start - len(at)) // taker.inner
         whole = stop - start == len(given)
         size = (stop - start) * taker.bytes_each
-        run = 0.0 if whole else self.prices.run(size, self.segments.batch)
+        run, copied = (0.0, 0.0) if whole else self._run(taker, size)
         own = given[start : stop : taker.inner] // taker.inner
         blank = np.setdiff1d(own, self.segments.keep[taker.own.name])
-        copied = 0.0 if whole or (self.prices.views and self.segments.batch == 1) else size
-        us = run + self._more(taker) * extra
-        return Choice("constrain" if whole else "widen", us, copied, own, blank)
+        return Choice("constrain" if whole else "widen", run + self._more(taker) * extra, copied, own, blank)
+
+    def _run(self, taker: Taker, size_bytes: float) -> tuple[float, float]:
+        """What a run costs, and the bytes of it that are copied."""
+        free = self.prices.free(self.segments.batch, taker.fuses)
+        return self.prices.run(size_bytes, self.segments.batch, taker.fuses), 0.0 if free else size_bytes
 
     def _sink(self, taker: Taker, at: Indices) -> Choice:
         """Runs go into the concatenation as they are, or what is taken of one part is gathered first."""
@@ -124,11 +121,11 @@ class Pricing:
         us = moved = 0.0
         for count, size_bytes in cut:
             if count > most:
-                us += self.prices.gathered_into(size_bytes)
-                moved += 0.0 if self.prices.fused else size_bytes
-            else:
-                us += count * self.prices.run(size_bytes / count, 1)
-                moved += 0.0 if self.prices.views else size_bytes
+                us += self.prices.moved("gather", size_bytes)
+                moved += size_bytes
+            else:  # a view need not be contiguous to be concatenated
+                us += count * self.prices.run(size_bytes / count, 1, True)
+                moved += 0.0 if self.prices.free(1, True) else size_bytes
         return Choice("sink", us, moved, runs=most)
 
     def parts(self, taker: Taker) -> list[int]:

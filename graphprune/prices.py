@@ -19,25 +19,27 @@ class Prices:
     concat: float
     mac: float
     views: bool  # a slice of the channels of one sample is a view, not a copy
-    fused: bool = False  # a gather whose result is only concatenated is part of the concatenation
+    fused: bool  # a slice is part of the element-wise op or concatenation behind it
 
     def moved(self, kind: str, size_bytes: float) -> float:
         """What one op of a kind costs that writes so many bytes."""
         per_megabyte: float = getattr(self, kind)
         return self.call + per_megabyte * size_bytes / MEGABYTE
 
-    def gathered_into(self, size_bytes: float) -> float:
-        """A gather right before a concatenation."""
-        return self.call if self.fused else self.moved("gather", size_bytes)
+    def free(self, batch: float, fuses: bool) -> bool:
+        """Whether a run of channels is not copied. ``fuses``: an element-wise op or a concatenation takes it."""
+        return (self.views and batch == 1) or (self.fused and fuses)
 
-    def run(self, size_bytes: float, batch: float) -> float:
-        """A run of channels: nothing where that is a view."""
-        return self.call if self.views and batch == 1 else self.moved("slice", size_bytes)
+    def run(self, size_bytes: float, batch: float, fuses: bool) -> float:
+        """A run of channels."""
+        if self.free(batch, fuses):
+            return 0.0 if self.fused else self.call
+        return self.moved("slice", size_bytes)
 
 
 PRICES = {
-    "torch": Prices(call=2.0, slice=150.0, gather=160.0, pad=160.0, concat=150.0, mac=25.0, views=True),
-    "onnx": Prices(call=4.0, slice=150.0, gather=160.0, pad=160.0, concat=150.0, mac=20.0, views=False),
-    "tvm": Prices(call=0.5, slice=0.0, gather=20.0, pad=20.0, concat=150.0, mac=30.0, views=True, fused=True),
+    "torch": Prices(call=3.0, slice=80.0, gather=80.0, pad=120.0, concat=80.0, mac=23.5, views=True, fused=False),
+    "onnx": Prices(call=1.0, slice=83.0, gather=86.0, pad=87.0, concat=120.0, mac=18.6, views=False, fused=False),
+    "tvm": Prices(call=1.0, slice=150.0, gather=450.0, pad=150.0, concat=150.0, mac=30.0, views=False, fused=True),
 }
 """Measured by ``python -m benchmarks.prices`` (one thread)."""

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .report_segments import picture, segments
 from .units import count, duration, error, ratio, size
 
 Report = Mapping[str, Any]
@@ -181,6 +182,8 @@ def render(report: Report) -> str:
         verified=verified(report),
         command=command(report),
         groups=_groups(report["groups"]),
+        segments=segments(report.get("segments", ())),
+        picture=picture(report.get("segments", ())),
         latencies=_bars(report),
         passes=_passes(report["passes"]),
         checks=[_check(one) for one in _checks(report["verification"])],

@@ -50,6 +50,7 @@ class Taker:
     slots: tuple[Slot, ...]
     inner: int
     bytes_each: float  # of one position of the axis
+    fuses: bool  # an element-wise op comes next
 
     @property
     def fills(self) -> bool:
@@ -98,7 +99,14 @@ class Segments:
         value, axis = op.outputs[0], op.attrs["axis"]
         width = {"float64": 8, "float16": 2, "bfloat16": 2}.get(value.dtype, 4)
         each = width * float(np.prod([evaluate(n, sizes) for k, n in enumerate(value.shape or ()) if k != axis]))
-        return Taker(op, self._own(own), tuple(self._slots(shared, wanted)), op.attrs["inner"], each)
+        slots = tuple(self._slots(shared, wanted))
+        return Taker(op, self._own(own), slots, op.attrs["inner"], each, value.name in self.fusing)
+
+    @cached_property
+    def fusing(self) -> frozenset[str]:
+        """The values that an element-wise op reads."""
+        wanted = [op for op in self.program.graph.ops if op.kind in ("pointwise", "batch_norm", "prelu")]
+        return frozenset(value.name for op in wanted for value in op.inputs if value is not None)
 
     def _own(self, dim: Dim) -> Group | None:
         dim = find(dim)

@@ -92,7 +92,7 @@ def test_toml_as_a_person_writes_it():
     ("text", "message", "hint"),
     [
         ("grup", "unknown pass `grup`", "did you mean `group`?"),
-        ("xyzzy", "unknown pass `xyzzy`", "known: compensate, fold, group, mask, propagate, score"),
+        ("xyzzy", "unknown pass `xyzzy`", "known: compensate, fold, group, mask, propagate, reorder, score"),
         ("group{normalized=true}", "`group` has no option `normalized`", "did you mean `normalised`?"),
         ("fold{x=1}", "`fold` has no option `x`", "it has none"),
         ("group{normalised=maybe}", "`group`: option `normalised` takes a bool, not `maybe`", ""),

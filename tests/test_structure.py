@@ -35,6 +35,7 @@ LAYERS = (
     ("passes", "calibration"),
     ("backends",),
     ("proof",),
+    ("report_segments",),
     ("report", "draw"),
     ("artifact",),
     ("save", "listing", "progress"),

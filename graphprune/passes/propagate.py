@@ -41,7 +41,8 @@ class Propagate(Pass):
         host.own()
         _compare(graph, host, index)
         parameters = _parameters(groups, keep, index, program.plan.get("parameters", {}))
-        return program.rewrite(host, _step(keep, order), parameters=parameters)
+        chosen = {"segments": list(order.segments)} if order.segments else {}
+        return program.rewrite(host, _step(keep, order), parameters=parameters, **chosen)
 
 
 def _step(keep: Keep, order: Order) -> dict[str, Any]:

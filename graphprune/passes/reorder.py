@@ -88,6 +88,7 @@ def describe(pricing: Pricing, layout: Layout, ordering: Ordering) -> tuple[dict
     others = {
         "naive": pricing.layout(blocks, ("gather",), frozenset()),
         "upscale": pricing.layout(published(segments), ("view", "gather"), frozenset()),
+        "constrained": pricing.layout(blocks, ("constrain",), frozenset()),
     }
     out = []
     for part in segments.parts():
@@ -120,6 +121,7 @@ def _taker(taker: Taker, layout: Layout) -> dict[str, Any]:
         "us": round(choice.us, 3),
         "moved_bytes": round(choice.moved_bytes),
         "takes": {slot.block: sorted(slot.takes) for slot in taker.slots if slot.block is not None},
+        "count": sum(len(slot.takes) for slot in taker.slots),
         "of": sum(len(slot.given) for slot in taker.slots),
         "blank": 0 if choice.blank is None else len(choice.blank),
     }
