@@ -32,6 +32,7 @@ LAYERS = (
     ("sites", "segments"),
     ("unconstrained", "menu"),
     ("hosts",),
+    ("allocation",),
     ("passes", "calibration"),
     ("backends",),
     ("proof",),
@@ -94,7 +95,7 @@ def test_imports_run_one_way(path):
             continue
         assert top == "graphprune"
         theirs = target[0] if target else ""
-        if theirs == layer and layer in ("hosts", "backends"):
+        if theirs == layer and layer in ("hosts", "backends", "allocation"):
             continue
         if not target and layer in ("artifact", "cli"):
             continue  # the version of the package

@@ -1,0 +1,1 @@
+"""How many channels of each group survive: pure functions from numbers to counts."""
