@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from .errors import BudgetError, ModelError, RecipeError
 from .ir import Host, Program
 from .pipeline import Progress, Recipe, replay
 from .pipeline import run as run_recipe
+from .plan import read_plan
 from .proof import Check, verify
 from .proof import verify as prove
 
@@ -73,17 +73,6 @@ def apply(plan: Mapping[str, Any] | str | Path, model: Any, example_inputs: Any 
         plan = read_plan(Path(plan))
     host = model.source if isinstance(model, Program) else _host(model, example_inputs, None)
     return replace(replay(plan, host), source=host)
-
-
-def read_plan(path: Path) -> dict[str, Any]:
-    """A plan.json. Raises RecipeError if it is not one."""
-    try:
-        plan = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"{path}: not a plan ({error})") from error
-    if not isinstance(plan, dict) or plan.get("version") != 1 or not isinstance(plan.get("steps"), list):
-        raise RecipeError(f"{path}: not a plan of version 1", "plan.json is written by `graphprune compile`")
-    return plan
 
 
 def compile(

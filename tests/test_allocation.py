@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -75,7 +75,7 @@ def test_coupled_costs_are_traded_within_the_budget_and_no_step_up_is_left(data)
 
     def cost(counts):
         widths = [3, *(counts[name] for name in names), 2]
-        return sum(a * b for a, b in zip(widths, widths[1:], strict=False))
+        return sum(a * b for a, b in pairwise(widths))
 
     def prices(counts, group, options):
         return np.array([cost({**counts, group: k}) for k in options.tolist()])
@@ -104,7 +104,7 @@ def test_trading_comes_close_to_brute_force_on_convex_losses():
             f"g{g}": {k: float(s) * (1 / k - 1 / 8) for k in range(1, 9)} for g, s in enumerate(rng.random(4) * 9)
         }
         cost = lambda c: 3 * c["g0"] + c["g0"] * c["g1"] + c["g1"] * c["g2"] + c["g2"] * c["g3"] + c["g3"]  # noqa: E731
-        prices = lambda c, g, ks: np.array([cost({**c, g: k}) for k in ks.tolist()])  # noqa: E731
+        prices = lambda c, g, ks, cost=cost: np.array([cost({**c, g: k}) for k in ks.tolist()])  # noqa: E731
         budget = rng.uniform(0.2, 0.9) * cost(dict.fromkeys(losses, 8))
         found = trade(losses, prices, budget)
         ratios.append(sum(losses[n][k] for n, k in found.items()) / max(brute(losses, cost, budget), 1e-12))

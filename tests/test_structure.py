@@ -27,12 +27,12 @@ LAYERS = (
     ("facts",),
     ("masking",),
     ("relate",),
-    ("grouping", "costs", "reads", "selection"),
+    ("grouping", "costs", "reads", "selection", "correction", "plan", "regression", "walk"),
     ("pipeline",),
     ("sites", "segments"),
     ("unconstrained", "menu"),
     ("hosts",),
-    ("allocation",),
+    ("allocation", "compensation"),
     ("passes", "calibration"),
     ("backends",),
     ("proof",),
@@ -95,7 +95,7 @@ def test_imports_run_one_way(path):
             continue
         assert top == "graphprune"
         theirs = target[0] if target else ""
-        if theirs == layer and layer in ("hosts", "backends", "allocation"):
+        if theirs == layer and layer in ("hosts", "backends", "allocation", "compensation"):
             continue
         if not target and layer in ("artifact", "cli"):
             continue  # the version of the package
