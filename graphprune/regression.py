@@ -6,6 +6,7 @@ than the rows drawn from it.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -13,7 +14,7 @@ from math import prod
 import numpy as np
 
 from .dims import Dim
-from .ir import Array, Graph, Host, Op, Value
+from .ir import Array, Batch, Graph, Host, Op, Value
 
 _KINDS = ("conv", "linear", "gemm", "matmul")
 
@@ -48,6 +49,13 @@ class Layer:
     @property
     def groups(self) -> int:
         return int(self.op.attrs["groups"]) if self.op.kind == "conv" else 1
+
+    @property
+    def taps(self) -> int:
+        """Weights per input channel and output."""
+        weight = self.op.inputs[1]
+        assert weight is not None and weight.shape is not None
+        return prod(int(n) for n in weight.shape[2:]) if self.op.kind == "conv" else 1
 
     def matrix(self, host: Host) -> Array:
         """The weight as (groups, outputs, inputs x taps), float64."""
@@ -184,3 +192,38 @@ class NormalEquations:
         new = old + change
         bias = target - np.einsum("gi,gio->go", mean, new)
         return new.swapaxes(1, 2), bias.ravel()
+
+
+ROWS = 100
+"""Rows drawn per unknown of a layer (neighbouring positions say much the same)."""
+
+
+def draw(rng: np.random.Generator, positions: int, wanted: int) -> Array | None:
+    """A random share of the positions of a batch; None: all of them."""
+    return None if wanted >= positions else np.sort(rng.choice(positions, wanted, replace=False))
+
+
+def equations(found: Sequence[Layer], host: Host, batches: Sequence[Batch], seed: int) -> dict[str, NormalEquations]:
+    """By op name, the normal equations of layers for what they give now: one pass over the data."""
+    sums: dict[str, NormalEquations] = {}
+    names = sorted({value.name for layer in found for value in (layer.value, layer.out)})
+    for number, batch in enumerate(batches):
+        seen = host.watch(batch, names)
+        for layer in found:
+            x, y = seen[layer.value.name], seen[layer.out.name]
+            groups, outputs, inputs = layer.matrix(host).shape
+            rng = np.random.default_rng([seed, number, zlib.crc32(layer.op.name.encode())])
+            at = draw(rng, layer.positions(y), -(-ROWS * inputs // len(batches)))
+            own = sums.setdefault(layer.op.name, NormalEquations(groups, inputs, groups * outputs))
+            own.add(layer.rows(x, at), layer.targets(y, at))
+    return sums
+
+
+def affine(norm: Op, host: Host) -> tuple[Array, Array]:
+    """What a BatchNorm in eval mode computes: y -> scale * y + shift, per channel, float64."""
+    gamma, beta, mean, variance = (
+        None if value is None else host.parameter(value.name).astype(np.float64) for value in norm.inputs[1:5]
+    )
+    assert mean is not None and variance is not None
+    scale: Array = (1.0 if gamma is None else gamma) / np.sqrt(variance + norm.attrs["eps"])
+    return scale, (0.0 if beta is None else beta) - mean * scale

@@ -28,11 +28,12 @@ LAYERS = (
     ("masking",),
     ("relate",),
     ("grouping", "costs", "reads", "selection", "correction", "plan", "regression", "walk"),
+    ("elimination",),
     ("pipeline",),
     ("sites", "segments"),
     ("unconstrained", "menu"),
     ("hosts",),
-    ("allocation", "compensation"),
+    ("allocation", "compensation", "criteria"),
     ("passes", "calibration"),
     ("backends",),
     ("proof",),
@@ -95,7 +96,7 @@ def test_imports_run_one_way(path):
             continue
         assert top == "graphprune"
         theirs = target[0] if target else ""
-        if theirs == layer and layer in ("hosts", "backends", "allocation", "compensation"):
+        if theirs == layer and layer in ("hosts", "backends", "allocation", "compensation", "criteria"):
             continue
         if not target and layer in ("artifact", "cli"):
             continue  # the version of the package

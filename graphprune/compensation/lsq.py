@@ -12,12 +12,10 @@ from ..correction import Correction, addition
 from ..dims import Dim, Indices
 from ..facts import Keep
 from ..grouping import find_groups
-from ..ir import Array, Graph, Host, Op, Program, Value
-from ..regression import Layer, NormalEquations, layers
+from ..ir import Array, Graph, Op, Program, Value
+from ..regression import ROWS, Layer, NormalEquations, affine, draw, layers
 from ..walk import Walk
 
-ROWS = 100
-"""Rows drawn per unknown of a layer (neighbouring positions say much the same)."""
 DAMP = 0.01
 """How strongly a weight is pulled to what it was, in mean variances of the layer's inputs."""
 
@@ -87,7 +85,7 @@ class _Fit:
             y = there[target.value.name].take(kept, layer.axis)
             if target.other is not None:
                 y = y - here[target.other.name]
-            at = _draw(rng, layer.positions(y), -(-ROWS * inputs // len(mine.batches)))
+            at = draw(rng, layer.positions(y), -(-ROWS * inputs // len(mine.batches)))
             rows = layer.targets(y, at)
             if target.scale is not None and target.shift is not None:
                 rows = (rows - target.shift) / target.scale
@@ -141,21 +139,6 @@ class _Fit:
     def _only_user(self, value: Value) -> Op | None:
         users = self.users.get(value.name, [])
         return users[0] if len(users) == 1 else None
-
-
-def affine(norm: Op, host: Host) -> tuple[Array, Array]:
-    """What a BatchNorm in eval mode computes: y -> scale * y + shift, per channel, float64."""
-    gamma, beta, mean, variance = (
-        None if value is None else host.parameter(value.name).astype(np.float64) for value in norm.inputs[1:5]
-    )
-    assert mean is not None and variance is not None
-    scale: Array = (1.0 if gamma is None else gamma) / np.sqrt(variance + norm.attrs["eps"])
-    return scale, (0.0 if beta is None else beta) - mean * scale
-
-
-def _draw(rng: np.random.Generator, positions: int, wanted: int) -> Array | None:
-    """A random share of the positions; None: all of them."""
-    return None if wanted >= positions else np.sort(rng.choice(positions, wanted, replace=False))
 
 
 def _contracted(op: Op, graph: Graph) -> list[Dim]:
