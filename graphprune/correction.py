@@ -57,7 +57,8 @@ def correct(program: Program, correction: Correction, masked: Mapping[str, Any] 
         ]
         if tuple(map(len, places)) != weight.shape:
             raise RecipeError(f"the plan's `{name}` is {weight.shape}, the model's {tuple(map(len, places))}")
-        whole[np.ix_(*places)] = weight
+        whole[np.ix_(*places)] = 0
+        np.add.at(whole, np.ix_(*places), weight)  # a channel that is read twice has the sum of both
         host.set_parameter(name, whole)
     for name, entry in correction.bias.items():
         bias = np.asarray(entry["add"])

@@ -129,6 +129,4 @@ def eliminate(
             problem.remove(channel)
         if step + 1 in stops:
             snapshots[step + 1] = {(p.layer.op.name, p.part): p.weight.copy() for p in found}
-        if stops and order is not None and step + 1 == max(stops):
-            break
     return gone, costs, snapshots

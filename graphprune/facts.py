@@ -13,8 +13,6 @@ from .dims import Dim, Index, Indices
 if TYPE_CHECKING:
     import networkx as nx
 
-    from .regression import NormalEquations
-
 Role = Literal["writer", "reader", "carrier"]
 
 
@@ -84,13 +82,6 @@ class Scores:
 
     def __getitem__(self, group: Group) -> NDArray[Any]:
         return self.scores[group.name]
-
-
-@dataclass(frozen=True)
-class Curvature:
-    """Per layer (op name), the normal equations of its inputs and outputs over the calibration data."""
-
-    sums: Mapping[str, NormalEquations]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ than the rows drawn from it.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -168,10 +168,20 @@ class NormalEquations:
         rows, groups, inputs = x.shape
         whole = np.ones((groups, rows, inputs + 1))
         whole[..., :-1] = x.swapaxes(0, 1)
-        t = target.astype(np.float64).reshape(rows, groups, -1).swapaxes(0, 1)
         self.gram += whole.swapaxes(1, 2) @ whole
-        self.cross += whole.swapaxes(1, 2) @ t
         self.rows += rows
+        self._cross(whole, target)
+
+    def aim(self, x: Array, target: Array) -> None:
+        """As ``add`` for rows that were added before, whose targets have changed."""
+        whole = np.ones((x.shape[1], x.shape[0], x.shape[2] + 1))
+        whole[..., :-1] = x.swapaxes(0, 1)
+        self._cross(whole, target)
+
+    def _cross(self, whole: Array, target: Array) -> None:
+        groups, rows, _ = whole.shape
+        t = target.astype(np.float64).reshape(rows, groups, -1).swapaxes(0, 1)
+        self.cross += whole.swapaxes(1, 2) @ t
 
     def centred(self) -> tuple[Array, Array, Array, Array]:
         """Covariances of x with itself and with t, and the means of both."""
@@ -182,16 +192,25 @@ class NormalEquations:
 
     def solve(self, start: Array, damp: float) -> tuple[Array, Array]:
         """The weight (groups, outputs, inputs) and intercept (outputs) of the least squared error,
-        ``damp`` x the mean variance of the inputs pulling the weight to ``start``."""
+        ``damp`` x the mean variance of the inputs pulling the weight to ``start``. An input that no
+        output reads in ``start`` stays unread."""
         gram, cross, mean, target = self.centred()
-        size = gram.shape[-1]
-        ridge = damp * np.trace(gram, axis1=1, axis2=2) / size
-        ridge = np.maximum(ridge, np.finfo(np.float64).tiny)
-        old = start.swapaxes(1, 2)
-        change = np.linalg.solve(gram + ridge[:, None, None] * np.eye(size), cross - gram @ old)
-        new = old + change
+        new = start.swapaxes(1, 2).copy()
+        for part, read in enumerate((new != 0).any(-1)):
+            inner, old = gram[part][np.ix_(read, read)], new[part][read]
+            size = max(len(inner), 1)
+            ridge = max(damp * np.trace(inner) / size, np.finfo(np.float64).tiny)
+            new[part, read] += np.linalg.solve(inner + ridge * np.eye(len(inner)), cross[part][read] - inner @ old)
         bias = target - np.einsum("gi,gio->go", mean, new)
         return new.swapaxes(1, 2), bias.ravel()
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """A fact: per layer (op name), the normal equations of its inputs and outputs over the calibration
+    data, for whoever comes next."""
+
+    sums: Mapping[str, NormalEquations]
 
 
 ROWS = 100

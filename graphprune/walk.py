@@ -7,7 +7,7 @@ batch however many stops there are. Beyond ``LIMIT_BYTES`` they are kept in temp
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -50,16 +50,25 @@ class Walk:
     def at(self, position: int, names: Sequence[str]) -> Iterator[dict[str, Array]]:
         """Per batch, the values ``names``, which the ops before ``position`` made, or which depend on what
         they made. Positions must not fall."""
-        self._made += [out for op in self.graph.ops[self._at : position] for out in op.outputs if not out.constant]
-        self._made = [value for value in self._made if self._last_use.get(value.name, -1) >= position]
-        self._at = position
-        live = {value.name for value in self._made}
+        live = self._move(position)
         for number, batch in enumerate(self.batches):
             known = self._live[number]
             seen = self.host.watch(batch, sorted({*names, *live}), known)
-            self._live[number] = {name: known[name] if name in known else seen[name] for name in sorted(live)}
+            self._live[number] = {name: known[name] if name in known else seen[name] for name in live}
             self._spill(number)
             yield {name: seen[name] for name in names}
+
+    def live(self, position: int) -> list[Mapping[str, Array]]:
+        """Per batch, what the ops before ``position`` made and later ones read: ``known`` for Host.watch."""
+        for _ in self.at(position, ()):
+            pass
+        return list(self._live)
+
+    def _move(self, position: int) -> list[str]:
+        self._made += [out for op in self.graph.ops[self._at : position] for out in op.outputs if not out.constant]
+        self._made = [value for value in self._made if self._last_use.get(value.name, -1) >= position]
+        self._at = position
+        return sorted(value.name for value in self._made)
 
     def _spill(self, number: int) -> None:
         held = sum(a.nbytes for values in self._live for a in values.values() if not isinstance(a, np.memmap))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,11 @@ from ..dims import Dim, Indices
 from ..facts import Keep
 from ..grouping import find_groups
 from ..ir import Array, Graph, Op, Program, Value
+from ..pipeline import original
 from ..regression import ROWS, Layer, NormalEquations, affine, draw, layers
 from ..walk import Walk
 
+ROUNDS = 1
 DAMP = 0.01
 """How strongly a weight is pulled to what it was, in mean variances of the layer's inputs."""
 
@@ -32,7 +34,7 @@ def least_squares(program: Program, keep: Keep) -> Correction:
     """
     fit = _Fit(program, keep)
     todo = fit.todo()
-    with Walk(program.source, fit.whole, program.data) as theirs, Walk(fit.host, fit.graph, program.data) as mine:
+    with Walk(fit.source, fit.whole, program.data) as theirs, Walk(fit.host, fit.graph, program.data) as mine:
         for layer in todo:
             fit.layer(layer, theirs, mine)
     return Correction(fit.weights, fit.biases)
@@ -45,15 +47,17 @@ class Target:
 
     value: Value
     other: Value | None = None
-    scale: Array | None = None
-    shift: Array | None = None
+    scale: Array | float = 1.0
+    shift: Array | float = 0.0
+    rectified: bool = False
 
 
 class _Fit:
     def __init__(self, program: Program, keep: Keep) -> None:
-        self.graph, self.whole = program.graph, program.source.lift()
+        self.source = original(program)
+        self.graph, self.whole = program.graph, self.source.lift()
         self.index = keep.index(find_groups(self.whole, normalised=True))
-        self.source, self.host = program.source, program.host.copy()
+        self.host = program.host.copy()
         self.place = {op.name: k for k, op in enumerate(self.graph.ops)}
         self.whole_place = {op.name: k for k, op in enumerate(self.whole.ops)}
         self.makers = {out.name: op for op in self.graph.ops for out in op.outputs}
@@ -74,23 +78,33 @@ class _Fit:
 
     def layer(self, layer: Layer, theirs: Walk, mine: Walk) -> None:
         target = self._target(layer)
-        kept = self._kept(target.value, layer.axis)
         start = layer.matrix(self.host)
-        groups, outputs, inputs = start.shape
-        sums = NormalEquations(groups, inputs, groups * outputs)
+        sums = NormalEquations(start.shape[0], start.shape[2], start.shape[0] * start.shape[1])
+        for x, offset, z in self._rows(layer, target, theirs, mine):
+            sums.add(x, (z - offset) / target.scale)
+        weight, bias = sums.solve(start, DAMP)
+        for _ in range(ROUNDS if target.rectified else 0):
+            sums.cross[:] = 0
+            for x, offset, z in self._rows(layer, target, theirs, mine):
+                made = np.einsum("rgi,goi->rgo", x, weight, optimize=True).reshape(z.shape) + bias
+                made = target.scale * made + offset
+                sums.aim(x, (np.where(z > 0, z, np.minimum(made, 0)) - offset) / target.scale)
+            weight, bias = sums.solve(start, DAMP)
+        self._set(layer, self._kept(target.value, layer.axis), weight, bias)
+
+    def _rows(self, layer: Layer, target: Target, theirs: Walk, mine: Walk) -> Iterator[tuple[Array, Array, Array]]:
+        """Per batch: what the layer reads, and where scale * y + offset should come to z."""
+        kept = self._kept(target.value, layer.axis)
         wanted = [layer.value.name, *([target.other.name] if target.other else [])]
         rng = np.random.default_rng([self.seed, self.place[layer.op.name]])
         original = theirs.at(self.whole_place[layer.op.name], [target.value.name])
+        unknowns = layer.matrix(self.host).shape[-1]
         for there, here in zip(original, mine.at(self.place[layer.op.name], wanted), strict=True):
             y = there[target.value.name].take(kept, layer.axis)
-            if target.other is not None:
-                y = y - here[target.other.name]
-            at = draw(rng, layer.positions(y), -(-ROWS * inputs // len(mine.batches)))
-            rows = layer.targets(y, at)
-            if target.scale is not None and target.shift is not None:
-                rows = (rows - target.shift) / target.scale
-            sums.add(layer.rows(here[layer.value.name], at), rows)
-        self._set(layer, kept, *sums.solve(start, DAMP))
+            at = draw(rng, layer.positions(y), -(-ROWS * unknowns // len(mine.batches)))
+            z = layer.targets(y, at)
+            other = layer.targets(here[target.other.name], at) if target.other is not None else np.zeros(1)
+            yield layer.rows(here[layer.value.name], at), other + target.shift, z
 
     def _set(self, layer: Layer, kept: Indices, weight: Array, bias: Array) -> None:
         old = self.host.parameter(layer.weight)
@@ -109,27 +123,25 @@ class _Fit:
 
     def _target(self, layer: Layer) -> Target:
         """The residual sum that the layer ends in, if nothing but a BatchNorm lies between."""
-        own = Target(self._original(layer.out))
         op, value = self._only_user(layer.out), layer.out
-        norm = None
-        if op is not None and op.kind == "batch_norm":
-            norm, value = op, op.outputs[0]
-            op = self._only_user(value)
-        if op is None or op.attrs.get("function") != "add" or op.name not in self.whole_place:
-            return own
-        others = [v for v in op.inputs if v is not None and v is not value]
-        if len(others) != 1 or others[0].constant or others[0].shape != value.shape:
-            return own
-        maker = self.makers.get(others[0].name)
-        if maker is not None and self.place[maker.name] > self.place[layer.op.name]:
-            return own  # the other branch is still to be fitted
-        total = self._original(op.outputs[0])
-        if norm is None:
-            return Target(total, others[0])
-        scale, shift = affine(norm, self.host)
-        if np.abs(scale).min() < 1e-3 * np.abs(scale).max():
-            return own
-        return Target(total, others[0], scale, shift)
+        scale, shift = np.ones(1), np.zeros(1)
+        if op is not None and op.kind == "batch_norm" and op.name in self.whole_place:
+            scale, shift = affine(op, self.host)
+            if np.abs(scale).min() < 1e-3 * np.abs(scale).max():
+                return Target(self._original(layer.out))
+            value, op = op.outputs[0], self._only_user(op.outputs[0])
+        if op is not None and op.attrs.get("function") == "add" and op.name in self.whole_place:
+            others = [v for v in op.inputs if v is not None and v is not value]
+            if len(others) == 1 and not others[0].constant and others[0].shape == value.shape:
+                maker = self.makers.get(others[0].name)
+                if maker is None or self.place[maker.name] < self.place[layer.op.name]:
+                    total = self._original(op.outputs[0])
+                    return Target(total, others[0], scale, shift, self._rectified(op.outputs[0]))
+        return Target(self._original(value), None, scale, shift, self._rectified(value))
+
+    def _rectified(self, value: Value) -> bool:
+        op = self._only_user(value)
+        return op is not None and op.attrs.get("function") == "relu"
 
     def _original(self, value: Value) -> Value:
         op = self.makers[value.name]

@@ -6,8 +6,7 @@ import numpy as np
 
 from ..dims import leaves
 from ..elimination import eliminate, problems, scales
-from ..facts import Curvature
-from ..regression import equations, layers
+from ..regression import Curvature, equations, layers
 from .magnitude import l2
 from .scoring import ScoresByGroup, Scoring, criterion
 
