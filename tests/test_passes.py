@@ -15,13 +15,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from graphprune import costs, proof
+from graphprune.allocation.problem import best
 from graphprune.calibration import batches
 from graphprune.errors import BudgetError, ModelError, RecipeError, ShapeError, VerificationError
 from graphprune.facts import Groups, Keep, Scores
 from graphprune.grouping import find_groups
 from graphprune.hosts.torch import TorchHost
 from graphprune.ir import Program
-from graphprune.passes.mask import best, share
+from graphprune.passes.mask import share
 from graphprune.passes.propagate import Propagate
 from graphprune.pipeline import Recipe, replay, run, run_pass
 

@@ -13,10 +13,25 @@ from ..facts import Group, Groups, Scores
 from ..ir import Array, Batch, Program
 from ..regression import Curvature, Layer, NormalEquations, equations, layers
 from ..walk import Walk
+from .choice import Counts, choose, trade
+from .problem import Allocation
 
 SHARES = (0.25, 0.5, 0.75)
 """The shares of each group's channels at whose removal the outputs are looked at."""
 SAMPLES = 128
+
+
+def rd(problem: Allocation) -> Counts:
+    """The choice with the least total distortion, by what was measured of each group alone: exact where
+    the cost adds over groups (a channels budget), traded where it does not. See ``distortions``."""
+    problem.check()
+    curves = distortions(problem.program, problem.groups, problem.scores)
+    losses = {
+        group.name: {count: curves[group.name][count] for count in problem.menu(group)} for group in problem.groups
+    }
+    if problem.unit == "channels":
+        return choose(losses, {name: {k: float(k) for k in menu} for name, menu in losses.items()}, problem.budget)
+    return trade(losses, problem.prices, problem.budget)
 
 
 def distortions(program: Program, groups: Groups, scores: Scores) -> dict[str, dict[int, float]]:
