@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from .errors import BudgetError, ModelError, RecipeError
 from .ir import Host, Program
 from .pipeline import Progress, Recipe, replay
 from .pipeline import run as run_recipe
+from .plan import read_plan
 from .proof import Check, verify
 from .proof import verify as prove
 
@@ -73,17 +73,6 @@ def apply(plan: Mapping[str, Any] | str | Path, model: Any, example_inputs: Any 
         plan = read_plan(Path(plan))
     host = model.source if isinstance(model, Program) else _host(model, example_inputs, None)
     return replace(replay(plan, host), source=host)
-
-
-def read_plan(path: Path) -> dict[str, Any]:
-    """A plan.json. Raises RecipeError if it is not one."""
-    try:
-        plan = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"{path}: not a plan ({error})") from error
-    if not isinstance(plan, dict) or plan.get("version") != 1 or not isinstance(plan.get("steps"), list):
-        raise RecipeError(f"{path}: not a plan of version 1", "plan.json is written by `graphprune compile`")
-    return plan
 
 
 def compile(
@@ -153,7 +142,7 @@ def compile(
 def _aligned(program: Program, unit: str, text: str, grain: int, progress: Progress | None) -> tuple[Program, Recipe]:
     """The default recipe, with the largest grain up to the targets' own that meets the budget."""
     while True:
-        steps = _recipe(program, unit, text, grain)
+        steps = default_recipe(unit, text, grain, data=bool(program.data))
         try:
             return run(steps, program, progress=progress), steps
         except BudgetError:
@@ -162,15 +151,16 @@ def _aligned(program: Program, unit: str, text: str, grain: int, progress: Progr
             grain //= 2
 
 
-def _recipe(program: Program, unit: str, text: str, grain: int) -> Recipe:
-    """The default: by activations with a repair of the biases where there is data, else by weights."""
-    score = "score{by=wifv}" if program.data else "score"
+def default_recipe(unit: str, text: str, grain: int = 1, *, data: bool) -> Recipe:
+    """`auto`: the recipe that is run where none is given. With calibration data: channels by what the
+    others cannot make up for, as many of each group as its measured distortion says, and every layer
+    after the cut fitted to the original network. Without: by weights. Chosen by benchmarks/accuracy.py."""
+    score, allocate, repair = ("score{by=obs}", "rd", ",compensate") if data else ("score", "global", "")
     options = [f"{unit}={text}"]
     if unit != "channels":  # a channels budget is a promise about every group
-        options.append("allocate=global")
+        options.append(f"allocate={allocate}")
     if grain > 1:
         options.append(f"grain={grain}")
-    repair = ",compensate" if program.data else ""
     return Recipe.parse(f"group,{score},mask{{{' '.join(options)}}},propagate{repair}")
 
 

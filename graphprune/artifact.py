@@ -23,6 +23,7 @@ from .facts import Latency
 from .grouping import find_groups
 from .ir import Program
 from .pipeline import Progress, original
+from .plan import write_plan
 from .proof import Check, relative
 
 SUFFIX = {"torch": "pt2", "onnx": "onnx"}
@@ -92,11 +93,11 @@ def emit(folder: Path, program: Program, targets: Sequence[Target], progress: Pr
 
 
 def write(folder: Path, program: Program, report: dict[str, Any]) -> None:
-    """plan.json, report.json and report.html."""
+    """plan.json (with plan.safetensors), report.json and report.html."""
     from .report import render
 
     plan = {"version": 1, "model": report["model"], "recipe": report["recipe"], "seed": program.seed, **program.plan}
-    (folder / "plan.json").write_text(json.dumps(plan, indent=1, sort_keys=True) + "\n")
+    write_plan(folder, plan)
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     (folder / "report.html").write_text(render(report))
 

@@ -209,12 +209,13 @@ def apply(plan: Path, model: str, out: Path, force: bool) -> None:
       graphprune apply out/plan.json model.onnx -o pruned.onnx
     """
     from . import api
+    from .plan import read_plan
     from .progress import shown
     from .save import save
 
     with shown() as progress:
         progress("replaying the plan", 0, 1)
-        content = api.read_plan(plan)
+        content = read_plan(plan)
         path = save(api.apply(content, model), content, out, force)
     click.echo(path)
 

@@ -60,6 +60,46 @@ def macs(graph: Graph, host: Host) -> Cost:
     return Cost("MACs", tuple(terms), symbols(graph, host), 1 / batch)
 
 
+@dataclass(frozen=True)
+class Peak(Cost):
+    """The largest, over moments, of a sum of products of axis sizes: ``moments`` lists for each the
+    numbers of the ``terms`` that count, ``bytes_each`` what an entry of each term takes."""
+
+    moments: tuple[tuple[int, ...], ...] = ()
+    bytes_each: tuple[int, ...] = ()
+
+    def __call__(self, kept: Mapping[Dim, float] | None = None) -> float:
+        sizes = [
+            size * Cost(self.unit, (term,), self.sizes, self.scale)(kept)
+            for term, size in zip(self.terms, self.bytes_each, strict=True)
+        ]
+        return max((sum(sizes[k] for k in live) for live in self.moments), default=0.0)
+
+
+def memory(graph: Graph, host: Host) -> Peak:
+    """The most bytes of activations that live at once, a sample: inputs and results of each op in turn
+    and what later ops read. What a runtime does in place or fuses is not known here."""
+    example = host.example()
+    batch = example[0].shape[0] if example and example[0].ndim else 1
+    values = [v for v in (*graph.inputs, *(out for op in graph.ops for out in op.outputs)) if not v.constant]
+    number = {value.name: k for k, value in enumerate(values)}
+    last = {value.name: len(graph.ops) for value in graph.outputs}
+    for position, op in enumerate(graph.ops):
+        last.update({v.name: max(position, last.get(v.name, 0)) for v in op.inputs if v is not None})
+    born = {value.name: position for position, op in enumerate(graph.ops) for value in op.outputs}
+    moments = tuple(
+        tuple(
+            number[v.name] for v in values if born.get(v.name, 0) <= position <= last.get(v.name, born.get(v.name, 0))
+        )
+        for position in range(len(graph.ops))
+    )
+    sizes = tuple(_BYTES.get(value.dtype, 4) for value in values)
+    return Peak("bytes", tuple(value.dims for value in values), symbols(graph, host), 1 / batch, moments, sizes)
+
+
+_BYTES = {"float64": 8, "int64": 8, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1, "bool": 1}
+
+
 def symbols(graph: Graph, host: Host) -> dict[str, int]:
     """Each dynamic symbol's size in the host's example inputs."""
     found: dict[str, int] = {}

@@ -181,8 +181,9 @@ class Host(Protocol):
     def run(self, batch: Batch) -> list[Array]:
         """The outputs for one batch of inputs."""
 
-    def watch(self, batch: Batch, names: Sequence[str]) -> dict[str, Array]:
-        """Run once and return intermediate values by name."""
+    def watch(self, batch: Batch, names: Sequence[str], known: Mapping[str, Array] | None = None) -> dict[str, Array]:
+        """Run once and return intermediate values by name. ``known`` values are taken as they are:
+        nothing that only they depend on is computed."""
 
     def shapes(self) -> dict[str, tuple[Size, ...]]:
         """Every value's shape, inferred anew. Raises ShapeError naming the op that disagrees."""

@@ -15,6 +15,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, ClassVar
 
+from .correction import Correction, correct
 from .costs import params
 from .errors import GraphpruneError, RecipeError, nearest
 from .facts import Keep, Order
@@ -193,7 +194,8 @@ def replay(plan: Mapping[str, Any], host: Host, *, masked: bool = False) -> Prog
         elif "keep" in step:
             program = program if masked else _replay_cut(step, program)
         elif "bias" in step:
-            program = _replay_bias(step, program, masked)
+            shapes = plan.get("parameters", {}) if masked else None
+            program = program.rewrite(correct(program, Correction.read(step), shapes), step)
         elif not masked:  # every other edit (fold) must not change what is computed
             program = run_pass(Recipe.parse(step["pass"]).steps[0], program)
     return program
@@ -237,21 +239,6 @@ def _replay_cut(step: Mapping[str, Any], program: Program) -> Program:
 
 
 _LISTS = ("keep", "blank")
-
-
-def _replay_bias(step: Mapping[str, Any], program: Program, masked: bool) -> Program:
-    import numpy as np
-
-    host = program.host.copy()
-    ops = {op.name: op for op in program.graph.ops}
-    for name, entry in step["bias"].items():
-        bias = np.asarray(entry["add"])
-        if masked:
-            whole = np.zeros(entry["of"])
-            whole[entry["at"]] = bias
-            bias = whole
-        host.add_bias(ops[name], bias)
-    return program.rewrite(host, step)
 
 
 def _mask(program: Program, parameters: Mapping[str, Any]) -> Host:

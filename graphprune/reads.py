@@ -67,10 +67,11 @@ def constant(host: Host, op: Op, operand: int) -> Array:
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean and (population) variance of an activation per position of one axis, float64."""
+    """Mean, (population) variance and mean magnitude of an activation per position of one axis, float64."""
 
     mean: Array
     variance: Array
+    magnitude: Array
 
 
 def moments(host: Host, found: Sequence[Read], batches: Sequence[Batch]) -> dict[tuple[str, int], Moments]:
@@ -82,13 +83,15 @@ def moments(host: Host, found: Sequence[Read], batches: Sequence[Batch]) -> dict
     keys = sorted({(read.value.name, read.axis) for read in found})
     names = sorted({name for name, _ in keys})
     state: dict[tuple[str, int], tuple[float, Array, Array]] = {}
+    sizes: dict[tuple[str, int], Array] = {}
     for batch in batches:
         seen = host.watch(batch, names)
         for key in keys:
             x = np.moveaxis(seen[key[0]], key[1], -1).astype(np.float64)
             x = x.reshape(-1, x.shape[-1])
+            sizes[key] = sizes.get(key, 0.0) + np.abs(x).sum(0)
             state[key] = _merge(state.get(key), (float(len(x)), x.mean(0), x.var(0) * len(x)))
-    return {key: Moments(mean, square / n) for key, (n, mean, square) in state.items()}
+    return {key: Moments(mean, square / n, sizes[key] / n) for key, (n, mean, square) in state.items()}
 
 
 def _merge(old: tuple[float, Array, Array] | None, new: tuple[float, Array, Array]) -> tuple[float, Array, Array]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import Any
 from .artifact import SUFFIX, new_folder
 from .errors import OutputError
 from .ir import Program
+from .plan import write_plan
 
 
 def save(program: Program, plan: Mapping[str, Any], out: Path, force: bool = False) -> Path:
@@ -26,7 +26,7 @@ def save(program: Program, plan: Mapping[str, Any], out: Path, force: bool = Fal
         with new_folder(out, force) as folder:
             assert folder is not None
             program.host.save(folder / f"model.{suffix}")
-            (folder / "plan.json").write_text(json.dumps(plan, indent=1, sort_keys=True) + "\n")
+            write_plan(folder, plan)
         return out / f"model.{suffix}"
     if out.suffix != f".{suffix}":
         raise OutputError(

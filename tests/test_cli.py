@@ -258,7 +258,9 @@ def test_a_real_process_prints_no_traceback(here: Path) -> None:
 def test_compile_writes_everything_and_prints_the_table(here: Path) -> None:
     np.savez(here / "data.npz", x=np.random.default_rng(0).standard_normal((8, 3, 8, 8), np.float32))
     result = well("compile cli_nets:net --channels 0.5x --data data.npz --seed 7 -o out")
-    assert {path.name for path in (here / "out").iterdir()} == {"model.pt2", "plan.json", "report.html", "report.json"}
+    assert {path.name for path in (here / "out").iterdir()} == {
+        *("model.pt2", "plan.json", "plan.safetensors", "report.html", "report.json")
+    }
     assert left_behind(here) == {"data.npz", "out"}
     report = json.loads((here / "out/report.json").read_text())
     assert set(report) >= {

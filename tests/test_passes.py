@@ -15,13 +15,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from graphprune import costs, proof
+from graphprune.allocation.problem import best
 from graphprune.calibration import batches
 from graphprune.errors import BudgetError, ModelError, RecipeError, ShapeError, VerificationError
 from graphprune.facts import Groups, Keep, Scores
 from graphprune.grouping import find_groups
 from graphprune.hosts.torch import TorchHost
 from graphprune.ir import Program
-from graphprune.passes.mask import best, share
+from graphprune.passes.mask import share
 from graphprune.passes.propagate import Propagate
 from graphprune.pipeline import Recipe, replay, run, run_pass
 
@@ -468,7 +469,7 @@ def same_bytes(a, b):
 @pytest.mark.parametrize("name", ["Residual", "Transposed", "Attention", "Shuffle"])
 def test_a_plan_replayed_gives_the_same_bytes(name):
     program = with_data(nets.program(name))
-    done = do(f"{HALF},compensate,fold", program)
+    done = do(f"{HALF},compensate{{by=mean}},fold", program)
     again = replay(json.loads(json.dumps(done.plan)), program.host)
     assert same_bytes(again, done)
 
@@ -683,7 +684,7 @@ class Bound(nn.Module):
 def test_compensate_keeps_the_mean_of_a_readers_output(net, shape, reader):
     program = with_data(load(net(), randn(*shape)), samples=40)
     cut = do("group,score{by=random},mask{channels=0.5x},propagate", program)
-    made = do("compensate", cut)
+    made = do("compensate{by=mean}", cut)
     next_reader = {"2": "4", "matmul": "c", "linear": "last"}[reader]
     axis = "0" if reader == "matmul" else "1"
     weight = next_reader if reader == "matmul" else f"{next_reader}.weight"
@@ -724,7 +725,7 @@ def test_a_layer_that_is_used_twice_gets_a_bias_for_each_use():
     groups = find_groups(program.graph)
     keep = Keep({"a": np.arange(4), "shared": np.arange(5)})
     cut = run_pass(Propagate(), program.learn(groups).learn(keep))
-    made = do("compensate", cut)
+    made = do("compensate{by=mean}", cut)
     names = [op.outputs[0].name for op in program.graph.ops if op.origin == "shared" and op.kind == "linear"]
     assert len(names) == 2
 
@@ -737,9 +738,10 @@ def test_a_layer_that_is_used_twice_gets_a_bias_for_each_use():
     assert all(check.error <= check.tolerance for check in proof.verify(made))
 
 
+@pytest.mark.parametrize("by", ["lsq", "mean"])
 @pytest.mark.parametrize("name", NETS)
-def test_the_whole_recipe_on_every_network(name):
+def test_the_whole_recipe_on_every_network(name, by):
     program = with_data(nets.program(name))
-    done = do("group,score{by=wifv},mask{channels=0.5x},propagate,compensate,fold", program)
+    done = do(f"group,score{{by=wifv}},mask{{channels=0.5x}},propagate,compensate{{by={by}}},fold", program)
     assert [step.name for step in done.history] == ["group", "score", "mask", "propagate", "compensate", "fold"]
     assert all(check.error <= check.tolerance for check in proof.verify(done))

@@ -22,6 +22,24 @@ def _pointwise(a: Args) -> Reading:
     return "pointwise", [v for v in a.values() if hasattr(v, "meta")], {}
 
 
+def _add(a: Args) -> Reading:
+    return "pointwise", _pointwise(a)[1], {"function": "add"} if a.get("alpha", 1) == 1 else {}
+
+
+def _windows(a: Args) -> dict[str, Any]:
+    """Where a convolution's windows lie: ``stride`` and ``dilation`` per spatial axis, ``pads`` before
+    and after each."""
+    kernel = a["weight"].meta["val"].shape[2:]
+    stride, dilation = (list(a[key]) * (len(kernel) if len(a[key]) == 1 else 1) for key in ("stride", "dilation"))
+    padding = a["padding"]
+    if isinstance(padding, str):
+        whole = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
+        pads = [n for total in whole for n in (total // 2, total - total // 2)]
+    else:
+        pads = [n for pad in list(padding) * (len(kernel) if len(padding) == 1 else 1) for n in (pad, pad)]
+    return {"stride": stride, "pads": pads, "dilation": dilation}
+
+
 _enter(
     "abs acos add add_ addcdiv addcmul alias asin atan atan2 bitwise_and bitwise_not bitwise_or ceil celu clamp "
     "clamp_ clamp_max clamp_min clone contiguous cos cosh detach detach_ div div_ dropout dropout_ elu elu_ eq erf "
@@ -46,7 +64,7 @@ ZERO = {  # see the rule of pointwise; what is not listed may make something of 
 """Where the result of a pointwise op is zero for sure."""
 _enter(
     "conv1d conv2d conv3d",
-    lambda a: ("conv", [a["input"], a["weight"], a["bias"]], {"groups": a["groups"]}),
+    lambda a: ("conv", [a["input"], a["weight"], a["bias"]], {"groups": a["groups"], **_windows(a)}),
 )
 _enter(
     "conv_transpose1d conv_transpose2d conv_transpose3d",
@@ -57,7 +75,7 @@ _enter(
     lambda a: (
         "conv_transpose" if a["transposed"] else "conv",
         [a["input"], a["weight"], a["bias"]],
-        {"groups": a["groups"]},
+        {"groups": a["groups"]} if a["transposed"] else {"groups": a["groups"], **_windows(a)},
     ),
 )
 _enter("linear", lambda a: ("linear", [a["input"], a["weight"], a["bias"]], {}))
@@ -132,6 +150,8 @@ _enter(
 )
 _enter("reshape_as view_as", lambda a: ("reshape_as", [a["self"], a["other"]], {}))
 _enter("expand", lambda a: ("expand", [a["self"]], {}))
+_enter("add add_", _add)
+_enter("relu relu_", lambda a: ("pointwise", [a["self"]], {"function": "relu"}))
 _enter("expand_as", _pointwise)
 _enter("to type_as", lambda a: ("pointwise", [a["self"]], {}))  # of `other` only the dtype counts
 _enter("repeat", lambda a: ("repeat", [a["self"]], {"repeats": list(a["repeats"])}))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ class OnnxHost:
         self._seen: Seen | None = None
         self._example: list[Array] | None = None
         self._session: Session | None = None
+        self._watched: tuple[tuple[tuple[str, ...], tuple[str, ...]], Session] | None = None
         self._widened: ir.Model | None = None
 
     def _runnable(self) -> ir.Model:
@@ -237,15 +238,23 @@ class OnnxHost:
         session = self._session
         return [_wide(np.asarray(array)) for array in self._running(lambda: session.run(given))]
 
-    def watch(self, batch: Batch, names: Sequence[str]) -> dict[str, Array]:
-        given = feed(self._runnable(), batch)
-        made = [name for name in names if name in self._by_output()]
+    def watch(self, batch: Batch, names: Sequence[str], known: Mapping[str, Array] | None = None) -> dict[str, Array]:
+        given = {**feed(self._runnable(), batch), **(known or {})}
+        made = [name for name in names if name in self._by_output() and name not in given]
         seen: dict[str, Array] = {}
         if made:
-            session = self._running(lambda: Session(self._runnable(), made, exact=self._exact))
+            session = self._watching(tuple(made), tuple(sorted(known or {})))
             seen = dict(zip(session.outputs, self._running(lambda: session.run(given)), strict=True))
         fixed = {name: self.parameter(name) for name in names if name in self.model.graph.initializers}
         return {name: _wide(np.asarray(seen.get(name, given.get(name, fixed.get(name))))) for name in names}
+
+    def _watching(self, made: tuple[str, ...], known: tuple[str, ...]) -> Session:
+        """A session for some values, the last one again where it is asked for once more."""
+        key, session = self._watched or (None, None)
+        if session is None or key != (made, known):
+            session = self._running(lambda: Session(self._runnable(), made, exact=self._exact, known=known))
+            self._watched = (made, known), session
+        return session
 
     def _running(self, call: Callable[[], Any]) -> Any:
         try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
+from typing import Any
 
 from .onnx_call import Call, Reader, Reading, Unreadable, shape_of
 
@@ -35,7 +36,8 @@ ZERO = {  # see the rule of pointwise; what is not listed may make something of 
 
 def _pointwise(c: Call) -> Reading:
     zero = ZERO.get(c.node.op_type) if c.node.op_type != "FastGelu" or c.input(1) is None else None
-    return "pointwise", list(c.inputs), {"zero": zero} if zero else {}
+    known = {"Add": {"function": "add"}, "Relu": {"function": "relu"}}.get(c.node.op_type, {})
+    return "pointwise", list(c.inputs), {**known, **({"zero": zero} if zero else {})}
 
 
 _enter(
@@ -54,7 +56,24 @@ MICROSOFT.update(dict.fromkeys(("Gelu", "QuickGelu", "FastGelu"), _pointwise))
 
 
 def _conv(c: Call) -> Reading:
-    return "conv", [c.input(0), c.input(1), c.input(2)], {"groups": c.attr("group", 1)}
+    return "conv", [c.input(0), c.input(1), c.input(2)], {"groups": c.attr("group", 1), **_windows(c)}
+
+
+def _windows(c: Call) -> dict[str, Any]:
+    """Where a convolution's windows lie: ``stride`` and ``dilation`` per spatial axis, ``pads`` before
+    and after each (None: it depends on a size that is not known)."""
+    kernel, sizes = c.shape(1)[2:], c.shape(0)[2:]
+    stride, dilation = (list(c.attr(name, [1] * len(kernel))) for name in ("strides", "dilations"))
+    given = list(c.attr("pads", [0] * 2 * len(kernel)))
+    pads: list[int] | None = [n for k in range(len(kernel)) for n in (given[k], given[k + len(kernel)])]
+    auto = c.attr("auto_pad", "NOTSET")
+    if auto in ("SAME_UPPER", "SAME_LOWER"):
+        pads = [] if all(isinstance(n, int) for n in (*sizes, *kernel)) else None
+        for n, k, s, d in zip(sizes, kernel, stride, dilation, strict=True) if pads is not None else ():
+            total = max((-(-n // s) - 1) * s + (k - 1) * d + 1 - n, 0)  # type: ignore[operator]
+            less, more = total // 2, total - total // 2
+            pads += [less, more] if auto == "SAME_UPPER" else [more, less]  # type: ignore[operator]
+    return {"stride": stride, "pads": pads, "dilation": dilation}
 
 
 def _gemm(c: Call) -> Reading:
@@ -102,7 +121,10 @@ def _einsum(c: Call) -> Reading:
 
 
 _enter("Conv", _conv)
-_enter("ConvTranspose", lambda c: ("conv_transpose", _conv(c)[1], _conv(c)[2]))
+_enter(
+    "ConvTranspose",
+    lambda c: ("conv_transpose", [c.input(0), c.input(1), c.input(2)], {"groups": c.attr("group", 1)}),
+)
 _enter("Gemm", _gemm)
 _enter("MatMul", lambda c: ("matmul", [c.input(0), c.input(1)], {}))
 _enter("BatchNormalization", _batch_norm)

@@ -33,13 +33,19 @@ SHAPE_OF = "graphprune_shape_of:"  # prefix of the outputs that tell shapes
 class Session:
     """A model in ONNX Runtime on the CPU. Weights are shared with it, not copied.
 
-    ``watch``: values to return instead of the model's outputs. ``shapes``: also return every
+    ``watch``: values to return instead of the model's outputs; ``known``: values that are fed like inputs,
+    so that what only they depend on is not computed. ``shapes``: also return every
     tensor's shape. ``exact``: without the rounding of quantised activations. Raises ShapeError naming
     the node that ONNX Runtime refuses.
     """
 
     def __init__(
-        self, model: ir.Model, watch: Sequence[str] | None = None, shapes: bool = False, exact: bool = False
+        self,
+        model: ir.Model,
+        watch: Sequence[str] | None = None,
+        shapes: bool = False,
+        exact: bool = False,
+        known: Sequence[str] = (),
     ) -> None:
         self.proto, self._weights = _light(model, exact)
         names = _name_nodes(self.proto)
@@ -48,6 +54,8 @@ class Session:
         if watch is not None:
             del graph.output[:]
             graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(watch))
+            if known:
+                _start_at(self.proto, known)
         if shapes:
             graph.output.extend(_shape_outputs(self.proto))
         self.outputs = [value.name for value in graph.output]
@@ -56,6 +64,8 @@ class Session:
         options.intra_op_num_threads = 1 if shapes else min(4, os.cpu_count() or 1)  # others share the machine
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_BASIC if watch is None else level.ORT_DISABLE_ALL
+        kept = {tensor.name for tensor in graph.initializer}
+        self._weights = {name: array for name, array in self._weights.items() if name in kept}
         if self._weights:
             values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self._weights.values()]
             options.add_external_initializers(list(self._weights), values)
@@ -64,6 +74,7 @@ class Session:
         except Exception as error:  # ONNX Runtime has no common base for what it raises
             raise _refused(error, names) from error
         self._names = names
+        self._inputs = [value.name for value in self._session.get_inputs()]
         self._loops = any(node.op_type in ("Loop", "Scan") for node in all_nodes(self.proto))
 
     def run(self, feed: Mapping[str, Array]) -> list[Any]:
@@ -74,7 +85,7 @@ class Session:
         if self._loops:
             watch.start()
         try:
-            return list(self._session.run(None, dict(feed), options))
+            return list(self._session.run(None, {name: feed[name] for name in self._inputs if name in feed}, options))
         except Exception as error:
             if options.terminate:
                 raise ModelError(f"its loops do not end within {_PATIENCE_S:g} seconds") from error
@@ -105,6 +116,49 @@ def _light(model: ir.Model, exact: bool) -> tuple[onnx.ModelProto, dict[str, Arr
             if isinstance(value.const_value, ir.ExternalTensor):
                 value.const_value = ir.Tensor(value.const_value.numpy(), value.const_value.dtype, name=value.name)
     return ir.to_proto(copy), weights
+
+
+def _start_at(proto: onnx.ModelProto, known: Sequence[str]) -> None:
+    """Drop the nodes that the outputs do not need, or need only for ``known`` values, which become inputs."""
+    graph = proto.graph
+    types = {v.name: v.type for v in onnx.shape_inference.infer_shapes(proto).graph.value_info}
+    makers = {name: node for node in graph.node for name in node.output if name}
+    needed: set[str] = set()
+    stack, fed = [value.name for value in graph.output], set(known)
+    used: set[int] = set()
+    while stack:
+        name = stack.pop()
+        if name in needed:
+            continue
+        needed.add(name)
+        if name not in fed and name in makers:
+            used.add(id(makers[name]))
+            stack += _reads(makers[name])
+    nodes = [node for node in graph.node if id(node) in used]
+    for node in nodes:  # of several results, some may be known
+        node.output[:] = [f"{name}:unread" if name in fed else name for name in node.output]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    kept = [value for value in graph.input if value.name in needed]
+    del graph.input[:]
+    graph.input.extend(kept)
+    for name in sorted(fed & needed - {value.name for value in kept}):
+        kind = types[name].tensor_type.elem_type if name in types else onnx.TensorProto.FLOAT
+        graph.input.append(onnx.helper.make_tensor_value_info(name, kind, None))
+    weights = [tensor for tensor in graph.initializer if tensor.name in needed]
+    del graph.initializer[:]
+    graph.initializer.extend(weights)
+    del graph.value_info[:]
+
+
+def _reads(node: onnx.NodeProto) -> list[str]:
+    """The names a node reads, those that its subgraphs take from outside included."""
+    names = [name for name in node.input if name]
+    for attribute in node.attribute:
+        for inner in (attribute.g, *attribute.graphs):
+            names += [name for part in inner.node for name in _reads(part)]
+            names += [value.name for value in inner.output]
+    return names
 
 
 _NATIVE = {

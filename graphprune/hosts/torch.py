@@ -320,11 +320,10 @@ class TorchHost:
             out = self.model(*args, **kwargs)
         return [to_numpy(leaf) for leaf in pytree.tree_leaves(out) if isinstance(leaf, torch.Tensor)]
 
-    def watch(self, batch: Batch, names: Sequence[str]) -> dict[str, Array]:
-        watcher = Watcher(self.model, set(names))
+    def watch(self, batch: Batch, names: Sequence[str], known: Mapping[str, Array] | None = None) -> dict[str, Array]:
+        watcher = Watcher(self.model, set(names), known or {})
         with torch.no_grad(), refusing("the model cannot be run"):
-            watcher.run(*self.inputs(batch), enable_io_processing=False)
-        return watcher.seen
+            return watcher.watch(self.inputs(batch))
 
     def call_arguments(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """``args, kwargs`` to call the model with for one batch."""

@@ -113,7 +113,7 @@ class Reader:
         if kind == "prelu" and nodes[1].meta["val"].numel() == 1:
             kind = "pointwise"  # one slope for all channels
         if kind == "pointwise" and name in ZERO and (ZERO[name] != "both" or len(nodes) == 2):
-            attrs = {"zero": ZERO[name]}
+            attrs = {**attrs, "zero": ZERO[name]}
         return kind, nodes, _concrete(kind, node, attrs)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -23,11 +24,21 @@ def to_numpy(tensor: torch.Tensor) -> Array:
 
 
 class Watcher(fx.Interpreter):
-    def __init__(self, model: fx.GraphModule, names: set[str]) -> None:
+    """Runs what the values called ``names`` need and no more; ``known`` values are taken as they are."""
+
+    def __init__(self, model: fx.GraphModule, names: set[str], known: Mapping[str, Array]) -> None:
         super().__init__(model)
-        self.names, self.seen = names, {}  # type: ignore[var-annotated]
+        self.names, self.seen = names, {name: known[name] for name in names if name in known}
+        self.given = _given(model, known)
+        self.needed = _needed(model, names - known.keys(), self.given)
+
+    def watch(self, inputs: Sequence[Any]) -> dict[str, Array]:
+        self.run(*inputs, initial_env=dict(self.given), enable_io_processing=False)
+        return self.seen
 
     def run_node(self, n: fx.Node) -> Any:
+        if n not in self.needed and n.op != "placeholder":  # placeholders take one input each, in order
+            return None
         value = super().run_node(n)
         several = isinstance(value, (tuple, list))
         for k, part in enumerate(value if several else (value,)):  # named as torch_lift names them
@@ -35,6 +46,37 @@ class Watcher(fx.Interpreter):
             if name in self.names:
                 self.seen[name] = to_numpy(part)
         return value
+
+
+def _given(model: fx.GraphModule, known: Mapping[str, Array]) -> dict[fx.Node, Any]:
+    """Known values as the nodes' results; of several results, only those that are known."""
+    given: dict[fx.Node, Any] = {}
+    for node in model.graph.nodes:
+        val = node.meta.get("val")
+        if node.op != "call_function" or not any(name.partition("#")[0] == node.name for name in known):
+            continue
+        if isinstance(val, torch.Tensor):
+            given[node] = _tensor(known[node.name], val)
+        else:
+            names = [f"{node.name}#{k}" if k else node.name for k in range(len(val))]
+            given[node] = tuple(_tensor(known[n], v) if n in known else None for n, v in zip(names, val, strict=True))
+    return given
+
+
+def _tensor(array: Array, like: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(like.device, like.dtype)
+
+
+def _needed(model: fx.GraphModule, names: Iterable[str], given: Mapping[fx.Node, Any]) -> set[fx.Node]:
+    wanted = {name.partition("#")[0] for name in names}
+    needed: set[fx.Node] = set()
+    stack = [node for node in model.graph.nodes if node.name in wanted]
+    while stack:
+        node = stack.pop()
+        if node not in needed and node not in given:
+            needed.add(node)
+            stack += node.all_input_nodes
+    return needed
 
 
 class Shapes(fx.Interpreter):

@@ -1,0 +1,157 @@
+"""Multiple-choice knapsack: exactly one count per group, the least loss within a budget.
+
+Pure data in, counts out, so that any cost will do: MACs, bytes, or a measured latency table, which is
+a staircase and not a per-channel price. Counts that may not be chosen (off the grain, below a floor)
+are simply not on the menu.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import BudgetError
+
+Array = NDArray[Any]
+Counts = dict[str, int]
+Menu = Mapping[int, float]
+"""A number for every count that a group may keep."""
+Prices = Callable[[Mapping[str, int], str, Array], Array]
+"""``prices(counts, group, options)``: what everything costs with ``group`` at each of ``options`` and the
+other groups at ``counts``."""
+
+
+def choose(losses: Mapping[str, Menu], costs: Mapping[str, Menu], budget: float, states: int = 100_000) -> Counts:
+    """The count of each group with the least total loss among those whose costs add up to ``budget`` at
+    most. For costs that add over groups; ``trade`` is for those that do not.
+
+    Exact (Nemhauser and Ullmann 1969: grow the list of undominated (cost, loss) pairs group by group),
+    as long as the list stays within ``states``; beyond that, of neighbours in cost only the better is
+    carried on. The budget holds always. Raises BudgetError where not even the cheapest counts fit.
+    """
+    total, lost = np.zeros(1), np.zeros(1)
+    trail: list[tuple[str, list[int], Array, Array]] = []
+    least = {name: min(costs[name].values()) for name in losses}
+    rest = sum(least.values())
+    _check(rest, budget)
+    for name, menu in losses.items():
+        counts = undominated(menu, costs[name])
+        rest -= least[name]
+        cost = total[:, None] + np.array([costs[name][k] for k in counts])
+        loss = lost[:, None] + np.array([menu[k] for k in counts])
+        best = _frontier(cost.ravel(), loss.ravel(), budget - rest, states)
+        total, lost = cost.ravel()[best], loss.ravel()[best]
+        trail.append((name, counts, best // len(counts), best % len(counts)))
+    at, chosen = int(np.argmin(lost)), {}
+    for name, counts, parent, option in reversed(trail):
+        chosen[name] = counts[option[at]]
+        at = int(parent[at])
+    return {name: chosen[name] for name in losses}
+
+
+def undominated(losses: Menu, costs: Menu) -> list[int]:
+    """The counts that no other count beats in both loss and cost, by rising cost."""
+    kept: list[int] = []
+    for count in sorted(losses, key=lambda k: (costs[k], losses[k])):
+        if not kept or losses[count] < losses[kept[-1]]:
+            kept.append(count)
+    return kept
+
+
+def trade(losses: Mapping[str, Menu], prices: Prices, budget: float, rounds: int = 40) -> Counts:
+    """As ``choose`` where the cost of one group depends on the others (a convolution's MACs are the
+    product of two widths, its latency a table over both).
+
+    Minimises loss + lambda * cost, one group at a time until nothing moves, and searches the lambda that
+    meets the budget (Everett 1963); then spends what is left on the step that saves most per cost. Not
+    exact: it finds the choices on the lower hull, and fills the gap greedily. The budget holds always.
+    Raises BudgetError where the cheapest counts do not fit.
+    """
+    menus = {name: (np.array(sorted(menu)), np.array([menu[k] for k in sorted(menu)])) for name, menu in losses.items()}
+    fewest = {name: int(counts[0]) for name, (counts, _) in menus.items()}
+    best, low, high = fewest, 0.0, 0.0
+    if not menus:
+        return {}
+    _check(_price(prices, fewest), budget)
+    counts = {name: int(own[-1]) for name, (own, _) in menus.items()}
+    if _price(prices, counts) > budget:
+        spread = sum(float(np.ptp(loss)) for _, loss in menus.values())
+        guess = max(spread, 1e-300) / max(_price(prices, counts) - _price(prices, fewest), 1e-300)
+        for _ in range(rounds):
+            counts = _settle(menus, prices, guess, counts)
+            fits = _price(prices, counts) <= budget
+            if fits and _loss(losses, counts) <= _loss(losses, best):
+                best = counts
+            low, high = (low, guess) if fits else (guess, high)
+            guess = (low * high) ** 0.5 if low and high else guess * (0.25 if fits else 4)
+        counts = best
+    return _spend(menus, prices, budget, counts)
+
+
+def _settle(menus: Mapping[str, tuple[Array, Array]], prices: Prices, weight: float, counts: Counts) -> Counts:
+    counts = dict(counts)
+    for _ in range(20):
+        moved = False
+        for name, (options, loss) in menus.items():
+            best = int(options[np.argmin(loss + weight * prices(counts, name, options))])
+            moved |= best != counts[name]
+            counts[name] = best
+        if not moved:
+            break
+    return counts
+
+
+def _spend(menus: Mapping[str, tuple[Array, Array]], prices: Prices, budget: float, counts: Counts) -> Counts:
+    """Single steps up the menus, the most loss saved per cost first, while they fit."""
+    counts = dict(counts)
+    while True:
+        steps = list(_steps(menus, prices, budget, counts))
+        if not steps:
+            return counts
+        _, name, count = max(steps, key=lambda step: step[0])
+        counts[name] = count
+
+
+def _steps(
+    menus: Mapping[str, tuple[Array, Array]], prices: Prices, budget: float, counts: Counts
+) -> Iterator[tuple[float, str, int]]:
+    now = _price(prices, counts)
+    for name, (options, loss) in menus.items():
+        have = loss[np.searchsorted(options, counts[name])]
+        cost = prices(counts, name, options)
+        for k in np.flatnonzero((cost <= budget) & (loss < have)):
+            yield float((have - loss[k]) / max(cost[k] - now, 1e-12 * max(now, 1e-300))), name, int(options[k])
+
+
+def _price(prices: Prices, counts: Counts) -> float:
+    name = next(iter(counts))
+    return float(prices(counts, name, np.array([counts[name]]))[0])
+
+
+def _loss(losses: Mapping[str, Menu], counts: Counts) -> float:
+    return sum(losses[name][count] for name, count in counts.items())
+
+
+def _frontier(cost: Array, loss: Array, budget: float, states: int) -> Array:
+    """Indices of the undominated pairs within the budget, by rising cost; at most about ``states``."""
+    order = np.lexsort((loss, cost))
+    order = order[: int(np.searchsorted(cost[order], budget * (1 + 1e-12), side="right"))]
+    falling = loss[order]
+    best = np.minimum.accumulate(falling)
+    kept = order[np.r_[True, falling[1:] < best[:-1]]]
+    if len(kept) <= states:
+        return kept
+    low, high = cost[kept[0]], cost[kept[-1]]
+    slot = ((cost[kept] - low) / (high - low) * states).astype(np.intp)
+    return kept[np.r_[slot[1:] != slot[:-1], True]]  # the last of a slot has its least loss
+
+
+def _check(least: float, budget: float) -> None:
+    if least > budget * (1 + 1e-12):
+        raise BudgetError(
+            f"a budget of {budget:.4g} cannot be met: the least possible is {least:.4g}",
+            "lower `floor` or `grain`, raise the budget, or see `graphprune inspect` for what is frozen",
+        )

@@ -1,0 +1,95 @@
+"""What every allocation works on: groups, scores, a cost and a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil, gcd, prod
+
+import numpy as np
+
+from ..costs import Cost
+from ..dims import PRODUCT, Dim, Indices, find, leaves
+from ..errors import BudgetError
+from ..facts import Group, Groups, Scores
+from ..ir import Array, Program
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """How many channels of each group survive so that ``cost`` is at most ``budget``, both in ``unit``."""
+
+    program: Program
+    groups: Groups
+    scores: Scores
+    cost: Cost
+    budget: float
+    unit: str
+    floor: float = 0.1  # the least share that any group keeps
+    grain: int = 1  # survivors are rounded up to this multiple (of the whole axis)
+
+    @cached_property
+    def steps(self) -> dict[str, int]:
+        """Per group, the multiple that makes whole axes multiples of ``grain``.
+
+        In a product (heads x width) the last factor that may change carries it, helped by those that may
+        not; the factors before it are free.
+        """
+        free = {group.dim for group in self.groups}
+        return {group.name: _step(group, self.grain, free) for group in self.groups}
+
+    def survivors(self, group: Group, wanted: float) -> int:
+        """How many channels remain of a group when ``wanted`` would do: floor and grain applied."""
+        least = max(wanted, ceil(self.floor * group.size - 1e-9), 1)
+        step = self.steps[group.name]
+        return min(group.size, ceil(ceil(least - 1e-9) / step) * step)
+
+    def menu(self, group: Group) -> list[int]:
+        """Every count that floor and grain allow, rising."""
+        return sorted({self.survivors(group, wanted) for wanted in range(1, group.size + 1)})
+
+    def price(self, counts: Mapping[str, int]) -> float:
+        return float(self.cost({group.dim: counts[group.name] for group in self.groups}))
+
+    def prices(self, counts: Mapping[str, int], name: str, options: Array) -> Array:
+        """See choice.Prices."""
+        dims = self._dims
+        rest = {dims[other]: count for other, count in counts.items()}
+        if type(self.cost) is Cost:  # sums and products: all options at once
+            whole = self.cost({**rest, dims[name]: options.astype(np.float64)})  # type: ignore[dict-item]
+            return np.broadcast_to(np.asarray(whole, np.float64), options.shape)
+        return np.array([self.cost({**rest, dims[name]: int(option)}) for option in options])
+
+    @cached_property
+    def _dims(self) -> dict[str, Dim]:
+        return {group.name: group.dim for group in self.groups}
+
+    def cannot(self, least: float) -> BudgetError:
+        whole = self.cost()
+        return BudgetError(
+            f"a budget of {self.budget / whole:.3g}x {self.cost.unit} cannot be met: "
+            f"with every group at its floor {least / whole:.3g}x remain",
+            "lower `floor` or `grain`, raise the budget, or see `graphprune inspect` for what is frozen",
+        )
+
+    def check(self) -> None:
+        """Raises BudgetError where not even the floors meet the budget."""
+        least = self.price({group.name: self.menu(group)[0] for group in self.groups})
+        if least > self.budget * (1 + 1e-12):
+            raise self.cannot(least)
+
+
+def best(score: Array, count: int) -> Indices:
+    """The ``count`` highest scores, in channel order; ties go to the lower index."""
+    return np.sort(np.argsort(-score, kind="stable")[:count])
+
+
+def _step(group: Group, grain: int, free: Set[Dim]) -> int:
+    helped = 0
+    for member in group.members:
+        parts = list(leaves(member.dim)) if find(member.dim).kind == PRODUCT else [group.dim]
+        carrier = [part for part in parts if part in free][-1]
+        fixed = prod(int(part.size) for part in parts if part not in free)
+        helped = gcd(helped, fixed if carrier is group.dim else grain)
+    return grain // gcd(grain, helped or 1)

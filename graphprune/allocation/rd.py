@@ -1,0 +1,151 @@
+"""Rate and distortion: what the network's outputs lose when one group alone keeps k channels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from ..correction import Correction, addition, correct
+from ..dims import coordinates
+from ..elimination import eliminate, problems, scales
+from ..facts import Group, Groups, Scores
+from ..ir import Array, Batch, Program
+from ..regression import Curvature, Layer, NormalEquations, equations, layers
+from ..walk import Walk
+from .choice import Counts, choose, trade
+from .problem import Allocation
+
+SHARES = (0.25, 0.5, 0.75)
+"""The shares of each group's channels at whose removal the outputs are looked at."""
+SAMPLES = 128
+
+
+def rd(problem: Allocation) -> Counts:
+    """The choice with the least total distortion, by what was measured of each group alone: exact where
+    the cost adds over groups (a channels budget), traded where it does not. See ``distortions``."""
+    problem.check()
+    curves = distortions(problem.program, problem.groups, problem.scores)
+    losses = {
+        group.name: {count: curves[group.name][count] for count in problem.menu(group)} for group in problem.groups
+    }
+    if problem.unit == "channels":
+        return choose(losses, {name: {k: float(k) for k in menu} for name, menu in losses.items()}, problem.budget)
+    return trade(losses, problem.prices, problem.budget)
+
+
+def distortions(program: Program, groups: Groups, scores: Scores) -> dict[str, dict[int, float]]:
+    """Per group, the output distortion d(k) of keeping the k best channels, only that group pruned: the
+    mean squared change of the outputs over calibration data, as a share of their variance.
+
+    Measured at a few k with what reads the group fitted to the rest by least squares (as ``compensate``
+    will); between those, d follows the readers' own error, which costs no run. Distortions of different
+    groups add, nearly (Xu et al. 2023, one-shot layer-wise rate-distortion theory).
+    """
+    found = layers(program.graph)
+    sums = _sums(program, found)
+    batches = _some(program.data, SAMPLES)
+    outputs = [value.name for value in program.graph.outputs if "float" in value.dtype]
+    place = {op.name: k for k, op in enumerate(program.graph.ops)}
+    first = {group.name: min(_readers(program, group, place), default=0) for group in groups}
+    count = scales(program.graph, program.host)
+    curves: dict[str, dict[int, float]] = {}
+    with Walk(program.host, program.graph, batches) as walk:
+        whole = [program.host.watch(batch, outputs) for batch in batches]
+        for group in sorted(groups, key=lambda group: first[group.name]):
+            order = np.argsort(scores[group], kind="stable")
+            own = problems(group, found, sums, program.host, count)
+            stops = sorted({min(max(round(share * group.size), 1), group.size - 1) for share in SHARES} - {0})
+            _, costs, weights = eliminate(own, group.size, order.tolist(), stops)
+            known = list(walk.live(first[group.name]))
+            measured = {}
+            for stop in stops:
+                fitted = _fitted(program, group, order[:stop], found, sums, weights[stop], count)
+                host = correct(program, fitted)
+                for name, axis, drop in _unread(program, group, order[:stop], fitted):
+                    host.zero(name, axis, drop)
+                seen = [host.watch(b, outputs, live) for b, live in zip(batches, known, strict=True)]
+                measured[stop] = _change(whole, seen)
+            curves[group.name] = _curve(np.asarray(costs), measured, group.size)
+    return {group.name: curves[group.name] for group in groups}
+
+
+def _sums(program: Program, found: Sequence[Layer]) -> Mapping[str, NormalEquations]:
+    if program.knows(Curvature):
+        return program.fact(Curvature).sums
+    return equations(found, program.host, program.data, program.seed)
+
+
+def _some(batches: Sequence[Batch], samples: int) -> list[Batch]:
+    out: list[Batch] = []
+    for batch in batches:
+        if sum(len(one[0]) for one in out) < samples:
+            out.append(batch)
+    return out
+
+
+def _readers(program: Program, group: Group, place: Mapping[str, int]) -> Iterator[int]:
+    mine = {member.parameter for member in group.members if member.role == "reader"}
+    for op in program.graph.ops:
+        if any(value is not None and value.name in mine for value in op.inputs):
+            yield place[op.name]
+
+
+def _fitted(
+    program: Program,
+    group: Group,
+    gone: Array,
+    found: Sequence[Layer],
+    sums: Mapping[str, NormalEquations],
+    weights: Mapping[tuple[str, int], Array],
+    count: Mapping[str, Array],
+) -> Correction:
+    """The readers' weights as the elimination left them, and biases that keep the mean."""
+    host, new, bias = program.host, {}, {}
+    for layer in found:
+        parts = {part: weight for (name, part), weight in weights.items() if name == layer.op.name}
+        if not parts:
+            continue
+        matrix = layer.matrix(host)
+        scale = count.get(layer.op.name, np.ones(matrix.shape[0] * matrix.shape[1])).reshape(matrix.shape[:2])
+        changed = matrix.copy()
+        for part, weight in parts.items():
+            live = scale[part] > 0
+            changed[part][live] = (weight.T / np.where(live, scale[part], 1)[:, None])[live]
+        _, _, mean, _ = sums[layer.op.name].centred()
+        change = np.einsum("goi,gi->go", matrix - changed, mean).ravel()
+        tensor = host.parameter(layer.weight)
+        new[layer.weight] = layer.tensor(changed, tensor.shape).astype(tensor.dtype)
+        bias[layer.op.name] = addition(change, np.arange(len(change)), len(change))
+    return Correction(new, bias)
+
+
+def _unread(program: Program, group: Group, gone: Array, fitted: Correction) -> Iterator[tuple[str, int, Array]]:
+    """Reader axes that were not fitted, and the positions to zero in them."""
+    for member in group.members:
+        if member.role == "reader" and member.parameter not in fitted.weights:
+            yield member.parameter, member.axis, np.flatnonzero(np.isin(coordinates(member.dim, group.dim), gone))
+
+
+def _change(whole: Sequence[Mapping[str, Array]], seen: Sequence[Mapping[str, Array]]) -> float:
+    """The mean over outputs of |change|^2 / |deviation from the mean|^2."""
+    shares = []
+    for name in whole[0]:
+        before = np.concatenate([one[name].astype(np.float64) for one in whole])
+        after = np.concatenate([one[name].astype(np.float64) for one in seen])
+        shares.append(np.square(after - before).mean() / (before.var(0).mean() or 1.0))
+    return float(np.mean(shares))
+
+
+def _curve(costs: Array, measured: Mapping[int, float], size: int) -> dict[int, float]:
+    """d(k) for k = 1..size: the readers' error, brought to what was measured at the stops."""
+    removed = np.arange(size)
+    local = np.concatenate([[0.0], np.cumsum(np.maximum(costs, 0))])[:size]
+    if len(local) < size or not measured or not local[-1] > 0:  # nothing that can be fitted reads it
+        local = removed / size
+    stops = sorted(measured)
+    if not stops:
+        return {size: 0.0}
+    ratio = [measured[stop] / max(local[stop], 1e-300) for stop in stops]
+    loss = np.maximum.accumulate(local * np.interp(removed, stops, ratio))
+    return {int(size - gone): float(loss[gone]) for gone in removed}

@@ -1,0 +1,14 @@
+"""Making up for what was cut, from calibration data. A method takes the cut program and what was kept,
+and returns a correction.Correction; adding one is a file and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from ..correction import Correction
+from ..facts import Keep
+from ..ir import Program
+from .lsq import least_squares
+from .mean import means
+
+METHODS: Mapping[str, Callable[[Program, Keep], Correction]] = {"lsq": least_squares, "mean": means}

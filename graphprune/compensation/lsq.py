@@ -1,0 +1,168 @@
+"""Least squares: every layer after a cut is fitted anew to what the original network computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..correction import Correction, addition
+from ..dims import Dim, Indices
+from ..facts import Keep
+from ..grouping import find_groups
+from ..ir import Array, Graph, Op, Program, Value
+from ..pipeline import original
+from ..regression import ROWS, Layer, NormalEquations, affine, draw, layers
+from ..walk import Walk
+
+ROUNDS = 1
+DAMP = 0.01
+"""How strongly a weight is pulled to what it was, in mean variances of the layer's inputs."""
+
+
+def least_squares(program: Program, keep: Keep) -> Correction:
+    """New weights by parameter name, and what to add to biases by op name.
+
+    Layer by layer in order of execution, min |W x' + b - t|^2 + DAMP |W - W0|^2 over calibration
+    positions: x' is what the layer reads in the pruned network, its earlier layers already fitted, so
+    that errors do not pile up; t is what the *original* network computes (He et al., Channel Pruning,
+    2017, section 3.2; Tyr-the-Pruner; K-prune). Before a residual sum t is the original sum less the
+    other branch as it is now, so that a block also repairs what the blocks before it left (He et al.
+    2017, "multi-branch"). The pull towards the present weight instead of zero is ours.
+    """
+    fit = _Fit(program, keep)
+    todo = fit.todo()
+    with Walk(fit.source, fit.whole, program.data) as theirs, Walk(fit.host, fit.graph, program.data) as mine:
+        for layer in todo:
+            fit.layer(layer, theirs, mine)
+    return Correction(fit.weights, fit.biases)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a layer should give: ``value`` of the original, less ``other`` of the pruned network, both
+    before the BatchNorm y -> scale * y + shift that lies between."""
+
+    value: Value
+    other: Value | None = None
+    scale: Array | float = 1.0
+    shift: Array | float = 0.0
+    rectified: bool = False
+
+
+class _Fit:
+    def __init__(self, program: Program, keep: Keep) -> None:
+        self.source = original(program)
+        self.graph, self.whole = program.graph, self.source.lift()
+        self.index = keep.index(find_groups(self.whole, normalised=True))
+        self.host = program.host.copy()
+        self.place = {op.name: k for k, op in enumerate(self.graph.ops)}
+        self.whole_place = {op.name: k for k, op in enumerate(self.whole.ops)}
+        self.makers = {out.name: op for op in self.graph.ops for out in op.outputs}
+        self.users = _users(self.graph)
+        self.weights: dict[str, Array] = {}
+        self.biases: dict[str, Any] = {}
+        self.seed = program.seed
+
+    def todo(self) -> list[Layer]:
+        """The layers whose input is not what it was in the original."""
+        changed: set[str] = set()
+        for op in self.graph.ops:
+            before = self.whole.ops[self.whole_place[op.name]] if op.name in self.whole_place else None
+            cut = before is None or any(map(self.index.touches, _contracted(before, self.whole)))
+            if cut or any(value is not None and value.name in changed for value in op.inputs):
+                changed |= {out.name for out in op.outputs}
+        return [la for la in layers(self.graph) if la.out.name in changed and la.op.name in self.whole_place]
+
+    def layer(self, layer: Layer, theirs: Walk, mine: Walk) -> None:
+        target = self._target(layer)
+        start = layer.matrix(self.host)
+        sums = NormalEquations(start.shape[0], start.shape[2], start.shape[0] * start.shape[1])
+        for x, offset, z in self._rows(layer, target, theirs, mine):
+            sums.add(x, (z - offset) / target.scale)
+        weight, bias = sums.solve(start, DAMP)
+        for _ in range(ROUNDS if target.rectified else 0):
+            sums.cross[:] = 0
+            for x, offset, z in self._rows(layer, target, theirs, mine):
+                made = np.einsum("rgi,goi->rgo", x, weight, optimize=True).reshape(z.shape) + bias
+                made = target.scale * made + offset
+                sums.aim(x, (np.where(z > 0, z, np.minimum(made, 0)) - offset) / target.scale)
+            weight, bias = sums.solve(start, DAMP)
+        self._set(layer, self._kept(target.value, layer.axis), weight, bias)
+
+    def _rows(self, layer: Layer, target: Target, theirs: Walk, mine: Walk) -> Iterator[tuple[Array, Array, Array]]:
+        """Per batch: what the layer reads, and where scale * y + offset should come to z."""
+        kept = self._kept(target.value, layer.axis)
+        wanted = [layer.value.name, *([target.other.name] if target.other else [])]
+        rng = np.random.default_rng([self.seed, self.place[layer.op.name]])
+        original = theirs.at(self.whole_place[layer.op.name], [target.value.name])
+        unknowns = layer.matrix(self.host).shape[-1]
+        for there, here in zip(original, mine.at(self.place[layer.op.name], wanted), strict=True):
+            y = there[target.value.name].take(kept, layer.axis)
+            at = draw(rng, layer.positions(y), -(-ROWS * unknowns // len(mine.batches)))
+            z = layer.targets(y, at)
+            other = layer.targets(here[target.other.name], at) if target.other is not None else np.zeros(1)
+            yield layer.rows(here[layer.value.name], at), other + target.shift, z
+
+    def _set(self, layer: Layer, kept: Indices, weight: Array, bias: Array) -> None:
+        old = self.host.parameter(layer.weight)
+        new = layer.tensor(weight, old.shape).astype(old.dtype)
+        self.weights[layer.weight] = new
+        change = bias - layer.bias(self.host)
+        whole = self._original(layer.out).shape
+        assert whole is not None
+        self.biases[layer.op.name] = addition(change, kept, int(whole[layer.axis]))
+        self.host.set_parameter(layer.weight, new)
+        self.host.add_bias(layer.op, change)
+
+    def _kept(self, value: Value, axis: int) -> Indices:
+        dim: Dim = value.dims[axis]
+        return self.index(dim)
+
+    def _target(self, layer: Layer) -> Target:
+        """The residual sum that the layer ends in, if nothing but a BatchNorm lies between."""
+        op, value = self._only_user(layer.out), layer.out
+        scale, shift = np.ones(1), np.zeros(1)
+        if op is not None and op.kind == "batch_norm" and op.name in self.whole_place:
+            scale, shift = affine(op, self.host)
+            if np.abs(scale).min() < 1e-3 * np.abs(scale).max():
+                return Target(self._original(layer.out))
+            value, op = op.outputs[0], self._only_user(op.outputs[0])
+        if op is not None and op.attrs.get("function") == "add" and op.name in self.whole_place:
+            others = [v for v in op.inputs if v is not None and v is not value]
+            if len(others) == 1 and not others[0].constant and others[0].shape == value.shape:
+                maker = self.makers.get(others[0].name)
+                if maker is None or self.place[maker.name] < self.place[layer.op.name]:
+                    total = self._original(op.outputs[0])
+                    return Target(total, others[0], scale, shift, self._rectified(op.outputs[0]))
+        return Target(self._original(value), None, scale, shift, self._rectified(value))
+
+    def _rectified(self, value: Value) -> bool:
+        op = self._only_user(value)
+        return op is not None and op.attrs.get("function") == "relu"
+
+    def _original(self, value: Value) -> Value:
+        op = self.makers[value.name]
+        k = [out.name for out in op.outputs].index(value.name)
+        return self.whole.ops[self.whole_place[op.name]].outputs[k]
+
+    def _only_user(self, value: Value) -> Op | None:
+        users = self.users.get(value.name, [])
+        return users[0] if len(users) == 1 else None
+
+
+def _contracted(op: Op, graph: Graph) -> list[Dim]:
+    relation = graph.relations[op.name]
+    return [dim for name, dim in relation.dims.items() if name not in relation.outputs]
+
+
+def _users(graph: Graph) -> Mapping[str, list[Op]]:
+    users: dict[str, list[Op]] = {}
+    for op in graph.ops:
+        for value in {v.name: v for v in op.inputs if v is not None}.values():
+            users.setdefault(value.name, []).append(op)
+    for value in graph.outputs:
+        users.setdefault(value.name, []).extend(graph.ops[-1:] * 2)  # read outside: no op is its only user
+    return users

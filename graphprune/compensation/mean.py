@@ -1,0 +1,44 @@
+"""Mean to bias: each bias takes over what the removed channels contributed on average."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..correction import Correction, addition
+from ..facts import Keep
+from ..grouping import find_groups
+from ..ir import Array, Host, Program
+from ..pipeline import original
+from ..reads import Read, moments, reads
+
+
+def means(program: Program, keep: Keep) -> Correction:
+    """bias += W[:, P] @ E[x_P], P the removed input channels, E over the calibration data in the model as
+    it was given (FLAP, An et al. 2024, section 3.4; VBP). The mean of every reader's output is then what
+    it was: exactly for linear layers and 1x1 convolutions; a larger kernel does not see the borders as
+    often as the rest, which the mean over the whole input leaves out."""
+    source = original(program)
+    graph = source.lift()
+    groups = find_groups(graph, normalised=True)
+    index, blank = keep.index(groups), keep.blank
+    counting = {name: kept[~np.isin(kept, blank.get(name, []))] for name, kept in keep.keep.items()}
+    reading = Keep(counting).index(groups)
+    found = [read for read in reads(graph) if index.touches(read.dim)]
+    stats = moments(source, found, program.data)
+    bias = {}
+    for read in found:
+        gone = stats[read.value.name, read.axis].mean.copy()
+        gone[reading(read.dim)] = 0
+        change = _lost(source, read, gone)
+        out = read.op.outputs[0]
+        kept = index(out.dims[read.axis if read.op.kind == "conv" else len(out.dims) - 1])
+        if np.any(change):
+            bias[read.op.name] = addition(change[kept], kept, len(change))
+    return Correction(bias=bias)
+
+
+def _lost(host: Host, read: Read, mean: Array) -> Array:
+    """What inputs of that mean give at the outputs."""
+    weight = read.matrix(host).sum(-1)  # groups, outputs, inputs
+    lost: Array = np.einsum("goi,gi->go", weight, mean.reshape(weight.shape[0], -1)).ravel()
+    return lost

@@ -1,0 +1,38 @@
+"""Optimal brain surgeon: what a channel costs when the others make up for it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..dims import leaves
+from ..elimination import eliminate, problems, scales
+from ..regression import Curvature, equations, layers
+from .magnitude import l2
+from .scoring import ScoresByGroup, Scoring, criterion
+
+
+@criterion("obs", data=True)
+def obs(scoring: Scoring) -> ScoresByGroup:
+    """Channels are left out one by one, always the one whose loss the remaining inputs of its readers can
+    make up for best by least squares (SlimGPT, Ling et al. 2024; ZipLM, Kurtic et al. 2023; Tyr). The
+    score is what that added to the readers' error, as a share of the variance of what they give (the mean
+    over readers), made rising in the order of elimination; so every top-k of it is the k that were left.
+
+    Groups that no conv or linear reads get their L2 norms, brought to the same mean by ``normalize``.
+    """
+    program = scoring.program
+    mine = {group.dim for group in scoring.groups}
+    found = [la for la in layers(program.graph) if any(leaf in mine for leaf in leaves(la.dim))]
+    sums = equations(found, program.host, program.data, program.seed)
+    scoring.learned.append(Curvature(sums))
+    count = scales(program.graph, program.host)
+    out = l2(scoring)
+    for group in scoring.groups:
+        own = problems(group, found, sums, program.host, count)
+        if own:
+            order, costs, _ = eliminate(own, group.size)
+            rising = np.maximum.accumulate(np.maximum(costs, 1e-300))
+            score = np.empty(group.size)
+            score[order] = rising * (1 + 1e-9 * np.arange(group.size))
+            out[group.name] = score
+    return out
