@@ -9,6 +9,7 @@ from math import prod
 import numpy as np
 
 from .dims import Dim
+from .errors import ModelError
 from .ir import Array, Batch, Graph, Host, Op, Value
 from .relate import role
 
@@ -37,7 +38,7 @@ class Read:
             return weight.reshape(groups, -1, weight.shape[1], prod(weight.shape[2:]))
         if self.op.kind == "matmul" or (self.op.kind == "gemm" and not self.op.attrs.get("transB")):
             weight = weight.T
-        return weight[None, :, :, None]
+        return weight[None, :, :, None] * self.op.attrs.get("alpha", 1)
 
 
 def reads(graph: Graph) -> Iterator[Read]:
@@ -61,7 +62,7 @@ def constant(host: Host, op: Op, operand: int) -> Array:
     assert value is not None
     try:
         return host.parameter(value.name)
-    except (KeyError, AttributeError):
+    except (KeyError, AttributeError, ModelError):
         return host.watch(host.example(), [value.name])[value.name]
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+import graphprune as gp
 from graphprune import costs, proof
 from graphprune.allocation.problem import best
 from graphprune.calibration import batches
@@ -745,3 +746,24 @@ def test_the_whole_recipe_on_every_network(name, by):
     done = do(f"group,score{{by=wifv}},mask{{channels=0.5x}},propagate,compensate{{by={by}}},fold", program)
     assert [step.name for step in done.history] == ["group", "score", "mask", "propagate", "compensate", "fold"]
     assert all(check.error <= check.tolerance for check in proof.verify(done))
+
+
+class Scaled(nn.Module):
+    """A product that is scaled, with a bias that is scaled otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Parameter(torch.ones(8, 3))
+        self.bias = nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        return torch.addmm(self.bias, self.first(x), self.last, beta=0.5, alpha=3.0)
+
+
+def test_the_mean_of_a_scaled_product_is_what_it_was():
+    torch.manual_seed(0)
+    x = torch.randn(64, 4)
+    program = gp.load(nets.randomise(Scaled()).double(), x.double(), data=[x.double().numpy()])
+    done = do("group,score,mask{channels=0.5x},propagate,compensate{by=mean}", program)
+    before, after = (p.host.run([x.double().numpy()])[0].mean(0) for p in (program, done))
+    assert np.allclose(before, after, atol=1e-12)

@@ -29,10 +29,12 @@ class Scoring:
         return COMBINE[self.combine](np.stack(members)) if members else np.ones(size)
 
     def weights(self, group: Group) -> Iterator[tuple[str, int, Dim]]:
-        """The weights that count, by ``over``: parameter, axis, and the dim of that axis."""
+        """The weights that count, by ``over``: parameter, axis, and the dim of that axis. What has a single
+        number for each channel that it writes is no weight: a bias, the scale of a quantised weight."""
         roles = {"all": ("writer", "reader"), "writers": ("writer",), "readers": ("reader",)}[self.over]
         for member in group.members:
-            if member.role in roles and not member.parameter.endswith(("bias", "running_mean", "running_var")):
+            vector = len(self.program.graph.parameters[member.parameter].dims) == 1
+            if member.role in roles and not (vector and member.role == "writer"):
                 yield member.parameter, member.axis, member.dim
 
     def per_axis(self, values: Callable[[str, int], Array], power: float = 1) -> ScoresByGroup:
