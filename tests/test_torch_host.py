@@ -443,3 +443,21 @@ def test_the_batch_stays_open_however_inputs_are_given(style: str) -> None:
     assert gp.verify(done)[0].error <= 1e-12
     wide = [np.ones((5, 4), np.float32)] * 2
     assert done.host.run(wide)[0].shape == (5, 3)
+
+
+class Tiled(nn.Module):
+    """Repeats by a dynamic size, as attention biases of positions are made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.bias, self.last = nn.Linear(4, 8), nn.Parameter(torch.ones(1, 8)), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.first(x).relu() * self.bias.repeat(x.shape[0], 1))
+
+
+def test_a_repeat_by_a_dynamic_size_leaves_the_other_axes_alone() -> None:
+    program = gp.load(nets.randomise(Tiled()), torch.randn(2, 4))
+    done = gp.run("group,score,mask{channels=0.5x},propagate", program)
+    assert done.host.parameter("bias").shape == (1, 4) and gp.verify(done)[0].error <= 1e-12
+    assert done.host.run([np.ones((5, 4), np.float32)])[0].shape == (5, 3)

@@ -140,6 +140,8 @@ def _concrete(kind: str, node: fx.Node, attrs: dict[str, Any]) -> dict[str, Any]
         return {"pads": pads, "mode": mode}
     if kind == "slice":
         return {key: [_number(v) for v in value] for key, value in attrs.items()}
+    if kind == "repeat":  # by a dynamic size: its spelling
+        return {"repeats": [n if isinstance(n, int) else str(n.meta["val"]) for n in attrs["repeats"]]}
     return attrs
 
 
@@ -177,8 +179,6 @@ def _fits(kind: str, inputs: Sequence[Value | None], outputs: Sequence[Value], a
         return isinstance(attrs["axis"], int) and isinstance(attrs["times"], int)
     if kind in ("unfold", "fold"):  # with a batch axis
         return len(inputs[0].shape or ()) == (4 if kind == "unfold" else 3)  # type: ignore[union-attr]
-    if kind == "repeat":
-        return all(isinstance(n, int) for n in attrs["repeats"])
     return True
 
 

@@ -19,6 +19,7 @@ MEMORY = 2 * 2**30
 SECONDS = 10.0  # of processor time
 PATIENCE = 90.0  # of the clock: the machine may be busy
 ROOT = Path(__file__).parents[2]
+SAID = "stderr"  # of a worker, in its sandbox
 
 
 def read_all(cases: Sequence[str], jobs: int = 1) -> Iterator[dict[str, Any]]:
@@ -44,7 +45,7 @@ def _keeper(todo: queue.Queue[str], done: queue.Queue[dict[str, Any]]) -> None:
                 break
             if worker is None or worker.poll() is not None:
                 worker = _start(Path(sandbox))
-            done.put(_ask(worker, case))
+            done.put(_ask(worker, case, Path(sandbox)))
         if worker is not None:
             worker.kill()
             worker.wait()
@@ -56,14 +57,14 @@ def _start(sandbox: Path) -> subprocess.Popen[str]:
         [sys.executable, "-m", "tests.fuzz.worker", str(sandbox)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=(sandbox / SAID).open("wb"),
         text=True,
         cwd=ROOT,
         env=env,
     )
 
 
-def _ask(worker: subprocess.Popen[str], case: str) -> dict[str, Any]:
+def _ask(worker: subprocess.Popen[str], case: str, sandbox: Path) -> dict[str, Any]:
     assert worker.stdin is not None and worker.stdout is not None
     start, killer = time.monotonic(), threading.Timer(PATIENCE, worker.kill)
     killer.start()
@@ -80,7 +81,8 @@ def _ask(worker: subprocess.Popen[str], case: str) -> dict[str, Any]:
         return result
     seconds = time.monotonic() - start
     code = worker.wait()
-    why = "hangs" if seconds >= PATIENCE else f"the process died ({code})"
+    last = (sandbox / SAID).read_text(errors="replace").strip().rpartition("\n")[2]
+    why = "hangs" if seconds >= PATIENCE else f"the process died ({code}): {last}"
     return {"case": case, "end": f"WRONG: {why}", "error": "", "seconds": seconds}
 
 
