@@ -102,6 +102,14 @@ class Keep:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """What may remain: at most ``limit`` of ``unit`` (parameters or MACs)."""
+
+    unit: str
+    limit: float
+
+
+@dataclass(frozen=True)
 class Order:
     """How readers with a choice of their own get their channels.
 

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from .costs import Cost
-from .dims import Indices
+from .dims import Dim, Indices
 from .ir import Op
 from .ordering import Ordering
 from .prices import Prices
@@ -17,6 +17,7 @@ from .segments import Lists, Segments, Taker
 from .selection import ends, is_run, located, runs, sources
 
 MENU = ("view", "gather", "widen", "sink", "constrain")
+WIDER = ("widen", "constrain")
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,28 @@ class Pricing:
     prices: Prices
     macs: Cost
 
-    def layout(self, order: Mapping[str, Sequence[int]], menu: Sequence[str], sinks: frozenset[str]) -> Layout:
+    def lengths(self, keep: Lists) -> dict[Dim, float]:
+        return {group.dim: float(len(keep[group.name])) for group in self.segments.by_leaf.values()}
+
+    def compute_us(self, keep: Lists) -> float:
+        """Microseconds of the multiply-accumulates when groups keep those lists."""
+        return self.macs(self.lengths(keep)) * self.segments.batch / 1e6 * self.prices.mac
+
+    def layout(
+        self,
+        order: Mapping[str, Sequence[int]],
+        menu: Sequence[str],
+        sinks: frozenset[str],
+        tight: frozenset[str] = frozenset(),
+    ) -> Layout:
+        """The cheapest choice for every taker; those in ``tight`` take no more than they asked for."""
         keep = self.segments.ordered(order)
         index, choices = self.segments.index(keep), dict[str, Choice]()
         for taker in self.segments.takers:
             before, after = ends(taker.op)
             given, wanted = index(before), index(after)
-            options = self._options(taker, given, wanted, menu, taker.op.name in sinks)
+            allowed = [item for item in menu if item not in WIDER] if taker.op.name in tight else menu
+            options = self._options(taker, given, wanted, allowed, taker.op.name in sinks)
             choices[taker.op.name] = min(options, key=lambda choice: choice.us)
         kept = {**keep, **dict(self._widened(choices))}
         concat = dict(self._concats(kept, sinks))
@@ -165,7 +181,7 @@ class Pricing:
         """Microseconds of one channel more of a taker's own axis."""
         assert taker.own is not None
         if taker.own.name not in self._each:
-            kept = {group.dim: float(len(self.segments.keep[group.name])) for group in self.segments.by_leaf.values()}
+            kept = self.lengths(self.segments.keep)
             more = {**kept, taker.own.dim: kept[taker.own.dim] + 1}
             macs = (self.macs(more) - self.macs(kept)) * self.segments.batch
             self._each[taker.own.name] = macs / 1e6 * self.prices.mac
@@ -199,15 +215,28 @@ class Pricing:
             yield name, len(index(ends(by_name[name].op)[1])) * by_name[name].bytes_each
 
 
-def best(pricing: Pricing, menu: Sequence[str]) -> tuple[Layout, frozenset[str], Ordering]:
+def best(
+    pricing: Pricing, menu: Sequence[str], fits: Callable[[Lists], bool] = lambda keep: True
+) -> tuple[Layout, frozenset[str], Ordering]:
     """The cheapest layout: for every segment with concatenations, with its selections taken into them or
-    not, whichever costs less."""
+    not, whichever costs less; and with no more taken than ``fits``, the widest takers narrowed first."""
+    sinks = _sinks(pricing, menu)
+    ordering = pricing.segments.arrange(sinks, pricing.prices)
+    tight: frozenset[str] = frozenset()
+    while True:
+        layout = pricing.layout(ordering.order, menu, sinks, tight)
+        idle = {name: len(c.blank) for name, c in layout.choices.items() if c.blank is not None and len(c.blank)}
+        if not idle or fits(layout.keep):
+            return layout, sinks, ordering
+        tight |= {max(sorted(idle), key=idle.__getitem__)}
+
+
+def _sinks(pricing: Pricing, menu: Sequence[str]) -> frozenset[str]:
     segments = pricing.segments
-    every = frozenset(segments.concats) if "sink" in menu else frozenset()
-    ordering = segments.arrange(frozenset(), pricing.prices)
-    plain = pricing.layout(ordering.order, menu, frozenset())
+    every = frozenset(segments.concats) if "sink" in menu else frozenset[str]()
     if not every:
-        return plain, frozenset(), ordering
+        return every
+    plain = pricing.layout(segments.arrange(frozenset(), pricing.prices).order, menu, frozenset())
     sunk = pricing.layout(segments.arrange(every, pricing.prices).order, menu, every)
     chosen: set[str] = set()
     for part in segments.parts():
@@ -215,6 +244,4 @@ def best(pricing: Pricing, menu: Sequence[str]) -> tuple[Layout, frozenset[str],
         concats = [*sorted({c for name in names for c in segments.concats[name]}), *sorted(names)]
         if names and sunk.us(part, concats) < plain.us(part, concats):
             chosen |= names
-    sinks = frozenset(chosen)
-    ordering = segments.arrange(sinks, pricing.prices)
-    return pricing.layout(ordering.order, menu, sinks), sinks, ordering
+    return frozenset(chosen)

@@ -20,8 +20,9 @@ _BACK = frozenset(("conv", "linear", "gemm"))
 def reader_sites(graph: Graph, groups: Groups, sizes: Mapping[str, int]) -> Iterator[Site]:
     """One site for every convolution or matrix product that reads channels which another one reads as well.
 
-    It is as far up as nobody else looks, where the tensor is smallest. ``sizes``: what the dynamic
-    symbols are. Readers without a site (grouped convolutions, attention) take all that is kept.
+    It is as far up as nobody else looks, where the tensor is smallest, or right behind a concatenation.
+    ``sizes``: what the dynamic symbols are. Readers without a site (grouped convolutions, attention) take
+    all that is kept.
     """
     shared = {group.dim for group in groups if len(_readers(groups, group.dim)) > 1}
     climb = _Climb(graph, sizes)
@@ -75,7 +76,11 @@ class _Climb:
             if run is not None and self._size(value) <= least:
                 best, least = Site(op.name, 0, axis, run), self._size(value)
             above = self.makers.get(value.name)
-            if above is None or self.uses[value.name] > 1 or not self._transparent(above):
+            if above is None or self.uses[value.name] > 1:
+                return best
+            if above.kind == "concat" and run == 1:
+                return Site(op.name, 0, axis)  # the selection may go into it
+            if not self._transparent(above):
                 return best
             into = _same_axis(above, value.dims[axis])
             if into is None:

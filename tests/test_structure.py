@@ -32,6 +32,7 @@ LAYERS = (
     ("pipeline",),
     ("sites", "segments"),
     ("unconstrained", "menu"),
+    ("mixed",),
     ("hosts",),
     ("criteria",),
     ("allocation", "compensation"),

@@ -10,8 +10,9 @@ from ..allocation import METHODS, WANT_DATA, Allocation
 from ..allocation.problem import best
 from ..costs import Cost, macs, memory, params
 from ..errors import BudgetError, RecipeError, nearest
-from ..facts import Groups, Keep, Scores
+from ..facts import Budget, Groups, Keep, Scores
 from ..ir import Program
+from ..mixed import agree
 from ..pipeline import Pass
 from ..unconstrained import MODES, Links, loosen
 
@@ -30,7 +31,7 @@ class Mask(Pass):
     memory: str = ""  # budget: what remains of the peak activation memory
     allocate: str = "uniform"  # uniform, global, lamp, greedy, knapsack, or rd (by measured distortion; needs data)
     floor: float = 0.1  # the least share that any group keeps
-    unconstrained: str = "no"  # readers: each reader keeps channels of its own; both: writers of a sum as well
+    unconstrained: str = "no"  # readers: each keeps channels of its own; mixed: where it pays; both: writers too
     grain: int = 1  # survivors are rounded up to this multiple (of the whole axis)
 
     def __post_init__(self) -> None:
@@ -67,11 +68,13 @@ class Mask(Pass):
         scores, links = program.fact(Scores), Links(program.graph, program.fact(Groups))
         groups = links.free()
         cost = COSTS[unit](program, groups)
-        cost = links.priced(cost, scores, best)
-        problem = Allocation(program, groups, scores, cost, remains * cost(), unit, self.floor, self.grain)
+        priced = links.priced(cost, scores, best)
+        problem = Allocation(program, groups, scores, priced, remains * cost(), unit, self.floor, self.grain)
         counts = METHODS[self.allocate](problem)
         keep = {group.name: best(scores[group], counts[group.name]) for group in groups}
-        return program.learn(Keep(links.complete(keep)))
+        keep = links.complete(keep)
+        keep = agree(program, keep, scores, cost) if self.unconstrained == "mixed" else keep
+        return program.learn(Keep(keep)).learn(Budget(unit, remains * cost()))
 
 
 def share(text: str, unit: str) -> float:

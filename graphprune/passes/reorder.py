@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..costs import macs
+from ..costs import macs, params
 from ..errors import RecipeError, nearest
-from ..facts import Groups, Keep, Order
+from ..facts import Budget, Groups, Keep, Order
 from ..ir import Program
 from ..menu import MENU, Layout, Pricing, best
 from ..ordering import Ordering
 from ..pipeline import Pass
 from ..prices import PRICES
-from ..segments import Segments, Taker
+from ..segments import Lists, Segments, Taker
 from ..upscale import upscale_order
 
 
@@ -51,7 +51,7 @@ class Reorder(Pass):
         pricing = Pricing(segments, prices, macs(program.graph, program.host))
         menu = self.menu.split("|")
         if self.order == "best":
-            layout, sinks, ordering = best(pricing, menu)
+            layout, sinks, ordering = best(pricing, menu, _within(program, pricing))
         else:
             blocks = _blocks(segments)
             order = published(segments) if self.order == "upscale" else blocks
@@ -65,6 +65,15 @@ class Reorder(Pass):
         runs = {name: layout.choices[name].runs for name in sorted(sinks) if layout.choices[name].how == "sink"}
         shown = describe(pricing, layout, ordering)
         return program.learn(Keep(layout.keep, blank)).learn(Order(runs, shown))
+
+
+def _within(program: Program, pricing: Pricing) -> Callable[[Lists], bool]:
+    """Whether lists keep to the budget that `mask` had; any do where it counted something else."""
+    cost = {"params": params, "macs": macs}.get(program.fact(Budget).unit if program.knows(Budget) else "")
+    if cost is None:
+        return lambda keep: True
+    left, limit = cost(program.graph, program.host), program.fact(Budget).limit
+    return lambda keep: left(pricing.lengths(keep)) <= limit
 
 
 def _blocks(segments: Segments) -> dict[str, tuple[int, ...]]:
