@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from graphprune.report import command, comparison, render, speed, table
+from graphprune.report_segments import picture
 from graphprune.units import count, duration, size
 
 VOID = {"meta", "link", "br", "rect", "line", "img", "input", "hr"}
@@ -314,3 +315,40 @@ def test_growth_is_shown_as_such() -> None:
     row = next(row for row in comparison(report) if row["label"] == "file size")
     assert row["remains"] == "2.00x" and row["share"] == 2.0
     assert 'class="alert-mark"' in render(report) and 'class="alert-mark"' not in render(REPORT)
+
+
+SEGMENT = {
+    "name": "stem",
+    "blocks": [{"name": "stem", "kept": 4, "order": [2, 0, 3, 1]}],
+    "takers": [
+        {"op": "a", "origin": "layer.<a>", "writes": False, "how": "view", "us": 3.0, "moved_bytes": 0,
+         "takes": {"stem": [0, 2]}, "count": 2, "of": 4, "blank": 0},
+        {"op": "b", "origin": "layer.b", "writes": False, "how": "gather", "us": 40.0, "moved_bytes": 4096,
+         "takes": {"stem": [1, 2]}, "count": 2, "of": 4, "blank": 0},
+    ],
+    "exact": False,
+    **{side: {"copies": 1, "moved_bytes": 4096, "us": 43.0, "concat_bytes": 0, "concat_us": 0.0}
+       for side in ("ours", "upscale", "naive", "constrained")},
+}  # fmt: skip
+
+
+def test_segments_say_who_selects_and_how() -> None:
+    """The picture shows what is a run: two channels of a that were apart stand together."""
+    page = render(changed(segments=[SEGMENT]))
+    for words in (
+        "Readers that choose their own channels",
+        "layer.&lt;a&gt;",
+        "one run, in place",
+        "gathers",
+        "2 of 4",
+        "4.10 kB",
+        "UPSCALE",
+        "a search that was cut short",
+    ):
+        assert words in page, words
+    shown = picture([SEGMENT])
+    assert shown is not None
+    assert shown["rows"][0]["before"] == [(0.0, 25.0), (50.0, 25.0)]
+    assert shown["rows"][0]["after"] == [(0.0, 50.0)]
+    assert shown["rows"][1]["after"] == [(0.0, 25.0), (75.0, 25.0)]
+    assert "Readers that choose" not in render(changed())
