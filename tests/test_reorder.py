@@ -292,3 +292,22 @@ def test_a_reader_cannot_keep_what_is_not_made():
     keep[shared] = keep[shared][:-1]
     with pytest.raises(gp.GraphpruneError, match="takes channel"):
         gp.run(gp.Recipe((Propagate(),)), program.learn(Keep(keep)))
+
+
+def test_compile_proves_and_reports_it(tmp_path):
+    """Through compensation and folding, with the code of the target compared and the segments in the report."""
+    model, rng = branches.module("residual").float(), np.random.default_rng(0)
+    data = [rng.standard_normal((4, 3, 8, 8)).astype(np.float32)]
+    recipe = "group,score{by=wifv},mask{channels=0.6x unconstrained=readers},reorder,propagate,compensate,fold"
+    made = gp.compile(
+        model, (branches.inputs()[0].float(),), recipe=recipe, data=data, targets=("onnx",), measure=False,
+        out=tmp_path / "out",
+    )  # fmt: skip
+    assert all(one["max_relative_error"] <= one["tolerance"] for one in made.report["verification"]["checks"])
+    assert {group["name"] for group in made.report["groups"]} >= {"stem", "head.weight[1]"}
+    (segment,) = made.report["segments"]
+    assert len(segment["takers"]) == 4
+    assert "Readers that choose their own channels" in (tmp_path / "out" / "report.html").read_text()
+    again = gp.apply(tmp_path / "out" / "plan.json", model, (branches.inputs()[0].float(),))
+    for name in made.program.graph.parameters:
+        assert np.array_equal(again.host.parameter(name), made.program.host.parameter(name))
