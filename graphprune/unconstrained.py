@@ -91,7 +91,11 @@ class Links:
         for op in reversed(self.ops):
             if op.attrs["fills"]:
                 self._leave_out(op, out)
-        return {group.name: out[group.name] for group in self.groups if group.name in out}
+        return {
+            group.name: out[group.name] if len(out[group.name]) else np.arange(1)  # a layer that nobody reads
+            for group in self.groups
+            if group.name in out
+        }
 
     def _leaves(self, keep: Mapping[str, Indices]) -> dict[Dim, Indices]:
         return {group.dim: keep[group.name] for group in self.groups if group.name in keep}
@@ -122,20 +126,23 @@ class Links:
 
     def priced(self, cost: Cost, scores: Scores, best: Callable[[Any, int], Indices]) -> Cost:
         """``cost`` of a choice for the groups that are free, with what follows from it."""
-        return _Priced(cost.unit, cost.terms, cost.sizes, cost.scale, self, scores, best) if self.ops else cost
+        if not self.ops:
+            return cost
+        return _Priced(cost.unit, cost.terms, cost.sizes, cost.scale, cost, self, scores, best)
 
 
 @dataclass(frozen=True)
 class _Priced(Cost):
+    whole: Cost | None = None
     links: Links | None = None
     scores: Scores | None = None
     best: Callable[[Any, int], Indices] | None = None
 
     def __call__(self, kept: Mapping[Dim, float] | None = None) -> float:
+        assert self.whole and self.links and self.scores and self.best
         if not kept:
-            return super().__call__(kept)
-        assert self.links is not None and self.scores is not None and self.best is not None
+            return self.whole(kept)
         groups = {group.name: group for group in self.links.groups if group.dim in kept}
         chosen = {name: self.best(self.scores[group], int(kept[group.dim])) for name, group in groups.items()}
-        whole = self.links.complete(chosen)
-        return super().__call__({g.dim: len(whole[g.name]) for g in self.links.groups if g.name in whole})
+        left = self.links.complete(chosen)
+        return self.whole({g.dim: len(left[g.name]) for g in self.links.groups if g.name in left})

@@ -153,7 +153,7 @@ def test_a_producer_keeps_what_some_reader_takes():
     assert sorted(keep[shared]) == sorted(set(np.concatenate(taken)))
 
 
-@pytest.mark.parametrize("unit", ["params", "macs"])
+@pytest.mark.parametrize("unit", ["params", "macs", "memory"])
 @pytest.mark.parametrize("allocate", ["uniform", "global"])
 def test_budgets_count_what_is_really_left(unit, allocate):
     """The union that producers keep is part of the price."""
@@ -182,6 +182,15 @@ def test_readers_agree_where_that_is_no_slower(name):
         time[mode] = copied + PRICES["torch"].mac * 2 / 1e6 * costs.macs(done.graph, done.host)()
     assert time["mixed"] <= time["free"] * (1 + 1e-9)
     check(name, mixed)
+
+
+def test_a_layer_that_nobody_reads_keeps_a_channel():
+    program = loosened("dense lists")
+    links = Links(program.graph, program.fact(Groups))
+    keep = links.complete({group.name: np.array([0]) for group in links.free()})
+    assert all(len(kept) for kept in keep.values())
+    done = gp.run(gp.Recipe((Reorder(), Propagate())), program.learn(Keep(keep)))
+    check("dense lists", done)
 
 
 def test_a_writer_leaves_out_channels_of_a_sum():

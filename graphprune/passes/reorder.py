@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..costs import macs, params
+from ..costs import macs, memory, params
 from ..errors import RecipeError, nearest
 from ..facts import Budget, Groups, Keep, Order
 from ..ir import Program
@@ -69,7 +69,9 @@ class Reorder(Pass):
 
 def _within(program: Program, pricing: Pricing) -> Callable[[Lists], bool]:
     """Whether lists keep to the budget that `mask` had; any do where it counted something else."""
-    cost = {"params": params, "macs": macs}.get(program.fact(Budget).unit if program.knows(Budget) else "")
+    cost = {"params": params, "macs": macs, "memory": memory}.get(
+        program.fact(Budget).unit if program.knows(Budget) else ""
+    )
     if cost is None:
         return lambda keep: True
     left, limit = cost(program.graph, program.host), program.fact(Budget).limit
