@@ -20,6 +20,7 @@ import sys
 import tempfile
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -34,7 +35,7 @@ from graphprune.backends.measure import interleave
 from graphprune.backends.target import host_cpu, target
 from graphprune.facts import Order
 from graphprune.ir import Program
-from graphprune.passes.reorder import Reorder
+from graphprune.prices import PRICES
 
 from .convnets import CONVNETS, make
 
@@ -67,25 +68,30 @@ class Results:
 # ---- copies ------------------------------------------------------------------------------------------
 
 
+SIDES = {
+    "naive": "order=given menu=gather",
+    "UPSCALE": "order=upscale menu=view|gather",
+    "order alone": "menu=view|gather",
+    "with the menu": "",
+}
+
+
 def copies(results: Results, options: argparse.Namespace) -> None:
+    """What moves, from the plans alone: nothing is run, and nothing depends on the machine."""
     for name in options.net or CONVNETS:
         module, x = make(name)
         program = gp.run(GATHERED.format(share=0.7), gp.load(module, (x,)))
-        sides = {
-            "naive": Reorder(order="given", menu="gather"),
-            "upscale": Reorder(order="upscale", menu="view|gather"),
-            "ours, order alone": Reorder(menu="view|gather"),
-            "ours, torch": Reorder(),
-            "ours, onnx": Reorder(target="onnx"),
-            "ours, tvm": Reorder(target="tvm"),
-        }
-        for side, step in sides.items():
-            segments = step.run(program).fact(Order).segments
-            sums = {key: sum(segment["ours"][key] for segment in segments) for key in segments[0]["ours"]}
-            how: dict[str, int] = {}
-            for taker in (taker for segment in segments for taker in segment["takers"]):
-                how[taker["how"]] = how.get(taker["how"], 0) + 1
-            results.add(f"copies/{name}/{side}", {**sums, "how": how, "exact": all(s["exact"] for s in segments)})
+        for on in PRICES:
+            for side, given in SIDES.items():
+                (step,) = gp.Recipe.parse(f"reorder{{target={on} {given}}}").steps
+                segments = step.run(program).fact(Order).segments
+                sums = {key: round(sum(segment["ours"][key] for segment in segments), 1) for key in KEYS}
+                how = Counter(taker["how"] for segment in segments for taker in segment["takers"])
+                exact = all(segment["exact"] for segment in segments)
+                results.add(f"copies/{name}/{on}/{side}", {**sums, "how": dict(how), "exact": exact})
+
+
+KEYS = ("copies", "moved_bytes", "us", "concat_bytes", "concat_us")
 
 
 # ---- accuracy ----------------------------------------------------------------------------------------
@@ -217,16 +223,20 @@ def tables(results: Results, options: argparse.Namespace) -> None:
 
 
 def _copies_table(found: Mapping[str, Any]) -> Iterator[str]:
-    yield "| network | | copies | MB copied | MB concatenated | planned us | how readers get their channels |"
-    yield "|---|---|---:|---:|---:|---:|---|"
-    for key in (key for key in found if key.startswith("copies/")):
-        _, name, side = key.split("/")
-        one = found[key]
-        how = ", ".join(f"{count} {what}" for what, count in sorted(one["how"].items()))
-        yield (
-            f"| {name} | {side} | {one['copies']} | {one['moved_bytes'] / 1e6:.2f} | {one['concat_bytes'] / 1e6:.2f} | "
-            f"{one['us'] + one['concat_us']:.0f} | {how} |"
-        )
+    """Copies / MB copied + MB concatenated / planned microseconds of both."""
+    yield f"| network | target | {' | '.join(SIDES)} | of which |"
+    yield f"|---|---|{'---:|' * len(SIDES)}---|"
+    for name in CONVNETS:
+        for on in PRICES:
+            rows = [found.get(f"copies/{name}/{on}/{side}") for side in SIDES]
+            if all(rows):
+                how = ", ".join(f"{count} {what}" for what, count in sorted(rows[-1]["how"].items()))
+                yield f"| {name} | {on} | {' | '.join(map(_moved, rows))} | {how} |"
+
+
+def _moved(one: Mapping[str, Any]) -> str:
+    joined = f" + {one['concat_bytes'] / 1e6:.1f}" if one["concat_bytes"] else ""
+    return f"{one['copies']:.0f} / {one['moved_bytes'] / 1e6:.2f}{joined} / {one['us'] + one['concat_us']:.0f}"
 
 
 def _accuracy_tables(found: Mapping[str, Any]) -> Iterator[str]:
@@ -234,8 +244,7 @@ def _accuracy_tables(found: Mapping[str, Any]) -> Iterator[str]:
     speeds = {key.replace("speed/", "accuracy/"): value for key, value in found.items() if key.startswith("speed/")}
     timed = {key: {**found[key], "latency": value} for key, value in speeds.items()}
     for what, points_of in (("params", found), ("latency", timed)):
-        yield f"Accuracy in %, at equal {'parameters' if what == 'params' else 'measured latency'}: constrained / "
-        yield "unconstrained (gain)."
+        yield f"At equal {'parameters' if what == 'params' else 'measured latency'}:"
         yield ""
         yield f"| network | by | {' | '.join(f'{amount:.0%}' for amount in AMOUNTS)} |"
         yield f"|---|---|{'---:|' * len(AMOUNTS)}"
