@@ -10,13 +10,13 @@ import numpy as np
 
 from .costs import Cost
 from .dims import Dim, Indices
+from .facts import Group
 from .ir import Op
-from .ordering import Ordering
 from .prices import Prices
 from .segments import Lists, Segments, Taker
 from .selection import ends, is_run, located, runs, sources
 
-MENU = ("view", "gather", "widen", "sink", "constrain")
+MENU = ("view", "gather", "widen", "duplicate", "sink", "constrain")
 WIDER = ("widen", "constrain")
 
 
@@ -100,7 +100,7 @@ class Pricing:
         options, size = list[Choice](), len(at) * taker.bytes_each
         if is_run(at) and "view" in menu:
             options.append(Choice("view", *self._run(taker, size)))
-        if taker.own is not None and not self._shared(taker):
+        if taker.own is not None and not self._shared(taker) and len(np.unique(given)) == len(given):
             spans = {"widen": (int(at.min()), int(at.max()) + 1), "constrain": (0, len(given))}
             options += [self._widen(taker, given, at, *span) for item, span in spans.items() if item in menu]
         if "gather" in menu or not options:
@@ -115,7 +115,7 @@ class Pricing:
         run, copied = (0.0, 0.0) if whole else self._run(taker, size)
         own = given[start : stop : taker.inner] // taker.inner
         blank = np.setdiff1d(own, self.segments.keep[taker.own.name])
-        return Choice("constrain" if whole else "widen", run + self._more(taker) * extra, copied, own, blank)
+        return Choice("constrain" if whole else "widen", run + self.more(taker.own) * extra, copied, own, blank)
 
     def _run(self, taker: Taker, size_bytes: float) -> tuple[float, float]:
         """What a run costs, and the bytes of it that are copied."""
@@ -172,20 +172,19 @@ class Pricing:
             yield Choice("scatter", us, 2 * size)
         if "widen" in menu and taker.own is not None and taker.inner == 1:
             blank = np.setdiff1d(wanted, given)
-            yield Choice("widen", self._more(taker) * len(blank), 0.0, wanted, blank)
+            yield Choice("widen", self.more(taker.own) * len(blank), 0.0, wanted, blank)
 
     def _shared(self, taker: Taker) -> bool:
         return sum(other.own is taker.own for other in self.segments.takers) > 1
 
-    def _more(self, taker: Taker) -> float:
-        """Microseconds of one channel more of a taker's own axis."""
-        assert taker.own is not None
-        if taker.own.name not in self._each:
+    def more(self, group: Group) -> float:
+        """Microseconds of one channel more of a group."""
+        if group.name not in self._each:
             kept = self.lengths(self.segments.keep)
-            more = {**kept, taker.own.dim: kept[taker.own.dim] + 1}
+            more = {**kept, group.dim: kept[group.dim] + 1}
             macs = (self.macs(more) - self.macs(kept)) * self.segments.batch
-            self._each[taker.own.name] = macs / 1e6 * self.prices.mac
-        return self._each[taker.own.name]
+            self._each[group.name] = macs / 1e6 * self.prices.mac
+        return self._each[group.name]
 
     @cached_property
     def _each(self) -> dict[str, float]:
@@ -213,35 +212,3 @@ class Pricing:
             yield name, len(index(op.outputs[0].dims[op.attrs["axis"]])) * width[name]
         for name in sorted(sinks):
             yield name, len(index(ends(by_name[name].op)[1])) * by_name[name].bytes_each
-
-
-def best(
-    pricing: Pricing, menu: Sequence[str], fits: Callable[[Lists], bool] = lambda keep: True
-) -> tuple[Layout, frozenset[str], Ordering]:
-    """The cheapest layout: for every segment with concatenations, with its selections taken into them or
-    not, whichever costs less; and with no more taken than ``fits``, the widest takers narrowed first."""
-    sinks = _sinks(pricing, menu)
-    ordering = pricing.segments.arrange(sinks, pricing.prices)
-    tight: frozenset[str] = frozenset()
-    while True:
-        layout = pricing.layout(ordering.order, menu, sinks, tight)
-        idle = {name: len(c.blank) for name, c in layout.choices.items() if c.blank is not None and len(c.blank)}
-        if not idle or fits(layout.keep):
-            return layout, sinks, ordering
-        tight |= {max(sorted(idle), key=idle.__getitem__)}
-
-
-def _sinks(pricing: Pricing, menu: Sequence[str]) -> frozenset[str]:
-    segments = pricing.segments
-    every = frozenset(segments.concats) if "sink" in menu else frozenset[str]()
-    if not every:
-        return every
-    plain = pricing.layout(segments.arrange(frozenset(), pricing.prices).order, menu, frozenset())
-    sunk = pricing.layout(segments.arrange(every, pricing.prices).order, menu, every)
-    chosen: set[str] = set()
-    for part in segments.parts():
-        names = {taker.op.name for taker in part} & every
-        concats = [*sorted({c for name in names for c in segments.concats[name]}), *sorted(names)]
-        if names and sunk.us(part, concats) < plain.us(part, concats):
-            chosen |= names
-    return frozenset(chosen)

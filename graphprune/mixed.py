@@ -10,7 +10,8 @@ from .costs import Cost, macs
 from .dims import Indices
 from .facts import Groups, Scores
 from .ir import Program
-from .menu import MENU, Pricing, best
+from .menu import MENU, Pricing
+from .planning import best
 from .prices import PRICES
 from .segments import Segments, Taker
 

@@ -170,7 +170,7 @@ class Segments:
                 given, own = self.index(keep)(shared), self.keep[taker.own.name]
                 if taker.inner > 1:
                     given = given[:: taker.inner] // taker.inner
-                keep[taker.own.name] = given[np.isin(given, own)]
+                keep[taker.own.name] = _in_order(given, own)
         return keep
 
     @cached_property
@@ -199,3 +199,16 @@ class Segments:
             mine.append(taker)
             home.update(dict.fromkeys(names, first))
         return list(found.values())
+
+
+def _in_order(given: Indices, own: Indices) -> Indices:
+    """The channels ``own`` as they stand in ``given``: where some stand there twice, as a run if there is one."""
+    found = given[np.isin(given, own)]
+    if len(found) == len(own):
+        return found
+    for start in range(len(given) - len(own), -1, -1):
+        run = given[start : start + len(own)]
+        if np.array_equal(np.sort(run), np.sort(own)):
+            return run
+    _, first = np.unique(found, return_index=True)
+    return found[np.sort(first)]

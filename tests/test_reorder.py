@@ -184,6 +184,40 @@ def test_readers_agree_where_that_is_no_slower(name):
     check(name, mixed)
 
 
+class Wide(torch.nn.Module):
+    """A cheap producer and three readers, none of which fits beside both others."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 12, 1)
+        self.readers = torch.nn.ModuleList(torch.nn.Conv2d(12, 40, 1) for _ in range(3))
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        return torch.cat([reader(x) for reader in self.readers], 1)
+
+
+def test_a_channel_may_be_made_twice_where_that_is_cheaper():
+    torch.manual_seed(0)
+    model, x = Wide().double(), torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    program = loosen(gp.run("group,score", gp.load(model, (x,))))
+    lists = ([*range(0, 5), 9], [*range(4, 9), 9, 10], [0, 1, *range(6, 11), 11])
+    names = [f"readers.{k}.weight[1]" for k in range(3)]
+    links = Links(program.graph, program.fact(Groups))
+    keep = Keep(links.complete({name: np.array(own) for name, own in zip(names, lists, strict=True)}))
+    done = gp.run(gp.Recipe((Reorder(menu="view|gather|duplicate"), Propagate())), program.learn(keep))
+    width = done.host.parameter("stem.weight").shape[0]
+    assert width > 12 and copies(done) == 0
+    whole = model.state_dict()
+    with torch.no_grad():
+        for k, own in enumerate(lists):
+            drop = [c for c in range(12) if c not in own]
+            whole[f"readers.{k}.weight"][:, drop] = 0
+        model.load_state_dict(whole)
+        assert nets.relative_error([model(x).numpy()], [done.model(x).numpy()]) <= EXACT
+    assert all(one.error <= one.tolerance for one in proof.verify(done))
+
+
 def test_a_layer_that_nobody_reads_keeps_a_channel():
     program = loosened("dense lists")
     links = Links(program.graph, program.fact(Groups))

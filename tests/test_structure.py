@@ -32,6 +32,7 @@ LAYERS = (
     ("pipeline",),
     ("sites", "segments"),
     ("unconstrained", "menu"),
+    ("planning",),
     ("mixed",),
     ("hosts",),
     ("criteria",),

@@ -12,9 +12,10 @@ from ..costs import macs, memory, params
 from ..errors import RecipeError, nearest
 from ..facts import Budget, Groups, Keep, Order
 from ..ir import Program
-from ..menu import MENU, Layout, Pricing, best
+from ..menu import MENU, Layout, Pricing
 from ..ordering import Ordering
 from ..pipeline import Pass
+from ..planning import best
 from ..prices import PRICES
 from ..segments import Lists, Segments, Taker
 from ..upscale import upscale_order
