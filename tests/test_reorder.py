@@ -294,6 +294,7 @@ def test_the_chosen_layout_is_never_dearer_than_the_published_one():
                         assert ours <= segment[other]["us"] + segment[other]["concat_us"] + 1e-9, (name, other)
 
 
+@pytest.mark.slow
 def test_the_result_does_not_depend_on_the_hash_seed():
     code = (
         "import branches, hashlib, graphprune as gp\n"
