@@ -42,7 +42,9 @@ PRICES = {
     "onnx": Prices(call=1.0, slice=83.0, gather=86.0, pad=87.0, concat=120.0, mac=18.6, views=False, fused=False),
     "tvm": Prices(call=1.0, slice=130.0, gather=390.0, pad=130.0, concat=130.0, mac=20.5, views=False, fused=True),
 }
-"""By target, on one thread: ``python -m benchmarks.prices`` measures them anew.
+"""By target, on one thread; ``python -m benchmarks.prices`` measures them anew. Those of onnx were measured
+so, on a busy machine. Of torch, copies alone took 25 microseconds per megabyte; 80 is a guess for copies in
+a network, whose data is not in the caches. Of TVM, pads and multiply-accumulates were measured.
 
 What is free was read off the targets' own code. ONNX Runtime runs Slice as a kernel that copies. TVM, with
 channels last, makes a slice a kernel of its own before a convolution, but part of the kernel where BatchNorm,
