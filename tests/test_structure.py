@@ -34,13 +34,14 @@ LAYERS = (
     ("unconstrained", "menu"),
     ("hosts",),
     ("criteria",),
-    ("allocation", "compensation"),
+    ("allocation", "compensation", "latency"),
     ("passes", "calibration"),
     ("backends",),
     ("proof",),
     ("report_segments",),
     ("report", "draw"),
     ("artifact",),
+    ("targeting",),
     ("save", "listing", "progress"),
     ("api",),
     ("cli",),
@@ -98,7 +99,7 @@ def test_imports_run_one_way(path):
             continue
         assert top == "graphprune"
         theirs = target[0] if target else ""
-        if theirs == layer and layer in ("hosts", "backends", "allocation", "compensation", "criteria"):
+        if theirs == layer and layer in ("hosts", "backends", "allocation", "compensation", "criteria", "latency"):
             continue
         if not target and layer in ("artifact", "cli"):
             continue  # the version of the package
