@@ -53,7 +53,7 @@ def tracker() -> Iterator[str]:
         port = free.getsockname()[1]
     at = ["--host", "127.0.0.1"]
     lines = [["rpc_tracker", *at, "--port", str(port), "--port-end", str(port + 1)]]
-    lines += [["rpc_server", *at, "--port", "9300", "--tracker", f"127.0.0.1:{port}", "--key", "board"]] * 2
+    lines += [["rpc_server", *at, "--port", "9300", "--tracker", f"127.0.0.1:{port}", "--key", "board", "--no-fork"]] * 2
     environment = {**os.environ, "TVM_FFI_DISABLE_TORCH_C_DLPACK": "1"}
     running = [
         subprocess.Popen(
@@ -76,7 +76,7 @@ def _wait(address: str, count: int) -> None:
     from tvm import rpc
 
     host, _, port = address.partition("/")[0].rpartition(":")
-    for _ in range(240):
+    for _ in range(600):
         with contextlib.suppress(RuntimeError, OSError, ConnectionError):
             if rpc.connect_tracker(host, int(port)).summary()["queue_info"].get("board", {}).get("free", 0) >= count:
                 return

@@ -115,11 +115,11 @@ def _serve(pipe: Any, threads: int) -> None:
 def _arguments(function: Any, known: dict[Any, Any]) -> list[Any]:
     import numpy as np
     import tvm
+    from tvm.s_tir.meta_schedule.arg_info import ArgInfo
 
     out = []
-    for k, parameter in enumerate(function.params):
-        buffer = function.buffer_map.get(parameter, parameter)
-        key = (k, tuple(int(size) for size in buffer.shape), str(buffer.dtype))
+    for k, info in enumerate(ArgInfo.from_prim_func(function)):
+        key = (k, tuple(int(size) for size in info.shape), str(info.dtype))
         if key not in known:
             rng = np.random.default_rng(k)
             floats = "float" in key[2]
