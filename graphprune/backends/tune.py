@@ -20,6 +20,7 @@ from typing import Any
 
 from ..errors import TargetError
 from .candidate import Worker
+from .relax import toolchain
 
 ITERATION = 16  # candidates that are measured between two updates of the cost model
 LEAST_SHARE = 0.002  # ops with less of the whole's time are not worth a trial
@@ -109,6 +110,7 @@ def tune(
     the largest weight * current time, less what its last trials did not gain. Returns the tasks.
     """
     start, spent = time.monotonic(), 0
+    target = toolchain().target.Target({**json.loads(str(target)), "num-cores": threads})  # the search asks for it
     with Worker(threads) as worker, _quiet():
         tasks = _tasks(module, scheduled, target, worker, records)
         total = budget.trials or 0
