@@ -53,7 +53,21 @@ def tracker() -> Iterator[str]:
         port = free.getsockname()[1]
     at = ["--host", "127.0.0.1"]
     lines = [["rpc_tracker", *at, "--port", str(port), "--port-end", str(port + 1)]]
-    lines += [["rpc_server", *at, "--port", "9300", "--tracker", f"127.0.0.1:{port}", "--key", "board", "--no-fork"]] * 2
+    lines += [
+        [
+            "rpc_server",
+            *at,
+            "--port",
+            "9300",
+            "--port-end",
+            "9400",
+            "--tracker",
+            f"127.0.0.1:{port}",
+            "--key",
+            "board",
+            "--no-fork",
+        ]
+    ] * 2
     environment = {**os.environ, "TVM_FFI_DISABLE_TORCH_C_DLPACK": "1"}
     running = [
         subprocess.Popen(
