@@ -12,16 +12,19 @@ from typing import Any
 
 from . import calibration
 from .artifact import check_code, describe, emit, latencies, loaded, new_folder, write
-from .backends.target import Target, target
+from .backends.target import Target, on_device, target
 from .errors import BudgetError, ModelError, RecipeError
 from .ir import Host, Program
+from .latency.table import Table
+from .passes.mask import Mask
 from .pipeline import Progress, Recipe, replay
 from .pipeline import run as run_recipe
 from .plan import read_plan
 from .proof import Check, verify
 from .proof import verify as prove
+from .targeting import has_latency, recorded, to_latency
 
-__all__ = ["Artifact", "Check", "apply", "compile", "load", "run", "verify"]
+__all__ = ["Artifact", "Check", "apply", "compile", "load", "record", "run", "tune", "verify"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,9 @@ def compile(
     latency: str | None = None,
     data: Any = None,
     targets: Sequence[str | Target] = (),
+    threads: int = 1,
+    table: str | os.PathLike[str] | None = None,
+    rpc: str | None = None,
     seed: int = 0,
     verify: bool = True,
     measure: bool = True,
@@ -96,9 +102,9 @@ def compile(
     """Prune, prove, measure and write a model.
 
     One of ``recipe`` and the budgets (what remains, such as ``"0.5x"``; ``macs="0.5x"`` if nothing
-    is given). ``latency`` is *measured* on the first target: the MACs budget is searched until the
-    compiled model takes that share of the time. ``targets``: names such as ``"onnx"`` or
-    ``"tvm{threads=2}"``. ``out``: a folder that is written whole or not at all.
+    is given). ``latency`` (``"0.6x"`` or ``"12ms"``) is *measured* on the first target, on ``threads``
+    threads, see targeting.to_latency; ``table``: a latency table recorded elsewhere. ``targets``: names
+    such as ``"onnx"`` or ``"tvm{layout=NCHW}"``. ``out``: a folder that is written whole or not at all.
 
     Raises GraphpruneError of the kind that fits; nothing is written then.
     """
@@ -109,46 +115,93 @@ def compile(
             f"one budget or a recipe, not {len(given) + (recipe is not None)}", "a recipe has its budget in `mask{...}`"
         )
     chosen = [target(item) if isinstance(item, str) else item for item in targets]
+    if rpc is not None:
+        chosen = [on_device(one, rpc) for one in chosen]
     with new_folder(out, force) as folder:
         if progress:
             progress("load", 0, 1)
         program = model if isinstance(model, Program) else load(model, example_inputs, data=data, seed=seed)
         chosen = chosen or [target(program.host.kind)]
         grain = max(one.grain for one in chosen)
-        if "latency" in given:
-            done, steps = _to_latency(program, given["latency"], chosen[0], grain, progress)
+        unit, text = next(iter(given.items()), ("macs", "0.5x"))
+        facts: Mapping[str, Any] = {}
+        if recipe is not None:
+            steps = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
         else:
-            unit, text = next(iter(given.items()), ("macs", "0.5x"))
-            if recipe is not None:
-                steps = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
-                done = run(steps, program, progress=progress)
-            else:
-                done, steps = _aligned(program, unit, text, grain, progress)
+            steps = default_recipe(unit, text, grain, data=bool(program.data))
+        while True:
+            try:
+                if has_latency(steps):
+                    found = to_latency(
+                        program, steps, chosen[0], threads=threads,
+                        table=Table.read(Path(table)) if table is not None else None, progress=progress,
+                    )  # fmt: skip
+                    done, facts = found.program, found.facts
+                else:
+                    done = run(steps, program, progress=progress)
+                break
+            except BudgetError:  # the largest grain up to the targets' own that meets the budget
+                if recipe is not None or grain == 1:
+                    raise
+                grain //= 2
+                steps = default_recipe(unit, text, grain, data=bool(program.data))
         if progress and verify:
             progress("verify", 0, 1)
         checks = prove(done) if verify else None
         files = emit(folder, done, chosen, progress) if folder is not None else {}
-        code = loaded(done, chosen, files) if verify or measure else {}
+        code = loaded(done, chosen, files, threads) if verify or measure else {}
         if checks is not None:
             checks = (*checks, *check_code(done, chosen, code))
-        measured = latencies(program, chosen, code, progress) if measure else {}
+        measured = latencies(program, done, chosen, code, progress, threads) if measure else {}
         where = os.fspath(data) if isinstance(data, (str, os.PathLike)) else None
-        report = describe(_name(model), where, program, done, steps.text(), checks, chosen, measured)
+        report = describe(_name(model), where, program, done, steps.text(), checks, chosen, measured, files)
+        if facts:
+            report["latency"] = facts
         if folder is not None:
             write(folder, done, report)
     return Artifact(done, report, Path(out) if out is not None else None)
 
 
-def _aligned(program: Program, unit: str, text: str, grain: int, progress: Progress | None) -> tuple[Program, Recipe]:
-    """The default recipe, with the largest grain up to the targets' own that meets the budget."""
-    while True:
-        steps = default_recipe(unit, text, grain, data=bool(program.data))
-        try:
-            return run(steps, program, progress=progress), steps
-        except BudgetError:
-            if grain == 1:
-                raise
-            grain //= 2
+def record(
+    model: Any,
+    on: str | Target,
+    example_inputs: Any = None,
+    *,
+    threads: int = 1,
+    rpc: str | None = None,
+    out: str | os.PathLike[str],
+    progress: Progress | None = None,
+) -> Table:
+    """Time every op that the model may have at any width on a target, into the file ``out``; what is in it
+    already is not timed again. Raises TargetError, DataError for a table of something else."""
+    one = target(on) if isinstance(on, str) else on
+    one = on_device(one, rpc) if rpc is not None else one
+    program = model if isinstance(model, Program) else load(model, example_inputs)
+    scored = run("group", program)
+    path = Path(out)
+    table = Table.read(path, one.key(threads)) if path.exists() else Table(one.key(threads), path)
+    mask = Mask(latency="0.5x", grain=one.grain)
+    return recorded(scored, one, mask, threads=threads, table=table, progress=progress)[0]
+
+
+def tune(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    trials: int = 0,
+    minutes: float = 0.0,
+    threads: int = 1,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Sequence[Any]:
+    """Search schedules for the model's ops on this machine within ``trials`` or ``minutes``; the target
+    ``tvm{tuned=true}`` uses what was found. Returns backends.tune.Task's. Raises TargetError."""
+    from .backends.tune import Budget
+    from .backends.tvm import Tvm
+
+    program = model if isinstance(model, Program) else load(model, example_inputs)
+    budget = Budget(trials, minutes)
+    return Tvm().tune(program, budget, threads=threads, seed=seed, progress=progress)
 
 
 def default_recipe(unit: str, text: str, grain: int = 1, *, data: bool) -> Recipe:
@@ -157,44 +210,11 @@ def default_recipe(unit: str, text: str, grain: int = 1, *, data: bool) -> Recip
     after the cut fitted to the original network. Without: by weights. Chosen by benchmarks/accuracy.py."""
     score, allocate, repair = ("score{by=obs}", "rd", ",compensate") if data else ("score", "global", "")
     options = [f"{unit}={text}"]
-    if unit != "channels":  # a channels budget is a promise about every group
+    if unit not in ("channels", "latency"):  # a promise about every group; a choice of its own
         options.append(f"allocate={allocate}")
     if grain > 1:
         options.append(f"grain={grain}")
     return Recipe.parse(f"group,{score},mask{{{' '.join(options)}}},propagate{repair}")
-
-
-def _to_latency(
-    program: Program, text: str, on: Target, grain: int, progress: Progress | None, rounds: int = 6
-) -> tuple[Program, Recipe]:
-    """Search the MACs budget whose compiled model takes the wanted share of the measured time."""
-    from .passes.mask import share
-
-    wanted = share(text, "latency")
-    low, high, best, reached = 0.0, 1.0, None, 1.0
-    for number in range(rounds):
-        if progress:
-            progress(f"latency {text} on {on.name}", number, rounds)
-        ratio = wanted if number == 0 else (low + high) / 2
-        try:
-            done, steps = _aligned(program, "macs", f"{ratio:.4g}x", grain, None)
-        except BudgetError:
-            low = ratio
-            continue
-        times = latencies(program, [on], loaded(done, [on], {}), None)[on.name]
-        have = times["after"].median_ms / times["before"].median_ms
-        reached = min(reached, have)
-        low, high = (low, ratio) if have > wanted else (ratio, high)
-        if have <= wanted:
-            best = (done, steps)
-            if have > 0.95 * wanted:
-                break
-    if best is None:
-        raise BudgetError(
-            f"latency={text} was not reached on {on.name}: the least measured was {reached:.3g}x",
-            "raise the budget or lower `floor`",
-        )
-    return best
 
 
 def _host(model: Any, example_inputs: Any, dynamic_shapes: Any) -> Host:

@@ -82,13 +82,13 @@ def emit(folder: Path, program: Program, targets: Sequence[Target], progress: Pr
     program.host.save(model)
     files = {}
     for number, one in enumerate(targets):
-        files[one.name] = model
+        files[one.label] = model
         if one.name != program.host.kind:  # the model itself is the code for that one
             if progress:
-                progress(f"emit {one.name}", number, len(targets))
-            place = folder / one.name
+                progress(f"emit {one.label}", number, len(targets))
+            place = folder / one.label
             place.mkdir()
-            files[one.name] = one.emit(program, place)
+            files[one.label] = one.emit(program, place)
     return files
 
 
@@ -107,12 +107,18 @@ def size_bytes(folder: Path, model: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob(f"{model.name}*"))
 
 
-def loaded(program: Program, targets: Sequence[Target], files: Mapping[str, Path]) -> dict[str, Runnable]:
-    """The compiled code of each target, ready to run: from ``files`` where it was emitted already."""
+def loaded(
+    program: Program, targets: Sequence[Target], files: Mapping[str, Path], threads: int = 1
+) -> dict[str, Runnable]:
+    """The compiled code of each target that this machine can run, ready to: from ``files`` where it was
+    emitted already."""
     example = program.host.example()
     return {
-        one.name: one.load(files[one.name], example=example) if one.name in files else one.runnable(program)
+        one.label: one.load(files[one.label], threads=threads, example=example)
+        if one.label in files
+        else one.runnable(program, threads=threads)
         for one in targets
+        if one.unable() is None
     }
 
 
@@ -122,27 +128,38 @@ def check_code(program: Program, targets: Sequence[Target], code: Mapping[str, R
     expected = program.host.run(example)
     checks = []
     for one in targets:
-        found = code[one.name].run(example)
+        if one.label not in code:
+            continue
+        found = code[one.label].run(example)
         error = max((relative(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
         if not error <= one.tolerance:
             raise VerificationError(
-                f"the code for `{one.name}` differs from the model by {error:.3g} relative "
+                f"the code for `{one.label}` differs from the model by {error:.3g} relative "
                 f"(allowed: {one.tolerance:g})",
                 "compile for another target, or report it with the model",
             )
-        checks.append(Check(f"code for {one.name} = model, float32", error, one.tolerance))
+        checks.append(Check(f"code for {one.label} = model, float32", error, one.tolerance))
     return checks
 
 
 def latencies(
-    source: Program, targets: Sequence[Target], code: Mapping[str, Runnable], progress: Progress | None
+    source: Program,
+    program: Program,
+    targets: Sequence[Target],
+    code: Mapping[str, Runnable],
+    progress: Progress | None,
+    threads: int = 1,
 ) -> dict[str, dict[str, Latency]]:
     """``{target: {"before": ..., "after": ...}}``, the two interleaved on each target."""
     out = {}
     for number, one in enumerate(targets):
+        if one.unmeasured():
+            continue
+        # A device behind RPC runs what is sent to it, not what this machine could load.
+        after = one.runnable(program, threads=threads) if one.options().get("rpc") else code[one.label]
         if progress:
-            progress(f"measure {one.name}", number, len(targets))
-        out[one.name] = interleave({"before": one.runnable(source), "after": code[one.name]})
+            progress(f"measure {one.label}", number, len(targets))
+        out[one.label] = interleave({"before": one.runnable(source, threads=threads), "after": after})
     return out
 
 
@@ -155,8 +172,10 @@ def describe(
     checks: Sequence[Check] | None,
     targets: Sequence[Target],
     measured: dict[str, dict[str, Latency]],
+    files: Mapping[str, Path] | None = None,
 ) -> dict[str, Any]:
     """The report: plain data, what report.json holds."""
+    files = files or {}
     kept = {name: len(step["keep"][name]) for step in program.plan.get("steps", ()) for name in step.get("keep", ())}
     groups = find_groups(original(program).lift(), **_options(program))
     return {
@@ -183,9 +202,21 @@ def describe(
         "versions": _versions(),
         "seed": program.seed,
         "machine": {"cpu": host_cpu(), "system": f"{platform.system()} {platform.machine()}"},
-        "targets": {one.name: one.describe() for one in targets},
-        "notes": list(program.notes),
+        "targets": {one.label: {**one.describe(), **_found(one, files)} for one in targets},
+        "notes": [*program.notes, *_left_out(targets)],
     }
+
+
+def _found(one: Target, files: Mapping[str, Path]) -> dict[str, Any]:
+    return one.found(files[one.label]) if one.label in files else {}
+
+
+def _left_out(targets: Sequence[Target]) -> list[str]:
+    """What was not done with a target's code, and why."""
+    unable = [f"{one.label}: not run, {reason}" for one in targets if (reason := one.unable())]
+    return unable + [
+        f"{one.label}: not timed, {reason}" for one in targets if (reason := one.unmeasured()) and not one.unable()
+    ]
 
 
 def _options(program: Program) -> dict[str, Any]:

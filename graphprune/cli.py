@@ -65,7 +65,12 @@ def _budget(ctx: click.Context, option: click.Parameter, value: str | None) -> s
 @click.option("--channels", metavar="0.5x", callback=_budget, help="What remains of the channels of each group.")
 @click.option("--params", metavar="0.5x", callback=_budget, help="What remains of the parameters.")
 @click.option("--macs", metavar="0.5x", callback=_budget, help="What remains of the multiply-accumulates.")
-@click.option("--latency", metavar="0.6x", callback=_budget, help="What remains of the latency on the first target.")
+@click.option(
+    "--latency",
+    metavar="0.6x|12ms",
+    callback=_budget,
+    help="What remains of the latency, measured on the first target.",
+)
 @click.option("--passes", "passes_", metavar="RECIPE", help="The recipe as text; see `graphprune passes`.")
 @click.option(
     "--recipe", metavar="FILE.toml", type=click.Path(dir_okay=False, path_type=Path), help="The recipe as TOML."
@@ -75,6 +80,20 @@ def _budget(ctx: click.Context, option: click.Parameter, value: str | None) -> s
 )
 @click.option(
     "--target", "targets_", metavar="NAME", multiple=True, help="Compile for it and measure on it. May be repeated."
+)
+@click.option(
+    "--threads", metavar="N", type=click.IntRange(min=1), default=1, show_default=True, help="Threads to measure with."
+)
+@click.option(
+    "--table",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="A latency table that `graphprune record` wrote; else the cached one.",
+)
+@click.option(
+    "--rpc",
+    metavar="HOST:PORT[/KEY]",
+    help="Measure a board's code on the device there: one running TVM's rpc_server, or a tracker with a key.",
 )
 @click.option(
     "--seed", metavar="N", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all randomness."
@@ -92,6 +111,9 @@ def compile(
     recipe: Path | None,
     data: Path | None,
     targets_: tuple[str, ...],
+    threads: int,
+    table: Path | None,
+    rpc: str | None,
     seed: int,
     verify: bool,
     force: bool,
@@ -107,6 +129,7 @@ def compile(
     Examples:
       graphprune compile model.onnx --channels 0.7x -o out
       graphprune compile model.onnx --macs 0.5x --data calibration.npz --target onnx --target tvm -o out
+      graphprune compile model.onnx --latency 0.6x --target cpu -o out
       graphprune compile mynet.models:resnet --params 0.4x --seed 3 -o out --force
       graphprune compile model.pt2 --passes 'group,score{by=l1},mask{macs=0.5x grain=8},propagate' -o out
     """
@@ -117,7 +140,7 @@ def compile(
 
     from . import api
     from .progress import shown
-    from .report import table
+    from .report import table as shown_table
 
     with shown() as progress:
         artifact = api.compile(
@@ -129,13 +152,16 @@ def compile(
             recipe=_recipe(recipe) if recipe else passes_,
             data=data,
             targets=targets_,
+            threads=threads,
+            table=table,
+            rpc=rpc,
             seed=seed,
             verify=verify,
             out=out,
             force=force,
             progress=progress,
         )
-    click.echo(table(artifact.report))
+    click.echo(shown_table(artifact.report))
     click.echo(f"\nreport: {out / 'report.html'}")
 
 
@@ -220,6 +246,70 @@ def apply(plan: Path, model: str, out: Path, force: bool) -> None:
     click.echo(path)
 
 
+@main.command(short_help="Record the latency table that a model needs on a target.")
+@click.argument("model")
+@click.option("--target", "target_", metavar="NAME", required=True, help="The target to time ops on.")
+@click.option(
+    "--threads", metavar="N", type=click.IntRange(min=1), default=1, show_default=True, help="Threads to use."
+)
+@click.option(
+    "--rpc",
+    metavar="HOST:PORT[/KEY]",
+    help="Measure a board's code on the device there: one running TVM's rpc_server, or a tracker with a key.",
+)
+@click.option(
+    "-o", "--out", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The table."
+)
+def record(model: str, target_: str, threads: int, rpc: str | None, out: Path) -> None:
+    """Time on a target every op that MODEL may have at any width, and keep the times in a file.
+
+    Interrupted, it goes on where it was. `graphprune compile --table FILE` uses the table elsewhere.
+
+    \b
+    Examples:
+      graphprune record model.onnx --target ort -o ort.jsonl
+      graphprune record model.onnx --target raspberry-pi-4 --rpc 192.168.0.7:9090 -o pi.jsonl
+      graphprune compile model.onnx --target raspberry-pi-4 --latency 0.5x --table pi.jsonl -o out
+    """
+    from . import api
+    from .progress import shown
+
+    with shown() as progress:
+        table = api.record(model, target_, threads=threads, rpc=rpc, out=out, progress=progress)
+    click.echo(f"{sum(map(len, table.points.values()))} points: {out}")
+
+
+@main.command(short_help="Search fast schedules for a model's ops on this machine.")
+@click.argument("model")
+@click.option("--trials", metavar="N", type=click.IntRange(min=1), help="Candidates to try, over all ops.")
+@click.option("--minutes", metavar="M", type=click.FloatRange(min=0, min_open=True), help="Time to search.")
+@click.option("--threads", metavar="N", type=click.IntRange(min=1), default=1, show_default=True, help="Of each op.")
+@click.option("--seed", metavar="N", type=click.IntRange(min=0), default=0, show_default=True, help="Of the search.")
+def tune(model: str, trials: int | None, minutes: float | None, threads: int, seed: int) -> None:
+    """Search schedules for the ops of MODEL with TVM's MetaSchedule, on this machine.
+
+    What is found is kept on disk when it is found, by op and not by model: interrupt it, run it again, or
+    tune another width, and equal ops start from what is there. The target tvm{tuned=true} uses it.
+
+    \b
+    Example:
+      graphprune compile model.onnx --latency 0.6x --target cpu -o out
+      graphprune tune out/model.onnx --minutes 30
+      graphprune compile model.onnx --passes RECIPE --target 'tvm{tuned=true}' -o out --force
+    """
+    if trials is None and minutes is None:
+        raise click.UsageError("say how long: --trials N or --minutes M")
+    from . import api
+    from .listing import tuned
+    from .progress import shown
+
+    with shown() as progress:
+        tasks = api.tune(
+            model, trials=trials or 0, minutes=minutes or 0.0, threads=threads, seed=seed, progress=progress
+        )
+    click.echo(tuned(tasks))
+
+
 @main.command(short_help="Measure two models against each other, in turns.")
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
@@ -272,15 +362,21 @@ def targets() -> None:
     """List the targets that `graphprune compile --target` can name, with their options and defaults.
 
     \b
-    Options go in braces:
+    Options go in braces, a board's name stands for `edge` with that board:
       graphprune compile model.onnx --target onnx --target 'tvm{layout=NCHW}' -o out
+      graphprune compile model.onnx --target raspberry-pi-4 -o out
+    A board of your own is a .toml file: `base = "aarch64"` and what differs.
     """
+    from .backends.boards import boards
     from .backends.target import targets as every
     from .listing import indented, options, summary
 
     for name, kind in every().items():
         click.secho(name, bold=True)
         click.echo(indented([kind.summary or summary(kind), *(f"  {line}" for line in options(kind))]))
+    click.secho("boards", bold=True)
+    width = max(map(len, boards()))
+    click.echo(indented([f"{name:<{width}}  {board.summary}" for name, board in boards().items()]))
 
 
 if __name__ == "__main__":

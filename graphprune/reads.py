@@ -38,7 +38,7 @@ class Read:
             return weight.reshape(groups, -1, weight.shape[1], prod(weight.shape[2:]))
         if self.op.kind == "matmul" or (self.op.kind == "gemm" and not self.op.attrs.get("transB")):
             weight = weight.T
-        return weight[None, :, :, None] * self.op.attrs.get("alpha", 1)
+        return np.asarray(weight[None, :, :, None] * float(self.op.attrs.get("alpha", 1)))
 
 
 def reads(graph: Graph) -> Iterator[Read]:

@@ -111,6 +111,20 @@ def verdict(report: Report) -> str:
     return f"{', '.join(kept)}."
 
 
+def targeted(report: Report) -> list[str]:
+    """How a latency budget was met, in one sentence; nothing where there was none."""
+    if "latency" not in report:
+        return []
+    facts = report["latency"]
+    took = facts["measured_ms"]
+    found = f"not measured ({facts['not_measured']})" if took is None else f"measured {duration(took)}"
+    rounds = f"{len(facts['rounds'])} round{'' if len(facts['rounds']) == 1 else 's'}"
+    return [
+        f"latency {facts['budget']} on {facts['target']}: goal {duration(facts['goal_ms'])}, predicted "
+        f"{duration(facts['predicted_ms'])}, {found}; {facts['importance']:.1%} of the importance kept, {rounds}."
+    ]
+
+
 def verified(report: Report) -> str:
     """One sentence on the verification, with its numbers."""
     proof = report["verification"]
@@ -154,7 +168,7 @@ def table(report: Report) -> str:
         + (f"   {line[4]}" if line[4] else "")
         for line in lines
     ]
-    return "\n".join([*(line.rstrip() for line in text), "", verified(report)])
+    return "\n".join([*(line.rstrip() for line in text), "", *targeted(report), verified(report)])
 
 
 # ---- for a browser -------------------------------------------------------------------------------
@@ -180,6 +194,8 @@ def render(report: Report) -> str:
         rows=comparison(report),
         verdict=verdict(report),
         verified=verified(report),
+        targeted=targeted(report),
+        ops=_op_bars(report),
         command=command(report),
         groups=_groups(report["groups"]),
         segments=segments(report.get("segments", ())),
@@ -230,6 +246,20 @@ def _bars(report: Report) -> list[dict[str, Any]]:
             "remark": report["targets"].get(name, {}).get("remark", ""),
         }
         for name, before, after in pairs
+    ]
+
+
+def _op_bars(report: Report) -> list[dict[str, Any]]:
+    """The ops of a latency budget, the slowest first: before, predicted and measured on one scale."""
+    ops = report.get("latency", {}).get("ops", [])
+    longest = max((op["before_ms"] for op in ops), default=0) or 1
+    return [
+        {
+            **op,
+            "before_percent": round(100 * op["before_ms"] / longest, 3),
+            "predicted_percent": round(100 * op["predicted_ms"] / longest, 3),
+        }
+        for op in sorted(ops, key=lambda op: -op["before_ms"])
     ]
 
 

@@ -6,8 +6,8 @@ import gc
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from statistics import quantiles
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median, quantiles
 
 from ..facts import Latency
 from ..ir import Array, Batch
@@ -95,3 +95,17 @@ def _latency(name: str, call: Callable[[], object], samples: list[float], thread
     low, middle, high = quantiles(samples, n=4, method="inclusive")
     target = getattr(call, "target", name)
     return Latency(middle, high - low, len(samples), getattr(call, "threads", threads), target)
+
+
+def settled(samples: Sequence[float], threads: int, target: str) -> Latency:
+    """Median and interquartile range of the calmer half. Other work on the machine only ever adds time, in
+    slices of milliseconds, so a sample beyond twice the lower quartile was interrupted and is left out."""
+    if len(samples) < FEWEST:
+        middle = median(samples)
+        return Latency(middle, 0.0, len(samples), threads, target)
+    low = quantiles(samples, n=4, method="inclusive")[0]
+    calm = [one for one in samples if one <= 2 * low] or [low]
+    if len(calm) < FEWEST:
+        return Latency(low, 0.0, len(calm), threads, target)
+    first, middle, last = quantiles(calm, n=4, method="inclusive")
+    return Latency(middle, last - first, len(calm), threads, target)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import ModelError, TargetError
+from ..facts import Latency
 from ..ir import Array, Batch, Host, Program
+from ..latency.table import Point
+from . import ort_ops
 from .measure import Runnable
 from .target import Target, first_line
 
@@ -44,6 +48,14 @@ class Onnx(Target):
             example = OnnxHost.load(path).example()
         return _Session(path, threads, example)
 
+    def time_ops(self, points: Sequence[Point], *, threads: int = 1) -> Iterator[dict[Point, Latency]]:
+        return ort_ops.time_ops(points, threads, self.label)
+
+    def profile(self, program: Program, *, threads: int = 1) -> dict[str, float]:
+        with tempfile.TemporaryDirectory(prefix="graphprune-") as folder:
+            path = self.emit(program, Path(folder))
+            return ort_ops.profile(path, _Session(path, 1, program.host.example()).feed(), program.graph, threads)
+
 
 def _export(host: Host, path: Path) -> None:
     import torch
@@ -54,10 +66,32 @@ def _export(host: Host, path: Path) -> None:
             # The optimizer would fold BatchNorm and rename parameters: ONNX Runtime does the first anyway.
             made = torch.onnx.export(exported, dynamo=True, optimize=False, verbose=False)
             assert made is not None
+            _without_zero_biases(made.model)
             made.save(path)
     except Exception as error:  # the exporter raises whatever its decompositions raise
         said = first_line(error.__cause__ or error)
         raise TargetError(f"target `onnx`: torch.onnx cannot express the model: {said}") from error
+
+
+def _without_zero_biases(model: Any) -> None:
+    """The exporter gives a convolution without bias one of zeros that is computed at run time, and
+    ONNX Runtime fuses nothing with a convolution whose bias is computed."""
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    for node in model.graph:
+        if node.op_type in ("Conv", "ConvTranspose") and len(node.inputs) > 2 and _zeros(node.inputs[2]):
+            node.replace_input_with(2, None)
+    RemoveUnusedNodesPass()(model)
+
+
+def _zeros(value: Any) -> bool:
+    """Whether ``value`` is zero whatever the inputs are: Expand(CastLike(0.0, anything), any shape)."""
+    from onnx_ir.convenience import get_const_tensor
+
+    while value is not None and (node := value.producer()) and node.op_type in ("Expand", "CastLike"):
+        value = node.inputs[0]
+    tensor = None if value is None else get_const_tensor(value)
+    return tensor is not None and not np.any(tensor.numpy())
 
 
 @contextmanager
@@ -88,13 +122,14 @@ class _Session(Runnable):
             raise ModelError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from error
 
     def run(self, batch: Batch) -> list[Array]:
-        return [np.asarray(array) for array in self._session.run(None, self._feed(batch))]
+        return [np.asarray(array) for array in self._session.run(None, self.feed(batch))]
 
     def bind(self, batch: Batch) -> Callable[[], object]:
-        session, feed = self._session, self._feed(batch)
+        session, feed = self._session, self.feed(batch)
         return lambda: session.run(None, feed)
 
-    def _feed(self, batch: Batch) -> dict[str, Array]:
+    def feed(self, batch: Batch | None = None) -> dict[str, Array]:
+        batch = self.example if batch is None else batch
         wanted = self._session.get_inputs()
         if len(wanted) != len(batch):
             raise TargetError(f"{len(batch)} arrays for {len(wanted)} inputs ({', '.join(i.name for i in wanted)})")

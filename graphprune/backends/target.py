@@ -7,8 +7,8 @@ import platform
 import re
 import tempfile
 import typing
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, entry_points, version
@@ -18,6 +18,8 @@ from typing import Any, ClassVar
 from ..errors import TargetError, nearest
 from ..facts import Latency
 from ..ir import Array, Batch, Program
+from ..latency.table import Point
+from .boards import boards
 from .measure import Progress, Runnable, interleave
 
 
@@ -35,6 +37,19 @@ class Target:
     tolerance: ClassVar[float] = 1e-5  # of the code against the model, max |a - b| / max |a| in float32
     packages: ClassVar[tuple[str, ...]] = ()  # distributions whose versions matter
     remark: ClassVar[str] = ""  # what a reader of the numbers has to know
+
+    @property
+    def label(self) -> str:
+        """What reports and folders call it: the name, where options do not say it better."""
+        return self.name
+
+    def unable(self) -> str | None:
+        """Why its code cannot be run on this machine, or None."""
+        return None
+
+    def unmeasured(self) -> str | None:
+        """Why its code cannot be timed from this machine, or None."""
+        return self.unable()
 
     def emit(self, program: Program, folder: Path) -> Path:
         """Write the program's code into an existing folder; return the main file. Raises TargetError
@@ -65,7 +80,32 @@ class Target:
     ) -> Latency:
         """The latency of one run on the host's example inputs. See measure.interleave."""
         call = self.runnable(program, threads=threads)
-        return interleave({self.name: call}, repeats, seconds=seconds, progress=progress)[self.name]
+        return interleave({self.label: call}, repeats, seconds=seconds, progress=progress)[self.label]
+
+    def time_ops(self, points: Sequence[Point], *, threads: int = 1) -> Iterator[dict[Point, Latency]]:
+        """What each op takes alone, a batch at a time: the points of a latency table. Raises TargetError
+        where the target cannot time single ops."""
+        raise TargetError(
+            f"target `{self.label}` does not time single ops, which a latency budget needs",
+            "give a target that does first: ort, cpu",
+        )
+
+    def profile(self, program: Program, *, threads: int = 1) -> dict[str, float]:
+        """What ops take inside the program, in ms by op name, as far as the target can tell."""
+        return {}
+
+    def found(self, path: Path) -> dict[str, Any]:
+        """What ``emit`` found out when it wrote ``path``, for the report."""
+        return {}
+
+    def key(self, threads: int) -> dict[str, Any]:
+        """What a latency table is of: two tables of equal key hold the same numbers."""
+        return {
+            "target": self.text(),
+            "versions": {name: _version(name) for name in self.packages},
+            "machine": host_cpu(),
+            "threads": threads,
+        }
 
     def describe(self) -> dict[str, Any]:
         """What a report needs to make sense of the numbers: options, versions, the CPU, a remark."""
@@ -90,8 +130,15 @@ class Target:
 
 
 _ALIASES = {"ort": "onnx", "cpu": "tvm"}
-_BUILT_IN = {"torch": "Torch", "onnx": "Onnx", "tvm": "Tvm"}
-_SPEC = re.compile(r"\s*([A-Za-z_][\w.-]*)\s*(?:\{([^{}]*)\})?\s*")
+_BUILT_IN = {
+    "torch": "torch:Torch",
+    "onnx": "onnx:Onnx",
+    "tvm": "tvm:Tvm",
+    "edge": "edge:Edge",
+    "best-cpu": "best:Best",
+    "cuda": "cuda:Cuda",
+}
+_SPEC = re.compile(r"\s*([A-Za-z_./~][\w./~-]*)\s*(?:\{([^{}]*)\})?\s*")
 
 
 @cache
@@ -105,23 +152,23 @@ def targets() -> Mapping[str, type[Target]]:
         except Exception as error:  # someone else's package: anything may be wrong with it
             message = f"target `{entry.name}` ({entry.value}) does not load: {error}"
             raise TargetError(message, "repair or uninstall it") from error
-    built_in = {name: getattr(import_module(f"{__package__}.{name}"), kind) for name, kind in _BUILT_IN.items()}
-    return {**found, **built_in}
+    for name, place in _BUILT_IN.items():
+        module, _, kind = place.partition(":")
+        found[name] = getattr(import_module(f"{__package__}.{module}"), kind)
+    return found
 
 
 def target(spec: str) -> Target:
     """The target that a text such as ``tvm`` or ``tvm{mcpu=znver4 layout=NCHW}`` means. ``ort`` is
-    ``onnx``; ``cpu`` is ``tvm``. Raises TargetError for an unknown name, option or value."""
+    ``onnx``; ``cpu`` is ``tvm``; a board (``aarch64``, ``raspberry-pi-4``, a .toml file) is ``edge`` for
+    it. Raises TargetError for an unknown name, option or value."""
     match = _SPEC.fullmatch(spec)
     if match is None:
         raise TargetError(f"cannot read the target `{spec}`", "write it as tvm or tvm{option=value option=value}")
     name, body = match.groups()
-    kind = targets().get(_ALIASES.get(name, name))
-    if kind is None:
-        raise TargetError(f"unknown target `{name}`", nearest(name, [*targets(), *_ALIASES]))
+    kind, values = _named(name)
     types = typing.get_type_hints(kind)
     known = [field.name for field in fields(kind)]
-    values = {}
     for item in (body or "").split():
         key, equals, value = item.partition("=")
         if not equals or not value:
@@ -130,6 +177,22 @@ def target(spec: str) -> Target:
             raise TargetError(f"target `{name}` has no option `{key}`", nearest(key, known) if known else "it has none")
         values[key] = _value(name, key, value, types[key])
     return kind(**values)
+
+
+def on_device(one: Target, address: str) -> Target:
+    """The same target, measured on the device at an RPC address, where it is one of devices."""
+    options = {"rpc": address} if "rpc" in one.options() else {}
+    return replace(one, **options)
+
+
+def _named(name: str) -> tuple[type[Target], dict[str, Any]]:
+    """The target that a name means, and the options that go with the name."""
+    kind = targets().get(_ALIASES.get(name, name))
+    if kind is not None:
+        return kind, {}
+    if name in boards() or name.endswith(".toml"):
+        return targets()["edge"], {"board": name}
+    raise TargetError(f"unknown target `{name}`", nearest(name, [*targets(), *_ALIASES, *boards()]))
 
 
 def runnable(what: str | Path | Program, *, threads: int = 1, example: Batch | None = None) -> Runnable:

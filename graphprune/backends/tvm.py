@@ -5,33 +5,33 @@ TVM is an extra and slow to import, so every import of it is inside a function.
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import platform
-import re
-import tempfile
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from ..errors import ModelError, TargetError, nearest
-from ..ir import Array, Batch, Host, Program
-from . import schedule
-from .measure import Runnable
+from ..facts import Latency
+from ..ir import Array, Batch, Program
+from ..latency.table import Point, cache_folder
+from . import relax_ops
+from .measure import Progress, Runnable
+from .relax import imported, interface, last_line, lowered, toolchain
 from .target import Target, first_line, fits
+from .tune import Budget, Records, Task
+from .tune import apply as use_records
+from .tune import tune as search
 
 REMARK = (
     "untuned: loops follow a fixed schedule and were not tuned on the device; "
     "compare with the `onnx` target before choosing this code"
 )
-_INTERFACE = "model.json"
-_OPSET = 13  # the frontend reads older forms of Slice, Squeeze, ... as if they were of this opset
+INTERFACE = "model.json"
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Tvm(Target):
     mcpu: str = ""  # as LLVM names it; empty: this machine's
     layout: str = "NHWC"  # of convolutions: NHWC vectorises over channels; NCHW as imported
     schedule: bool = True  # False: the loops as they come, 10 to 100 times slower
+    tuned: bool = False  # True: with the schedules that `graphprune tune` recorded, the fixed ones for the rest
     opt: int = 3  # TVM's optimisation level, 0 to 3
 
     def __post_init__(self) -> None:
@@ -59,37 +60,69 @@ class Tvm(Target):
             raise TargetError(f"`tvm`: option `opt` is 0 to 3, not {self.opt}")
 
     def emit(self, program: Program, folder: Path) -> Path:
-        tvm = _tvm()
+        tvm = toolchain()
         target = self._llvm()
         path = folder / "model.so"
-        module, names = _import(program.host)
+        module, names = imported(program.host)
         with tvm.transform.PassContext(opt_level=self.opt):
             try:
-                executable = tvm.compile(self._lower(module, target), target)
+                loops = lowered(module, target, self.layout, self.schedule)
+                tuned = 0
+                if self.tuned:
+                    plain = lowered(module, target, self.layout, False)
+                    loops, tuned = use_records(plain, loops, self.records(target))
+                executable = tvm.compile(loops, target)
             except Exception as error:  # TVM's passes share no base class for what they raise
-                raise TargetError(f"target `tvm`: cannot compile the model: {_last_line(error)}") from error
+                raise TargetError(f"target `tvm`: cannot compile the model: {last_line(error)}") from error
         try:
             executable.export_library(str(path))
         except Exception as error:
-            message = f"target `tvm`: linking {path.name} failed: {_last_line(error)}"
+            message = f"target `tvm`: linking {path.name} failed: {last_line(error)}"
             raise TargetError(message, "a C compiler (gcc or clang) must be on the PATH") from error
         example = program.host.example()
-        interface = {
+        facts = {
             "target": self.text(),
             "llvm": json.loads(str(target)),
-            "tuned": False,
+            "tuned": tuned,
             "tvm": tvm.__version__,
-            "inputs": [_tensor(name, array) for name, array in zip(names, example, strict=True)],
-            "outputs": [_tensor(f"output{k}", array) for k, array in enumerate(program.host.run(example))],
+            **interface(names, example, program.host.run(example)),
         }
-        (folder / _INTERFACE).write_text(json.dumps(interface, indent=2) + "\n")
+        (folder / INTERFACE).write_text(json.dumps(facts, indent=2) + "\n")
         return path
 
     def load(self, path: Path, *, threads: int = 1, example: Batch | None = None) -> Runnable:
-        return _Library(path, threads, example)
+        return Library(path, threads, example)
+
+    def time_ops(self, points: Sequence[Point], *, threads: int = 1) -> Iterator[dict[Point, Latency]]:
+        tvm = toolchain()
+        return relax_ops.time_ops(
+            points, threads, self.label, self._llvm(), lambda built: (built, tvm.cpu()), scheduled=self.schedule
+        )
+
+    def tune(
+        self,
+        program: Program,
+        budget: Budget,
+        *,
+        threads: int = 1,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> list[Task]:
+        """Search schedules for the program's ops on this machine, into the records that ``tuned`` uses."""
+        target = self._llvm()
+        module, _ = imported(program.host)
+        plain, fixed = (lowered(module, target, self.layout, scheduled) for scheduled in (False, True))
+        return search(plain, fixed, target, budget, self.records(target), threads=threads, seed=seed, progress=progress)
+
+    def records(self, target: Any) -> Records:
+        """The schedules recorded for this machine's CPU, code and version of TVM."""
+        key = {**self.key(1), "target": str(target), "layout": self.layout}
+        name = sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        return Records(cache_folder() / "tuning" / f"{name}.jsonl")
 
     def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "tuned": False, "mcpu": self.mcpu or _host_mcpu()}
+        remark = "tuned where schedules were recorded" if self.tuned else self.remark
+        return {**super().describe(), "tuned": self.tuned, "remark": remark, "mcpu": self.mcpu or _host_mcpu()}
 
     def _llvm(self) -> Any:
         """The LLVM target. Raises TargetError for a CPU that LLVM does not know."""
@@ -107,137 +140,35 @@ class Tvm(Target):
             raise TargetError(message, nearest(self.mcpu, known))
         return tvm.target.Target({"kind": "llvm", "mtriple": triple, "mcpu": self.mcpu})
 
-    def _lower(self, module: Any, target: Any) -> Any:
-        """From the imported graph to scheduled loops; BatchNorm becomes scale and shift."""
-        from tvm import relax
-
-        steps = relax.transform
-        module = steps.DecomposeOpsForInference()(module)
-        if self.layout == "NHWC":
-            module = steps.ConvertLayout({"relax.nn.conv2d": ["NHWC", "HWIO"]})(module)
-        module = steps.FoldConstant()(steps.CanonicalizeBindings()(module))
-        with target:
-            module = steps.FoldConstant()(relax.get_pipeline("zero")(module))
-        return schedule.schedule(module, target, _registers(target)) if self.schedule else module
-
-
-# ---- importing -------------------------------------------------------------------------------------
-
-
-def _tvm() -> Any:
-    """The package, its environment set first. Raises TargetError where it is not installed."""
-    # Its DLPack bridge to torch is compiled when first needed, and nothing here needs it.
-    os.environ.setdefault("TVM_FFI_DISABLE_TORCH_C_DLPACK", "1")
-    os.environ.setdefault("TVM_NUM_THREADS", str(os.cpu_count() or 1))  # the most a run may ask for
-    os.environ.setdefault("TVM_BIND_THREADS", "0")  # pinning this thread would pin torch's and ONNX Runtime's too
-    try:
-        import tvm
-    except ImportError as error:
-        message = f"target `tvm`: TVM is not installed ({first_line(error)})"
-        raise TargetError(message, "pip install graphprune[tvm]") from error
-    return tvm
-
-
-def _import(host: Host) -> tuple[Any, list[str]]:
-    """The Relax module at the example's shapes, and the names of its inputs."""
-    said = io.StringIO()  # the ONNX frontend prints which op it stumbled on
-    try:
-        with redirect_stdout(said):
-            module = _from_torch(host) if host.kind == "torch" else _from_onnx(host)
-    except Exception as error:  # the frontends raise whatever their converters raise
-        op = re.search(r"Error converting operator (\w+)", said.getvalue())
-        message = f"target `tvm`: cannot import the model: {f'{op[1]}: ' if op else ''}{_last_line(error)}"
-        raise TargetError(message, "use the target `onnx`, or report the op to TVM") from error
-    return module, [str(value.name) for value in module["main"].params]
-
-
-def _from_torch(host: Any) -> Any:
-    import torch
-    from tvm.relax.frontend.torch import from_exported_program
-
-    exported = host.exported()
-    args, kwargs = exported.example_inputs
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        static = torch.export.export(exported.module(check_guards=False), args, kwargs)
-        return from_exported_program(static)
-
-
-def _from_onnx(host: Host) -> Any:
-    """ONNX Runtime folds what is constant at these shapes first: the frontend reads few of the
-    chains of Shape, Gather and Concat that exporters write."""
-    import onnx
-    import onnx.version_converter
-    import onnxruntime as ort
-    from tvm.relax.frontend.onnx import from_onnx
-
-    with tempfile.TemporaryDirectory(prefix="graphprune-") as folder:
-        given, simple = Path(folder) / "given.onnx", Path(folder) / "simple.onnx"
-        host.save(given)
-        model = onnx.load(str(given))
-        weights = {tensor.name for tensor in model.graph.initializer}
-        holes = [value for value in model.graph.input if value.name not in weights]
-        for value, array in zip(holes, host.example(), strict=True):
-            value.type.tensor_type.shape.CopyFrom(onnx.helper.make_tensor_type_proto(1, array.shape).tensor_type.shape)
-        del model.graph.value_info[:]
-        if any(entry.domain in ("", "ai.onnx") and entry.version < _OPSET for entry in model.opset_import):
-            model = onnx.version_converter.convert_version(model, _OPSET)
-        onnx.save(model, str(given))
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC  # standard ops only
-        options.optimized_model_filepath = str(simple)
-        options.log_severity_level = 4
-        ort.InferenceSession(str(given), options, providers=["CPUExecutionProvider"])
-        return from_onnx(onnx.load(str(simple)))
-
-
-def _tensor(name: str, array: Array) -> dict[str, Any]:
-    return {"name": name, "shape": list(array.shape), "dtype": str(array.dtype)}
-
-
-def _registers(target: Any) -> schedule.Registers:
-    from tvm.target import codegen
-
-    return schedule.WIDE if codegen.llvm_cpu_has_features("avx512f", target) else schedule.NARROW
-
 
 def _host_mcpu() -> str:
-    _tvm()
+    toolchain()
     from tvm.target import codegen
 
     return str(codegen.llvm_get_system_cpu())
 
 
-def _last_line(error: BaseException) -> str:
-    """What TVM complains of: its messages begin with a trace."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = [line for line in lines if not line.startswith(("Traceback", "File", "[bt]", "Stack trace"))]
-    return (said[-1] if said else type(error).__name__)[:300]
+class Library(Runnable):
+    """A compiled library in TVM's virtual machine, at the shapes it was compiled for. ``device``: TVM's; the
+    CPU unless given."""
 
-
-# ---- running ---------------------------------------------------------------------------------------
-
-
-class _Library(Runnable):
-    """A compiled library in TVM's virtual machine, at the shapes it was compiled for."""
-
-    def __init__(self, path: Path, threads: int, example: Batch | None) -> None:
-        tvm = _tvm()
+    def __init__(self, path: Path, threads: int, example: Batch | None, device: Any = None) -> None:
+        tvm = toolchain()
         from tvm import relax
 
-        interface = path.with_name(_INTERFACE)
+        described = path.with_name(INTERFACE)
         try:
-            self._inputs: Sequence[Mapping[str, Any]] = json.loads(interface.read_text())["inputs"]
+            self._inputs: Sequence[Mapping[str, Any]] = json.loads(described.read_text())["inputs"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            message = f"{interface}: not what the tvm target writes beside a library ({first_line(error)})"
+            message = f"{described}: not what the tvm target writes beside a library ({first_line(error)})"
             raise ModelError(message) from error
         holes = [np.zeros(hole["shape"], hole["dtype"]) for hole in self._inputs]
         super().__init__("tvm", threads, holes if example is None else example)
-        self._holes = holes
+        self._holes, self._device = holes, tvm.cpu() if device is None else device
         try:
-            self._vm: Any = relax.VirtualMachine(tvm.runtime.load_module(str(path)), tvm.cpu())
+            self._vm: Any = relax.VirtualMachine(tvm.runtime.load_module(str(path)), self._device)
         except Exception as error:
-            raise ModelError(f"{path}: TVM cannot load it: {_last_line(error)}") from error
+            raise ModelError(f"{path}: TVM cannot load it: {last_line(error)}") from error
         self._pool: Any = tvm.get_global_func("runtime.config_threadpool")
 
     def run(self, batch: Batch) -> list[Array]:
@@ -248,12 +179,16 @@ class _Library(Runnable):
 
         fits(self._holes, batch, "target `tvm`")
         arrays = [np.ascontiguousarray(array, hole.dtype) for array, hole in zip(batch, self._holes, strict=True)]
-        tensors = [tvm.runtime.tensor(array) for array in arrays]
+        tensors = [tvm.runtime.tensor(array, self._device) for array in arrays]
         main, pool, threads = self._vm["main"], self._pool, self.threads
+        wait = None if self._device == tvm.cpu() else self._device.sync  # a GPU answers before it is done
 
         def call() -> object:
             pool(1, threads)  # one pool for the whole process: whoever ran last may have set it
-            return main(*tensors)
+            out = main(*tensors)
+            if wait is not None:
+                wait()
+            return out
 
         return call
 

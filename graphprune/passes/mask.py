@@ -6,12 +6,18 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..allocation import METHODS, WANT_DATA, Allocation
+from ..allocation.choice import trade
 from ..allocation.problem import best
 from ..costs import Cost, macs, memory, params
+from ..dims import Indices
 from ..errors import BudgetError, RecipeError, nearest
 from ..facts import Budget, Groups, Keep, Scores
 from ..ir import Program
+from ..latency.model import LatencyModel
+from ..latency.model import budget as latency_budget
 from ..mixed import agree
 from ..pipeline import Pass
 from ..unconstrained import MODES, Links, loosen
@@ -29,6 +35,7 @@ class Mask(Pass):
     params: str = ""  # budget: what remains of the parameters
     macs: str = ""  # budget: what remains of the multiply-accumulates
     memory: str = ""  # budget: what remains of the peak activation memory
+    latency: str = ""  # budget: what remains of the time on a target (0.6x, or 12ms), by its latency table
     allocate: str = "uniform"  # uniform, global, lamp, greedy, knapsack, or rd (by measured distortion; needs data)
     floor: float = 0.1  # the least share that any group keeps
     unconstrained: str = "no"  # readers: each keeps channels of its own; mixed: where it pays; both: writers too
@@ -48,21 +55,27 @@ class Mask(Pass):
         self.budget()
 
     def budget(self) -> tuple[str, float]:
-        """The one budget given: its unit and the share that remains."""
-        given = {unit: text for unit in COSTS if (text := getattr(self, unit))}
+        """The one budget given: its unit and what remains (a share; of latency also a time)."""
+        given = {unit: text for unit in (*COSTS, "latency") if (text := getattr(self, unit))}
         if len(given) != 1:
             raise BudgetError(
                 f"`mask` takes one budget, not {len(given)} ({', '.join(given) or 'none given'})",
-                "channels=0.5x, params=0.5x, macs=0.5x or memory=0.5x: what remains",
+                "channels=0.5x, params=0.5x, macs=0.5x, memory=0.5x or latency=0.5x: what remains",
             )
         unit, text = next(iter(given.items()))
-        return unit, share(text, unit)
+        if unit == "latency" and self.unconstrained != "no":
+            raise RecipeError(
+                "`mask`: a latency budget keeps readers alike", "leave `unconstrained` out, or budget MACs"
+            )
+        return unit, latency_budget(text)[0] if unit == "latency" else share(text, unit)
 
     def wants_data(self) -> bool:
         return self.allocate in WANT_DATA
 
     def run(self, program: Program) -> Program:
         unit, remains = self.budget()
+        if unit == "latency":
+            return program.learn(Keep(self._within(program)))
         if self.unconstrained != "no":
             program = loosen(program, writers=self.unconstrained == "both")
         scores, links = program.fact(Scores), Links(program.graph, program.fact(Groups))
@@ -75,6 +88,34 @@ class Mask(Pass):
         keep = links.complete(keep)
         keep = agree(program, keep, scores, cost) if self.unconstrained == "mixed" else keep
         return program.learn(Keep(keep)).learn(Budget(unit, remains * cost()))
+
+    def menus(self, program: Program) -> dict[str, list[int]]:
+        """The counts that each group may keep: floor and grain applied."""
+        nothing = Cost("latency", (), {})
+        problem = Allocation(program, program.fact(Groups), Scores("", {}), nothing, 0.0, "", self.floor, self.grain)
+        return {group.name: problem.menu(group) for group in problem.groups}
+
+    def _within(self, program: Program) -> dict[str, Indices]:
+        """The channels with the least score lost whose predicted latency is within the budget."""
+        if not program.knows(LatencyModel):
+            raise RecipeError(
+                f"`mask{{latency={self.latency}}}` needs a LatencyModel, which says what channels cost on a target",
+                "graphprune compile --latency makes one",
+            )
+        model, menus, scores = program.fact(LatencyModel), self.menus(program), program.fact(Scores)
+        budget, least = model.budget_ms(self.latency), model.total_ms({name: own[0] for name, own in menus.items()})
+        if least > budget:
+            raise BudgetError(
+                f"latency={self.latency} cannot be reached on {model.target}: with every group at its floor "
+                f"{least:.3g} ms remain of {model.whole_ms:.3g} ms ({least / model.whole_ms:.2f}x)",
+                "lower `floor` or `grain`, or see `graphprune inspect` for what is frozen",
+            )
+        losses = {}
+        for group in program.fact(Groups):
+            lost = np.concatenate([[0.0], np.cumsum(np.sort(scores[group]))])
+            losses[group.name] = {count: float(lost[group.size - count]) for count in menus[group.name]}
+        counts = trade(losses, model.prices, budget)
+        return {group.name: best(scores[group], counts[group.name]) for group in program.fact(Groups)}
 
 
 def share(text: str, unit: str) -> float:

@@ -1,0 +1,167 @@
+"""Latency targets: what was asked for, what the table predicted, what the target then measured.
+
+    python -m benchmarks.latency [--out latency.json] [--network ResNet-18 ...] [--target onnx --target tvm]
+                                 [--budget 0.6x ...] [--threads 1 --threads 2] [--compare]
+
+Resumable: what ``--out`` holds is not run again. ``--compare`` also prunes by MACs with the same scores to
+the same measured latency (bisection), and says how much importance each way keeps. ``--table`` prints the
+Markdown of what is there and runs nothing. Keep the machine quiet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import graphprune as gp
+from graphprune.backends import interleave, target
+from graphprune.backends.onnx import Onnx
+from graphprune.errors import BudgetError
+from graphprune.facts import Groups, Scores
+from graphprune.ir import Program
+from graphprune.pipeline import Recipe, run
+from graphprune.targeting import importance, to_latency
+
+from .networks import NETWORKS, Sample
+
+DETECTOR = Path(__file__).parents[2] / "shared" / "data" / "onnx" / "version-RFB-320.onnx"
+REPEATS = 40
+
+
+def _resnet18() -> Sample:
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    sizes = ResNetConfig(depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], layer_type="basic", num_labels=1000)
+    return ResNetForImageClassification(sizes), (torch.randn(1, 3, 224, 224),)
+
+
+def _mobilenetv2() -> Sample:
+    from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
+
+    return MobileNetV2ForImageClassification(MobileNetV2Config(num_labels=1000)), (torch.randn(1, 3, 224, 224),)
+
+
+MODELS: dict[str, Callable[[], Sample] | Path] = {
+    "ResNet-18": _resnet18,
+    "ResNet-50": NETWORKS["ResNet-50"],
+    "MobileNetV2": _mobilenetv2,
+    "DenseNet-121": NETWORKS["DenseNet-121"],
+    "RFB-320": DETECTOR,
+}
+
+
+def load(name: str, folder: Path) -> Program:
+    """The network as an ONNX file, so that no round pays for an export."""
+    made = MODELS[name]
+    if isinstance(made, Path):
+        return gp.load(made)
+    torch.manual_seed(0)
+    module, inputs = made()
+    return gp.load(Onnx().emit(gp.load(module.eval(), inputs), folder))
+
+
+def one(program: Program, on: str, budget: str, threads: int, compare: bool) -> dict[str, Any]:
+    """One row: a latency budget met, measured once more on its own, and the MACs budget beside it."""
+    aim = target(on)
+    recipe = Recipe.parse(f"group,score,mask{{latency={budget} grain={aim.grain}}},propagate")
+    start = time.perf_counter()
+    try:
+        found = to_latency(program, recipe, aim, threads=threads)
+    except BudgetError as error:
+        return {"error": str(error.message), "seconds": time.perf_counter() - start}
+    seconds = time.perf_counter() - start
+    original = aim.runnable(program, threads=threads)
+    again = interleave({"a": original, "b": aim.runnable(found.program, threads=threads)}, REPEATS, seconds=10)
+    facts = {k: found.facts[k] for k in ("goal_ms", "whole_ms", "predicted_ms", "measured_ms", "importance")}
+    row = {
+        **facts,
+        "wanted": float(budget.rstrip("x")),
+        "remeasured": again["b"].median_ms / again["a"].median_ms,
+        "spread": again["b"].spread_ms / again["b"].median_ms,
+        "rounds": len(found.facts["rounds"]),
+        "points_measured": found.facts["table"]["measured_now"],
+        "seconds": seconds,
+    }
+    if compare:
+        row["importance_by_macs"], row["share_by_macs"] = by_macs(program, on, row["remeasured"], threads)
+    return row
+
+
+def by_macs(program: Program, on: str, share: float, threads: int, steps: int = 6) -> tuple[float, float]:
+    """The importance that a MACs budget keeps at no more than that share of the latency, and the share."""
+    aim, low, high, best = target(on), 0.0, 1.0, (0.0, 0.0)
+    scored, original = run(Recipe.parse("group,score"), program), aim.runnable(program, threads=threads)
+    for _ in range(steps):
+        ratio = (low + high) / 2
+        mask = Recipe.parse(f"mask{{macs={ratio:.4f}x allocate=global grain={aim.grain}}},propagate")
+        try:
+            cut = run(mask, scored)
+        except BudgetError:
+            low = ratio
+            continue
+        calls = {"a": original, "b": aim.runnable(cut, threads=threads)}
+        times = interleave(calls, REPEATS, seconds=5)
+        took = times["b"].median_ms / times["a"].median_ms
+        if took <= share * 1.01:
+            kept = {name: len(own) for name, own in cut.plan["steps"][0]["keep"].items()}
+            best, low = max(best, (importance(scored.fact(Groups), scored.fact(Scores), kept), took)), ratio
+        else:
+            high = ratio
+    return best
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    lines = [
+        "| network, target, threads, budget | measured | again | predicted / measured | importance | by MACs "
+        "| rounds | points | s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for key, row in rows.items():
+        if "error" in row:
+            lines.append(f"| {key} | {row['error']} | | | | | | | {row['seconds']:.0f} |")
+            continue
+        macs = f"{row['importance_by_macs']:.1%}" if "importance_by_macs" in row else "-"
+        lines.append(
+            f"| {key} | {row['measured_ms'] / row['whole_ms']:.3f}x | {row['remeasured']:.3f}x "
+            f"| {row['predicted_ms'] / row['measured_ms']:.3f} | {row['importance']:.1%} | {macs} "
+            f"| {row['rounds']} | {row['points_measured']} | {row['seconds']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("latency.json"))
+    parser.add_argument("--network", action="append", choices=list(MODELS))
+    parser.add_argument("--target", action="append")
+    parser.add_argument("--budget", action="append")
+    parser.add_argument("--threads", action="append", type=int)
+    parser.add_argument("--compare", action="store_true")
+    parser.add_argument("--table", action="store_true")
+    given = parser.parse_args()
+    rows: dict[str, dict[str, Any]] = json.loads(given.out.read_text()) if given.out.is_file() else {}
+    for name in [] if given.table else given.network or MODELS:
+        with tempfile.TemporaryDirectory() as folder:
+            program = None
+            for on in given.target or ["onnx", "tvm"]:
+                for threads in given.threads or [1, 2]:
+                    for budget in given.budget or ["0.8x", "0.6x", "0.4x"]:
+                        key = f"{name}, {on}, {threads}, {budget}"
+                        if key in rows:
+                            continue
+                        program = program or load(name, Path(folder))
+                        rows[key] = one(program, on, budget, threads, given.compare)
+                        given.out.write_text(json.dumps(rows, indent=1) + "\n")
+                        print(key, rows[key], flush=True)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

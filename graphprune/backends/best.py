@@ -1,0 +1,54 @@
+"""The best-cpu target: the same network by several code generators, measured in turns; the fastest is kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..ir import Batch, Program
+from .measure import Runnable, interleave
+from .onnx import Onnx
+from .target import Target
+from .tvm import Tvm
+
+_FOUND = "best.json"
+
+
+@dataclass(frozen=True)
+class Best(Target):
+    """ONNX Runtime and TVM side by side on this CPU; the faster one's code, and both latencies."""
+
+    name: ClassVar[str] = "best-cpu"
+    summary: ClassVar[str] = "whichever of onnx and tvm is faster on this CPU, measured side by side"
+    grain: ClassVar[int] = 16
+    tolerance: ClassVar[float] = Tvm.tolerance
+    packages: ClassVar[tuple[str, ...]] = (*Onnx.packages, *Tvm.packages)
+
+    threads: int = 1  # to measure with
+
+    def emit(self, program: Program, folder: Path) -> Path:
+        files, calls = {}, {}
+        for one in (Onnx(), Tvm()):
+            place = folder / one.label
+            place.mkdir()
+            files[one.label] = one.emit(program, place)
+            calls[one.label] = one.load(files[one.label], threads=self.threads, example=program.host.example())
+        found = interleave(calls)
+        winner = min(found, key=lambda name: found[name].median_ms)
+        for name in files:
+            if name != winner:
+                shutil.rmtree(folder / name)
+        facts = {"winner": winner, "latency_ms": {name: asdict(one) for name, one in found.items()}}
+        (folder / _FOUND).write_text(json.dumps(facts, indent=2) + "\n")
+        return files[winner]
+
+    def load(self, path: Path, *, threads: int = 1, example: Batch | None = None) -> Runnable:
+        one = Onnx() if path.suffix == ".onnx" else Tvm()
+        return one.load(path, threads=threads, example=example)
+
+    def found(self, path: Path) -> dict[str, Any]:
+        facts: dict[str, Any] = json.loads((path.parent.parent / _FOUND).read_text())
+        return facts

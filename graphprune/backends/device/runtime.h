@@ -1,0 +1,69 @@
+/* What a compiled network needs to run: tables that say which kernel reads and writes what, and one
+   function that walks them. No library but libc and libm; threads where compiled with OpenMP. */
+#ifndef GP_RUNTIME_H
+#define GP_RUNTIME_H
+#include <stddef.h>
+#include <stdint.h>
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { GP_WEIGHT, GP_INPUT, GP_OUTPUT, GP_ARENA };
+
+/* The layout of a tensor as kernels get it: a DLTensor (DLPack 1.0, dmlc/dlpack). */
+typedef struct { uint8_t code, bits; uint16_t lanes; } DLDataType; /* code 0 int, 1 uint, 2 float, 6 bool */
+typedef struct { int32_t device_type, device_id; } DLDevice;
+typedef struct {
+  void *data;
+  DLDevice device;
+  int32_t ndim;
+  DLDataType dtype;
+  int64_t *shape, *strides;
+  uint64_t byte_offset;
+} DLTensor;
+
+/* An argument of a kernel: a TVMFFIAny (apache/tvm-ffi, c_api.h) that holds a DLTensor pointer. */
+typedef struct {
+  int32_t type_index;
+  uint32_t padding;
+  union { int64_t v_int64; double v_float64; void *v_ptr; };
+} TVMFFIAny;
+
+typedef struct {
+  int32_t place;        /* GP_WEIGHT ... */
+  size_t at;            /* GP_WEIGHT, GP_ARENA: byte offset; GP_INPUT, GP_OUTPUT: which one */
+  size_t bytes;
+  DLDataType dtype;
+  int32_t ndim;
+  const int64_t *shape;
+} gp_tensor;
+
+typedef int32_t (*gp_kernel)(void *self, void *args, int32_t count, void *result);
+
+typedef struct {
+  gp_kernel kernel; /* NULL: copy the first argument to the second */
+  int32_t count;
+  const uint16_t *args; /* indices into tensors */
+} gp_call;
+
+typedef struct {
+  const gp_tensor *tensors;
+  const gp_call *calls;
+  int32_t call_count;
+  const gp_tensor *inputs, *outputs;
+  int32_t input_count, output_count;
+  size_t weight_bytes, arena_bytes;
+} gp_model;
+
+/* Run once. weights: the weight_bytes of weights.bin; arena: arena_bytes of scratch; both aligned to 64.
+   inputs[k], outputs[k]: dense row-major arrays of the model's k-th input and output.
+   0, or -1 when memory ran out. Reentrant: calls with different arenas may run side by side. */
+int gp_run(const gp_model *model, const void *weights, const void *const *inputs, void *const *outputs, void *arena);
+
+/* Threads that a run uses, 1 at first; without OpenMP it stays 1. */
+void gp_threads(int count);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,179 @@
+"""From a host's model to scheduled loops, through TVM's Relax: what every target that TVM compiles for shares.
+
+TVM is an extra and slow to import, so every import of it is inside a function.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import TargetError
+from ..ir import Array, Host, Program
+from ..passes.fold import Fold
+from . import schedule
+from .target import first_line
+
+_OPSET = 13  # the frontend reads older forms of Slice, Squeeze, ... as if they were of this opset
+
+
+def toolchain() -> Any:
+    """The package, its environment set first. Raises TargetError where it is not installed."""
+    # Its DLPack bridge to torch is compiled when first needed, and nothing here needs it.
+    os.environ.setdefault("TVM_FFI_DISABLE_TORCH_C_DLPACK", "1")
+    os.environ.setdefault("TVM_NUM_THREADS", str(os.cpu_count() or 1))  # the most a run may ask for
+    os.environ.setdefault("TVM_BIND_THREADS", "0")  # pinning this thread would pin torch's and ONNX Runtime's too
+    try:
+        import tvm
+    except ImportError as error:
+        message = f"target `tvm`: TVM is not installed ({first_line(error)})"
+        raise TargetError(message, "pip install graphprune[tvm]") from error
+    return tvm
+
+
+def imported(host: Host, label: str = "tvm") -> tuple[Any, list[str]]:
+    """The Relax module at the example's shapes, and the names of its inputs. ``label``: the target's, for
+    messages. Raises TargetError for what TVM's frontends cannot read."""
+    host = _folded(host)
+    said = io.StringIO()  # the ONNX frontend prints which op it stumbled on
+    try:
+        with redirect_stdout(said):
+            module = _from_torch(host) if host.kind == "torch" else _from_onnx(host)
+    except Exception as error:  # the frontends raise whatever their converters raise
+        op = re.search(r"Error converting operator (\w+)", said.getvalue())
+        message = f"target `{label}`: cannot import the model: {f'{op[1]}: ' if op else ''}{last_line(error)}"
+        raise TargetError(message, "use the target `onnx`, or report the op to TVM") from error
+    return module, [str(value.name) for value in module["main"].params]
+
+
+def _folded(host: Host) -> Host:
+    """BatchNorm folded into what comes before it, where that is exact: four ops less each."""
+    return Fold().run(Program(host=host, source=host)).host
+
+
+def _from_torch(host: Any) -> Any:
+    import torch
+    from tvm.relax.frontend.torch import from_exported_program
+
+    exported = host.exported()
+    args, kwargs = exported.example_inputs
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        static = torch.export.export(exported.module(check_guards=False), args, kwargs)
+        return from_exported_program(static)
+
+
+def _from_onnx(host: Host) -> Any:
+    """ONNX Runtime folds what is constant at these shapes first: the frontend reads few of the
+    chains of Shape, Gather and Concat that exporters write."""
+    import onnx
+    import onnx.version_converter
+    import onnxruntime as ort
+    from tvm.relax.frontend.onnx import from_onnx
+
+    with tempfile.TemporaryDirectory(prefix="graphprune-") as folder:
+        given, simple = Path(folder) / "given.onnx", Path(folder) / "simple.onnx"
+        host.save(given)
+        model = onnx.load(str(given))
+        weights = {tensor.name for tensor in model.graph.initializer}
+        holes = [value for value in model.graph.input if value.name not in weights]
+        for value, array in zip(holes, host.example(), strict=True):
+            value.type.tensor_type.shape.CopyFrom(onnx.helper.make_tensor_type_proto(1, array.shape).tensor_type.shape)
+        del model.graph.value_info[:]
+        if any(entry.domain in ("", "ai.onnx") and entry.version < _OPSET for entry in model.opset_import):
+            model = onnx.version_converter.convert_version(model, _OPSET)
+        onnx.save(model, str(given))
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC  # standard ops only
+        options.optimized_model_filepath = str(simple)
+        options.log_severity_level = 4
+        ort.InferenceSession(str(given), options, providers=["CPUExecutionProvider"])
+        return from_onnx(onnx.load(str(simple)))
+
+
+def lowered(module: Any, target: Any, layout: str = "NHWC", scheduled: bool = True) -> Any:
+    """From the imported graph to loops for ``target``, one function per fused op, its schedule fixed
+    (``scheduled``) or none; BatchNorm becomes scale and shift."""
+    from tvm import relax
+
+    steps = relax.transform
+    module = steps.DecomposeOpsForInference()(module)
+    if layout == "NHWC":
+        module = steps.ConvertLayout({"relax.nn.conv2d": ["NHWC", "HWIO"]})(module)
+    module = _moved_weights(steps.CanonicalizeBindings()(module))
+    return scheduled_loops(steps.FoldConstant()(module), target, scheduled)
+
+
+def _moved_weights(module: Any) -> Any:
+    """Changes of layout and shape applied to constants. FoldConstant would compile a kernel for each, which
+    took nine tenths of a compilation."""
+    from tvm import ir, relax
+
+    moves = {
+        "relax.permute_dims": lambda array, call: array.transpose([int(axis) for axis in call.attrs.axes]),
+        "relax.expand_dims": lambda array, call: array.reshape([int(size) for size in call.ty.shape.values]),
+        "relax.reshape": lambda array, call: array.reshape([int(size) for size in call.ty.shape.values]),
+    }
+
+    @relax.expr_functor.mutator
+    class Mover(relax.PyExprMutator):  # type: ignore[misc]
+        def visit_call_(self, call: Any) -> Any:
+            call = self.visit_expr_post_order(call)
+            move = moves.get(getattr(call.op, "name", ""))
+            if move is None:
+                return call
+            value = call.args[0]
+            bound = self.lookup_binding(value) if isinstance(value, ir.Var) else None
+            value = value if bound is None else bound
+            if not isinstance(value, ir.GenericConst):
+                return call
+            return relax.const(np.ascontiguousarray(move(value.value.numpy(), call)))
+
+    made = Mover(module)
+    for name, function in module.functions_items():
+        if isinstance(function, relax.Function):
+            made.builder_.update_func(name, made.visit_expr(function))
+    return relax.transform.DeadCodeElimination()(made.builder_.get())
+
+
+def scheduled_loops(module: Any, target: Any, scheduled: bool = True) -> Any:
+    """The last part of ``lowered``: from ops to loops, fused, their schedule fixed or none."""
+    from tvm import relax
+
+    with target:
+        module = relax.transform.FoldConstant()(relax.get_pipeline("zero")(module))
+    return schedule.schedule(module, target, _registers(target)) if scheduled else module
+
+
+def _registers(target: Any) -> schedule.Registers:
+    from tvm.target import codegen
+
+    return schedule.WIDE if codegen.llvm_cpu_has_features("avx512f", target) else schedule.NARROW
+
+
+def interface(names: Sequence[str], inputs: Sequence[Array], outputs: Sequence[Array]) -> dict[str, Any]:
+    """What goes in and comes out, as model.json says it."""
+    return {
+        "inputs": [_tensor(name, array) for name, array in zip(names, inputs, strict=True)],
+        "outputs": [_tensor(f"output{k}", array) for k, array in enumerate(outputs)],
+    }
+
+
+def _tensor(name: str, array: Array) -> dict[str, Any]:
+    return {"name": name, "shape": list(array.shape), "dtype": str(array.dtype)}
+
+
+def last_line(error: BaseException) -> str:
+    """What TVM complains of: its messages begin with a trace."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = [line for line in lines if not line.startswith(("Traceback", "File", "[bt]", "Stack trace"))]
+    return (said[-1] if said else type(error).__name__)[:300]

@@ -1,0 +1,164 @@
+"""What single ops take as code of TVM: one kernel each, compiled together, timed in turns, here or on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import TargetError
+from ..facts import Latency
+from ..latency.table import Point
+from .measure import settled
+from .ort_ops import geometry, shapes
+from .relax import last_line, scheduled_loops, toolchain
+
+ROUNDS = 9  # samples of every op
+SAMPLE_MS = 3  # a sample is as many calls as last so long
+BATCH_POINTS = 40  # compiled together
+
+Load = Callable[[Any], tuple[Any, Any]]
+"""From a built module to the same as it runs on a device, and that device."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One call of a fused op: its function's name, and shapes of what it reads and writes."""
+
+    name: str
+    shapes: tuple[tuple[int, ...], ...]
+
+
+def time_ops(
+    points: Sequence[Point], threads: int, target: str, code: Any, load: Load, *, scheduled: bool = True
+) -> Iterator[dict[Point, Latency]]:
+    """The latency of each op, a batch at a time. ``code``: the TVM target. Raises TargetError where an op
+    cannot be compiled."""
+    tvm = toolchain()
+    for start in range(0, len(points), BATCH_POINTS):
+        batch = points[start : start + BATCH_POINTS]
+        functions: dict[str, Any] = {}
+        kernels = [_kernels(point, k, code, functions, scheduled) for k, point in enumerate(batch)]
+        try:
+            with tvm.transform.PassContext(opt_level=3, config={"tirx.disable_assert": True}):
+                built = tvm.tirx.build(tvm.IRModule(functions), target=code)
+        except Exception as error:  # TVM's passes share no base class for what they raise
+            raise TargetError(f"target `{target}`: cannot compile an op alone: {last_line(error)}") from error
+        module, device = load(built)
+        samples = _time(module, device, kernels, threads)
+        yield {point: settled(samples[k], threads, target) for k, point in enumerate(batch)}
+
+
+def _kernels(point: Point, number: int, code: Any, functions: dict[str, Any], scheduled: bool) -> list[Kernel]:
+    """The kernels of one op, entered into ``functions`` under names of its own."""
+    from tvm import ir, tirx
+
+    module = scheduled_loops(_module(point), code, scheduled)
+    names = {}
+    for name, function in module.functions_items():
+        if isinstance(function, tirx.PrimFunc):
+            names[name.name_hint] = f"op{number}_{name.name_hint}"
+            functions[names[name.name_hint]] = function.with_attr("global_symbol", names[name.name_hint])
+    found = []
+    for block in module["main"].body.blocks:
+        for binding in block.bindings:
+            if isinstance(binding.value, ir.Call) and binding.value.op.name == "relax.call_tir":
+                call = binding.value
+                reads = [tuple(map(int, value.ty.shape.values)) for value in call.args[1].fields]
+                writes = tuple(map(int, call.ty.shape.values))
+                found.append(Kernel(names[call.args[0].name_hint], (*reads, writes)))
+    return found
+
+
+def _module(point: Point) -> Any:
+    """One op, channels last, with a ReLU behind it as networks have it."""
+    from tvm import relax
+
+    family, _ = point
+    x_shape, w_shape, _ = shapes(point)
+    builder = relax.BlockBuilder()
+
+    def hole(name: str, shape: Sequence[int]) -> Any:
+        return relax.Var(name, relax.TensorType(list(shape), "float32"))
+
+    if family.kind == "stream":
+        holes = [hole("x", x_shape)]
+        made = relax.op.sigmoid(holes[0])
+    elif family.kind == "product" or len(x_shape) > 4:
+        if family.kind != "product":  # a convolution of three axes, as the product it is
+            rows, inner = _volume(point)
+            x_shape, w_shape = [rows, inner], [inner, w_shape[0]]
+        holes = [hole("x", x_shape), hole("w", w_shape)]
+        made = relax.op.nn.relu(relax.op.matmul(*holes))
+    else:
+        holes, made = _conv(point, hole)
+    with builder.function("main", holes):
+        with builder.dataflow():
+            out = builder.emit_output(builder.emit(made))
+        builder.emit_func_output(out)
+    return builder.get()
+
+
+def _conv(point: Point, hole: Callable[[str, Sequence[int]], Any]) -> tuple[list[Any], Any]:
+    from tvm import relax
+
+    (batch, channels, *sizes), (outer, inner, *kernel), _ = shapes(point)
+    facts = geometry(point)
+    half = len(facts["pads"]) // 2
+    before, after, strides = facts["pads"][:half], facts["pads"][half:], list(facts["strides"])
+    if len(sizes) == 1:
+        sizes, kernel, strides, before, after = [1, *sizes], [1, *kernel], [1, *strides], [0, *before], [0, *after]
+    holes = [hole("x", [batch, *sizes, channels]), hole("w", [*kernel, inner, outer])]
+    made = relax.op.nn.conv2d(
+        *holes,
+        strides=strides,
+        padding=[*before, *after],
+        groups=facts["group"],
+        data_layout="NHWC",
+        kernel_layout="HWIO",
+    )
+    return holes, relax.op.nn.relu(made)
+
+
+def _volume(point: Point) -> tuple[int, int]:
+    from math import prod
+
+    _, (_, inner, *kernel), (batch, _, *after) = shapes(point)
+    return batch * prod(after), inner * prod(kernel)
+
+
+def _time(module: Any, device: Any, kernels: Sequence[Sequence[Kernel]], threads: int) -> list[list[float]]:
+    """Milliseconds of every op, ROUNDS times, all ops in turn."""
+    import numpy as np
+    import tvm
+
+    rng = np.random.default_rng(0)
+    tensors: dict[tuple[tuple[int, ...], int], Any] = {}
+
+    def tensor(shape: tuple[int, ...], position: int) -> Any:
+        if (shape, position) not in tensors:
+            tensors[shape, position] = tvm.runtime.tensor(rng.standard_normal(shape, np.float32), device)
+        return tensors[shape, position]
+
+    _threads(device, threads)
+    calls = [
+        [(kernel.name, [tensor(shape, k) for k, shape in enumerate(kernel.shapes)]) for kernel in own]
+        for own in kernels
+    ]
+    samples: list[list[float]] = [[] for _ in kernels]
+    for _ in range(ROUNDS):
+        for k, own in enumerate(calls):
+            total = 0.0
+            for name, args in own:
+                timer = module.time_evaluator(name, device, number=1, repeat=1, min_repeat_ms=SAMPLE_MS)
+                total += float(timer(*args).mean)
+            samples[k].append(1e3 * total)
+    return samples
+
+
+def _threads(device: Any, threads: int) -> None:
+    """On a device behind RPC its own pool stands."""
+    import tvm
+
+    if not hasattr(device, "_rpc_sess"):
+        tvm.get_global_func("runtime.config_threadpool")(1, threads)

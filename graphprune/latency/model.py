@@ -1,0 +1,154 @@
+"""The latency of a network at any widths, as a target's table says it, corrected by measurements of the whole."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..costs import symbols
+from ..dims import Dim
+from ..errors import BudgetError
+from ..facts import Groups
+from ..ir import Graph, Host
+from .table import Point, Surface, Table, grid
+from .workload import Family, Widths, Work, works
+
+Array = NDArray[Any]
+Counts = Mapping[str, int]
+Menus = Mapping[str, Sequence[int]]
+"""The counts that each group may keep."""
+
+
+@dataclass(frozen=True)
+class LatencyModel:
+    """What the network takes when each group keeps so many channels. ``scale`` and ``offset_ms`` carry
+    the sum over ops to the whole: measured = scale * sum + offset."""
+
+    works: tuple[Work, ...]
+    surfaces: Mapping[Family, Surface]
+    dims: Mapping[str, Dim]  # of the groups, by name
+    sizes: Mapping[str, int]  # of dynamic symbols
+    whole_ms: float  # the network as it was given, measured
+    target: str
+    scale: float = 1.0
+    offset_ms: float = 0.0
+    memo: dict[tuple[Any, ...], float] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def of(
+        cls, graph: Graph, host: Host, groups: Groups, table: Table, whole_ms: float | None, target: str
+    ) -> LatencyModel:
+        """The model of a network whose points are all in ``table``, scaled to the whole as measured (None:
+        it could not be, the sum stands).
+        Raises DataError where a family is missing."""
+        found = tuple(works(graph, host))
+        surfaces = {work.family: table.surface(work.family) for work in found}
+        dims = {group.name: group.dim for group in groups}
+        made = cls(found, surfaces, dims, symbols(graph, host), 0.0, target)
+        whole = made.sum({}) if whole_ms is None else whole_ms
+        return replace(made, whole_ms=whole, scale=whole / made.sum({}))
+
+    def sum(self, counts: Counts) -> float:
+        return sum(self._price(k, counts) for k in range(len(self.works)))
+
+    def total_ms(self, counts: Counts) -> float:
+        """The whole network's predicted latency."""
+        return self.scale * self.sum(counts) + self.offset_ms
+
+    def per_op(self, counts: Counts) -> dict[str, float]:
+        """Milliseconds of every op, scaled like the whole; an op's parts added up."""
+        out: dict[str, float] = {}
+        for k, work in enumerate(self.works):
+            out[work.op] = out.get(work.op, 0.0) + self.scale * self._price(k, counts)
+        return out
+
+    def prices(self, counts: Mapping[str, int], group: str, options: Array) -> Array:
+        """allocation.choice.Prices: the whole at each of ``options`` of one group."""
+        touched = self._touched[group]
+        skip = set(touched)
+        fixed = sum(self._price(k, counts) for k in range(len(self.works)) if k not in skip)
+        kept: dict[Dim, Any] = {self.dims[name]: n for name, n in counts.items()}
+        kept[self.dims[group]] = np.asarray(options)
+        changing = np.zeros(len(options))
+        for k in touched:
+            changing = changing + self._of(self.works[k], kept)
+        return np.asarray(self.scale * (fixed + changing) + self.offset_ms)
+
+    def corrected(self, seen: Sequence[tuple[Counts, float]]) -> LatencyModel:
+        """The same, through what was measured: one point sets the scale; two or more the line through
+        the last and the one farthest from it, where that rises."""
+        at, have = self.sum(seen[-1][0]), seen[-1][1]
+        far, ms = max(((self.sum(c), ms) for c, ms in seen), key=lambda pair: abs(pair[0] - at))
+        slope = (ms - have) / (far - at) if abs(far - at) > 0.02 * at else 0.0
+        if slope <= 0.2 * have / at:
+            return replace(self, scale=have / at, offset_ms=0.0)
+        return replace(self, scale=slope, offset_ms=have - slope * at)
+
+    def budget_ms(self, text: str) -> float:
+        """``12ms``, or ``0.6x`` of the network as it was given. Raises BudgetError for neither."""
+        number, unit = budget(text)
+        return number * {"x": self.whole_ms, "ms": 1.0, "us": 1e-3, "s": 1e3}[unit]
+
+    @cached_property
+    def _touched(self) -> dict[str, list[int]]:
+        """By group, the works that it changes."""
+        found = [work.leaves() for work in self.works]
+        return {name: [k for k, own in enumerate(found) if dim in own] for name, dim in self.dims.items()}
+
+    @cached_property
+    def _names(self) -> list[list[str]]:
+        """By work, the groups that change it."""
+        return [[name for name in self.dims if k in self._touched[name]] for k in range(len(self.works))]
+
+    def _price(self, k: int, counts: Counts) -> float:
+        mine = self._names[k]
+        key = (k, *(counts.get(name) for name in mine))
+        if key not in self.memo:
+            kept = {self.dims[name]: counts[name] for name in mine if name in counts}
+            self.memo[key] = float(self._of(self.works[k], kept))
+        return self.memo[key]
+
+    def _of(self, work: Work, kept: Mapping[Dim, Any]) -> Any:
+        inner, outer, times = work.widths(kept, self.sizes)
+        return self.surfaces[work.family](inner, outer) * times
+
+
+def budget(text: str) -> tuple[float, str]:
+    """The number and unit (x, us, ms, s) of a latency budget. Raises BudgetError for what is none."""
+    match = re.fullmatch(r"(\d*\.?\d+(?:e-?\d+)?)(x|ms|us|s)?", text.strip())
+    if match is None or float(match[1]) <= 0:
+        raise BudgetError(f"latency={text} is not a budget", "say what remains: latency=0.6x, or latency=12ms")
+    number, unit = float(match[1]), match[2] or "x"
+    if unit == "x" and number >= 1:
+        raise BudgetError(f"latency={text} is not a budget", "say what remains, between 0 and 1: latency=0.6x")
+    return number, unit
+
+
+def points(graph: Graph, host: Host, groups: Groups, menus: Menus, grain: int) -> list[Point]:
+    """What a table must hold for a search over ``menus``."""
+    sizes = symbols(graph, host)
+    least = {group.dim: min(menus[group.name]) for group in groups}
+    ranges: dict[Family, list[tuple[Widths, Widths]]] = {}
+    for work in works(graph, host):
+        low, high = work.widths(least, sizes), work.widths({}, sizes)
+        pair = ((int(low[0]), max(1, round(low[1]))), (int(high[0]), max(1, round(high[1]))))
+        ranges.setdefault(work.family, []).append(pair)
+    return [point for family, found in ranges.items() for point in _grid(family, found, grain)]
+
+
+def _grid(family: Family, found: Sequence[tuple[Widths, Widths]], grain: int) -> Iterator[Point]:
+    axes = [grid(min(low[k] for low, _ in found), [high[k] for _, high in found], grain) for k in (0, 1)]
+    if family.kind == "stream":
+        axes = [[1], [1, 10, 100, 1000]]
+    groups = family.sizes[1] if family.kind == "conv" else 0
+    step = max(groups, 1)
+    for a in axes[0]:
+        for b in axes[1]:
+            widths = (-(-a // step) * step, -(-b // step) * step) if groups else (a, b)
+            yield family, widths
