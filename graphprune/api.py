@@ -14,6 +14,7 @@ from . import calibration
 from .artifact import check_code, describe, emit, latencies, loaded, new_folder, write
 from .backends.target import Target, target
 from .errors import BudgetError, ModelError, RecipeError
+from .facts import Groups, Keep, Scores
 from .ir import Host, Program
 from .pipeline import Progress, Recipe, replay
 from .pipeline import run as run_recipe
@@ -100,6 +101,9 @@ def compile(
     compiled model takes that share of the time. ``targets``: names such as ``"onnx"`` or
     ``"tvm{threads=2}"``. ``out``: a folder that is written whole or not at all.
 
+    A program that knows scores or a keep list (``gp.train``'s ``learned()``) is pruned by them: with no
+    budget by the keep list as it is.
+
     Raises GraphpruneError of the kind that fits; nothing is written then.
     """
     budgets = {"channels": channels, "params": params, "macs": macs, "latency": latency}
@@ -119,6 +123,8 @@ def compile(
             done, steps = _to_latency(program, given["latency"], chosen[0], grain, progress)
         else:
             unit, text = next(iter(given.items()), ("macs", "0.5x"))
+            if recipe is None and not given and program.knows(Keep):
+                recipe = "propagate,compensate" if program.data else "propagate"  # training has decided already
             if recipe is not None:
                 steps = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
                 done = run(steps, program, progress=progress)
@@ -142,7 +148,8 @@ def compile(
 def _aligned(program: Program, unit: str, text: str, grain: int, progress: Progress | None) -> tuple[Program, Recipe]:
     """The default recipe, with the largest grain up to the targets' own that meets the budget."""
     while True:
-        steps = default_recipe(unit, text, grain, data=bool(program.data))
+        scored = program.knows(Groups) and program.knows(Scores)
+        steps = default_recipe(unit, text, grain, data=bool(program.data), scored=scored)
         try:
             return run(steps, program, progress=progress), steps
         except BudgetError:
@@ -151,17 +158,20 @@ def _aligned(program: Program, unit: str, text: str, grain: int, progress: Progr
             grain //= 2
 
 
-def default_recipe(unit: str, text: str, grain: int = 1, *, data: bool) -> Recipe:
+def default_recipe(unit: str, text: str, grain: int = 1, *, data: bool, scored: bool = False) -> Recipe:
     """`auto`: the recipe that is run where none is given. With calibration data: channels by what the
     others cannot make up for, as many of each group as its measured distortion says, and every layer
-    after the cut fitted to the original network. Without: by weights. Chosen by benchmarks/accuracy.py."""
+    after the cut fitted to the original network. Without: by weights. Chosen by benchmarks/accuracy.py.
+    ``scored``: training has scored the channels, and one threshold for all decides."""
     score, allocate, repair = ("score{by=obs}", "rd", ",compensate") if data else ("score", "global", "")
+    steps = "" if scored else f"group,{score},"
+    allocate = "global" if scored else allocate
     options = [f"{unit}={text}"]
     if unit != "channels":  # a channels budget is a promise about every group
         options.append(f"allocate={allocate}")
     if grain > 1:
         options.append(f"grain={grain}")
-    return Recipe.parse(f"group,{score},mask{{{' '.join(options)}}},propagate{repair}")
+    return Recipe.parse(f"{steps}mask{{{' '.join(options)}}},propagate{repair}")
 
 
 def _to_latency(
