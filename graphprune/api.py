@@ -67,11 +67,34 @@ def run(recipe: str | Recipe, program: Program, *, progress: Progress | None = N
     return run_recipe(Recipe.parse(recipe) if isinstance(recipe, str) else recipe, program, progress)
 
 
-def apply(plan: Mapping[str, Any] | str | Path, model: Any, example_inputs: Any = None) -> Program:
-    """Do to a fresh copy of the same model what ``plan`` (or a plan.json) did: the same weights, to
-    the last bit. Raises RecipeError if the plan does not fit the model."""
+def apply(
+    plan: Mapping[str, Any] | str | Path | Program,
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    in_place: bool = False,
+    optimizer: Any = None,
+) -> Program:
+    """Do to a fresh copy of the same model what ``plan`` (a plan.json, or a program that was compiled)
+    did: the same weights, to the last bit.
+
+    ``in_place``: cut the nn.Module itself, so that its training goes on, and the state of ``optimizer``
+    with it; the result is checked against the GraphModule of the program returned. With a program for
+    the plan the example inputs may be left out.
+
+    Raises RecipeError if the plan does not fit the model, ModelError where it cannot be cut in place.
+    """
     if isinstance(plan, (str, Path)):
         plan = read_plan(Path(plan))
+    if isinstance(plan, Program):
+        if example_inputs is None:
+            args, kwargs = plan.source.call_arguments(plan.source.example())  # type: ignore[attr-defined]
+            example_inputs = {"args": args, "kwargs": kwargs}
+        plan = plan.plan
+    if in_place:
+        from .train.inplace import cut
+
+        return cut(plan, model, example_inputs, optimizer)
     host = model.source if isinstance(model, Program) else _host(model, example_inputs, None)
     return replace(replay(plan, host), source=host)
 

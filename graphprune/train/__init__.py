@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from .bip import BiP
 from .catalyst import Catalyst
+from .lasso import GroupLasso
 from .penalty import Penalty
 from .var import VAR
 
-__all__ = ["VAR", "BiP", "Catalyst", "Penalty"]
+__all__ = ["VAR", "BiP", "Catalyst", "GroupLasso", "Penalty"]
