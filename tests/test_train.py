@@ -6,6 +6,7 @@ import copy
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,22 @@ from graphprune.train.channels import Channels
 from graphprune.train.penalty import current
 
 ROOT = Path(__file__).parents[1]
-METHODS = ("Catalyst", "VAR", "BiP")
+OPTIONS = {
+    "Catalyst": {},
+    "VAR": {},
+    "BiP": {},
+    "GroupLasso": {},
+    "Slimming": {},
+    "GrowingRegularization": {},
+    "DReSS": {},
+    "SMCP": {"every": 2},
+    "LAPP": {},
+    "Polarization": {},
+    "Movement": {"total_steps": 5},
+    "StochasticMasks": {"total_steps": 5},
+}
+METHODS = tuple(OPTIONS)
+THREE = ("Catalyst", "VAR", "BiP")
 
 
 def network(seed=0):
@@ -39,10 +55,21 @@ def batches(count, seed=0):
         yield torch.randn(8, 3, 8, 8, generator=rng), torch.randint(0, 3, (8,), generator=rng)
 
 
+@cache
+def loaded(dtype=torch.float32):
+    """One program for all modules of the class: names and shapes are what training takes from it."""
+    return gp.load(network().to(dtype), torch.zeros(2, 3, 8, 8, dtype=dtype))
+
+
 def made(method, module, wrapped=None, **options):
-    program = gp.load(module, torch.zeros(2, 3, 8, 8))
+    program = loaded(module.fc.weight.dtype)
+    if issubclass(getattr(gp.train, method), gp.train.DReSS):
+        program = gp.run("group,score,mask{channels=0.5x}", program)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-    return getattr(gp.train, method)(program, module if wrapped is None else wrapped, optimizer, **options), optimizer
+    penalty = getattr(gp.train, method)(
+        program, module if wrapped is None else wrapped, optimizer, **OPTIONS[method], **options
+    )
+    return penalty, optimizer
 
 
 def train(module, penalty, optimizer, data):
@@ -273,12 +300,12 @@ def test_state_of_another_network_is_refused():
 @pytest.mark.parametrize("method", METHODS)
 def test_remove_leaves_the_optimizer_as_it_was(method):
     module = network()
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
-    before = [id(p) for group in optimizer.param_groups for p in group["params"]]
-    penalty = getattr(gp.train, method)(gp.load(module, torch.zeros(2, 3, 8, 8)), module, optimizer)
+    penalty, optimizer = made(method, module)
     train(module, penalty, optimizer, batches(2))
     penalty.remove()
-    assert [id(p) for group in optimizer.param_groups for p in group["params"]] == before
+    own = [id(p) for p in module.parameters()]
+    assert [id(p) for group in optimizer.param_groups for p in group["params"]] == own
+    assert set(map(id, optimizer.state)) <= set(own)
     assert not optimizer._optimizer_step_pre_hooks
     assert not optimizer._optimizer_step_post_hooks
 
@@ -333,9 +360,9 @@ def test_the_penalty_keeps_its_precision_under_autocast(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_accumulated_gradients_teach_what_whole_batches_do(method):
     whole, parts = network().double(), network().double()
-    penalty, optimizer = made_double(method, whole)
+    penalty, optimizer = made(method, whole)
     train(whole.eval(), penalty, optimizer, [(x.double(), y) for x, y in batches(3)])
-    penalty2, optimizer2 = made_double(method, parts)
+    penalty2, optimizer2 = made(method, parts)
     parts.eval()
     for x, y in batches(3):
         optimizer2.zero_grad()
@@ -347,13 +374,7 @@ def test_accumulated_gradients_teach_what_whole_batches_do(method):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
 
 
-def made_double(method, module):
-    program = gp.load(module, torch.zeros(2, 3, 8, 8, dtype=torch.float64))
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
-    return getattr(gp.train, method)(program, module, optimizer), optimizer
-
-
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", THREE)
 def test_a_compiled_module_trains_alike(method):
     plain, inner = network(), network()
     penalty, optimizer = made(method, plain)
@@ -369,15 +390,12 @@ RANKS = """
 import sys, torch, torch.distributed as dist
 sys.path[:0] = {path!r}
 import test_train as t
-import graphprune as gp
 
 rank = int(sys.argv[3])
 dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
 module = t.network(seed=rank)
 wrapped = torch.nn.parallel.DistributedDataParallel(module)
-program = gp.load(module, torch.zeros(2, 3, 8, 8))
-optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
-penalty = getattr(gp.train, sys.argv[1])(program, wrapped, optimizer)
+penalty, optimizer = t.made(sys.argv[1], module, wrapped)
 t.train(wrapped, penalty, optimizer, t.batches(5, seed=10 + rank))
 learned = penalty.learned()
 torch.save([{{k: torch.from_numpy(v) for k, v in penalty.scores().scores.items()}},
@@ -387,7 +405,7 @@ dist.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*THREE, "StochasticMasks"])
 def test_two_ranks_learn_the_same(method, tmp_path):
     code = RANKS.format(path=[str(ROOT / "tests"), str(ROOT)])
     ranks = [

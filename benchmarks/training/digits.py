@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 import graphprune as gp
 from examples.digits import DigitsNet, digits
+from graphprune.facts import Groups
 
 from .loop import Results, Run, accuracy, mean
 
@@ -170,19 +172,18 @@ def bip(seed: int, keep: float) -> dict[str, Any]:
     cut = gp.run(f"group,score,mask{{channels={keep}x floor=0}},propagate", program).model
     out["one-shot"] = {"accuracy": held(cut), "seconds": 0.0}
     seconds = training(seed, TUNE).train(cut, what=f"one-shot + fine-tune, seed {seed}")
-    out["one-shot + fine-tune"] = {"accuracy": held(cut), "seconds": seconds}
+    out[f"one-shot, {TUNE} epochs"] = {"accuracy": held(cut), "seconds": seconds}
 
     module.load_state_dict(dense)
-    model, seconds = gp.load(module, (X[:2],)), 0.0
-    sizes = {}
-    for number in range(1, ROUNDS + 1):
-        share = keep ** (number / ROUNDS)
-        left = share / keep ** ((number - 1) / ROUNDS)
-        model = gp.run(f"group,score,mask{{channels={left:.6f}x floor=0}},propagate", model)
-        run = training(seed, TUNE)
-        seconds += run.train(model.model, what=f"iterative {number}/{ROUNDS}, seed {seed}")
-        sizes = {g.name: g.size for g in gp.run("group", model).fact(_groups())}
-    out["iterative magnitude"] = {"accuracy": held(model.model), "seconds": seconds, "channels": sum(sizes.values())}
+    for epochs in (TUNE, TUNE // ROUNDS):
+        model, seconds = gp.load(module, (X[:2],)), 0.0
+        for number in range(1, ROUNDS + 1):  # the same share of what is left, each round
+            model = gp.run(f"group,score,mask{{channels={keep ** (1 / ROUNDS):.6f}x floor=0}},propagate", model)
+            what = f"iterative {number}/{ROUNDS}, seed {seed}"
+            seconds += training(seed, epochs).train(model.model, what=what)
+        left = sum(group.size for group in gp.run("group", model).fact(Groups))
+        name = f"iterative magnitude, {ROUNDS} x {epochs} epochs"
+        out[name] = {"accuracy": held(model.model), "seconds": seconds, "channels": left}
 
     module.load_state_dict(dense)
     run = training(seed, TUNE)
@@ -197,14 +198,13 @@ def bip(seed: int, keep: float) -> dict[str, Any]:
     seconds = run.train(module, penalty, optimizer, step=step, what=f"BiP, seed {seed}")
     done = gp.run("propagate", penalty.learned())
     channels = sum(len(own) for own in done.plan["steps"][-1]["keep"].values())
-    out["BiP"] = {"accuracy": held(done.model), "seconds": seconds, "channels": channels, "counts": sorted(counts)}
+    out[f"BiP, {TUNE} epochs"] = {
+        "accuracy": held(done.model),
+        "seconds": seconds,
+        "channels": channels,
+        "counts": sorted(counts),
+    }
     return out
-
-
-def _groups() -> Any:
-    from graphprune.facts import Groups
-
-    return Groups
 
 
 # ---- tables ------------------------------------------------------------------------------------------
@@ -231,7 +231,8 @@ def table(results: Results, seeds: list[int], only: str | None, out: Path) -> No
             print(f"| {name} | {' | '.join(mean([row[name][k] for row in rows]) for k in rows[0][name])} |")
     if only in (None, "bip"):
         for keep in (0.5, 0.25):
-            rows = [results.get(f"bip {keep} {seed}", lambda seed=seed, keep=keep: bip(seed, keep)) for seed in seeds]
+            makers = {f"bip, equal time {keep} {seed}": partial(bip, seed, keep) for seed in seeds}
+            rows = [results.get(name, make) for name, make in makers.items()]
             print(f"\n| {keep:g}x of the channels | accuracy | seconds |\n|---|---|---|")
             for name in rows[0]:
                 found = [row[name] for row in rows]
