@@ -137,7 +137,7 @@ def test_the_gates_cost_is_the_compilers():
 @pytest.mark.parametrize("kind", ["LAPP", "StochasticMasks"])
 def test_the_cost_reaches_its_target(kind):
     module, program = pair(width=16)
-    optimizer = sgd(module, rate=0.05)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
     options = {"total_steps": 200} if kind == "StochasticMasks" else {}
     penalty = getattr(gp.train, kind)(program, module, optimizer, target=0.5, **options)
     for step in range(200):
@@ -148,20 +148,37 @@ def test_the_cost_reaches_its_target(kind):
     assert float(penalty.macs(penalty.gates()).detach()) == pytest.approx(0.5, abs=0.12)
 
 
-def test_polarization_leaves_none_in_between():
+def polarized(t):
     module, program = pair(width=16)
     optimizer = sgd(module, rate=0.05)
-    penalty = gp.train.Polarization(program, module, optimizer, strength=0.1, t=1.0)
+    penalty = gp.train.Polarization(program, module, optimizer, strength=0.1, t=t)
     with torch.no_grad():
         penalty.auxiliary.copy_(torch.linspace(0.05, 0.95, 16))
+    return penalty, optimizer
+
+
+def test_polarization_leaves_none_in_between():
+    penalty, optimizer = polarized(0.0)
     for _ in range(300):
         optimizer.zero_grad()
         penalty().backward()
         optimizer.step()
         penalty.step()
     gates = penalty.gates().detach()
-    assert ((gates < 0.05) | (gates > 0.94)).all()
-    assert (gates < 0.05).any()
+    assert ((gates < 0.02) | (gates > 0.98)).all()
+    assert int((gates < 0.02).sum()) == 8
+
+
+@pytest.mark.parametrize("t", [0.0, 1.0, 1.6])
+def test_polarizations_own_choice_is_a_half_and_a_quarter_of_t(t):
+    """Brute force over how many of 40 gates are at zero, the others at one (theorem 1 of the paper)."""
+    penalty, _ = polarized(t)
+    values = []
+    for zeros in range(40):
+        with torch.no_grad():
+            penalty.auxiliary = nn.Parameter(torch.tensor([0.0] * zeros + [1.0] * (40 - zeros)))
+        values.append(float(penalty.value().detach()))
+    assert int(np.argmin(values)) / 40 == pytest.approx(0.5 + t / 4, abs=0.026)
 
 
 def test_movement_gathers_what_its_formula_says_and_counts_exactly():

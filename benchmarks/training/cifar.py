@@ -1,6 +1,6 @@
 """ResNet-20 on CIFAR-10 at half the MACs: Catalyst, VAR and BiP beside Torch-Pruning's GroupNorm and GReg.
 
-    python -m benchmarks.training.cifar [--epochs 4 --images 1024 --batch 16 --test 1000] [--seeds 0] [--only catalyst]
+    python -m benchmarks.training.cifar [--epochs 4 --images 2048 --batch 32 --rate 0.005 --test 1000] [--seeds 0] [--only catalyst]
 
 Needs ../shared/data beside the checkout (weights, images, network classes). Every method starts from the same
 trained weights and gets the same number of epochs: the first half with its regulariser or mask, then the cut,
@@ -36,7 +36,6 @@ SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 GROUP = "group{freeze=conv1*|*.conv2|*.conv2.*}"
 MASK = "mask{macs=0.5x}"
-RATE = 0.02
 
 
 def images(name: str, count: int, shared: Path) -> tuple[Tensor, Tensor]:
@@ -83,7 +82,7 @@ class Experiment:
         self.options, self.seed = options, seed
         x, y = options.train
         half = max(options.epochs // 2, 1)
-        self.run = Run(batches(x, y, seed, options.batch), len(x) // options.batch, half, RATE)
+        self.run = Run(batches(x, y, seed, options.batch), len(x) // options.batch, half, options.rate)
         self.test = options.held
         self.folder = options.out / f"cifar-{options.epochs}-{options.images}"
 
@@ -97,7 +96,7 @@ class Experiment:
         module = network(SHARED)
         program = self.program(module)
         optimizer = self.run.optimizer(module)
-        penalty = PENALTIES[name](program, module, optimizer, self.run.steps)
+        penalty = PENALTIES[name](program, module, optimizer, self.run)
         seconds = self.run.train(
             module, penalty, optimizer, checkpoint=self.checkpoint(name), what=f"{name}, seed {self.seed}"
         )
@@ -154,15 +153,20 @@ def _shares(program: gp.Program) -> dict[str, float]:
     return {group.name: len(known.fact(Keep).keep[group.name]) / group.size for group in known.fact(Groups)}
 
 
-Make = Callable[[gp.Program, nn.Module, torch.optim.Optimizer, int], Any]
+Make = Callable[[gp.Program, nn.Module, torch.optim.Optimizer, Run], Any]
 PENALTIES: dict[str, Make] = {
-    "l2": lambda program, module, optimizer, steps: gp.train.Penalty(program, module, optimizer, over="all"),
-    "catalyst": lambda program, module, optimizer, steps: gp.train.Catalyst(
-        program, module, optimizer, keep=_shares(program), opening=steps // 3, strength=CLOSE / (steps * RATE * 5)
+    "l2": lambda program, module, optimizer, run: gp.train.Penalty(program, module, optimizer, over="all"),
+    "catalyst": lambda program, module, optimizer, run: gp.train.Catalyst(
+        program,
+        module,
+        optimizer,
+        keep=_shares(program),
+        opening=run.steps // 3,
+        strength=CLOSE / (run.steps * run.rate * 5),
     ),
-    "var": lambda program, module, optimizer, steps: gp.train.VAR(program, module, optimizer, strength=1e-4),
-    "bip": lambda program, module, optimizer, steps: gp.train.BiP(
-        program, module, optimizer, keep=_shares(program), total_steps=steps
+    "var": lambda program, module, optimizer, run: gp.train.VAR(program, module, optimizer, strength=1e-4),
+    "bip": lambda program, module, optimizer, run: gp.train.BiP(
+        program, module, optimizer, keep=_shares(program), total_steps=run.steps
     ),
 }
 CLOSE = 12.0  # the time that Catalyst's flow gets, in units of 1/lambda: half as one-cycle rates average half
@@ -174,6 +178,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=50000, help="training images")
     parser.add_argument("--test", type=int, default=10000, help="test images")
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--rate", type=float, default=0.02, help="highest learning rate")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     names = [*PENALTIES, "tp-groupnorm", "tp-greg"]
     parser.add_argument("--only", choices=names, action="append")

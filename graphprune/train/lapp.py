@@ -13,7 +13,7 @@ from .gated import Gated
 
 class LAPP(Gated):
     """m_i = sigmoid((||g_i|| / mean norm - t) / T) with one threshold t a group, and R = (MACs left -
-    ``target``)^2 where they are more.
+    ``target``)^2.
 
     [derived] Norms relative to their group's mean, so that one start and one temperature T fit all.
     """
@@ -25,7 +25,7 @@ class LAPP(Gated):
         optimizer: torch.optim.Optimizer | None = None,
         *,
         target: float = 0.5,
-        strength: float = 10.0,
+        strength: float = 1.0,
         temperature: float = 0.1,
         **options: Any,
     ) -> None:
@@ -44,4 +44,4 @@ class LAPP(Gated):
         return torch.sigmoid(torch.cat(relative) / self.temperature)
 
     def value(self) -> Tensor:
-        return (self.macs(self.gates()) - self.target).clamp_min(0).square()
+        return (self.macs(self.gates()) - self.target).square()

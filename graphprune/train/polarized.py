@@ -14,7 +14,7 @@ from .gated import Gated
 class Polarization(Gated):
     """R = sum_i t |a_i| - |a_i - mean a|, the mean over all channels, a clamped to [0, 1].
 
-    The paper puts it on BatchNorm's scales; here it is on gates, so that any group can have it.
+    R alone is least with a share 1/2 + t/4 of the gates at zero and the others at one. The paper puts it on BatchNorm's scales; here it is on gates, so that any group can have it.
     """
 
     def __init__(
@@ -24,7 +24,7 @@ class Polarization(Gated):
         optimizer: torch.optim.Optimizer | None = None,
         *,
         strength: float = 1e-3,
-        t: float = 1.2,
+        t: float = 0.0,
         **options: Any,
     ) -> None:
         super().__init__(program, module, optimizer, strength=strength, **options)

@@ -16,8 +16,8 @@ from .gated import Gated
 
 
 class StochasticMasks(Gated):
-    """R = (MACs left without the noise - ``target``)^2, so that it is the compiled network that meets the
-    target when T is low. The noise is of ``seed`` and the step, so every rank draws
+    """R = n (MACs left without the noise - ``target``)^2 for n channels in all: each feels a pull that does
+    not depend on n, and it is the compiled network that meets the target when T is low. The noise is of ``seed`` and the step, so every rank draws
     the same, and a resumed run what it would have drawn."""
 
     noise: Tensor
@@ -30,7 +30,7 @@ class StochasticMasks(Gated):
         *,
         total_steps: int,
         target: float = 0.5,
-        strength: float = 10.0,
+        strength: float = 1.0,
         warm: float = 1.0,
         cold: float = 0.1,
         seed: int = 0,
@@ -52,7 +52,8 @@ class StochasticMasks(Gated):
         return float(self.warm * (self.cold / self.warm) ** done)
 
     def value(self) -> Tensor:
-        return (self.macs(torch.sigmoid(self.logits / self.temperature())) - self.target).square()
+        left = self.macs(torch.sigmoid(self.logits / self.temperature()))
+        return self.channels.total * (left - self.target).square()
 
     @torch.no_grad()
     def step(self) -> None:
