@@ -1,6 +1,6 @@
 """ResNet-20 on CIFAR-10 at half the MACs: Catalyst, VAR and BiP beside Torch-Pruning's GroupNorm and GReg.
 
-    python -m benchmarks.training.cifar [--epochs 4 --images 2048 --batch 32 --rate 0.005 --test 1000] [--seeds 0] [--only catalyst]
+    python -m benchmarks.training.cifar [--epochs 4 --images 2048 --batch 32 --rate 0.005 --test 1000] [--only catalyst]
 
 Needs ../shared/data beside the checkout (weights, images, network classes). Every method starts from the same
 trained weights and gets the same number of epochs: the first half with its regulariser or mask, then the cut,

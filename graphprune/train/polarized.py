@@ -14,7 +14,8 @@ from .gated import Gated
 class Polarization(Gated):
     """R = sum_i t |a_i| - |a_i - mean a|, the mean over all channels, a clamped to [0, 1].
 
-    R alone is least with a share 1/2 + t/4 of the gates at zero and the others at one. The paper puts it on BatchNorm's scales; here it is on gates, so that any group can have it.
+    R alone is least with a share 1/2 + t/4 of the gates at zero and the others at one. The paper puts it on
+    BatchNorm's scales; here it is on gates, so that any group can have it.
     """
 
     def __init__(

@@ -17,8 +17,8 @@ from .gated import Gated
 
 class StochasticMasks(Gated):
     """R = n (MACs left without the noise - ``target``)^2 for n channels in all: each feels a pull that does
-    not depend on n, and it is the compiled network that meets the target when T is low. The noise is of ``seed`` and the step, so every rank draws
-    the same, and a resumed run what it would have drawn."""
+    not depend on n, and it is the compiled network that meets the target when T is low. The noise is of
+    ``seed`` and the step, so every rank draws the same, and a resumed run what it would have drawn."""
 
     noise: Tensor
 
