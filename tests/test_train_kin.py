@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -293,3 +295,14 @@ def test_all_is_what_there_is():
     assert sorted(gp.train.__all__) == sorted(set(gp.train.__all__))
     for name in gp.train.__all__:
         assert getattr(gp.train, name).__doc__, name
+
+
+def test_the_examples_of_the_page_run_in_order():
+    page = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 3
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(block, names)
+    for name in re.findall(r"`(\w+)`", page.split("|---|---|---|")[1].split("\n\n")[0]):
+        assert name == "keep" or hasattr(gp.train, name), name

@@ -8,7 +8,8 @@ a step on real scores s along the implicit gradient, and a projection onto exact
     s <- s - beta (theta - (1/gamma) m * g) * g,   m <- top-k[s],   g = the gradient at m * theta
 
 [derived] The paper gives each level a batch of its own. Here one backward pass serves both: when a batch
-revises the mask, the weights that it looks at were made by the batches before it.
+revises the mask, the weights that it looks at were made by the batches before it. In hundreds of steps rather
+than tens of thousands the mask hardly moves at the paper's rate: docs/benchmarks.md, Training.
 """
 
 from __future__ import annotations
