@@ -14,12 +14,25 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from . import train
     from .api import Artifact, apply, compile, load, run, verify
     from .errors import GraphpruneError
     from .ir import Program
     from .pipeline import Pass, Recipe
 
-__all__ = ["Artifact", "GraphpruneError", "Pass", "Program", "Recipe", "apply", "compile", "load", "run", "verify"]
+__all__ = [
+    "Artifact",
+    "GraphpruneError",
+    "Pass",
+    "Program",
+    "Recipe",
+    "apply",
+    "compile",
+    "load",
+    "run",
+    "train",
+    "verify",
+]
 
 _HOME = {
     **dict.fromkeys(("Artifact", "apply", "compile", "load", "run", "verify"), "api"),
@@ -31,10 +44,12 @@ _HOME = {
 
 def __getattr__(name: str) -> Any:
     """Names are imported when first used: ``import graphprune`` costs nothing."""
-    if name not in _HOME:
-        raise AttributeError(f"module `graphprune` has no attribute `{name}`")
     from importlib import import_module
 
+    if name == "train":
+        return import_module(".train", __name__)
+    if name not in _HOME:
+        raise AttributeError(f"module `graphprune` has no attribute `{name}`")
     return getattr(import_module(f".{_HOME[name]}", __name__), name)
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from . import calibration
 from .artifact import check_code, describe, emit, latencies, loaded, new_folder, write
 from .backends.target import Target, on_device, target
 from .errors import BudgetError, ModelError, RecipeError
+from .facts import Groups, Keep, Scores
 from .ir import Host, Program
 from .latency.table import Table
 from .passes.mask import Mask
@@ -24,7 +25,9 @@ from .proof import Check, verify
 from .proof import verify as prove
 from .targeting import has_latency, recorded, to_latency
 
-__all__ = ["Artifact", "Check", "apply", "compile", "load", "record", "run", "tune", "verify"]
+T = TypeVar("T")
+
+__all__ = ["Artifact", "Check", "apply", "compile", "load", "record", "run", "verify"]
 
 
 @dataclass(frozen=True)
@@ -69,11 +72,34 @@ def run(recipe: str | Recipe, program: Program, *, progress: Progress | None = N
     return run_recipe(Recipe.parse(recipe) if isinstance(recipe, str) else recipe, program, progress)
 
 
-def apply(plan: Mapping[str, Any] | str | Path, model: Any, example_inputs: Any = None) -> Program:
-    """Do to a fresh copy of the same model what ``plan`` (or a plan.json) did: the same weights, to
-    the last bit. Raises RecipeError if the plan does not fit the model."""
+def apply(
+    plan: Mapping[str, Any] | str | Path | Program,
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    in_place: bool = False,
+    optimizer: Any = None,
+) -> Program:
+    """Do to a fresh copy of the same model what ``plan`` (a plan.json, or a program that was compiled)
+    did: the same weights, to the last bit.
+
+    ``in_place``: cut the nn.Module itself, so that its training goes on, and the state of ``optimizer``
+    with it; the result is checked against the GraphModule of the program returned. With a program for
+    the plan the example inputs may be left out.
+
+    Raises RecipeError if the plan does not fit the model, ModelError where it cannot be cut in place.
+    """
     if isinstance(plan, (str, Path)):
         plan = read_plan(Path(plan))
+    if isinstance(plan, Program):
+        if example_inputs is None:
+            args, kwargs = plan.source.call_arguments(plan.source.example())  # type: ignore[attr-defined]
+            example_inputs = {"args": args, "kwargs": kwargs}
+        plan = plan.plan
+    if in_place:
+        from .train.inplace import cut
+
+        return cut(plan, model, example_inputs, optimizer)
     host = model.source if isinstance(model, Program) else _host(model, example_inputs, None)
     return replace(replay(plan, host), source=host)
 
@@ -106,6 +132,9 @@ def compile(
     threads, see targeting.to_latency; ``table``: a latency table recorded elsewhere. ``targets``: names
     such as ``"onnx"`` or ``"tvm{layout=NCHW}"``. ``out``: a folder that is written whole or not at all.
 
+    A program that knows scores or a keep list (``gp.train``'s ``learned()``) is pruned by them: with no
+    budget by the keep list as it is.
+
     Raises GraphpruneError of the kind that fits; nothing is written then.
     """
     budgets = {"channels": channels, "params": params, "macs": macs, "latency": latency}
@@ -123,28 +152,22 @@ def compile(
         program = model if isinstance(model, Program) else load(model, example_inputs, data=data, seed=seed)
         chosen = chosen or [target(program.host.kind)]
         grain = max(one.grain for one in chosen)
+        if recipe is None and not given and program.knows(Keep):  # training has decided already
+            recipe = "propagate,compensate" if program.data else "propagate"
+        fixed = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
         unit, text = next(iter(given.items()), ("macs", "0.5x"))
-        facts: Mapping[str, Any] = {}
-        if recipe is not None:
-            steps = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
+        held = Table.read(Path(table)) if table is not None else None
+
+        def attempt(steps: Recipe) -> tuple[Program, Mapping[str, Any]]:
+            if not has_latency(steps):
+                return run(steps, program, progress=progress), {}
+            found = to_latency(program, steps, chosen[0], threads=threads, table=held, progress=progress)
+            return found.program, found.facts
+
+        if fixed is not None:
+            steps, (done, facts) = fixed, attempt(fixed)
         else:
-            steps = default_recipe(unit, text, grain, data=bool(program.data))
-        while True:
-            try:
-                if has_latency(steps):
-                    found = to_latency(
-                        program, steps, chosen[0], threads=threads,
-                        table=Table.read(Path(table)) if table is not None else None, progress=progress,
-                    )  # fmt: skip
-                    done, facts = found.program, found.facts
-                else:
-                    done = run(steps, program, progress=progress)
-                break
-            except BudgetError:  # the largest grain up to the targets' own that meets the budget
-                if recipe is not None or grain == 1:
-                    raise
-                grain //= 2
-                steps = default_recipe(unit, text, grain, data=bool(program.data))
+            steps, (done, facts) = _aligned(program, unit, text, grain, attempt)
         if progress and verify:
             progress("verify", 0, 1)
         checks = prove(done) if verify else None
@@ -184,37 +207,33 @@ def record(
     return recorded(scored, one, mask, threads=threads, table=table, progress=progress)[0]
 
 
-def tune(
-    model: Any,
-    example_inputs: Any = None,
-    *,
-    trials: int = 0,
-    minutes: float = 0.0,
-    threads: int = 1,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Sequence[Any]:
-    """Search schedules for the model's ops on this machine within ``trials`` or ``minutes``; the target
-    ``tvm{tuned=true}`` uses what was found. Returns backends.tune.Task's. Raises TargetError."""
-    from .backends.tune import Budget
-    from .backends.tvm import Tvm
-
-    program = model if isinstance(model, Program) else load(model, example_inputs)
-    budget = Budget(trials, minutes)
-    return Tvm().tune(program, budget, threads=threads, seed=seed, progress=progress)
+def _aligned(program: Program, unit: str, text: str, grain: int, attempt: Callable[[Recipe], T]) -> tuple[Recipe, T]:
+    """The default recipe, with the largest grain up to the targets' own that meets the budget."""
+    scored = program.knows(Groups) and program.knows(Scores)
+    while True:
+        steps = default_recipe(unit, text, grain, data=bool(program.data), scored=scored)
+        try:
+            return steps, attempt(steps)
+        except BudgetError:
+            if grain == 1:
+                raise
+            grain //= 2
 
 
-def default_recipe(unit: str, text: str, grain: int = 1, *, data: bool) -> Recipe:
+def default_recipe(unit: str, text: str, grain: int = 1, *, data: bool, scored: bool = False) -> Recipe:
     """`auto`: the recipe that is run where none is given. With calibration data: channels by what the
     others cannot make up for, as many of each group as its measured distortion says, and every layer
-    after the cut fitted to the original network. Without: by weights. Chosen by benchmarks/accuracy.py."""
+    after the cut fitted to the original network. Without: by weights. Chosen by benchmarks/accuracy.py.
+    ``scored``: training has scored the channels, and one threshold for all decides."""
     score, allocate, repair = ("score{by=obs}", "rd", ",compensate") if data else ("score", "global", "")
+    steps = "" if scored else f"group,{score},"
+    allocate = "global" if scored else allocate
     options = [f"{unit}={text}"]
     if unit not in ("channels", "latency"):  # a promise about every group; a choice of its own
         options.append(f"allocate={allocate}")
     if grain > 1:
         options.append(f"grain={grain}")
-    return Recipe.parse(f"group,{score},mask{{{' '.join(options)}}},propagate{repair}")
+    return Recipe.parse(f"{steps}mask{{{' '.join(options)}}},propagate{repair}")
 
 
 def _host(model: Any, example_inputs: Any, dynamic_shapes: Any) -> Host:

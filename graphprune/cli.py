@@ -279,37 +279,6 @@ def record(model: str, target_: str, threads: int, rpc: str | None, out: Path) -
     click.echo(f"{sum(map(len, table.points.values()))} points: {out}")
 
 
-@main.command(short_help="Search fast schedules for a model's ops on this machine.")
-@click.argument("model")
-@click.option("--trials", metavar="N", type=click.IntRange(min=1), help="Candidates to try, over all ops.")
-@click.option("--minutes", metavar="M", type=click.FloatRange(min=0, min_open=True), help="Time to search.")
-@click.option("--threads", metavar="N", type=click.IntRange(min=1), default=1, show_default=True, help="Of each op.")
-@click.option("--seed", metavar="N", type=click.IntRange(min=0), default=0, show_default=True, help="Of the search.")
-def tune(model: str, trials: int | None, minutes: float | None, threads: int, seed: int) -> None:
-    """Search schedules for the ops of MODEL with TVM's MetaSchedule, on this machine.
-
-    What is found is kept on disk when it is found, by op and not by model: interrupt it, run it again, or
-    tune another width, and equal ops start from what is there. The target tvm{tuned=true} uses it.
-
-    \b
-    Example:
-      graphprune compile model.onnx --latency 0.6x --target cpu -o out
-      graphprune tune out/model.onnx --minutes 30
-      graphprune compile model.onnx --passes RECIPE --target 'tvm{tuned=true}' -o out --force
-    """
-    if trials is None and minutes is None:
-        raise click.UsageError("say how long: --trials N or --minutes M")
-    from . import api
-    from .listing import tuned
-    from .progress import shown
-
-    with shown() as progress:
-        tasks = api.tune(
-            model, trials=trials or 0, minutes=minutes or 0.0, threads=threads, seed=seed, progress=progress
-        )
-    click.echo(tuned(tasks))
-
-
 @main.command(short_help="Measure two models against each other, in turns.")
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))

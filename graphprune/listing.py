@@ -49,20 +49,6 @@ def compared(a: tuple[str, Latency], b: tuple[str, Latency]) -> str:
     )
 
 
-def tuned(tasks: Sequence[Any]) -> str:
-    """Every op that was tuned: before, after, trials; and the sums over the network."""
-    rows = [("op", "times", "untuned", "now", "trials")]
-    for task in sorted(tasks, key=lambda task: -task.weight * task.fixed_ms):
-        rows.append((task.name, str(task.weight), duration(task.fixed_ms), duration(task.current_ms), str(task.trials)))
-    before, now = (sum(t.weight * ms for t, ms in zip(tasks, side, strict=True)) for side in (
-        [t.fixed_ms for t in tasks], [t.current_ms for t in tasks]))  # fmt: skip
-    rows.append(("all", "", duration(before), duration(now), str(sum(task.trials for task in tasks))))
-    widths = [max(len(row[k]) for row in rows) for k in range(5)]
-    return "\n".join(
-        f"{row[0]:<{widths[0]}}  " + "  ".join(f"{row[k]:>{widths[k]}}" for k in range(1, 5)) for row in rows
-    )
-
-
 def indented(lines: Sequence[str]) -> str:
     return "\n".join(f"    {line}" for line in lines)
 

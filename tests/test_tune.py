@@ -8,7 +8,6 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -92,18 +91,3 @@ def test_records_survive_and_keep_the_best(loops: tuple[Any, dict[str, Any]], tm
 def test_a_budget_that_is_none(options: dict[str, Any]) -> None:
     with pytest.raises(TargetError, match="is not one"):
         Budget(**options)
-
-
-@pytest.mark.slow
-def test_tuned_code_computes_the_same_and_the_search_goes_on(program: Program) -> None:
-    pytest.importorskip("psutil")
-    said: list[tuple[str, int, int]] = []
-    first = gp.api.tune(program, trials=16, progress=lambda *step: said.append(step))
-    assert sum(task.trials for task in first) == 16 and said and "untuned" in said[-1][0]
-    found = {task.name: task.best_ms for task in first if math.isfinite(task.best_ms)}
-    assert found, "at least one schedule beat the fixed one, or was recorded"
-    again = gp.api.tune(program, trials=16)
-    assert all(task.best_ms <= found[task.name] for task in again if task.name in found)
-    batch = program.host.example()
-    tuned, want = target("tvm{tuned=true}").run(program, batch), program.host.run(batch)
-    assert np.abs(tuned[0] - want[0]).max() <= 1e-4 * np.abs(want[0]).max()

@@ -1,0 +1,46 @@
+"""Training towards pruning, in the user's own loop on the user's own module: see ``penalty``."""
+
+from __future__ import annotations
+
+from .adasap import AdaSAP
+from .bip import BiP
+from .catalyst import Catalyst
+from .distil import InnerDistillation, answers
+from .dress import DReSS
+from .gated import Gated
+from .growing import GrowingRegularization
+from .lapp import LAPP
+from .lasso import GroupLasso
+from .masked import Masked
+from .movement import Movement
+from .penalty import Penalty
+from .polarized import Polarization
+from .schedule import cubic, linear, one_shot
+from .slimming import Slimming
+from .smcp import SMCP
+from .stochastic import StochasticMasks
+from .var import VAR
+
+__all__ = [
+    "LAPP",
+    "SMCP",
+    "VAR",
+    "AdaSAP",
+    "BiP",
+    "Catalyst",
+    "DReSS",
+    "Gated",
+    "GroupLasso",
+    "GrowingRegularization",
+    "InnerDistillation",
+    "Masked",
+    "Movement",
+    "Penalty",
+    "Polarization",
+    "Slimming",
+    "StochasticMasks",
+    "answers",
+    "cubic",
+    "linear",
+    "one_shot",
+]

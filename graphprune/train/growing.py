@@ -1,0 +1,39 @@
+"""GReg-1: an L2 penalty on what will go that grows, little by little, until it has gone (Wang et al., Neural
+Pruning via Growing Regularization, 2021, algorithm 1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..ir import Program
+from .dress import DReSS
+
+
+class GrowingRegularization(DReSS):
+    """R = 1/2 sum over the channels that go of ||g_i||^2, times a strength that starts at zero and gains
+    ``strength`` every ``every`` steps, up to ``ceiling``."""
+
+    def __init__(
+        self,
+        program: Program,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        strength: float = 1e-3,
+        every: int = 1,
+        ceiling: float = 1.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(program, module, optimizer, strength=strength, power=2, **options)
+        self.every, self.ceiling = every, ceiling
+
+    def forward(self) -> Tensor:
+        with torch.autocast(self.channels.device.type, enabled=False):
+            return self.grown() * self.value() / 2
+
+    def grown(self) -> float:
+        """The strength at this step."""
+        return min(self.strength * (int(self.steps) // self.every), self.ceiling)

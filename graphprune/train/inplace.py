@@ -1,0 +1,234 @@
+"""Cutting the user's own nn.Module, so that existing training code goes on unchanged.
+
+A GraphModule always computes the right thing; the user's class does where its forward reads sizes from its
+tensors, or from the attributes of torch's own layers. So the class is cut, run beside the GraphModule that the
+same plan makes, and put back as it was, with the reason, where the two differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from ..errors import ModelError
+from ..hosts.torch import TorchHost
+from ..ir import Program
+from ..pipeline import replay
+from ..proof import relative
+from .channels import unwrapped
+
+Keep = Mapping[str, Mapping[int, Tensor]]
+"""Parameter -> axis -> the original indices kept."""
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4}
+
+
+def cut(
+    plan: Mapping[str, Any], module: nn.Module, inputs: Any, optimizer: torch.optim.Optimizer | None = None
+) -> Program:
+    """Cut ``module`` as ``plan`` says, and every state of ``optimizer`` that is shaped like a parameter
+    (momentum, Adam's moments) along with it. Returns the program whose GraphModule it was compared with.
+
+    Parameters become new tensors: what else holds the old ones (DistributedDataParallel, an average of
+    weights) is to be made anew. Raises ModelError where the module's forward would be wrong, or the
+    optimizer has state that cannot be cut; module and optimizer are then as they were.
+    """
+    if isinstance(module, nn.parallel.DistributedDataParallel):
+        raise ModelError(
+            "DistributedDataParallel holds on to the parameters it was made with",
+            "cut the module inside (`.module`), and wrap it anew",
+        )
+    module = unwrapped(module)
+    host = TorchHost.export(module, inputs)
+    done = replay(plan, host)
+    keep = {
+        name: {int(axis): torch.tensor(entry["keep"]) for axis, entry in axes.items()}
+        for name, axes in plan.get("parameters", {}).items()
+    }
+    _check_steps(module, host, done)
+    states = _cut_states(module, optimizer, keep) if optimizer is not None else {}
+    undo = [*_replace_tensors(module, done), *_resize_layers(module, done)]
+    try:
+        _compare(module, host, done)
+    except ModelError:
+        for owner, name, old in reversed(undo):
+            setattr(owner, name, old)
+        raise
+    if optimizer is not None:
+        new = {id(old): getattr(owner, name) for owner, name, old in undo if isinstance(old, nn.Parameter)}
+        _move(optimizer, new, states)
+    return Program(host=done.host, source=host, plan=done.plan, history=done.history, seed=done.seed)
+
+
+def _check_steps(module: nn.Module, host: TorchHost, done: Program) -> None:
+    """What was added or removed, the class does not know of."""
+    before, after = ({name for name, _ in _tensors(model)} for model in (host.model, done.model))
+    for names, what in ((after - before, "adds"), (before - after, "removes")):
+        if names:
+            raise ModelError(
+                f"the plan {what} `{min(names)}`, which {type(module).__name__} does not allow for",
+                "leave out `fold`, and `compensate` where a layer has no bias, or train the GraphModule",
+            )
+
+
+def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+
+
+# ---- the module --------------------------------------------------------------------------------------
+
+Undo = Iterator[tuple[nn.Module, str, Any]]
+
+
+def _replace_tensors(module: nn.Module, done: Program) -> Undo:
+    """Every tensor that the plan changed, each tied one once for all its names."""
+    cut = dict(_tensors(done.model))
+    new: dict[int, Tensor] = {}
+    for name, old in _tensors(module):
+        tensor = cut.get(name, old)
+        if tensor.shape == old.shape and torch.equal(tensor, old):
+            continue
+        if id(old) not in new:
+            copy = tensor.detach().clone()
+            new[id(old)] = nn.Parameter(copy, old.requires_grad) if isinstance(old, nn.Parameter) else copy
+        owner, _, leaf = name.rpartition(".")
+        holder = module.get_submodule(owner)
+        yield holder, leaf, old
+        setattr(holder, leaf, new[id(old)])
+
+
+SIZES: tuple[tuple[tuple[type[nn.Module], ...], Callable[[Any], dict[str, Any]]], ...] = (
+    (
+        (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+        lambda m: {"in_channels": m.weight.shape[0], "out_channels": m.weight.shape[1] * m.groups},
+    ),
+    (
+        (nn.Conv1d, nn.Conv2d, nn.Conv3d),
+        lambda m: {"in_channels": m.weight.shape[1] * m.groups, "out_channels": m.weight.shape[0]},
+    ),
+    ((nn.Linear,), lambda m: {"out_features": m.weight.shape[0], "in_features": m.weight.shape[1]}),
+    ((nn.Embedding,), lambda m: {"num_embeddings": m.weight.shape[0], "embedding_dim": m.weight.shape[1]}),
+    ((nn.GroupNorm,), lambda m: {"num_channels": m.weight.shape[0]} if m.affine else {}),
+    ((nn.LayerNorm, nn.RMSNorm), lambda m: {"normalized_shape": tuple(m.weight.shape)} if m.weight is not None else {}),
+    ((nn.PReLU,), lambda m: {"num_parameters": m.weight.shape[0]}),
+    (
+        (nn.modules.batchnorm._NormBase,),
+        lambda m: (
+            {"num_features": len(m.weight if m.affine else m.running_mean)} if m.affine or m.track_running_stats else {}
+        ),
+    ),
+)
+"""What torch's layers know of their sizes beside their tensors."""
+
+
+def _resize_layers(module: nn.Module, done: Program) -> Undo:
+    groups = {
+        op.inputs[1].name.rpartition(".")[0]: op.attrs["groups"]
+        for op in done.graph.ops
+        if "groups" in op.attrs and len(op.inputs) > 1 and op.inputs[1] is not None
+    }
+    for name, layer in module.named_modules():
+        sizes: dict[str, Any] = {}
+        if name in groups and hasattr(layer, "groups"):
+            yield layer, "groups", layer.groups
+            layer.groups = groups[name]
+        elif name in groups and hasattr(layer, "num_groups"):
+            sizes["num_groups"] = groups[name]
+        read = next((read for kinds, read in SIZES if isinstance(layer, kinds)), None)
+        if read is not None:
+            sizes |= read(layer)
+        for attribute, value in sizes.items():
+            if getattr(layer, attribute) != value:
+                yield layer, attribute, getattr(layer, attribute)
+                setattr(layer, attribute, value)
+
+
+@torch.no_grad()
+def _compare(module: nn.Module, host: TorchHost, done: Program) -> None:
+    """The cut class and the GraphModule compute the same, in eval mode. Raises ModelError."""
+    args, kwargs = host.call_arguments(host.example())
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        mine = [x for x in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(x, Tensor)]
+    except Exception as error:  # the user's forward may raise anything
+        raise _unfit(module, host, done, f"its forward raises {type(error).__name__}: {error}") from error
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+    theirs = done.host.run(host.example())
+    tolerance = max(TOLERANCE.get(x.dtype, 1e-2) for x in mine) if mine else 0.0
+    gap = max(
+        (
+            relative(b, a.cpu().float().numpy() if a.dtype in (torch.half, torch.bfloat16) else a.cpu().numpy())
+            for a, b in zip(mine, theirs, strict=True)
+        ),
+        default=0.0,
+    )
+    if not gap <= tolerance:
+        raise _unfit(module, host, done, f"its forward differs from the GraphModule's by {gap:.2g} relative")
+
+
+def _unfit(module: nn.Module, host: TorchHost, done: Program, what: str) -> ModelError:
+    before, after = _literals(host.model), _literals(done.model)
+    changed = [name for name in before if name in after and before[name] != after[name]]
+    where = ""
+    if changed:
+        old, new = before[changed[0]], after[changed[0]]
+        where = f"; `{changed[0]}` has {old} written in it, and should have {new}"
+    return ModelError(
+        f"{type(module).__name__} cannot be cut in place: {what}{where}",
+        "read sizes from the tensors (`x.shape`), `group{freeze=...}` what cannot be; "
+        "or train the GraphModule, `program.model`",
+    )
+
+
+def _literals(model: fx.GraphModule) -> dict[str, list[Any]]:
+    """Per op, the numbers among its arguments; conv groups are layers' attributes, and left out."""
+    return {
+        node.name: [a for a in pytree.tree_leaves(list(node.args)) if isinstance(a, int) and not isinstance(a, bool)]
+        for node in model.graph.nodes
+        if node.op == "call_function" and "conv" not in str(node.target)
+    }
+
+
+# ---- the optimizer -----------------------------------------------------------------------------------
+
+
+def _cut_states(module: nn.Module, optimizer: torch.optim.Optimizer, keep: Keep) -> dict[int, dict[str, Any]]:
+    """The new state of every parameter that has one. Raises ModelError for what has neither the shape of
+    its parameter nor one number."""
+    states: dict[int, dict[str, Any]] = {}
+    for name, parameter in module.named_parameters():
+        if name in keep and parameter in optimizer.state:
+            states[id(parameter)] = {
+                key: _cut(value, parameter, keep[name], f"{type(optimizer).__name__}'s `{key}` of `{name}`")
+                for key, value in optimizer.state[parameter].items()
+            }
+    return states
+
+
+def _cut(value: Any, parameter: Tensor, axes: Mapping[int, Tensor], what: str) -> Any:
+    if isinstance(value, Tensor) and value.shape == parameter.shape and value.ndim:
+        for axis, kept in axes.items():
+            value = value.index_select(axis, kept.to(value.device))
+        return value
+    if isinstance(value, (list, tuple, dict)) or (isinstance(value, Tensor) and value.numel() > 1):
+        raise ModelError(f"{what} cannot be cut: it is not shaped like the parameter", "start that optimizer anew")
+    return value
+
+
+def _move(
+    optimizer: torch.optim.Optimizer, new: Mapping[int, nn.Parameter], states: Mapping[int, dict[str, Any]]
+) -> None:
+    for group in optimizer.param_groups:
+        for k, old in enumerate(group["params"]):
+            if id(old) in new:
+                group["params"][k] = new[id(old)]
+                state = optimizer.state.pop(old, None)
+                if state is not None:
+                    optimizer.state[new[id(old)]] = states.get(id(old), state)

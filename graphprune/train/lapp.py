@@ -1,0 +1,47 @@
+"""LAPP: a learned threshold for every group, under a cost (Learned layer-wise adaptive pruning)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..ir import Program
+from .gated import Gated
+
+
+class LAPP(Gated):
+    """m_i = sigmoid((||g_i|| / mean norm - t) / T) with one threshold t a group, and R = (MACs left -
+    ``target``)^2.
+
+    [derived] Norms relative to their group's mean, so that one start and one temperature T fit all.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        target: float = 0.5,
+        strength: float = 1.0,
+        temperature: float = 0.1,
+        **options: Any,
+    ) -> None:
+        super().__init__(program, module, optimizer, strength=strength, **options)
+        self.target, self.temperature = target, temperature
+        count = len(self.channels.groups)
+        self.thresholds = self.train_along(nn.Parameter(torch.full((count,), 0.8, device=self.channels.device)))
+        self.begin()
+
+    def gates(self) -> Tensor:
+        norms = self.channels.norms(self.dense()).detach()
+        each = self.channels.split(norms)
+        relative = [
+            own / own.mean().clamp_min(1e-12) - t for own, t in zip(each.values(), self.thresholds, strict=True)
+        ]
+        return torch.sigmoid(torch.cat(relative) / self.temperature)
+
+    def value(self) -> Tensor:
+        return (self.macs(self.gates()) - self.target).square()

@@ -1,0 +1,66 @@
+"""Movement pruning: keep what training moves away from zero (Sanh et al., 2020), by channel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..ir import Program
+from .bip import top
+from .masked import Masked
+from .penalty import shares_of
+from .schedule import cubic_at
+
+
+class Movement(Masked):
+    """Scores gather -w g, g at the masked weights (straight through the top-k). The share kept falls from
+    one to ``keep`` along a cubic over the first ``total_steps``; the number is exact at each."""
+
+    movement: Tensor
+
+    def __init__(
+        self,
+        program: Program,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        total_steps: int,
+        keep: float | Mapping[str, float] = 0.5,
+        **options: Any,
+    ) -> None:
+        super().__init__(program, module, optimizer, **options)
+        self.shares, self.total_steps = shares_of(keep, self.channels.names, "Movement"), total_steps
+        self.register_buffer("movement", torch.zeros_like(self.channels.norms().detach()))
+        self.begin()
+
+    def chosen(self) -> Tensor:
+        """Per channel, whether it is kept at this step."""
+        each = self.channels.split(self.movement)
+        done = int(self.steps) / self.total_steps
+        return torch.cat([top(own, cubic_at(done, self.shares[name])) for name, own in each.items()]) > 0
+
+    def masks(self) -> dict[str, Tensor]:
+        return self.channels.mask(self.chosen().float())
+
+    def revise(self, gradients: Mapping[str, Tensor]) -> None:
+        dense = self.dense()
+        moved = {name: torch.zeros_like(weight) for name, weight in dense.items()}
+        moved |= {name: gradient * dense[name] for name, gradient in gradients.items()}
+        self.movement.sub_(self.channels.fold(moved).to(self.movement.dtype))
+        masks = self.masks()
+        for name, gradient in gradients.items():
+            gradient.mul_(masks[name])
+
+    @torch.no_grad()
+    def step(self) -> None:
+        super().step()
+        self.impose()  # the share has fallen
+
+    def importance(self) -> Tensor:
+        return self.movement
+
+    def kept(self) -> Tensor:
+        return self.chosen()
