@@ -9,11 +9,11 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import nets
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import zoo
 from torch import nn
 
 import graphprune as gp
@@ -46,7 +46,7 @@ THREE = ("Catalyst", "VAR", "BiP")
 def network(seed=0):
     """Residual, BatchNorm, depthwise-free, float32: enough to train on."""
     torch.manual_seed(seed)
-    return zoo.Residual()
+    return nets.Residual()
 
 
 def batches(count, seed=0):
@@ -82,20 +82,20 @@ def train(module, penalty, optimizer, data):
 
 
 def grouped(name):
-    program = zoo.program(name)
+    program = nets.program(name)
     return program.learn(find_groups(program.graph))
 
 
 # ---- channels ----------------------------------------------------------------------------------------
 
-NETS = [name for name, net in zoo.ZOO.items() if net.prunable]
+NETS = [name for name, net in nets.ZOO.items() if net.prunable]
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_norms_are_those_of_the_slices_one_by_one(name):
     """Brute force: every position of every member axis, asked for its channel."""
     for over in ("writers", "readers", "all"):
-        _compare_norms(grouped(name), zoo.module(name), over)
+        _compare_norms(grouped(name), nets.module(name), over)
 
 
 def _compare_norms(program, module, over):
@@ -121,7 +121,7 @@ def _compare_norms(program, module, over):
 @pytest.mark.parametrize("name", NETS)
 def test_masking_the_readers_is_what_the_compiler_proves_against(name):
     """The law for training: the masked module computes what the cut one does, to 1e-12."""
-    program, module = grouped(name), copy.deepcopy(zoo.module(name))
+    program, module = grouped(name), copy.deepcopy(nets.module(name))
     channels = Channels(program, module, "readers")
     rng = np.random.default_rng(3)
     keep = {g.name: np.sort(rng.permutation(g.size)[: max(1, g.size // 2)]) for g in channels.groups}
@@ -130,12 +130,12 @@ def test_masking_the_readers_is_what_the_compiler_proves_against(name):
         for parameter, factor in channels.mask(channels.join(mask).double()).items():
             channels.tensors()[parameter].mul_(factor)
     cut = gp.run("propagate", program.learn(Keep(keep)))
-    inputs = zoo.ZOO[name].inputs()
-    assert zoo.relative_error(zoo.outputs(module, inputs), zoo.outputs(cut.model, inputs)) <= 1e-12
+    inputs = nets.ZOO[name].inputs()
+    assert nets.relative_error(nets.outputs(module, inputs), nets.outputs(cut.model, inputs)) <= 1e-12
 
 
 def test_leaving_one_reader_unmasked_shows():
-    program, module = grouped("Residual"), copy.deepcopy(zoo.module("Residual"))
+    program, module = grouped("Residual"), copy.deepcopy(nets.module("Residual"))
     channels = Channels(program, module, "readers")
     keep = {g.name: np.arange(g.size - 1) for g in channels.groups}
     ones = channels.join({g.name: np.append(np.ones(g.size - 1), 0) for g in channels.groups}).double()
@@ -145,13 +145,13 @@ def test_leaving_one_reader_unmasked_shows():
         for parameter, factor in factors.items():
             channels.tensors()[parameter].mul_(factor)
     cut = gp.run("propagate", program.learn(Keep(keep)))
-    inputs = zoo.ZOO["Residual"].inputs()
-    assert zoo.relative_error(zoo.outputs(module, inputs), zoo.outputs(cut.model, inputs)) > 1e-3
+    inputs = nets.ZOO["Residual"].inputs()
+    assert nets.relative_error(nets.outputs(module, inputs), nets.outputs(cut.model, inputs)) > 1e-3
 
 
 @pytest.mark.parametrize("name", ["Residual", "Flatten", "Packed", "Dense"])
 def test_the_gradient_of_the_norms(name):
-    program, module = grouped(name), copy.deepcopy(zoo.module(name))
+    program, module = grouped(name), copy.deepcopy(nets.module(name))
     channels = Channels(program, module, "all")
     tensors = [p.detach().clone().requires_grad_() for p in channels.tensors().values()]
     weights = torch.randn(channels.total, dtype=torch.float64)
@@ -197,11 +197,11 @@ def test_a_tied_tensor_counts_once():
 
 
 def test_a_module_of_other_shapes_is_refused():
-    program = gp.load(zoo.MLP().float(), torch.zeros(2, *zoo.ZOO["MLP"].inputs()[0].shape[1:]))
+    program = gp.load(nets.MLP().float(), torch.zeros(2, *nets.ZOO["MLP"].inputs()[0].shape[1:]))
     other = nn.Sequential(nn.Linear(3, 3))
     with pytest.raises(ModelError, match="trains none of the parameters"):
         gp.train.VAR(program, other)
-    module = zoo.MLP().float()
+    module = nets.MLP().float()
     name, parameter = next((n, p) for n, p in module.named_parameters() if p.ndim == 2)
     owner = module.get_submodule(name.rpartition(".")[0])
     owner.weight = nn.Parameter(torch.zeros(parameter.shape[0] + 1, parameter.shape[1]))

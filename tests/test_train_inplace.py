@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 
+import nets
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import zoo
 from torch import nn
 
 import graphprune as gp
@@ -21,11 +21,11 @@ def compiled(module, inputs):
     return gp.run(RECIPE, gp.load(module, inputs))
 
 
-@pytest.mark.parametrize("name", [name for name, net in zoo.ZOO.items() if net.prunable])
+@pytest.mark.parametrize("name", [name for name, net in nets.ZOO.items() if net.prunable])
 def test_it_computes_what_the_graph_module_does_or_is_left_alone(name):
     """Every network of the zoo: cut and equal to 1e-12 on inputs it was not checked with, or refused with
     the reason and not one bit changed. Never wrong."""
-    module, inputs = copy.deepcopy(zoo.module(name)), zoo.ZOO[name].inputs()
+    module, inputs = copy.deepcopy(nets.module(name)), nets.ZOO[name].inputs()
     before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
     sizes = {part: dict(vars(layer)) for part, layer in module.named_modules()}
     program = compiled(module, inputs)
@@ -39,14 +39,14 @@ def test_it_computes_what_the_graph_module_does_or_is_left_alone(name):
             for attribute in ("groups", "in_channels", "num_features", "normalized_shape"):
                 assert vars(layer).get(attribute) == sizes[part].get(attribute)
         return
-    assert sum(p.numel() for p in module.parameters()) < sum(p.numel() for p in zoo.module(name).parameters())
+    assert sum(p.numel() for p in module.parameters()) < sum(p.numel() for p in nets.module(name).parameters())
     rng = torch.Generator().manual_seed(5)
     other = torch.utils._pytree.tree_map(
         lambda x: torch.randn(x.shape, generator=rng, dtype=x.dtype) if x.is_floating_point() else x, inputs
     )
     for given in (inputs, other):
-        mine, theirs = zoo.outputs(module, given), zoo.outputs(checked.model, given)
-        assert zoo.relative_error(theirs, mine) <= 1e-12
+        mine, theirs = nets.outputs(module, given), nets.outputs(checked.model, given)
+        assert nets.relative_error(theirs, mine) <= 1e-12
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             assert layer.weight.shape[:2] == (layer.out_channels, layer.in_channels // layer.groups)
@@ -54,7 +54,7 @@ def test_it_computes_what_the_graph_module_does_or_is_left_alone(name):
 
 @pytest.mark.parametrize("name", ["Residual", "Dense", "Depthwise", "Gate", "SqueezeExcite", "MLP", "PReLU"])
 def test_ordinary_networks_are_cut(name):
-    module, inputs = copy.deepcopy(zoo.module(name)), zoo.ZOO[name].inputs()
+    module, inputs = copy.deepcopy(nets.module(name)), nets.ZOO[name].inputs()
     gp.apply(compiled(module, inputs), module, in_place=True)
 
 
@@ -98,7 +98,7 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("kind", sorted(OPTIMIZERS))
 def test_the_optimizers_state_is_cut_along(kind):
     torch.manual_seed(0)
-    module = zoo.Residual()
+    module = nets.Residual()
     optimizer = OPTIMIZERS[kind](module.parameters())
     steps(module, optimizer, 3)
     before = {name: dict(optimizer.state[p]) for name, p in module.named_parameters()}
@@ -120,7 +120,7 @@ def test_the_optimizers_state_is_cut_along(kind):
 def test_a_step_after_the_cut_is_the_step_of_the_graph_module():
     """The same plan, the same moments: the class and the GraphModule train alike."""
     torch.manual_seed(0)
-    module = zoo.Residual()
+    module = nets.Residual()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
     steps(module, optimizer, 2)
     program = compiled(module, torch.zeros(2, 3, 8, 8))
@@ -149,14 +149,14 @@ def test_state_that_cannot_be_cut_is_refused_before_anything_moves():
 
 def test_what_the_class_has_no_place_for_is_refused():
     torch.manual_seed(0)
-    module = zoo.randomise(nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 2, 3))).eval()
+    module = nets.randomise(nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 2, 3))).eval()
     program = gp.run(RECIPE + ",fold", gp.load(module, torch.randn(2, 3, 8, 8)))
     with pytest.raises(ModelError, match=r"the plan removes `1\.\w+`, which Sequential does not allow for"):
         gp.apply(program, module, in_place=True)
 
 
 def test_a_plan_of_another_model_is_refused():
-    module = zoo.Residual()
+    module = nets.Residual()
     plan = compiled(module, torch.zeros(2, 3, 8, 8)).plan
     with pytest.raises(gp.GraphpruneError):
         gp.apply(plan, nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2)), torch.zeros(2, 4), in_place=True)

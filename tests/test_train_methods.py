@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import math
 
+import nets
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import zoo
 from torch import nn
 
 import graphprune as gp
@@ -268,16 +268,16 @@ def test_structured_scores_pool_what_reads_a_channel():
 
 def test_the_masked_module_is_what_the_compiler_makes():
     """On a network of every kind of coupling: training's forward and the artifact agree."""
-    module = copy.deepcopy(zoo.module("Residual"))
-    program = gp.load(module, zoo.ZOO["Residual"].inputs())
+    module = copy.deepcopy(nets.module("Residual"))
+    program = gp.load(module, nets.ZOO["Residual"].inputs())
     bip = gp.train.BiP(program, module, torch.optim.SGD(module.parameters(), lr=0.1), keep=0.5)
     learned = bip.learned()
     assert {name: len(own) for name, own in learned.fact(Keep).keep.items()} == {
         "stem": 3, "block.conv1": 2, "down": 4, "last": 2,
     }  # fmt: skip
     cut = gp.run("propagate", learned)
-    inputs = zoo.ZOO["Residual"].inputs()
-    assert zoo.relative_error(zoo.outputs(module, inputs), zoo.outputs(cut.model, inputs)) <= 1e-12
+    inputs = nets.ZOO["Residual"].inputs()
+    assert nets.relative_error(nets.outputs(module, inputs), nets.outputs(cut.model, inputs)) <= 1e-12
 
 
 def test_the_mask_rate_falls_in_two_steps():
