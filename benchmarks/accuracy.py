@@ -25,7 +25,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 import graphprune as gp
@@ -80,7 +79,12 @@ def ours(name: str, budget: str, recipe: str | None) -> dict[str, Any]:
         seconds = time.perf_counter() - start
         model = gp.load(Path(folder) / "out" / "model.pt2").model
     before, after = (made.report[side]["macs"] for side in ("before", "after"))
-    return {"accuracy": accuracy(model, *test_set()), "macs": after / before, "seconds": seconds, "recipe": made.report["recipe"]}
+    return {
+        "accuracy": accuracy(model, *test_set()),
+        "macs": after / before,
+        "seconds": seconds,
+        "recipe": made.report["recipe"],
+    }
 
 
 def theirs(name: str, budget: str, criterion: str, scope: str) -> dict[str, Any]:
