@@ -112,8 +112,9 @@ class Folder(Sequence[Batch]):
         self.value = inputs[0]
         files = [file for file in path.rglob("*") if file.suffix.lower() in {".npy", *self.IMAGES}]
         shape = self.value.shape or ()
-        self.size = shape[0] if shape and isinstance(shape[0], int) else CHUNK
-        self.files = sorted(files)[: len(files) - len(files) % self.size if isinstance(shape[0], int) else None]
+        fixed = shape[0] if shape and isinstance(shape[0], int) else None
+        self.size = fixed or CHUNK
+        self.files = sorted(files)[: len(files) // fixed * fixed if fixed else None]
         if not self.files:
             raise DataError(f"{path}: {len(files)} .npy files or images do not fill a batch of {self.size}")
         self[0]  # what does not fit is said now

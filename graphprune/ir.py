@@ -186,11 +186,11 @@ class Host(Protocol):
         nothing that only they depend on is computed."""
 
     def gradients(
-        self, batch: Batch, loss: Callable[[Any], Any], probe: Mapping[str, Array] | None = None
+        self, batch: Batch, loss: Callable[..., Any], rest: Batch, probe: Mapping[str, Array] | None = None
     ) -> dict[str, Array]:
-        """The gradient of ``loss`` (of the model's output, to a scalar) for every parameter; with ``probe``
-        v, a vector per parameter, v * (H v) entry by entry, H the Hessian. Raises GraphpruneError on a
-        host that has no gradients."""
+        """The gradient of ``loss(output, *rest)``, a scalar, for every parameter; with ``probe`` v, a vector
+        per parameter, v * (H v) entry by entry, H the Hessian. Raises GraphpruneError on a host that has
+        no gradients."""
 
     def shapes(self) -> dict[str, tuple[Size, ...]]:
         """Every value's shape, inferred anew. Raises ShapeError naming the op that disagrees."""
@@ -210,10 +210,6 @@ class Loss:
     function: Callable[..., Any]
     rest: tuple[Batch, ...]
 
-    def of(self, number: int) -> Callable[[Any], Any]:
-        """The loss of batch ``number`` as a function of the model's output."""
-        return lambda output: self.function(output, *self.rest[number])
-
 
 @dataclass(frozen=True)
 class Step:
@@ -225,6 +221,10 @@ class Step:
     seconds: float
     ops: int
     params: int
+
+
+def _quiet(what: str, done: int, total: int) -> None:
+    """Nobody asked to be told."""
 
 
 @dataclass(frozen=True)
@@ -243,6 +243,7 @@ class Program:
     plan: Mapping[str, Any] = field(default_factory=dict)  # what was done to the source
     notes: tuple[str, ...] = ()  # what a pass left undone, and why
     seed: int = 0
+    progress: Callable[[str, int, int], None] = field(default=_quiet, compare=False)  # (what, done, total)
 
     @cached_property
     def graph(self) -> Graph:

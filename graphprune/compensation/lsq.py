@@ -35,7 +35,8 @@ def least_squares(program: Program, keep: Keep) -> Correction:
     fit = _Fit(program, keep)
     todo = fit.todo()
     with Walk(fit.source, fit.whole, program.data) as theirs, Walk(fit.host, fit.graph, program.data) as mine:
-        for layer in todo:
+        for number, layer in enumerate(todo):
+            program.progress("least squares", number, len(todo))
             fit.layer(layer, theirs, mine)
     return Correction(fit.weights, fit.biases)
 

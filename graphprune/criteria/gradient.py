@@ -39,13 +39,14 @@ def fisher(scoring: Scoring) -> ScoresByGroup:
 def hessian(scoring: Scoring) -> ScoresByGroup:
     """Tr(H_pp) / numel * |w_p|^2 per slice p (Yu et al., Hessian-aware pruning, 2022), the trace by
     Hutchinson's estimate with Rademacher vectors, in eval mode. Negative traces count as zero."""
-    program, rng = scoring.program, np.random.default_rng(scoring.program.seed)
+    program, loss = scoring.program, _loss(scoring)
+    rng = np.random.default_rng(program.seed)
     shapes = {name: program.host.parameter(name).shape for name in _weights(scoring)}
     trace = {name: np.zeros(shape) for name, shape in shapes.items()}
     for number, batch in enumerate(program.data):
         for _ in range(PROBES):
             probe = {name: rng.choice([-1.0, 1.0], shape) for name, shape in shapes.items()}
-            for name, value in program.host.gradients(batch, _loss(scoring).of(number), probe).items():
+            for name, value in program.host.gradients(batch, loss.function, loss.rest[number], probe).items():
                 trace[name] += value / (PROBES * len(program.data))
 
     def values(name: str, axis: int) -> Array:
@@ -74,9 +75,9 @@ def _weights(scoring: Scoring) -> list[str]:
 
 
 def _gradients(scoring: Scoring) -> Iterator[Mapping[str, Array]]:
-    program, names = scoring.program, set(_weights(scoring))
+    program, loss, names = scoring.program, _loss(scoring), set(_weights(scoring))
     for number, batch in enumerate(program.data):
-        found = program.host.gradients(batch, _loss(scoring).of(number))
+        found = program.host.gradients(batch, loss.function, loss.rest[number])
         yield {name: value for name, value in found.items() if name in names}
 
 

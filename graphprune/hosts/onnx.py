@@ -265,7 +265,7 @@ class OnnxHost:
             raise ModelError(error.message, error.hint) from error
 
     def gradients(
-        self, batch: Batch, loss: Callable[[Any], Any], probe: Mapping[str, Array] | None = None
+        self, batch: Batch, loss: Callable[..., Any], rest: Batch, probe: Mapping[str, Array] | None = None
     ) -> dict[str, Array]:
         raise GraphpruneError(
             "an ONNX model has no gradients", "score{by=obs} or {by=wifv} with data alone, or load the torch module"

@@ -327,10 +327,11 @@ class TorchHost:
             return watcher.watch(self.inputs(batch))
 
     def gradients(
-        self, batch: Batch, loss: Callable[[Any], Any], probe: Mapping[str, Array] | None = None
+        self, batch: Batch, loss: Callable[..., Any], rest: Batch, probe: Mapping[str, Array] | None = None
     ) -> dict[str, Array]:
         with refusing("the loss cannot be differentiated"):
-            return differentiate(self.model, *self.call_arguments(batch), loss, probe)
+            labels = [torch.from_numpy(np.ascontiguousarray(array)) for array in rest]
+            return differentiate(self.model, *self.call_arguments(batch), lambda output: loss(output, *labels), probe)
 
     def call_arguments(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """``args, kwargs`` to call the model with for one batch."""
