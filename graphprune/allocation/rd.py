@@ -26,14 +26,15 @@ def rd(problem: Allocation) -> Counts:
     the cost adds over groups (a channels budget), traded where it does not. See ``distortions``.
 
     Distortions of a group that many layers read do not add with those of the others: what one reader
-    loses the next cannot lean on. They count once for every layer that reads the group [derived: without
-    this the residual streams of a ResNet look cheap one at a time, and are not]."""
+    loses the next cannot lean on. They count times the square root of the number of layers that read the
+    group [derived, and a compromise: without it the residual streams of a ResNet look cheap one at a time
+    and are not; once for every layer keeps too much of a DenseNet's]."""
     problem.check()
     curves = distortions(problem.program, problem.groups, problem.scores)
     losses = {}
     for group in problem.groups:
         readers = len({member.parameter for member in group.members if member.role == "reader"}) or 1
-        losses[group.name] = {count: readers * curves[group.name][count] for count in problem.menu(group)}
+        losses[group.name] = {count: readers**0.5 * curves[group.name][count] for count in problem.menu(group)}
     if problem.unit == "channels":
         return choose(losses, {name: {k: float(k) for k in menu} for name, menu in losses.items()}, problem.budget)
     return trade(losses, problem.prices, problem.budget)
