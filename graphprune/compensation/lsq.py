@@ -33,7 +33,8 @@ def least_squares(program: Program, keep: Keep) -> Correction:
     other branch as it is now, so that a block also repairs what the blocks before it left (He et al.
     2017, "multi-branch"). Before a ReLU, what it makes zero anyway need not be met: where t is negative
     the target becomes min(what the layer gives, 0), and the fit is repeated (Zhang et al., Accelerating
-    very deep networks, 2016, solve the same by splitting variables; alternating is ours, as is the pull towards the present weight instead of zero).
+    very deep networks, 2016, solve the same by splitting variables; alternating is ours, as is the pull
+    towards the present weight instead of zero).
     """
     fit = _Fit(program, keep)
     todo = fit.todo()
@@ -129,7 +130,7 @@ class _Fit:
         """The residual sum that the layer ends in, if nothing but a BatchNorm lies between."""
         op, value = self._only_user(layer.out), layer.out
         scale, shift = np.ones(1), np.zeros(1)
-        if op is not None and op.kind == "batch_norm" and op.name in self.whole_place:
+        if op is not None and op.kind == "batch_norm" and op.name in self.whole_place and layer.axis == 1:
             scale, shift = affine(op, self.host)
             if np.abs(scale).min() < 1e-3 * np.abs(scale).max():
                 return Target(self._original(layer.out))
