@@ -50,7 +50,7 @@ def _lives(program: Program, group: Group, live: Live, names: Mapping[Dim, str],
         read |= _touched(program, group, member, live, names)
     written = np.zeros(group.size, bool)
     for member in group.members:
-        if member.role == "writer":
+        if member.role == "writer" and len(program.graph.parameters[member.parameter].dims) > 1:  # no bias
             written |= _touched(program, group, member, live, names)
     return read & (written | ~silent[group.name])
 
