@@ -25,7 +25,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 import graphprune as gp
@@ -80,7 +79,12 @@ def ours(name: str, budget: str, recipe: str | None) -> dict[str, Any]:
         seconds = time.perf_counter() - start
         model = gp.load(Path(folder) / "out" / "model.pt2").model
     before, after = (made.report[side]["macs"] for side in ("before", "after"))
-    return {"accuracy": accuracy(model, *test_set()), "macs": after / before, "seconds": seconds, "recipe": made.report["recipe"]}
+    return {
+        "accuracy": accuracy(model, *test_set()),
+        "macs": after / before,
+        "seconds": seconds,
+        "recipe": made.report["recipe"],
+    }
 
 
 def theirs(name: str, budget: str, criterion: str, scope: str) -> dict[str, Any]:
@@ -177,14 +181,14 @@ def load_results() -> dict[Job, dict[str, Any]]:
     return {(row["network"], row["budget"], row["contender"]): row for row in rows}
 
 
-def run(networks: tuple[str, ...], budgets: tuple[str, ...], grid: bool) -> None:
+def run(networks: tuple[str, ...], budgets: tuple[str, ...], grid: bool, only: str = "") -> None:
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     done = load_results()
     for name in networks:
         if (name, "1x", "dense") not in done:
             _write((name, "1x", "dense"), {"accuracy": accuracy(network(name), *test_set()), "macs": 1.0})
     for job, work in jobs(networks, budgets, grid):
-        if job not in done:
+        if job not in done and only in job[2]:
             try:
                 _write(job, work())
             except Exception as error:  # one contender's failure is a result too
@@ -202,11 +206,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--only", choices=TRAINED, action="append", help="networks (default: all)")
     parser.add_argument("--budget", choices=BUDGETS, action="append", help="what remains of the MACs (default: all)")
+    parser.add_argument("--contender", default="", help="only those whose name contains this")
     parser.add_argument("--no-grid", action="store_true", help="leave out the table of criteria x compensation")
     parser.add_argument("--report", action="store_true", help="only write tables and plots of what there is")
     options = parser.parse_args()
     if not options.report:
-        run(tuple(options.only or TRAINED), tuple(options.budget or BUDGETS), not options.no_grid)
+        run(tuple(options.only or TRAINED), tuple(options.budget or BUDGETS), not options.no_grid, options.contender)
     from .accuracy_report import report
 
     report(load_results(), RESULTS.parent)

@@ -15,7 +15,7 @@ from .artifact import check_code, describe, emit, latencies, loaded, new_folder,
 from .backends.target import Target, on_device, target
 from .errors import BudgetError, ModelError, RecipeError
 from .facts import Groups, Keep, Scores
-from .ir import Host, Program
+from .ir import Host, Loss, Program
 from .latency.table import Table
 from .passes.mask import Mask
 from .pipeline import Progress, Recipe, replay
@@ -45,6 +45,7 @@ def load(
     *,
     dynamic_shapes: Any = None,
     data: Any = None,
+    loss: Callable[..., Any] | None = None,
     seed: int = 0,
 ) -> Program:
     """Read a model.
@@ -53,13 +54,18 @@ def load(
     ...}``), an ExportedProgram, an onnx_ir.Model or onnx.ModelProto, a path to an ``.onnx`` or
     ``.pt2`` file, or ``"package.module:factory"``, where ``factory()`` returns ``(module,
     example_inputs)``. ``dynamic_shapes`` as torch.export takes it; by default the batch axis may
-    vary where the model allows. ``data``: calibration data, see calibration.batches.
+    vary where the model allows. ``data``: calibration data, see calibration.batches. ``loss``: for
+    criteria with gradients, called as ``loss(output, *rest)`` with what ``data`` has beside the model's
+    inputs: ``data=(images, labels), loss=torch.nn.functional.cross_entropy``.
 
     The model given is not changed. Raises ModelError, DataError.
     """
     host = _host(model, example_inputs, dynamic_shapes)
     program = Program(host=host, source=host, seed=seed)
     _check_tensors(program)
+    if loss is not None:
+        found, rest = calibration.with_rest(data, program.graph.inputs)
+        return replace(program, data=found, loss=Loss(loss, rest))
     return replace(program, data=calibration.batches(data, program.graph.inputs)) if data is not None else program
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,18 @@ CHUNK = 64
 """Samples a batch where the model takes any number."""
 
 
-def batches(data: Any, inputs: Sequence[Value]) -> tuple[Batch, ...]:
+def batches(data: Any, inputs: Sequence[Value]) -> Sequence[Batch]:
     """``data`` as batches of one array per input.
 
-    Takes an ``.npz`` or ``.npy`` path, an array, a mapping of input name to array, a sequence of
-    arrays (one per input), or an iterable of such (a torch DataLoader). Arrays carry samples on
-    axis 0; they are cut into chunks of the model's batch size, a rest that does not fill one is
-    dropped. Raises DataError naming the input, its shape and what was expected.
+    Takes an ``.npz`` or ``.npy`` path, a folder of ``.npy`` files or images (read as they are needed, see
+    Folder), an array, a mapping of input name to array, a sequence of arrays (one per input), or an
+    iterable of such (a torch DataLoader). Arrays carry samples on axis 0; they are cut into chunks of
+    the model's batch size, a rest that does not fill one is dropped. Raises DataError naming the input,
+    its shape and what was expected.
     """
     if isinstance(data, (str, Path)):
+        if Path(data).is_dir():
+            return Folder(Path(data), inputs)
         data = _read(Path(data))
     if _is_array(data):
         data = [data]
@@ -47,6 +51,41 @@ def batches(data: Any, inputs: Sequence[Value]) -> tuple[Batch, ...]:
     return tuple(out)
 
 
+def with_rest(data: Any, inputs: Sequence[Value]) -> tuple[Sequence[Batch], tuple[Batch, ...]]:
+    """As ``batches``, and per batch what each item of ``data`` has beside the inputs (labels), cut alike:
+    ``(images, labels)`` or an iterable of such pairs. Raises DataError where there is nothing beside."""
+    items = data if _is_arrays(data) else None
+    if items is None and isinstance(data, Iterable) and not isinstance(data, (str, Path, Mapping)):
+        items = None
+        found: list[Batch] = []
+        rest: list[Batch] = []
+        for item in data:
+            if not isinstance(item, Sequence) or len(item) <= len(inputs):
+                break
+            more, extra = _paired([_array(part) for part in item], inputs)
+            found, rest = found + more, rest + extra
+        if found:
+            return tuple(found), tuple(rest)
+    if items is None or len(items) <= len(inputs):
+        raise DataError(
+            "the loss wants more than the model's inputs, and the calibration data has no more",
+            "data=(images, labels), or a DataLoader of such pairs",
+        )
+    found, rest = _paired([_array(item) for item in items], inputs)
+    return tuple(found), tuple(rest)
+
+
+def _is_arrays(data: Any) -> bool:
+    return isinstance(data, (list, tuple)) and bool(data) and all(map(_is_array, data))
+
+
+def _paired(arrays: Sequence[Array], inputs: Sequence[Value]) -> tuple[list[Batch], list[Batch]]:
+    found = _chunks(arrays[: len(inputs)], inputs)
+    starts = np.cumsum([0, *(len(batch[0]) for batch in found)]).tolist()
+    rest: list[Batch] = [[a[i:j] for a in arrays[len(inputs) :]] for i, j in pairwise(starts)]
+    return found, rest
+
+
 def _read(path: Path) -> dict[str, Array] | Array:
     try:
         loaded = np.load(path, allow_pickle=False)
@@ -57,6 +96,61 @@ def _read(path: Path) -> dict[str, Array] | Array:
         raise DataError(
             f"{path}: not an .npz or .npy file of plain arrays ({error})", "write it with numpy.savez"
         ) from error
+
+
+class Folder(Sequence[Batch]):
+    """The files of a folder in order of their names, read when a batch is asked for, so that no more than
+    one batch is held. ``.npy``: one sample each (without the batch axis). Images: RGB (or grey, where the
+    model takes one channel), resized to the model's size, floats from 0 to 1; normalisation is the model's
+    own, or write ``.npy`` files. For models of one input."""
+
+    IMAGES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp"))
+
+    def __init__(self, path: Path, inputs: Sequence[Value]) -> None:
+        if len(inputs) != 1:
+            raise DataError(f"{path}: a folder feeds one input, the model takes {len(inputs)}", "write an .npz")
+        self.value = inputs[0]
+        files = [file for file in path.rglob("*") if file.suffix.lower() in {".npy", *self.IMAGES}]
+        shape = self.value.shape or ()
+        fixed = shape[0] if shape and isinstance(shape[0], int) else None
+        self.size = fixed or CHUNK
+        self.files = sorted(files)[: len(files) // fixed * fixed if fixed else None]
+        if not self.files:
+            raise DataError(f"{path}: {len(files)} .npy files or images do not fill a batch of {self.size}")
+        self[0]  # what does not fit is said now
+
+    def __len__(self) -> int:
+        return -(-len(self.files) // self.size)
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [self[k] for k in range(*number.indices(len(self)))]
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        files = self.files[number * self.size : (number + 1) * self.size]
+        samples = [self._sample(file) for file in files]
+        odd = next((f for f, sample in zip(files, samples, strict=True) if sample.shape != samples[0].shape), None)
+        if odd is not None:
+            raise DataError(f"{odd}: not of the shape of {files[0].name}")
+        return _chunks([np.stack(samples)], [self.value])[0]
+
+    def _sample(self, file: Path) -> Array:
+        if file.suffix.lower() == ".npy":
+            read = _read(file)
+            assert isinstance(read, np.ndarray)
+            return read
+        from PIL import Image
+
+        shape = self.value.shape or ()
+        if len(shape) != 4 or not all(isinstance(n, int) for n in shape[1:]) or shape[1] not in (1, 3):
+            raise DataError(f"{file}: the model takes no images of a fixed size", "write .npy files")
+        try:
+            with Image.open(file) as image:
+                fitted = image.convert("RGB" if shape[1] == 3 else "L").resize((int(shape[3]), int(shape[2])))
+        except OSError as error:
+            raise DataError(f"{file}: not an image ({error})") from error
+        pixels = np.asarray(fitted, np.float32) / 255
+        return pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None]
 
 
 def _is_array(item: Any) -> bool:

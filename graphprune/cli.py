@@ -76,7 +76,10 @@ def _budget(ctx: click.Context, option: click.Parameter, value: str | None) -> s
     "--recipe", metavar="FILE.toml", type=click.Path(dir_okay=False, path_type=Path), help="The recipe as TOML."
 )
 @click.option(
-    "--data", metavar="FILE", type=click.Path(path_type=Path), help="Calibration batches: an .npz, one array per input."
+    "--data",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Calibration data: an .npz (one array per input), or a folder of .npy files or images.",
 )
 @click.option(
     "--target", "targets_", metavar="NAME", multiple=True, help="Compile for it and measure on it. May be repeated."
@@ -211,6 +214,36 @@ def inspect(model: str, graph: Path | None, text: bool) -> None:
 
         draw(groups, graph)
         click.echo(f"\ngraph: {graph}")
+
+
+@main.command(short_help="Measure how sensitive the outputs are to each group.")
+@click.argument("model")
+@click.option("--data", metavar="DATA", type=click.Path(path_type=Path), required=True, help="As for compile.")
+@click.option("--by", default="obs", show_default=True, help="The criterion by which channels go.")
+@click.option(
+    "--plot", metavar="OUT.svg", type=click.Path(dir_okay=False, path_type=Path), help="Draw it as a heat map."
+)
+def sweep(model: str, data: Path, by: str, plot: Path | None) -> None:
+    """Remove channels of one group of MODEL after the other, and measure what the outputs lose.
+
+    The table has a line per group: the mean squared change of the outputs, as a share of their variance,
+    with the lowest-scored channels removed and the layers that read the rest fitted to it.
+
+    \b
+    Example:
+      graphprune sweep model.onnx --data calibration.npz --plot sensitivity.svg
+    """
+    from . import api
+    from . import sweep as sensitivity
+    from .progress import shown
+
+    with shown() as progress:
+        progress("reading the model", 0, 1)
+        curves = sensitivity.sweep(api.load(model, data=data), by, progress)
+    click.echo(sensitivity.table(curves))
+    if plot:
+        sensitivity.plot(curves, plot)
+        click.echo(f"\nplot: {plot}")
 
 
 @main.command(short_help="Replay a plan on a fresh copy of the model it was made from.")

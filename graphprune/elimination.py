@@ -91,7 +91,7 @@ def scales(graph: Graph, host: Host) -> dict[str, Array]:
     out = {}
     for op in graph.ops:
         x = op.inputs[0] if op.kind == "batch_norm" else None
-        if x is not None and x.name in made:
+        if x is not None and x.name in made and (made[x.name].kind == "conv" or len(x.dims) == 2):
             out[made[x.name].name] = np.abs(affine(op, host)[0])
     return out
 

@@ -6,7 +6,7 @@ or an onnx_ir Model). Passes read the view and ask the host for a handful of edi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -185,6 +185,13 @@ class Host(Protocol):
         """Run once and return intermediate values by name. ``known`` values are taken as they are:
         nothing that only they depend on is computed."""
 
+    def gradients(
+        self, batch: Batch, loss: Callable[..., Any], rest: Batch, probe: Mapping[str, Array] | None = None
+    ) -> dict[str, Array]:
+        """The gradient of ``loss(output, *rest)``, a scalar, for every parameter; with ``probe`` v, a vector
+        per parameter, v * (H v) entry by entry, H the Hessian. Raises GraphpruneError on a host that has
+        no gradients."""
+
     def shapes(self) -> dict[str, tuple[Size, ...]]:
         """Every value's shape, inferred anew. Raises ShapeError naming the op that disagrees."""
 
@@ -193,6 +200,15 @@ class Host(Protocol):
 
 
 Fact = TypeVar("Fact")
+
+
+@dataclass(frozen=True)
+class Loss:
+    """``function(output, *rest)`` to a scalar; ``rest``, per batch, is what the calibration data has beside
+    the model's inputs (labels)."""
+
+    function: Callable[..., Any]
+    rest: tuple[Batch, ...]
 
 
 @dataclass(frozen=True)
@@ -207,6 +223,10 @@ class Step:
     params: int
 
 
+def _quiet(what: str, done: int, total: int) -> None:
+    """Nobody asked to be told."""
+
+
 @dataclass(frozen=True)
 class Program:
     """One model being compiled: a host, the graph read from it, the facts known, the history.
@@ -216,12 +236,14 @@ class Program:
 
     host: Host
     source: Host  # the model as it was given; what verification compares with
-    data: tuple[Batch, ...] = ()  # calibration batches
+    data: Sequence[Batch] = ()  # calibration batches
+    loss: Loss | None = None  # what gradient criteria differentiate
     facts: Mapping[type, Any] = field(default_factory=dict)
     history: tuple[Step, ...] = ()
     plan: Mapping[str, Any] = field(default_factory=dict)  # what was done to the source
     notes: tuple[str, ...] = ()  # what a pass left undone, and why
     seed: int = 0
+    progress: Callable[[str, int, int], None] = field(default=_quiet, compare=False)  # (what, done, total)
 
     @cached_property
     def graph(self) -> Graph:

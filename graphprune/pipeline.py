@@ -10,7 +10,7 @@ import time
 import tomllib
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, ClassVar
@@ -67,7 +67,7 @@ def passes() -> Mapping[str, type[Pass]]:
 def _built_in() -> dict[str, type[Pass]]:
     from importlib import import_module
 
-    names = ("group", "score", "mask", "reorder", "propagate", "fold", "compensate")
+    names = ("group", "score", "dead", "mask", "reorder", "propagate", "fold", "compensate")
     modules = [import_module(f"graphprune.passes.{name}") for name in names]
     classes = [c for m in modules for c in vars(m).values() if isinstance(c, type) and c.__module__ == m.__name__]
     return {c.name: c for c in classes if issubclass(c, Pass)}
@@ -152,13 +152,15 @@ def make(name: str, options: Mapping[str, Any]) -> Pass:
 def run(recipe: Recipe, program: Program, progress: Progress | None = None) -> Program:
     """Check the whole recipe, then run it; after every edit the graph is read and checked anew."""
     recipe.check(known=program.facts, has_data=bool(program.data))
+    asked = program.progress
+    program = replace(program, progress=progress) if progress else program
     for number, step in enumerate(recipe.steps):
         if progress:
             progress(step.text(), number, len(recipe.steps))
         program = run_pass(step, program)
     if progress:
         progress("done", len(recipe.steps), len(recipe.steps))
-    return program
+    return replace(program, progress=asked) if progress else program
 
 
 def run_pass(step: Pass, program: Program) -> Program:

@@ -145,7 +145,7 @@ def layers(graph: Graph) -> list[Layer]:
             x.constant
             or weight.name not in graph.parameters
             or readers[weight.name] > 1
-            or (bias is not None and bias.name not in graph.parameters)
+            or (bias is not None and (bias.name not in graph.parameters or len(bias.dims) != 1))
             or (op.kind == "conv" and op.attrs.get("pads") is None)
             or (op.kind != "conv" and len(weight.dims) != 2)
             or any(op.attrs.get(key) for key in ("transA", "alpha", "beta"))

@@ -7,8 +7,9 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from graphprune.calibration import CHUNK, batches
+from graphprune.calibration import CHUNK, batches, with_rest
 from graphprune.errors import DataError
 from graphprune.ir import Value
 
@@ -125,11 +126,8 @@ def test_data_that_does_not_fit_is_one_clear_error(data, inputs, message):
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "name", ["missing.npz", "text.npz", "truncated.npz", "object.npy", "pickled.npz", "folder", "empty.npz"]
-)
+@pytest.mark.parametrize("name", ["missing.npz", "text.npz", "truncated.npz", "object.npy", "pickled.npz", "empty.npz"])
 def test_files_that_are_not_plain_arrays_are_refused(name, tmp_path):
-    (tmp_path / "folder").mkdir()
     (tmp_path / "empty.npz").write_bytes(b"")
     (tmp_path / "text.npz").write_text("hello")
     np.savez(tmp_path / "whole.npz", x=images(4))
@@ -143,3 +141,62 @@ def test_files_that_are_not_plain_arrays_are_refused(name, tmp_path):
 def test_integers_out_of_range_of_the_input_are_not_wrapped():
     with pytest.raises(DataError, match="ids"):
         batches(np.full((2, 5), 2**40), [Value("ids", ("s0", 5), "int32")])
+
+
+def test_a_folder_of_arrays_is_read_batch_by_batch(tmp_path):
+    x = images(130)
+    for k, sample in enumerate(x):
+        np.save(tmp_path / f"{k:04d}.npy", sample)
+    found = batches(tmp_path, [IMAGE])
+    assert len(found) == 3
+    np.testing.assert_array_equal(joined(found), x)
+    assert [len(batch[0]) for batch in batches(str(tmp_path), [FIXED])] == [8] * 16
+
+
+def test_a_folder_of_images_is_scaled_and_resized(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), np.uint8)
+    for k, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / f"{k}.png")
+    Image.fromarray(np.full((9, 7, 3), 51, np.uint8)).save(tmp_path / "3.png")
+    ((array,),) = batches(tmp_path, [IMAGE])
+    np.testing.assert_allclose(array[:3], pixels.transpose(0, 3, 1, 2) / np.float32(255), rtol=1e-6)
+    np.testing.assert_allclose(array[3], 0.2, rtol=1e-6)
+
+
+def test_folders_that_do_not_fit_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"0 .npy files or images do not fill a batch"):
+        batches(tmp_path, [IMAGE])
+    np.save(tmp_path / "a.npy", images(1)[0, :2])
+    with pytest.raises(DataError, match="input `x` takes Nx3x4x4, the calibration array is 1x2x4x4"):
+        batches(tmp_path, [IMAGE])
+    with pytest.raises(DataError, match="a folder feeds one input, the model takes 2"):
+        batches(tmp_path, [IDS, MASK])
+    (tmp_path / "a.npy").write_bytes(b"")
+    with pytest.raises(DataError, match=r"a.npy: not an .npz or .npy file"):
+        batches(tmp_path, [IMAGE])
+    (tmp_path / "a.npy").unlink()
+    (tmp_path / "b.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"b.png: not an image"):
+        batches(tmp_path, [IMAGE])
+
+
+@pytest.mark.parametrize("form", ["arrays", "pairs", "loader"])
+def test_what_comes_beside_the_inputs_is_cut_like_them(form):
+    x, labels = images(130), np.arange(130)
+    dataset = torch.utils.data.TensorDataset(torch.from_numpy(x), torch.from_numpy(labels))
+    data = {
+        "arrays": [x, labels],
+        "pairs": [(x[:70], labels[:70]), (x[70:], labels[70:])],
+        "loader": torch.utils.data.DataLoader(dataset, batch_size=9),
+    }[form]
+    found, rest = with_rest(data, [IMAGE])
+    np.testing.assert_array_equal(joined(found), x)
+    np.testing.assert_array_equal(joined(rest), labels)
+    assert [len(batch[0]) for batch in found] == [len(batch[0]) for batch in rest]
+
+
+def test_a_loss_without_labels_is_refused():
+    with pytest.raises(DataError, match="the calibration data has no more"):
+        with_rest(images(4), [IMAGE])
+    with pytest.raises(DataError, match="the calibration data has no more"):
+        with_rest([images(4)], [IMAGE])

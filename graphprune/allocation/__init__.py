@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from .choice import Counts
+from .eagleeye import eagleeye
 from .knapsack import knapsack
 from .problem import Allocation
 from .rd import rd
@@ -20,5 +21,6 @@ METHODS: Mapping[str, Callable[[Allocation], Counts]] = {
     "knapsack": knapsack,
     "greedy": greedy,
     "rd": rd,
+    "eagleeye": eagleeye,
 }
-WANT_DATA = frozenset({"rd"})
+WANT_DATA = frozenset({"rd", "eagleeye"})

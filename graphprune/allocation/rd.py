@@ -23,18 +23,26 @@ SAMPLES = 128
 
 def rd(problem: Allocation) -> Counts:
     """The choice with the least total distortion, by what was measured of each group alone: exact where
-    the cost adds over groups (a channels budget), traded where it does not. See ``distortions``."""
+    the cost adds over groups (a channels budget), traded where it does not. See ``distortions``.
+
+    Distortions of a group that many layers read do not add with those of the others: what one reader
+    loses the next cannot lean on. They count times the square root of the number of layers that read the
+    group [derived, and a compromise: without it the residual streams of a ResNet look cheap one at a time
+    and are not; once for every layer keeps too much of a DenseNet's]."""
     problem.check()
     curves = distortions(problem.program, problem.groups, problem.scores)
-    losses = {
-        group.name: {count: curves[group.name][count] for count in problem.menu(group)} for group in problem.groups
-    }
+    losses = {}
+    for group in problem.groups:
+        readers = len({member.parameter for member in group.members if member.role == "reader"}) or 1
+        losses[group.name] = {count: readers**0.5 * curves[group.name][count] for count in problem.menu(group)}
     if problem.unit == "channels":
         return choose(losses, {name: {k: float(k) for k in menu} for name, menu in losses.items()}, problem.budget)
     return trade(losses, problem.prices, problem.budget)
 
 
-def distortions(program: Program, groups: Groups, scores: Scores) -> dict[str, dict[int, float]]:
+def distortions(
+    program: Program, groups: Groups, scores: Scores, shares: Sequence[float] = SHARES
+) -> dict[str, dict[int, float]]:
     """Per group, the output distortion d(k) of keeping the k best channels, only that group pruned: the
     mean squared change of the outputs over calibration data, as a share of their variance.
 
@@ -52,10 +60,11 @@ def distortions(program: Program, groups: Groups, scores: Scores) -> dict[str, d
     curves: dict[str, dict[int, float]] = {}
     with Walk(program.host, program.graph, batches) as walk:
         whole = [program.host.watch(batch, outputs) for batch in batches]
-        for group in sorted(groups, key=lambda group: first[group.name]):
+        for number, group in enumerate(sorted(groups, key=lambda group: first[group.name])):
+            program.progress("distortions", number, len(groups))
             order = np.argsort(scores[group], kind="stable")
             own = problems(group, found, sums, program.host, count)
-            stops = sorted({min(max(round(share * group.size), 1), group.size - 1) for share in SHARES} - {0})
+            stops = sorted({min(max(round(share * group.size), 1), group.size - 1) for share in shares} - {0})
             _, costs, weights = eliminate(own, group.size, order.tolist(), stops)
             known = list(walk.live(first[group.name]))
             measured = {}

@@ -10,5 +10,11 @@ from ..facts import Keep
 from ..ir import Program
 from .lsq import least_squares
 from .mean import means
+from .statistics import recalibrate, renormalise
 
-METHODS: Mapping[str, Callable[[Program, Keep], Correction]] = {"lsq": least_squares, "mean": means}
+METHODS: Mapping[str, Callable[[Program, Keep], Correction]] = {
+    "lsq": least_squares,
+    "mean": means,
+    "bn": recalibrate,
+    "renorm": renormalise,
+}

@@ -18,6 +18,7 @@ from ..regression import ROWS, Layer, NormalEquations, affine, draw, layers
 from ..walk import Walk
 
 ROUNDS = 1
+"""Further rounds of a fit behind a ReLU. More come a little closer: see docs/benchmarks.md."""
 DAMP = 0.01
 """How strongly a weight is pulled to what it was, in mean variances of the layer's inputs."""
 
@@ -30,12 +31,16 @@ def least_squares(program: Program, keep: Keep) -> Correction:
     that errors do not pile up; t is what the *original* network computes (He et al., Channel Pruning,
     2017, section 3.2; Tyr-the-Pruner; K-prune). Before a residual sum t is the original sum less the
     other branch as it is now, so that a block also repairs what the blocks before it left (He et al.
-    2017, "multi-branch"). The pull towards the present weight instead of zero is ours.
+    2017, "multi-branch"). Before a ReLU, what it makes zero anyway need not be met: where t is negative
+    the target becomes min(what the layer gives, 0), and the fit is repeated (Zhang et al., Accelerating
+    very deep networks, 2016, solve the same by splitting variables; alternating is ours, as is the pull
+    towards the present weight instead of zero).
     """
     fit = _Fit(program, keep)
     todo = fit.todo()
     with Walk(fit.source, fit.whole, program.data) as theirs, Walk(fit.host, fit.graph, program.data) as mine:
-        for layer in todo:
+        for number, layer in enumerate(todo):
+            program.progress("least squares", number, len(todo))
             fit.layer(layer, theirs, mine)
     return Correction(fit.weights, fit.biases)
 
@@ -125,7 +130,7 @@ class _Fit:
         """The residual sum that the layer ends in, if nothing but a BatchNorm lies between."""
         op, value = self._only_user(layer.out), layer.out
         scale, shift = np.ones(1), np.zeros(1)
-        if op is not None and op.kind == "batch_norm" and op.name in self.whole_place:
+        if op is not None and op.kind == "batch_norm" and op.name in self.whole_place and layer.axis == 1:
             scale, shift = affine(op, self.host)
             if np.abs(scale).min() < 1e-3 * np.abs(scale).max():
                 return Target(self._original(layer.out))

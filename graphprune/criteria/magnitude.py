@@ -20,7 +20,7 @@ def l1(scoring: Scoring) -> ScoresByGroup:
 @criterion("l2")
 def l2(scoring: Scoring) -> ScoresByGroup:
     """The L2 norm of every slice: He et al., Soft Filter Pruning (2018)."""
-    return scoring.per_axis(lambda name, axis: slices(scoring.program.host.parameter(name), axis, 2), power=2)
+    return scoring.per_axis(lambda name, axis: slices(scoring.program.host.parameter(name), axis, 2), np.sqrt)
 
 
 @criterion("lamp")

@@ -27,7 +27,8 @@ def obs(scoring: Scoring) -> ScoresByGroup:
     scoring.learned.append(Curvature(sums))
     count = scales(program.graph, program.host)
     out = l2(scoring)
-    for group in scoring.groups:
+    for number, group in enumerate(scoring.groups):
+        program.progress("optimal brain surgeon", number, len(scoring.groups))
         own = problems(group, found, sums, program.host, count)
         if own:
             order, costs, _ = eliminate(own, group.size)

@@ -14,6 +14,10 @@ from ..ir import Array, Program
 ScoresByGroup = dict[str, Array]
 
 
+def _same(values: Array) -> Array:
+    return values
+
+
 @dataclass(frozen=True)
 class Scoring:
     """What a criterion works on. ``learned``: facts that it found on the way and others may use."""
@@ -37,9 +41,9 @@ class Scoring:
             if member.role in roles and not (vector and member.role == "writer"):
                 yield member.parameter, member.axis, member.dim
 
-    def per_axis(self, values: Callable[[str, int], Array], power: float = 1) -> ScoresByGroup:
+    def per_axis(self, values: Callable[[str, int], Array], then: Callable[[Array], Array] = _same) -> ScoresByGroup:
         """Scores from a number for every position of a parameter axis: summed over the positions that one
-        channel has in the axis, to the power ``1/power``, then combined over the group's weights."""
+        channel has in the axis, ``then`` applied, then combined over the group's weights."""
         known: dict[tuple[str, int], Array] = {}
         places: dict[Dim, dict[Dim, tuple[Indices, Indices]]] = {}  # a wide concat is an axis of many groups
         out = {}
@@ -51,7 +55,7 @@ class Scoring:
                 if find(dim) not in places:
                     places[find(dim)] = shares(dim)
                 whole = folded(known[parameter, axis], *places[find(dim)][group.dim], group.size)
-                members.append(whole ** (1 / power))
+                members.append(then(whole))
             out[group.name] = self.combined(members, group.size)
         return out
 

@@ -264,6 +264,13 @@ class OnnxHost:
                 raise
             raise ModelError(error.message, error.hint) from error
 
+    def gradients(
+        self, batch: Batch, loss: Callable[..., Any], rest: Batch, probe: Mapping[str, Array] | None = None
+    ) -> dict[str, Array]:
+        raise GraphpruneError(
+            "an ONNX model has no gradients", "score{by=obs} or {by=wifv} with data alone, or load the torch module"
+        )
+
     def shapes(self) -> dict[str, tuple[Size, ...]]:
         return {name: shape for name, shape in self._look().shapes.items() if shape is not None}
 

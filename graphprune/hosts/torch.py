@@ -6,7 +6,7 @@ import copy
 import inspect
 import operator
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from ..ir import Array, Batch, Graph, Op, Piece, Site
 from ..relate import relate
 from .boundary import first_line, refusing
 from .torch_edit import LITERALS, arguments, pointwise, set_argument, stored
+from .torch_gradients import differentiate
 from .torch_lift import Reader
 from .torch_reindex import build, insert
 from .torch_run import Shapes, Watcher, to_numpy
@@ -324,6 +325,13 @@ class TorchHost:
         watcher = Watcher(self.model, set(names), known or {})
         with torch.no_grad(), refusing("the model cannot be run"):
             return watcher.watch(self.inputs(batch))
+
+    def gradients(
+        self, batch: Batch, loss: Callable[..., Any], rest: Batch, probe: Mapping[str, Array] | None = None
+    ) -> dict[str, Array]:
+        with refusing("the loss cannot be differentiated"):
+            labels = [torch.from_numpy(np.ascontiguousarray(array)) for array in rest]
+            return differentiate(self.model, *self.call_arguments(batch), lambda output: loss(output, *labels), probe)
 
     def call_arguments(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """``args, kwargs`` to call the model with for one batch."""

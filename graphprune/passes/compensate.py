@@ -21,7 +21,7 @@ class Compensate(Pass):
     name = "compensate"
     rewrites = True
 
-    by: str = "lsq"  # lsq: fit every layer to the original; mean: biases alone
+    by: str = "lsq"  # lsq: fit every layer to the original; mean: biases; bn, renorm: BatchNorm statistics
 
     def __post_init__(self) -> None:
         if self.by not in METHODS:
@@ -35,7 +35,8 @@ class Compensate(Pass):
         and after more than one cut."""
         steps = program.plan.get("steps", ())
         cuts = [step for step in steps if "keep" in step]
-        others = [step for step in steps if "keep" not in step and "reindex" not in step]
+        fine = ("keep", "reindex", *(("bias",) if self.by in ("bn", "renorm") else ()))
+        others = [step for step in steps if not any(key in step for key in fine)]
         if len(cuts) != 1 or others:
             raise RecipeError(
                 f"`compensate` follows one `propagate`, here {len(cuts)} cuts and {len(others)} other edits were made",

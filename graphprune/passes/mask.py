@@ -36,7 +36,7 @@ class Mask(Pass):
     macs: str = ""  # budget: what remains of the multiply-accumulates
     memory: str = ""  # budget: what remains of the peak activation memory
     latency: str = ""  # budget: what remains of the time on a target (0.6x, or 12ms), by its latency table
-    allocate: str = "uniform"  # uniform, global, lamp, greedy, knapsack, or rd (by measured distortion; needs data)
+    allocate: str = "uniform"  # uniform, global, lamp, greedy, knapsack; with data: rd (measured distortion), eagleeye
     floor: float = 0.1  # the least share that any group keeps
     unconstrained: str = "no"  # readers: each keeps channels of its own; mixed: where it pays; both: writers too
     grain: int = 1  # survivors are rounded up to this multiple (of the whole axis)

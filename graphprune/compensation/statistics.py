@@ -1,0 +1,89 @@
+"""BatchNorm statistics after a cut: recalibration, and re-normalisation to the original moments."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..correction import Correction
+from ..facts import Keep
+from ..grouping import find_groups
+from ..ir import Array, Graph, Op, Program, Value
+from ..pipeline import original
+from ..walk import Walk
+
+SMALL = 1e-3
+"""A channel whose deviation fell under this share of the original is not stretched back."""
+
+
+def recalibrate(program: Program, keep: Keep) -> Correction:
+    """Running mean and variance of every BatchNorm as they are in the pruned network, each measured with
+    those before it already set: what forward passes in training mode converge to, in one pass and exactly
+    (EagleEye, Li et al. 2020; REFLOW, Saikumar and Varghese 2024)."""
+    host, graph = program.host.copy(), program.graph
+    weights: dict[str, Array] = {}
+    with Walk(host, graph, program.data) as walk:
+        for position, op in enumerate(graph.ops):
+            x = op.inputs[0]
+            if (
+                op.kind != "batch_norm"
+                or x is None
+                or any(v is None or v.name not in graph.parameters for v in op.inputs[3:5])
+            ):
+                continue
+            mean, variance = _moments(walk, position, x)
+            for value, new in zip(op.inputs[3:5], (mean, variance), strict=True):
+                assert value is not None
+                weights[value.name] = new.astype(host.parameter(value.name).dtype)
+                host.set_parameter(value.name, weights[value.name])
+    return Correction(weights)
+
+
+def renormalise(program: Program, keep: Keep) -> Correction:
+    """y = sigma_d (x - mu_p) / sigma_p + mu_d, d the dense and p the pruned network, of what every
+    BatchNorm is given (REFLOW; Jordan et al., REPAIR, 2023), written into its running statistics, so that
+    nothing is added to the graph. Where sigma_p is all but gone the channel keeps its scale."""
+    source = original(program)
+    whole = source.lift()
+    index = keep.index(find_groups(whole, normalised=True))
+    place = {op.name: k for k, op in enumerate(whole.ops)}
+    host, graph = program.host.copy(), program.graph
+    weights: dict[str, Array] = {}
+    with Walk(host, graph, program.data) as mine, Walk(source, whole, program.data) as theirs:
+        for position, op in enumerate(graph.ops):
+            x, known = op.inputs[0], _running(op, graph)
+            dense = whole.ops[place[op.name]].inputs[0] if op.name in place else None
+            if x is None or not known or dense is None:
+                continue
+            kept = index(dense.dims[1])
+            mean_d, variance_d = (each[kept] for each in _moments(theirs, place[op.name], dense))
+            mean_p, variance_p = _moments(mine, position, x)
+            mean, variance = (host.parameter(v.name).astype(np.float64) for v in known)
+            small = variance_p <= SMALL**2 * variance_d
+            scale = np.where(small, 1.0, np.sqrt(variance_p / np.where(variance_d > 0, variance_d, 1)))
+            scale = np.where(scale > 0, scale, 1.0)
+            # (sigma_d (x - mu_p) / sigma_p + mu_d - m) / s  =  (x - mu_p + (mu_d - m) scale) / (s scale)
+            eps = op.attrs["eps"]
+            new = mean_p - (mean_d - mean) * scale, (variance + eps) * scale**2 - eps
+            for value, array in zip(known, new, strict=True):
+                weights[value.name] = array.astype(host.parameter(value.name).dtype)
+                host.set_parameter(value.name, weights[value.name])
+    return Correction(weights)
+
+
+def _running(op: Op, graph: Graph) -> list[Value]:
+    """A BatchNorm's running mean and variance, if they are stored."""
+    found = [v for v in op.inputs[3:5] if v is not None and v.name in graph.parameters]
+    return found if op.kind == "batch_norm" and len(found) == 2 else []
+
+
+def _moments(walk: Walk, position: int, value: Value) -> tuple[Array, Array]:
+    """Mean and variance per channel (axis 1) over all batches, float64."""
+    total, mean, square = 0.0, np.zeros(1), np.zeros(1)
+    for seen in walk.at(position, [value.name]):
+        x = np.moveaxis(seen[value.name], 1, -1).astype(np.float64)
+        x = x.reshape(-1, x.shape[-1])
+        delta, count = x.mean(0) - mean, float(len(x))
+        square = square + x.var(0) * count + delta**2 * (total * count / (total + count))
+        mean = mean + delta * (count / (total + count))
+        total += count
+    return mean, square / total
