@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import platform
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from graphprune.backends import interleave, runnable, target, targets
+from graphprune.backends import interleave, measure, runnable, target, targets
 from graphprune.backends.onnx import Onnx
 from graphprune.backends.schedule import NARROW, WIDE, Registers, choose
 from graphprune.backends.torch import Torch
@@ -154,34 +154,47 @@ def test_describe_says_what_a_report_needs() -> None:
 # ---- measuring ---------------------------------------------------------------------------------------
 
 
-def sleeper(seconds: float, log: list[str], name: str) -> Callable[[], None]:
-    def call() -> None:
-        log.append(name)
-        time.sleep(seconds)
+@pytest.fixture
+def sleeper(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Callable[[], None]]:
+    """Makes calls that take a given time, on a clock that nothing else moves."""
+    now = [0.0]
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
 
-    return call
+    def make(seconds: Sequence[float], log: list[str], name: str) -> Callable[[], None]:
+        taking = itertools.cycle(seconds)
+
+        def call() -> None:
+            log.append(name)
+            now[0] += next(taking)
+
+        return call
+
+    return make
 
 
-def test_interleave_takes_turns_and_reports_medians() -> None:
+def test_interleave_takes_turns_and_reports_medians(sleeper: Callable[..., Callable[[], None]]) -> None:
     log: list[str] = []
     seen: list[tuple[str, int, int]] = []
+    # a's four warm-ups, then five samples of 6, 8, 7, 30, 6 ms: a median of 7, quartiles 6 and 8
+    slow = [0.006] * 4 + [0.006, 0.008, 0.007, 0.030, 0.006]
     found = interleave(
-        {"a": sleeper(0.006, log, "a"), "b": sleeper(0.012, log, "b")},
+        {"a": sleeper(slow, log, "a"), "b": sleeper([0.012], log, "b")},
         repeats=5, threads=2, progress=lambda *step: seen.append(step),
     )  # fmt: skip
     assert "".join(log) == "aaaabbbb" + "ab" + "ba" + "ab" + "ba" + "ab"  # four warm-ups each, then in turns
-    assert 6 <= found["a"].median_ms < 10 < 12 <= found["b"].median_ms < 20
-    assert all(0 <= f.spread_ms < 5 and (f.repeats, f.threads) == (5, 2) for f in found.values())
+    assert (found["a"].median_ms, found["a"].spread_ms) == (pytest.approx(7), pytest.approx(2))
+    assert (found["b"].median_ms, found["b"].spread_ms) == (pytest.approx(12), pytest.approx(0))
+    assert all((f.repeats, f.threads) == (5, 2) for f in found.values())
     assert found["a"].target == "a" and seen[-1] == ("measure", 5, 5)
 
 
-def test_interleave_repeats_what_is_short_and_keeps_to_its_budget() -> None:
+def test_interleave_repeats_what_is_short_and_keeps_to_its_budget(sleeper: Callable[..., Callable[[], None]]) -> None:
     log: list[str] = []
-    interleave({"a": sleeper(0.001, log, "a")}, repeats=4)
-    assert 4 + 4 * 3 <= len(log) <= 4 + 4 * 5  # 5 ms a sample, of calls of 1 ms and a little
-    log.clear()
-    assert interleave({"a": sleeper(0.02, log, "a")}, repeats=1000, seconds=0.1)["a"].repeats <= 5
-    assert interleave({"a": sleeper(0.02, log, "a")}, repeats=1000, seconds=0.0)["a"].repeats == 3
+    interleave({"a": sleeper([0.0016], log, "a")}, repeats=4)
+    assert len(log) == 4 + 4 * 4  # a sample is what lasts 5 ms: four calls of 1.6 ms
+    twenty = sleeper([0.02], log, "a")
+    assert interleave({"a": twenty}, repeats=1000, seconds=0.101)["a"].repeats == 5
+    assert interleave({"a": twenty}, repeats=1000, seconds=0.0)["a"].repeats == 3
 
 
 def test_measure_gives_a_latency_of_the_target(residual: Program) -> None:
