@@ -67,7 +67,7 @@ def passes() -> Mapping[str, type[Pass]]:
 def _built_in() -> dict[str, type[Pass]]:
     from importlib import import_module
 
-    names = ("group", "score", "dead", "mask", "reorder", "propagate", "fold", "compensate")
+    names = ("group", "score", "mask", "dead", "reorder", "propagate", "fold", "compensate")
     modules = [import_module(f"graphprune.passes.{name}") for name in names]
     classes = [c for m in modules for c in vars(m).values() if isinstance(c, type) and c.__module__ == m.__name__]
     return {c.name: c for c in classes if issubclass(c, Pass)}

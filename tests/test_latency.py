@@ -386,6 +386,7 @@ def test_onnx_runtime_profiles_ops_in_place(program: Program) -> None:
     assert heads <= set(found) and all(ms > 0 for ms in found.values())
 
 
+@pytest.mark.slow
 def test_compile_to_a_latency_reports_prediction_and_measurement(program: Program, tmp_path: Path) -> None:
     from click.testing import CliRunner
 
@@ -394,7 +395,7 @@ def test_compile_to_a_latency_reports_prediction_and_measurement(program: Progra
     model = Onnx().emit(program, tmp_path)
     args = ["compile", str(model), "--target", "ort", "--latency", "0.7x", "-o", str(tmp_path / "out")]
     done = CliRunner().invoke(main, args)
-    if "was not reached" in done.output:
+    if "was not reached" in done.output or "cannot be reached" in done.output:
         pytest.skip("the machine is too busy to measure on")
     assert done.exit_code == 0, done.output
     report = json.loads((tmp_path / "out" / "report.json").read_text())

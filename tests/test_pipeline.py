@@ -15,6 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graphprune.allocation import METHODS as ALLOCATIONS
+from graphprune.compensation import METHODS as COMPENSATIONS
+from graphprune.criteria import CRITERIA
 from graphprune.errors import GraphpruneError, RecipeError
 from graphprune.facts import Groups, Keep, Scores
 from graphprune.pipeline import Pass, Recipe, make, passes, run
@@ -31,13 +34,13 @@ SHARES = st.floats(0.01, 0.99).map(lambda x: f"{x:.3g}x")
 OPTIONS = {
     "group": {"normalised": st.booleans(), "freeze": st.sampled_from(["", "stem", "layer1.*|fc", "a[0]"])},
     "score": {
-        "by": st.sampled_from(["l1", "l2", "bn", "random", "wifv"]),
+        "by": st.sampled_from(sorted(CRITERIA)),
         "over": st.sampled_from(["all", "writers", "readers"]),
         "combine": st.sampled_from(["mean", "sum", "max"]),
         "normalize": st.sampled_from(["mean", "standard", "none"]),
     },
     "mask": {
-        "allocate": st.sampled_from(["uniform", "global"]),
+        "allocate": st.sampled_from(sorted(ALLOCATIONS)),
         "floor": st.floats(0, 1).map(lambda x: round(x, 6)),
         "grain": st.integers(1, 64),
         "unconstrained": st.sampled_from(["no", "readers", "both", "mixed"]),
@@ -49,7 +52,8 @@ OPTIONS = {
     },
     "propagate": {},
     "fold": {},
-    "compensate": {},
+    "compensate": {"by": st.sampled_from(sorted(COMPENSATIONS))},
+    "dead": {},
 }
 
 
@@ -92,7 +96,7 @@ def test_toml_as_a_person_writes_it():
     ("text", "message", "hint"),
     [
         ("grup", "unknown pass `grup`", "did you mean `group`?"),
-        ("xyzzy", "unknown pass `xyzzy`", "known: compensate, fold, group, mask, propagate, reorder, score"),
+        ("xyzzy", "unknown pass `xyzzy`", "known: compensate, dead, fold, group, mask, propagate, reorder, score"),
         ("group{normalized=true}", "`group` has no option `normalized`", "did you mean `normalised`?"),
         ("fold{x=1}", "`fold` has no option `x`", "it has none"),
         ("group{normalised=maybe}", "`group`: option `normalised` takes a bool, not `maybe`", ""),
@@ -271,19 +275,21 @@ from graphprune.pipeline import passes
 from graphprune.rules import table
 print(sorted(passes()), "tiny.scale.default" in table())
 """
-    assert python(code) == "['compensate', 'fold', 'group', 'mask', 'propagate', 'score'] False\n"
+    assert python(code) == "['compensate', 'dead', 'fold', 'group', 'mask', 'propagate', 'reorder', 'score'] False\n"
 
 
 # ---- determinism -------------------------------------------------------------------------------------
 
 SAME = """
-import hashlib, json, sys
+import hashlib, sys, tempfile
 import numpy as np
+from pathlib import Path
 import nets
 from dataclasses import replace
 from graphprune.calibration import batches
 from graphprune.facts import Groups
 from graphprune.pipeline import Recipe, run
+from graphprune.plan import write_plan
 digest = hashlib.sha256()
 for name in ("Residual", "Dense", "CrossedSums", "Packed", "GroupedQuery"):
     program = nets.program(name)
@@ -291,7 +297,10 @@ for name in ("Residual", "Dense", "CrossedSums", "Packed", "GroupedQuery"):
     data = [rng.standard_normal(x.shape) for x in program.host.example()]
     program = replace(program, data=batches(data, program.graph.inputs))
     done = run(Recipe.parse("group,score{by=wifv},mask{macs=0.5x allocate=global},propagate,compensate,fold"), program)
-    digest.update(json.dumps(done.plan).encode())
+    with tempfile.TemporaryDirectory() as folder:
+        write_plan(Path(folder), done.plan)
+        for path in sorted(Path(folder).iterdir()):
+            digest.update(path.name.encode() + path.read_bytes())
     for key, tensor in done.model.state_dict().items():
         digest.update(key.encode() + tensor.numpy().tobytes())
     groups = run(Recipe.parse("group"), program).facts[Groups]

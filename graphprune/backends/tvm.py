@@ -83,7 +83,7 @@ class Tvm(Target):
         facts = {
             "target": self.text(),
             "llvm": json.loads(str(target)),
-            "tuned": tuned,
+            "tuned": tuned > 0,
             "tvm": tvm.__version__,
             **interface(names, example, program.host.run(example)),
         }

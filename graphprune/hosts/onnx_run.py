@@ -74,7 +74,7 @@ class Session:
         except Exception as error:  # ONNX Runtime has no common base for what it raises
             raise _refused(error, names) from error
         self._names = names
-        self._inputs = [value.name for value in self._session.get_inputs()]
+        self._inputs = {value.name: value.type for value in self._session.get_inputs()}
         self._loops = any(node.op_type in ("Loop", "Scan") for node in all_nodes(self.proto))
 
     def run(self, feed: Mapping[str, Array]) -> list[Any]:
@@ -85,13 +85,19 @@ class Session:
         if self._loops:
             watch.start()
         try:
-            return list(self._session.run(None, {name: feed[name] for name in self._inputs if name in feed}, options))
+            given = {name: _narrow(feed[name], kind) for name, kind in self._inputs.items() if name in feed}
+            return list(self._session.run(None, given, options))
         except Exception as error:
             if options.terminate:
                 raise ModelError(f"its loops do not end within {_PATIENCE_S:g} seconds") from error
             raise _refused(error, self._names) from error
         finally:
             watch.cancel()
+
+
+def _narrow(array: Array, kind: str) -> Array:
+    """What was widened to be looked at, as the model has it."""
+    return array.astype(np.float16, copy=False) if kind == "tensor(float16)" else array
 
 
 def _light(model: ir.Model, exact: bool) -> tuple[onnx.ModelProto, dict[str, Array]]:
