@@ -105,6 +105,7 @@ def test_two_devices_share_the_work(tracker: str) -> None:
     found = sessions(tracker)
     assert len(found) == 2
     del found
+    _wait(tracker, 2)
     on = on_device(target("x86_64"), tracker)
     wanted = [(CONV, (16, 16 * k)) for k in range(1, 43)]  # two batches
     times = {point: one for batch in on.time_ops(wanted) for point, one in batch.items()}

@@ -8,6 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median, quantiles
+from tempfile import TemporaryDirectory
 
 from ..facts import Latency
 from ..ir import Array, Batch
@@ -25,6 +26,7 @@ class Runnable(ABC):
     def __init__(self, target: str, threads: int, example: Batch) -> None:
         self.target, self.threads, self.example = target, threads, list(example)
         self._bound: Callable[[], object] | None = None
+        self.folder: TemporaryDirectory[str] | None = None  # of the files that it is run from; goes when it goes
 
     @abstractmethod
     def bind(self, batch: Batch) -> Callable[[], object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,10 @@ class Kernel:
     shapes: tuple[tuple[int, ...], ...]
 
 
+_BUILDING = threading.Lock()
+"""TVM builds one thing at a time: its builders know of one another."""
+
+
 def time_ops(
     points: Sequence[Point], threads: int, target: str, code: Any, load: Load, *, scheduled: bool = True
 ) -> Iterator[dict[Point, Latency]]:
@@ -38,10 +43,12 @@ def time_ops(
     for start in range(0, len(points), BATCH_POINTS):
         batch = points[start : start + BATCH_POINTS]
         functions: dict[str, Any] = {}
-        kernels = [_kernels(point, k, code, functions, scheduled) for k, point in enumerate(batch)]
         try:
-            with tvm.transform.PassContext(opt_level=3, config={"tirx.disable_assert": True}):
+            with _BUILDING, tvm.transform.PassContext(opt_level=3, config={"tirx.disable_assert": True}):
+                kernels = [_kernels(point, k, code, functions, scheduled) for k, point in enumerate(batch)]
                 built = tvm.tirx.build(tvm.IRModule(functions), target=code)
+        except TargetError:
+            raise
         except Exception as error:  # TVM's passes share no base class for what they raise
             raise TargetError(f"target `{target}`: cannot compile an op alone: {last_line(error)}") from error
         module, device = load(built)

@@ -7,6 +7,7 @@ tracker, and every device that serves under the key takes part.
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from .measure import Runnable
 from .relax import last_line, toolchain
 
 SESSION_SECONDS = 600
+WAIT_SECONDS = 20
 MOST_DEVICES = 16
 
 
@@ -39,7 +41,10 @@ def sessions(address: str) -> list[Any]:
         if not key:
             return [rpc.connect(host, int(port), session_timeout=SESSION_SECONDS)]
         tracker = rpc.connect_tracker(host, int(port))
-        free = int(tracker.summary()["queue_info"].get(key, {}).get("free", 0))
+        free, patience = 0, time.monotonic() + WAIT_SECONDS
+        while not free and time.monotonic() < patience:  # one that was just let go reports back in seconds
+            free = int(tracker.summary()["queue_info"].get(key, {}).get("free", 0))
+            time.sleep(0 if free else 0.5)
         if not free:
             raise TargetError(f"{address}: the tracker has no free device `{key}`", "start rpc_server --key on one")
         count = min(free, MOST_DEVICES)

@@ -62,8 +62,10 @@ class Target:
 
     def runnable(self, program: Program, *, threads: int = 1) -> Runnable:
         """The program, emitted and loaded, on the host's example inputs."""
-        with tempfile.TemporaryDirectory(prefix="graphprune-") as folder:
-            return self.load(self.emit(program, Path(folder)), threads=threads, example=program.host.example())
+        folder = tempfile.TemporaryDirectory(prefix="graphprune-")
+        loaded = self.load(self.emit(program, Path(folder.name)), threads=threads, example=program.host.example())
+        loaded.folder = folder
+        return loaded
 
     def run(self, program: Program, batch: Batch) -> list[Array]:
         """The outputs the target computes for one batch."""
