@@ -100,7 +100,8 @@ def _parameters(groups: Groups, keep: Keep, index: Index, before: Mapping[str, A
             axes = out.setdefault(member.parameter, {})
             known = axes.get(str(member.axis), {})
             kept = index(member.dim).tolist()
-            idle = positions(member.dim, group.dim, keep.blank.get(group.name, np.arange(0))).tolist()
+            blank = keep.blank.get(group.name)
+            idle = [] if blank is None else positions(member.dim, group.dim, blank).tolist()
             earlier = before.get(member.parameter, {}).get(str(member.axis))
             if earlier is not None:  # a second cut: name positions of the original axis
                 kept, idle = ([earlier["keep"][k] for k in at] for at in (kept, idle))
