@@ -13,13 +13,10 @@ Results go to --out (JSON, one entry a measurement), which a later run continues
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import io
 import json
 import sys
 import tempfile
 import warnings
-import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,9 +34,9 @@ from graphprune.facts import Order
 from graphprune.ir import Program
 from graphprune.prices import PRICES
 
+from .cifar import images, network, normalised
 from .convnets import CONVNETS, make
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 NETS = ("resnet20", "resnet32", "resnet56", "densenet40")
 CRITERIA = ("l1", "l2", "lamp", "fpgm")
 AMOUNTS = (0.1, 0.2, 0.3, 0.4, 0.5)
@@ -97,30 +94,11 @@ KEYS = ("copies", "moved_bytes", "us", "concat_bytes", "concat_us")
 # ---- accuracy ----------------------------------------------------------------------------------------
 
 
-def cifar_net(name: str) -> torch.nn.Module:
-    from safetensors.torch import load_file
-
-    spec = importlib.util.spec_from_file_location("cifar_nets", DATA / "cifar_nets.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    net: torch.nn.Module = module.NETS[name]()
-    net.load_state_dict(load_file(DATA / f"{name}_cifar10.safetensors"))
-    return net.eval()
-
-
 def cifar(count: int) -> tuple[torch.Tensor, np.ndarray[Any, Any]]:
     """``count`` images of the test zip, evenly spaced over all, normalised; and their labels."""
-    from PIL import Image
-
-    with zipfile.ZipFile(DATA / "cifar10_jpeg_test.zip") as archive:
-        names = sorted(archive.namelist())
-        classes = sorted({name.split("/")[0] for name in names})
-        chosen = [names[k] for k in np.linspace(0, len(names) - 1, count).astype(int)]
-        images = np.stack([np.asarray(Image.open(io.BytesIO(archive.read(name)))) for name in chosen])
-    scaled = (images / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
-    labels = np.array([classes.index(name.split("/")[0]) for name in chosen])
-    return torch.from_numpy(scaled).float().permute(0, 3, 1, 2).contiguous(), labels
+    pixels, labels = images("test")
+    chosen = np.linspace(0, len(pixels) - 1, count).astype(int)
+    return torch.from_numpy(normalised(pixels[chosen])), labels[chosen]
 
 
 def as_onnx(net: torch.nn.Module, x: torch.Tensor) -> Program:
@@ -151,13 +129,13 @@ def settings(options: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
 
 def accuracy(results: Results, options: argparse.Namespace) -> None:
     """Top-1 of the network that ONNX Runtime is given."""
-    images, labels = cifar(options.images)
+    x, labels = cifar(options.images)
     wide: dict[str, Program] = {}
     for name, key, text in settings(options):
         if f"accuracy/{key}" in results:
             continue
         if name not in wide:
-            wide[name] = as_onnx(cifar_net(name), images[:100])
+            wide[name] = as_onnx(network(name), x[:100])
         program = wide[name]
         try:
             made = gp.run(text, program) if text else program
@@ -165,7 +143,7 @@ def accuracy(results: Results, options: argparse.Namespace) -> None:
             print(key, error, file=sys.stderr)
             continue
         session = target("onnx").runnable(made)
-        found = [session.run([batch.numpy()])[0].argmax(1) for batch in images.split(100)]
+        found = [session.run([batch.numpy()])[0].argmax(1) for batch in x.split(100)]
         size = {"params": costs.params(made.graph, made.host)(), "macs": costs.macs(made.graph, made.host)()}
         right = float((np.concatenate(found) == labels).mean())
         results.add(f"accuracy/{key}", {"accuracy": right, **size, "images": len(labels)})
@@ -178,7 +156,7 @@ def speed(results: Results, options: argparse.Namespace) -> None:
     on = target("onnx")
     for name, key, text in settings(options):
         if f"speed/{key}" not in results and f"accuracy/{key}" in results:
-            base = as_onnx(cifar_net(name), one)
+            base = as_onnx(network(name), one)
             made = gp.run(text, base) if text else base
             times = interleave({"base": on.runnable(base), "made": on.runnable(made)}, 50, seconds=options.seconds)
             results.add(f"speed/{key}", times["made"].median_ms / times["base"].median_ms)

@@ -49,7 +49,7 @@ class Tvm(Target):
     mcpu: str = ""  # as LLVM names it; empty: this machine's
     layout: str = "NHWC"  # of convolutions: NHWC vectorises over channels; NCHW as imported
     schedule: bool = True  # False: the loops as they come, 10 to 100 times slower
-    tuned: bool = False  # True: with the schedules that `graphprune tune` recorded, the fixed ones for the rest
+    tuned: bool = False  # True: with schedules recorded by a search (Tvm.tune), the fixed ones for the rest
     opt: int = 3  # TVM's optimisation level, 0 to 3
 
     def __post_init__(self) -> None:

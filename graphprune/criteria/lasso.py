@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..dims import leaves
 from ..elimination import Problem, problems, scales
 from ..ir import Array
-from ..regression import Curvature, equations, layers
 from .magnitude import l2
+from .obs import curvature
 from .scoring import ScoresByGroup, Scoring, criterion
 
 LAMBDAS = 40
@@ -24,11 +23,7 @@ def lasso(scoring: Scoring) -> ScoresByGroup:
 
     Groups that no conv or linear reads get their L2 norms, brought to the same mean by ``normalize``.
     """
-    program = scoring.program
-    mine = {group.dim for group in scoring.groups}
-    found = [la for la in layers(program.graph) if any(leaf in mine for leaf in leaves(la.dim))]
-    sums = equations(found, program.host, program.data, program.seed)
-    scoring.learned.append(Curvature(sums))
+    program, (found, sums) = scoring.program, curvature(scoring)
     count = scales(program.graph, program.host)
     out = l2(scoring)
     for group in scoring.groups:

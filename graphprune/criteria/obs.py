@@ -6,9 +6,20 @@ import numpy as np
 
 from ..dims import leaves
 from ..elimination import eliminate, problems, scales
-from ..regression import Curvature, equations, layers
+from ..regression import Curvature, Layer, NormalEquations, equations, layers
 from .magnitude import l2
 from .scoring import ScoresByGroup, Scoring, criterion
+
+
+def curvature(scoring: Scoring) -> tuple[list[Layer], dict[str, NormalEquations]]:
+    """The layers that read the groups' channels, and what calibration data says of their inputs, which is
+    learned as a Curvature as well."""
+    program = scoring.program
+    mine = {group.dim for group in scoring.groups}
+    found = [la for la in layers(program.graph) if any(leaf in mine for leaf in leaves(la.dim))]
+    sums = equations(found, program.host, program.data, program.seed)
+    scoring.learned.append(Curvature(sums))
+    return found, sums
 
 
 @criterion("obs", data=True)
@@ -20,11 +31,7 @@ def obs(scoring: Scoring) -> ScoresByGroup:
 
     Groups that no conv or linear reads get their L2 norms, brought to the same mean by ``normalize``.
     """
-    program = scoring.program
-    mine = {group.dim for group in scoring.groups}
-    found = [la for la in layers(program.graph) if any(leaf in mine for leaf in leaves(la.dim))]
-    sums = equations(found, program.host, program.data, program.seed)
-    scoring.learned.append(Curvature(sums))
+    program, (found, sums) = scoring.program, curvature(scoring)
     count = scales(program.graph, program.host)
     out = l2(scoring)
     for number, group in enumerate(scoring.groups):
