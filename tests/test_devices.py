@@ -160,3 +160,34 @@ def test_cuda_says_what_is_missing(program: Program, tmp_path: Path) -> None:
     with pytest.raises(TargetError, match="target `cuda`: "):
         on.emit(program, tmp_path)
     assert list(tmp_path.iterdir()) == [] and on.grain == 8
+
+
+@pytest.mark.parametrize("name", ["ort-cuda", "ort-tensorrt", "torch-cuda"])
+def test_a_gpu_target_says_what_is_missing(program: Program, name: str) -> None:
+    on = target(name)
+    if (reason := on.unable()) is None:
+        pytest.skip("there is a GPU here")
+    assert "CUDA" in reason or "Tensorrt" in reason
+    with pytest.raises(TargetError, match=f"target `{name}`: "):
+        on.runnable(program)
+    assert on.grain == 8
+
+
+def test_a_gpu_that_is_not_there_leaves_the_rest_of_an_artifact(program: Program, tmp_path: Path) -> None:
+    if target("ort-cuda").unable() is None:
+        pytest.skip("there is a GPU here")
+    artifact = gp.compile(program, macs="0.6x", targets=["onnx", "ort-cuda"], out=tmp_path / "out")
+    assert set(artifact.report["after"]["per_target"]) == {"onnx"}
+    assert any(note.startswith("ort-cuda: not run, ") for note in artifact.report["notes"])
+    assert (tmp_path / "out" / "ort-cuda" / "model.onnx").is_file()
+
+
+@pytest.mark.slow
+def test_torch_compile_runs_the_pruned_model(program: Program) -> None:
+    on = target("torch-compile")
+    if on.unable():
+        pytest.skip("no C++ compiler")
+    artifact = gp.compile(program, macs="0.6x", targets=["torch-compile"])
+    (check,) = [one for one in artifact.report["verification"]["checks"] if "code for" in one["what"]]
+    assert check["what"] == "code for torch-compile = model, float32" and check["max_relative_error"] <= 1e-5
+    assert artifact.report["after"]["latency_ms"]["target"] == "torch-compile"

@@ -1,4 +1,4 @@
-"""The onnx target: an ONNX file, and ONNX Runtime on the CPU to run it."""
+"""The onnx target: an ONNX file, and ONNX Runtime to run it."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ class Onnx(Target):
     summary: ClassVar[str] = "model.onnx, run by ONNX Runtime (CPU)"
     grain: ClassVar[int] = 16  # ONNX Runtime's blocked convolutions: 16 channels with AVX-512, else 8
     packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "torch")
+    providers: ClassVar[tuple[str, ...]] = ("CPUExecutionProvider",)  # the first does what it can
 
     def emit(self, program: Program, folder: Path) -> Path:
         path = folder / "model.onnx"
@@ -46,7 +47,9 @@ class Onnx(Target):
             from ..hosts.onnx import OnnxHost
 
             example = OnnxHost.load(path).example()
-        return _Session(path, threads, example)
+        if reason := self.unable():
+            raise TargetError(f"target `{self.label}`: {reason}", "it is in the package onnxruntime-gpu")
+        return _Session(path, threads, example, self.providers)
 
     def time_ops(self, points: Sequence[Point], *, threads: int = 1) -> Iterator[dict[Point, Latency]]:
         return ort_ops.time_ops(points, threads, self.label)
@@ -55,6 +58,40 @@ class Onnx(Target):
         with tempfile.TemporaryDirectory(prefix="graphprune-") as folder:
             path = self.emit(program, Path(folder))
             return ort_ops.profile(path, _Session(path, 1, program.host.example()).feed(), program.graph, threads)
+
+
+@dataclass(frozen=True)
+class OrtCuda(Onnx):
+    """The same file, run by ONNX Runtime on an NVIDIA GPU."""
+
+    name: ClassVar[str] = "ort-cuda"
+    summary: ClassVar[str] = "model.onnx, run by ONNX Runtime's CUDA provider; needs onnxruntime-gpu"
+    grain: ClassVar[int] = 8  # what tensor cores take in fp16
+    tolerance: ClassVar[float] = 1e-3  # convolutions in TF32
+    packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime-gpu", "torch")
+    remark: ClassVar[str] = "the time holds the copies of inputs and outputs to and from the GPU"
+    providers: ClassVar[tuple[str, ...]] = ("CUDAExecutionProvider",)
+
+    def unable(self) -> str | None:
+        import onnxruntime
+
+        wanted, there = self.providers[0], onnxruntime.get_available_providers()
+        return None if wanted in there else f"this ONNX Runtime has no {wanted}, only {', '.join(there)}"
+
+    def time_ops(self, points: Sequence[Point], *, threads: int = 1) -> Iterator[dict[Point, Latency]]:
+        return Target.time_ops(self, points, threads=threads)
+
+    def profile(self, program: Program, *, threads: int = 1) -> dict[str, float]:
+        return {}
+
+
+@dataclass(frozen=True)
+class OrtTensorrt(OrtCuda):
+    """The same file, run by TensorRT within ONNX Runtime; what TensorRT does not take runs in CUDA."""
+
+    name: ClassVar[str] = "ort-tensorrt"
+    summary: ClassVar[str] = "model.onnx, run by ONNX Runtime's TensorRT provider; needs onnxruntime-gpu and TensorRT"
+    providers: ClassVar[tuple[str, ...]] = ("TensorrtExecutionProvider", "CUDAExecutionProvider")
 
 
 def _export(host: Host, path: Path) -> None:
@@ -109,7 +146,7 @@ def _quiet() -> Iterator[None]:
 
 
 class _Session(Runnable):
-    def __init__(self, path: Path, threads: int, example: Batch) -> None:
+    def __init__(self, path: Path, threads: int, example: Batch, providers: Sequence[str] = Onnx.providers) -> None:
         super().__init__("onnx", threads, example)
         import onnxruntime as ort
 
@@ -117,9 +154,11 @@ class _Session(Runnable):
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 3
         try:
-            self._session: Any = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session: Any = ort.InferenceSession(str(path), options, providers=list(providers))
         except Exception as error:  # ONNX Runtime has no common base for what it raises
             raise ModelError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from error
+        if (used := self._session.get_providers()[0]) != providers[0]:  # it falls back without an error
+            raise TargetError(f"{path}: ONNX Runtime could not start {providers[0]} and fell back to {used}")
 
     def run(self, batch: Batch) -> list[Array]:
         return [np.asarray(array) for array in self._session.run(None, self.feed(batch))]

@@ -134,7 +134,11 @@ class Target:
 _ALIASES = {"ort": "onnx", "cpu": "tvm"}
 _BUILT_IN = {
     "torch": "torch:Torch",
+    "torch-compile": "torch:TorchCompile",
+    "torch-cuda": "torch:TorchCuda",
     "onnx": "onnx:Onnx",
+    "ort-cuda": "onnx:OrtCuda",
+    "ort-tensorrt": "onnx:OrtTensorrt",
     "tvm": "tvm:Tvm",
     "edge": "edge:Edge",
     "best-cpu": "best:Best",

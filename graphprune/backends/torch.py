@@ -1,16 +1,17 @@
-"""The torch target: PyTorch itself, eager, on the CPU."""
+"""The torch target: PyTorch itself, eager or through torch.compile, on the CPU or a GPU."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import TargetError
 from ..ir import Array, Batch, Program
 from .measure import Runnable
-from .target import Target
+from .target import Target, first_line
 
 if TYPE_CHECKING:
     from ..hosts.torch import TorchHost
@@ -34,11 +35,52 @@ class Torch(Target):
     def load(self, path: Path, *, threads: int = 1, example: Batch | None = None) -> Runnable:
         from ..hosts.torch import TorchHost
 
-        return _TorchRunnable(TorchHost.load(path), threads, example)
+        return self._ready(TorchHost.load(path), threads, example)
 
     def runnable(self, program: Program, *, threads: int = 1) -> Runnable:
         """The program's own module: nothing has to be written to run it."""
-        return _TorchRunnable(_torch_host(program), threads, None)
+        return self._ready(_torch_host(program), threads, None)
+
+    def _ready(self, host: TorchHost, threads: int, example: Batch | None) -> Runnable:
+        return _TorchRunnable(self.label, host, host.model, threads, example)
+
+
+@dataclass(frozen=True)
+class TorchCompile(Torch):
+    """The same through torch.compile, which generates C++ on the first run."""
+
+    name: ClassVar[str] = "torch-compile"
+    summary: ClassVar[str] = "model.pt2, run through torch.compile (CPU); needs a C++ compiler"
+    grain: ClassVar[int] = 16
+    remark: ClassVar[str] = "through torch.compile, compiled for the shapes of the example inputs"
+
+    def unable(self) -> str | None:
+        return None if any(map(shutil.which, ("g++", "clang++", "c++"))) else "no C++ compiler (g++) on the PATH"
+
+    def _ready(self, host: TorchHost, threads: int, example: Batch | None) -> Runnable:
+        import torch
+
+        if reason := self.unable():
+            raise TargetError(f"target `{self.label}`: {reason}")
+        return _TorchRunnable(self.label, host, torch.compile(host.model, dynamic=False), threads, example)
+
+
+@dataclass(frozen=True)
+class TorchCuda(TorchCompile):
+    """The same on an NVIDIA GPU; torch.compile generates Triton kernels."""
+
+    name: ClassVar[str] = "torch-cuda"
+    summary: ClassVar[str] = "model.pt2, run through torch.compile on an NVIDIA GPU"
+    grain: ClassVar[int] = 8  # what tensor cores take in fp16
+    tolerance: ClassVar[float] = 1e-3  # convolutions in TF32
+
+    def unable(self) -> str | None:
+        import torch
+
+        return None if torch.cuda.is_available() else "this PyTorch sees no CUDA GPU"
+
+    def _ready(self, host: TorchHost, threads: int, example: Batch | None) -> Runnable:
+        return super()._ready(host if self.unable() else _moved(host, "cuda"), threads, example)
 
 
 def _torch_host(program: Program) -> TorchHost:
@@ -49,26 +91,35 @@ def _torch_host(program: Program) -> TorchHost:
     return program.host
 
 
+def _moved(host: TorchHost, device: str) -> TorchHost:
+    """A copy of the network on another device, with the devices that its ops name."""
+    from torch.export.passes import move_to_device_pass
+
+    from ..hosts.torch import TorchHost
+
+    return TorchHost.from_exported(move_to_device_pass(host.exported(), device))
+
+
 class _TorchRunnable(Runnable):
-    def __init__(self, host: TorchHost, threads: int, example: Batch | None) -> None:
-        super().__init__("torch", threads, host.example() if example is None else example)
-        self._host = host
+    """``model`` is that of ``host``, compiled or as it is."""
+
+    def __init__(self, label: str, host: TorchHost, model: Any, threads: int, example: Batch | None) -> None:
+        super().__init__(label, threads, host.example() if example is None else example)
+        self._host, self._model = host, model
 
     def run(self, batch: Batch) -> list[Array]:
-        import torch
+        from torch.utils import _pytree as pytree
 
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.threads)
-        try:
-            return self._host.run(batch)
-        finally:
-            torch.set_num_threads(before)
+        from ..hosts.torch_run import to_numpy
+
+        return [to_numpy(leaf) for leaf in pytree.tree_leaves(self.bind(batch)()) if hasattr(leaf, "detach")]
 
     def bind(self, batch: Batch) -> Callable[[], object]:
         import torch
 
         args, kwargs = self._host.call_arguments(batch)
-        model, threads = self._host.model, self.threads
+        model, threads = self._model, self.threads
+        wait = torch.cuda.synchronize if any(x.is_cuda for x in args if isinstance(x, torch.Tensor)) else None
 
         def call() -> object:
             before = torch.get_num_threads()
@@ -76,7 +127,12 @@ class _TorchRunnable(Runnable):
                 torch.set_num_threads(threads)
             try:
                 with torch.inference_mode():
-                    return model(*args, **kwargs)
+                    out = model(*args, **kwargs)
+                    if wait is not None:
+                        wait()
+                    return out
+            except Exception as error:  # torch.compile raises whatever its code generator does
+                raise TargetError(f"target `{self.target}`: cannot run the model: {first_line(error)}") from error
             finally:
                 if before != threads:
                     torch.set_num_threads(before)
