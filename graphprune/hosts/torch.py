@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -24,35 +22,12 @@ from ..ir import Array, Batch, Graph, Op, Piece, Site
 from ..relate import relate
 from .boundary import first_line, refusing
 from .torch_edit import LITERALS, arguments, pointwise, set_argument, stored
+from .torch_export import Call, call_of, retrace, trace
 from .torch_gradients import differentiate
 from .torch_lift import Reader
+from .torch_network import find, network
 from .torch_reindex import build, insert
 from .torch_run import Shapes, Watcher, to_numpy
-
-
-class Network(fx.GraphModule):
-    """The compiled network: the user's parameter names, and BatchNorm and dropout that follow
-    ``train()`` and ``eval()`` although torch.export had fixed their mode."""
-
-    def train(self, mode: bool = True) -> Network:
-        changed = False
-        for node in self.graph.nodes:
-            flag = _mode_flag(node)
-            if flag is not None and len(node.args) > flag and node.args[flag] is not mode:
-                node.update_arg(flag, mode)
-                changed = True
-        if changed:
-            self.recompile()
-        return super().train(mode)
-
-
-def _mode_flag(node: fx.Node) -> int | None:
-    """Where an op keeps its ``training`` or ``train`` argument."""
-    schema = getattr(node.target, "_schema", None)
-    if node.op != "call_function" or schema is None:
-        return None
-    names = [argument.name for argument in schema.arguments]
-    return next((names.index(name) for name in ("training", "train", "use_input_stats") if name in names), None)
 
 
 class TorchHost:
@@ -79,15 +54,7 @@ class TorchHost:
     def export(cls, module: torch.nn.Module, inputs: Any, dynamic_shapes: Any = None) -> TorchHost:
         """Trace ``module`` in eval mode with torch.export. ``dynamic_shapes`` as torch.export takes
         it; None lets the batch axis vary where the model allows. Raises ModelError."""
-        args, kwargs = (inputs["args"], inputs["kwargs"]) if _is_call(inputs) else (_tuple(inputs), {})
-        modes = {name: part.training for name, part in module.named_modules()}
-        module.eval()
-        try:
-            exported = _export(module, args, kwargs, dynamic_shapes)
-        finally:
-            for name, part in module.named_modules():
-                part.training = modes[name]
-        return cls.from_exported(exported)
+        return cls.from_exported(trace(module, inputs, dynamic_shapes))
 
     @classmethod
     def from_exported(cls, exported: torch.export.ExportedProgram) -> TorchHost:
@@ -97,7 +64,7 @@ class TorchHost:
             raise ModelError(
                 "the exported program has no example inputs", "save it with the inputs it was exported with"
             )
-        return cls(_network(module), pytree.tree_leaves(inputs))
+        return cls(network(module), pytree.tree_leaves(inputs))
 
     @classmethod
     def load(cls, path: Path) -> TorchHost:
@@ -111,7 +78,7 @@ class TorchHost:
             return cls.from_exported(torch.export.load(path))
 
     def copy(self, dtype: str | None = None) -> TorchHost:
-        host = TorchHost(_network(self.model), self._example)
+        host = TorchHost(network(self.model), self._example)
         host._borrowed = {id(tensor) for _, tensor in host._named()}
         if dtype is not None:
             host._cast(getattr(torch, dtype))
@@ -176,7 +143,7 @@ class TorchHost:
         self._assign(name, torch.from_numpy(np.ascontiguousarray(value)).to(old.dtype).to(old.device))
 
     def _assign(self, name: str, tensor: torch.Tensor) -> None:
-        old = _find(self._module, name)
+        old = find(self._module, name)
         if isinstance(old, torch.nn.Parameter) or old is None:
             tensor = torch.nn.Parameter(tensor, requires_grad=old is None or old.requires_grad)
         if old is None:
@@ -245,7 +212,7 @@ class TorchHost:
         like, owner = self._tensor(beside), beside.rpartition(".")[0]
         base = f"{owner}.{name}" if owner else name
         names = (base, *(f"{base}_{k}" for k in range(1, 1000)))
-        free = next(name for name in names if _find(self._module, name) is None)
+        free = next(name for name in names if find(self._module, name) is None)
         self._assign(free, value.to(like.dtype).to(like.device))
         node: fx.Node = self._module.graph.create_node("get_attr", free)
         node.meta["val"] = self._tensor(free)
@@ -268,7 +235,7 @@ class TorchHost:
 
     def _constant(self, name: str, value: torch.Tensor) -> fx.Node:
         """A buffer of the module."""
-        free = next(n for n in (name, *(f"{name}_{k}" for k in range(1, 10000))) if _find(self._module, n) is None)
+        free = next(n for n in (name, *(f"{name}_{k}" for k in range(1, 10000))) if find(self._module, n) is None)
         self._module.register_buffer(free, value)
         node: fx.Node = self._module.graph.create_node("get_attr", free)
         node.meta["val"] = value
@@ -333,14 +300,9 @@ class TorchHost:
             labels = [torch.from_numpy(np.ascontiguousarray(array)) for array in rest]
             return differentiate(self.model, *self.call_arguments(batch), lambda output: loss(output, *labels), probe)
 
-    def call_arguments(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def call_arguments(self, batch: Batch) -> Call:
         """``args, kwargs`` to call the model with for one batch."""
-        return self._call(self.inputs(batch))
-
-    def _call(self, flat: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        info = self.model.graph._codegen.pytree_info  # type: ignore[attr-defined]
-        args, kwargs = pytree.tree_unflatten(list(flat), info.in_spec)
-        return args, kwargs
+        return call_of(self.model, self.inputs(batch))
 
     def shapes(self) -> dict[str, tuple[Size, ...]]:
         Shapes(self.model, self._example).infer()
@@ -350,30 +312,7 @@ class TorchHost:
 
     def exported(self) -> torch.export.ExportedProgram:
         """The model as an ExportedProgram, dynamic where it was dynamic."""
-        holes = [node.meta.get("val") for node in self.model.graph.nodes if node.op == "placeholder"]
-        spec = [
-            {k: torch.export.Dim.AUTO for k, n in enumerate(val.shape) if not isinstance(n, int)}
-            if isinstance(val, torch.Tensor)
-            else None
-            for val in holes
-        ]
-        args, kwargs = self._call(self._example)
-        dynamic_args, dynamic_kwargs = self._call(spec)
-        if kwargs:
-            names = list(kwargs)
-            raise_spec: Any = {
-                **dict(zip(_forward_names(self.model), dynamic_args, strict=False)),
-                **{n: dynamic_kwargs[n] for n in names},
-            }
-        else:
-            raise_spec = dynamic_args
-        training, self.model.training = self.model.training, False
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                return torch.export.export(self.model, args, kwargs, dynamic_shapes=raise_spec)
-        finally:
-            self.model.training = training
+        return retrace(self.model, self._example)
 
     def save(self, path: Path) -> None:
         try:
@@ -385,73 +324,3 @@ class TorchHost:
             raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
         except RuntimeError as error:  # what torch's own writer raises for a path it cannot open
             raise OutputError(f"{path}: cannot be written ({first_line(error)})") from error
-
-
-# ---- helpers -----------------------------------------------------------------------------------------
-
-
-def _is_call(inputs: Any) -> bool:
-    return isinstance(inputs, Mapping) and set(inputs) == {"args", "kwargs"}
-
-
-def _tuple(inputs: Any) -> tuple[Any, ...]:
-    return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-
-
-def _export(
-    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Any
-) -> torch.export.ExportedProgram:
-    tries = [_batched(module, args, kwargs), None] if dynamic is None else [dynamic]
-    failure: BaseException | None = None
-    for spec in tries:
-        try:
-            # Without gradients `torch.no_grad` regions (rotary embeddings) stay plain ops.
-            with warnings.catch_warnings(), torch.no_grad():
-                warnings.simplefilter("ignore")
-                return torch.export.export(module, args, kwargs, dynamic_shapes=spec)
-        except Exception as error:  # torch.export raises whatever the module's code raises
-            failure = error
-    raise ModelError(
-        f"{type(module).__name__}: torch.export could not trace it ({first_line(failure or ModelError(''))})",
-        "call torch.export.export on it yourself to see the whole trace, or give an ONNX file",
-    ) from failure
-
-
-def _batched(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The first axis of every tensor left open, as torch.export spells it: by the names in ``forward``."""
-    try:
-        named = inspect.signature(module.forward).bind(*args, **kwargs).arguments
-    except TypeError:  # torch.export will say what is wrong
-        return None
-    return pytree.tree_map(
-        lambda x: {0: torch.export.Dim.AUTO} if isinstance(x, torch.Tensor) and x.ndim else None, dict(named)
-    )
-
-
-def _network(module: fx.GraphModule) -> Network:
-    """A Network of its own graph that shares the tensors of ``module``, the unused ones too."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns about how it copies its own pytree specs
-        network = Network(module, copy.deepcopy(module.graph), "Network")
-    for name, tensor in [
-        *module.named_parameters(remove_duplicate=False),
-        *module.named_buffers(remove_duplicate=False),
-    ]:
-        if _find(network, name) is None:
-            _assign_attr(tensor, network, name)
-    for part in network.modules():
-        part.training = False
-    return network
-
-
-def _find(model: torch.nn.Module, name: str) -> Any:
-    """An attribute by dotted name, or None."""
-    found: Any = model
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    return found
-
-
-def _forward_names(model: fx.GraphModule) -> list[str]:
-    info = model.graph._codegen.pytree_info  # type: ignore[attr-defined]
-    return list(info.orig_args)

@@ -1,0 +1,60 @@
+"""The compiled network as the user gets it: a GraphModule that trains."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.graph_module import _assign_attr
+
+
+class Network(fx.GraphModule):
+    """The compiled network: the user's parameter names, and BatchNorm and dropout that follow
+    ``train()`` and ``eval()`` although torch.export had fixed their mode."""
+
+    def train(self, mode: bool = True) -> Network:
+        changed = False
+        for node in self.graph.nodes:
+            flag = _mode_flag(node)
+            if flag is not None and len(node.args) > flag and node.args[flag] is not mode:
+                node.update_arg(flag, mode)
+                changed = True
+        if changed:
+            self.recompile()
+        return super().train(mode)
+
+
+def _mode_flag(node: fx.Node) -> int | None:
+    """Where an op keeps its ``training`` or ``train`` argument."""
+    schema = getattr(node.target, "_schema", None)
+    if node.op != "call_function" or schema is None:
+        return None
+    names = [argument.name for argument in schema.arguments]
+    return next((names.index(name) for name in ("training", "train", "use_input_stats") if name in names), None)
+
+
+def network(module: fx.GraphModule) -> Network:
+    """A Network of its own graph that shares the tensors of ``module``, the unused ones too."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns about how it copies its own pytree specs
+        made = Network(module, copy.deepcopy(module.graph), "Network")
+    for name, tensor in [
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]:
+        if find(made, name) is None:
+            _assign_attr(tensor, made, name)
+    for part in made.modules():
+        part.training = False
+    return made
+
+
+def find(model: torch.nn.Module, name: str) -> Any:
+    """An attribute by dotted name, or None."""
+    found: Any = model
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
