@@ -79,6 +79,33 @@ def test_a_literal_in_the_forward_is_named():
     assert torch.equal(module(x), want)
 
 
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(12, 3, batch_first=True)
+        self.norm = nn.LayerNorm(12)
+        self.up, self.down = nn.Linear(12, 20), nn.Linear(20, 12)
+
+    def forward(self, x):
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        return x + self.down(self.up(self.norm(x)).relu())
+
+
+def test_torchs_own_attention_remembers_its_width():
+    """nn.MultiheadAttention has its width written in it: refused whole, and cut where its groups are frozen."""
+    torch.manual_seed(0)
+    module, x = Attention().double().eval(), torch.randn(2, 5, 12, dtype=torch.float64)
+    before, want = copy.deepcopy(module.state_dict()), module(x)
+    with pytest.raises(ModelError, match="Attention cannot be cut in place: its forward raises"):
+        gp.apply(compiled(module, x), module, in_place=True)
+    assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+    assert torch.equal(module(x), want)
+    program = gp.run(RECIPE.replace("group", "group{freeze=attention*}"), gp.load(module, x))
+    checked = gp.apply(program, module, in_place=True)
+    assert module.up.weight.shape == (10, 12)
+    assert nets.relative_error(nets.outputs(checked.model, (x,)), nets.outputs(module, (x,))) <= 1e-12
+
+
 def steps(module, optimizer, count, seed=0):
     rng = torch.Generator().manual_seed(seed)
     for _ in range(count):

@@ -213,7 +213,8 @@ def test_a_step_of_bip_is_the_formula():
     theta = {name: p.detach().clone() for name, p in module.named_parameters() if p.ndim > 1}
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1, weight_decay=0.01)
     bip = gp.train.BiP(program, module, optimizer, keep=0.5, structured=False, lr=0.3, curvature=0.02)
-    score = {name: w.abs() / w.abs().max() for name, w in theta.items()}
+    score = {name: w.abs() for name, w in theta.items()}
+    velocity = dict.fromkeys(theta, 0.0)
     for step in range(3):
         mask = {name: top(s, 0.5) for name, s in score.items()}
         by_hand = copy.deepcopy(module)
@@ -223,7 +224,8 @@ def test_a_step_of_bip_is_the_formula():
         task(by_hand, step).backward()
         for name, w in theta.items():
             g = by_hand.get_parameter(name).grad
-            score[name] = score[name] - 0.3 * (w - 0.02 * mask[name] * g) * g
+            velocity[name] = 0.9 * velocity[name] + (w - 0.02 * mask[name] * g) * g
+            score[name] = score[name] - 0.3 * velocity[name]
             theta[name] = w - 0.1 * (mask[name] * g + 0.01 * w)
         optimizer.zero_grad()
         task(module, step).backward()
@@ -260,10 +262,18 @@ def test_the_implicit_gradient_is_that_of_the_lower_levels_solution():
 def test_structured_scores_pool_what_reads_a_channel():
     module, program = pair(width=6)
     bip = gp.train.BiP(program, module, torch.optim.SGD(module.parameters(), lr=0.1), keep=0.5)
-    columns = (bip.dense()["2.weight"].abs() / bip.dense()["2.weight"].abs().max()).norm(dim=0)
+    columns = bip.dense()["2.weight"].norm(dim=0)
     torch.testing.assert_close(bip.importance(), columns)
     best = columns.topk(3).indices.sort().values.numpy()
     np.testing.assert_array_equal(bip.keep().keep["0"], best)
+
+
+def test_a_score_below_zero_speaks_for_nothing():
+    module, program = pair(width=6)
+    bip = gp.train.BiP(program, module, torch.optim.SGD(module.parameters(), lr=0.1), keep=0.5)
+    best = int(bip.importance().argmax())
+    bip.real_scores()["2.weight"][:, best] = -9.0
+    assert not bip.chosen()[best]
 
 
 def test_the_masked_module_is_what_the_compiler_makes():

@@ -189,7 +189,7 @@ def bip(seed: int, keep: float) -> dict[str, Any]:
     run = training(seed, TUNE)
     optimizer = run.optimizer(module)
     penalty = gp.train.BiP(program, module, optimizer, keep=keep, total_steps=run.steps)
-    counts = set()
+    counts, first = set(), penalty.chosen()
 
     def step(*given: Any) -> None:
         counts.add(int(penalty.chosen().sum()))
@@ -203,7 +203,38 @@ def bip(seed: int, keep: float) -> dict[str, Any]:
         "seconds": seconds,
         "channels": channels,
         "counts": sorted(counts),
+        "moved": int((first & ~penalty.chosen()).sum()),
     }
+    return out
+
+
+def bip_weights(seed: int, keep: float) -> dict[str, Any]:
+    """``keep`` of the single weights of every tensor remains. BiP at the rate zero is one-shot magnitude
+    pruning, trained masked."""
+    module, program = network(seed)
+    training(seed, 10).train(module, what=f"dense, seed {seed}")
+    dense = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    out: dict[str, Any] = {"dense": {"accuracy": held(module), "seconds": 0.0}}
+    shares = list(gp.train.cubic(ROUNDS, keep))
+    for name, rounds, epochs, lr in (
+        (f"one-shot, {TUNE} epochs", [keep], TUNE, 0.0),
+        (f"BiP, {TUNE} epochs", [keep], TUNE, 0.1),
+        (f"iterative magnitude, {ROUNDS} x {TUNE // ROUNDS} epochs", shares, TUNE // ROUNDS, 0.0),
+        (f"iterative magnitude, {ROUNDS} x {TUNE} epochs", shares, TUNE, 0.0),
+    ):
+        module.load_state_dict(dense)
+        seconds = 0.0
+        for share in rounds:
+            run = training(seed, epochs)
+            optimizer = run.optimizer(module)
+            penalty = gp.train.BiP(
+                program, module, optimizer, keep=share, structured=False, lr=lr, total_steps=run.steps
+            )
+            first = penalty.masks()
+            seconds += run.train(module, penalty, optimizer, what=f"{name}, seed {seed}")
+            moved = sum(int((first[k] > own).sum()) for k, own in penalty.masks().items())
+            penalty.remove()
+        out[name] = {"accuracy": held(module), "seconds": seconds, "moved": moved}
     return out
 
 
@@ -230,13 +261,18 @@ def table(results: Results, seeds: list[int], only: str | None, out: Path) -> No
         for name in rows[0]:
             print(f"| {name} | {' | '.join(mean([row[name][k] for row in rows]) for k in rows[0][name])} |")
     if only in (None, "bip"):
-        for keep in (0.5, 0.25):
-            makers = {f"bip, equal time {keep} {seed}": partial(bip, seed, keep) for seed in seeds}
-            rows = [results.get(name, make) for name, make in makers.items()]
-            print(f"\n| {keep:g}x of the channels | accuracy | seconds |\n|---|---|---|")
+        for what, work, keep in (
+            ("weights", bip_weights, 0.1),
+            ("weights", bip_weights, 0.03),
+            ("channels", bip, 0.25),
+        ):
+            rows = [results.get(f"bip {what} {keep} {seed}", partial(work, seed, keep)) for seed in seeds]
+            print(f"\n| {keep:g}x of the {what} | accuracy | seconds | swapped |\n|---|---|---|---|")
             for name in rows[0]:
                 found = [row[name] for row in rows]
-                print(f"| {name} | {mean([f['accuracy'] for f in found])} | {mean([f['seconds'] for f in found])} |")
+                columns = [mean([f[key] for f in found]) for key in ("accuracy", "seconds")]
+                moved = mean([f["moved"] for f in found]) if "moved" in found[0] else ""
+                print(f"| {name} | {' | '.join(columns)} | {moved} |")
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
