@@ -199,8 +199,11 @@ def test_a_tied_tensor_counts_once():
 def test_a_module_of_other_shapes_is_refused():
     program = gp.load(nets.MLP().float(), torch.zeros(2, *nets.ZOO["MLP"].inputs()[0].shape[1:]))
     other = nn.Sequential(nn.Linear(3, 3))
-    with pytest.raises(ModelError, match="trains none of the parameters"):
+    with pytest.raises(ModelError, match=r"Sequential has no parameter `.*`, which the program reads"):
         gp.train.VAR(program, other)
+    frozen = nets.MLP().float().requires_grad_(False)
+    with pytest.raises(ModelError, match="trains none of the parameters"):
+        gp.train.VAR(program, frozen)
     module = nets.MLP().float()
     name, parameter = next((n, p) for n, p in module.named_parameters() if p.ndim == 2)
     owner = module.get_submodule(name.rpartition(".")[0])

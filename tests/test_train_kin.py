@@ -282,6 +282,9 @@ def test_inner_distillation_compares_the_channels_that_both_have():
     assert teacher[0].weight.grad is None
     with pytest.raises(ModelError, match="has no submodule `9`"):
         gp.train.InnerDistillation(done, module, teacher, at=("9",))
+    inner.remove()
+    assert not module[2]._forward_hooks
+    assert not teacher[2]._forward_hooks
 
 
 def test_a_teacher_of_itself_has_nothing_to_say():

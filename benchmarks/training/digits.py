@@ -248,7 +248,7 @@ def table(results: Results, seeds: list[int], only: str | None, out: Path) -> No
         print("|---|---|---|---|---|---|")
         for name in ("catalyst", "lasso"):
             every = [row[name] for row in rows]
-            correlation = ", ".join(f"{one['correlation']:+.2f}" for one in every)
+            correlation = mean([one["correlation"] for one in every], 2)
             print(
                 f"| {name} | {mean([e['dense'] for e in every])} | {mean([e['pruned'] for e in every])} "
                 f"| {max(e['moved'] for e in every):.1e} | {100 * every[0]['kept']:.0f}% "

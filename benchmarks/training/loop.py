@@ -107,11 +107,11 @@ def accuracy(module: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, batch: in
     return 100 * right / len(x)
 
 
-def mean(values: list[float]) -> str:
+def mean(values: list[float], places: int = 1) -> str:
     """Mean and sample standard deviation."""
     middle = sum(values) / len(values)
     spread = math.sqrt(sum((v - middle) ** 2 for v in values) / max(len(values) - 1, 1))
-    return f"{middle:.1f} ± {spread:.1f}"
+    return f"{middle:.{places}f} ± {spread:.{places}f}" if len(values) > 1 else f"{middle:.{places}f}"
 
 
 class Results:

@@ -1,4 +1,6 @@
-"""Catalyst: an auxiliary parameter for every channel, so that magnitude does not decide (Catalyst, 2025).
+"""Catalyst: an auxiliary parameter for every channel, so that magnitude does not decide.
+
+Jung and Lee, Catalyst: a Novel Regularizer for Structured Pruning with Auxiliary Extension of Parameter Space, 2025.
 
 The parameter space is extended by D_i beside the slices F_i of channel i. Extending and dropping are
 lossless where D_i F_i = 0, and the regulariser R = sum_i |D_i| ||F_i|| is zero exactly there.

@@ -166,9 +166,16 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def parameters(program: Program, module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that the program reads and the module trains, by name. Raises ModelError where
-    their shapes differ."""
-    live = dict(unwrapped(module).named_parameters(remove_duplicate=False))
+    """The parameters that the program reads and the module trains, by name. Raises ModelError where the
+    module lacks one, or has it in another shape."""
+    module = unwrapped(module)
+    live = dict(module.named_parameters(remove_duplicate=False))
+    lacking = next((name for name, _ in program.model.named_parameters() if name not in live), None)
+    if lacking is not None:
+        raise ModelError(
+            f"{type(module).__name__} has no parameter `{lacking}`, which the program reads",
+            "give the module that the program was loaded from",
+        )
     out = {}
     for name, value in program.graph.parameters.items():
         if name in live and live[name].requires_grad:

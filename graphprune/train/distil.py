@@ -42,12 +42,13 @@ class InnerDistillation(nn.Module):
         self._pair = (unwrapped(student), unwrapped(teacher))  # a tuple: not submodules of this
         self.at = tuple(at)
         self._seen: list[dict[str, Tensor]] = [{}, {}]
+        self._handles: list[Any] = []
         for module, seen in zip(self._pair, self._seen, strict=True):
             parts = dict(module.named_modules())
             for path in self.at:
                 if path not in parts:
                     raise ModelError(f"{type(module).__name__} has no submodule `{path}`", nearest(path, parts))
-                parts[path].register_forward_hook(_keeper(seen, path))
+                self._handles.append(parts[path].register_forward_hook(_keeper(seen, path)))
         self._kept = _kept_axes(program, self.at)
 
     def forward(self, *inputs: Any, **named: Any) -> Tensor:
@@ -66,11 +67,19 @@ class InnerDistillation(nn.Module):
                     theirs = theirs.index_select(axis, kept.to(theirs.device))
             losses.append(F.mse_loss(mine, theirs) / theirs.square().mean().clamp_min(1e-12))
         student.clear()
+        teacher.clear()
         return torch.stack(losses).mean()
+
+    def remove(self) -> None:
+        """Take the hooks out of both modules again."""
+        for handle in self._handles:
+            handle.remove()
 
 
 def _keeper(seen: dict[str, Tensor], path: str) -> Any:
-    def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
+    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+        if not isinstance(output, Tensor):
+            raise ModelError(f"`{path}` returns a {type(output).__name__}", "name submodules that return one tensor")
         seen[path] = output
 
     return keep

@@ -1,8 +1,10 @@
 """VAR: amplify the variance of the weights, so that one-shot pruning by magnitude has less to lose.
 
+Yun, Jo and Lee, Weight Variance Amplifier Improves Accuracy in High-Sparsity One-Shot Pruning, 2025.
+
     R = sum over tensors of 1 / (Var(w~) + eps),  w~ = sqrt(w^2 + r),  Var = mean(w~^2) - mean(w~)^2
 
-[derived from a garbled print: the smoothed magnitude w~ and the two small constants r = eps = 1e-8]
+[derived: the print at hand has mean(w~) for mean(w~^2), which is no variance; r = eps = 1e-8 are the paper's]
     dR/dw = -(Var + eps)^-2 (2/n) (w~ - mean w~) w / w~
 
 Grouped, w~_i = sqrt(||g_i||^2 + r) over the channels of a group. R is scale-free in neither the weights nor
