@@ -1,156 +1,133 @@
-"""Calibration data: from a file, an array, a mapping or any iterable of batches to checked batches."""
+"""Calibration data: from a file, an array, a mapping or any iterable of batches to checked batches.
+
+What comes from an iterable is read once, batch by batch, and beyond ``LIMIT_BYTES`` kept in temporary files: every
+pass over the data then sees the same samples, shuffled loader or not, and no more than one batch is held.
+"""
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+import copy
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .datafiles import Folder, arrays_of, read_npz
 from .errors import DataError
 from .ir import Array, Batch, Value
 
 CHUNK = 64
 """Samples a batch where the model takes any number."""
+LIMIT_BYTES = 1 << 30
+"""What is held in memory of an iterable's samples; the rest is in temporary files."""
 
 
 def batches(data: Any, inputs: Sequence[Value]) -> Sequence[Batch]:
     """``data`` as batches of one array per input.
 
     Takes an ``.npz`` or ``.npy`` path, a folder of ``.npy`` files or images (read as they are needed, see
-    Folder), an array, a mapping of input name to array, a sequence of arrays (one per input), or an
-    iterable of such (a torch DataLoader). Arrays carry samples on axis 0; they are cut into chunks of
-    the model's batch size, a rest that does not fill one is dropped. Raises DataError naming the input,
-    its shape and what was expected.
+    datafiles.Folder), an array, a mapping of input name to array, a sequence of arrays (one per input),
+    or an iterable of such (a generator, a torch DataLoader; read once). Samples are on axis 0; they are
+    put together in batches of the model's size, a rest that does not fill one is dropped. Raises
+    DataError naming the input, its shape and what was expected.
     """
+    if isinstance(data, (str, Path)) and Path(data).is_dir():
+        size = batch_size(inputs)
+        return Folder(Path(data), inputs, size or CHUNK, size is not None, lambda arrays: _checked(arrays, inputs))
+    return _kept(_parts(data, inputs, 0), inputs, 0)[0]
+
+
+def with_rest(data: Any, inputs: Sequence[Value]) -> tuple[Sequence[Batch], Sequence[Batch]]:
+    """As ``batches``, and per batch what each item of ``data`` has beside the inputs (labels), cut alike:
+    ``(images, labels)`` or an iterable of such pairs. Raises DataError where there is nothing beside."""
+    try:
+        return _kept(_parts(data, inputs, 1), inputs, 1)
+    except _NothingBeside as error:
+        raise DataError(
+            "the loss wants more than the model's inputs, and the calibration data has no more",
+            "data=(images, labels), or a DataLoader of such pairs",
+        ) from error
+
+
+class _NothingBeside(Exception):
+    """An item of the data has the model's inputs and no more."""
+
+
+class Spool(Sequence[Batch]):
+    """Batches in the order in which they were put in, in temporary files beyond ``LIMIT_BYTES``. The files
+    go when nobody has the spool any more."""
+
+    def __init__(self) -> None:
+        self._held: list[Batch | Path] = []
+        self._bytes = 0
+        self._folder: Path | None = None
+
+    def append(self, batch: Batch) -> None:
+        self._bytes += sum(array.nbytes for array in batch)
+        if self._bytes <= LIMIT_BYTES:
+            self._held.append(batch)
+            return
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="graphprune-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, True)
+        path = self._folder / f"{len(self._held)}.npz"
+        np.savez(path, *batch)
+        self._held.append(path)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            some = copy.copy(self)
+            some._held = self._held[number]
+            some._whole = self  # type: ignore[attr-defined]  # as long as there is a part the files stay
+            return some
+        held = self._held[number]
+        return arrays_of(held) if isinstance(held, Path) else held
+
+
+def _kept(items: Iterable[Sequence[Array]], inputs: Sequence[Value], more: int) -> tuple[Spool, Spool]:
+    found, rest = Spool(), Spool()
+    for batch in _cut(items, inputs):
+        found.append(batch[: len(inputs)])
+        if more:
+            rest.append(batch[len(inputs) :])
+    return found, rest
+
+
+def _parts(data: Any, inputs: Sequence[Value], more: int) -> Iterator[list[Array]]:
+    """The arrays of each item of the data: one per input, and what there is beside where ``more``."""
     if isinstance(data, (str, Path)):
-        if Path(data).is_dir():
-            return Folder(Path(data), inputs)
-        data = _read(Path(data))
-    if _is_array(data):
+        data = read_npz(Path(data), batch_size(inputs) or CHUNK) if Path(data).suffix == ".npz" else _npy(Path(data))
+    if _is_array(data) or isinstance(data, Mapping):
         data = [data]
-    if isinstance(data, Mapping):
-        return tuple(_chunks(_by_name(data, inputs), inputs))
-    items = list(data) if isinstance(data, Iterable) else []
-    if not items:
-        raise DataError("the calibration data is empty")
-    if len(items) == len(inputs) and all(map(_is_array, items)):
-        return tuple(_chunks([_array(item) for item in items], inputs))
-    out: list[Batch] = []
-    for item in items:
+    elif isinstance(data, (list, tuple)) and all(map(_is_array, data)):
+        together = len(data) > len(inputs) if more else len(data) == len(inputs)
+        data = [data] if data and together else data
+    empty = True
+    for item in data if isinstance(data, Iterable) else ():
+        empty = False
         if isinstance(item, Mapping):
             arrays = _by_name(item, inputs)
         elif not isinstance(item, Sequence) and not _is_array(item):
             raise DataError(f"a batch of the calibration data is {type(item).__name__}, not arrays")
         else:
-            arrays = [_array(part) for part in ([item] if _is_array(item) else list(item)[: len(inputs)])]
-        out += _chunks(arrays, inputs)
-    return tuple(out)
+            arrays = [_array(part) for part in ([item] if _is_array(item) else item)]
+        if more and len(arrays) <= len(inputs):
+            raise _NothingBeside
+        yield arrays if more else arrays[: len(inputs)]
+    if empty:
+        raise DataError("the calibration data is empty")
 
 
-def with_rest(data: Any, inputs: Sequence[Value]) -> tuple[Sequence[Batch], tuple[Batch, ...]]:
-    """As ``batches``, and per batch what each item of ``data`` has beside the inputs (labels), cut alike:
-    ``(images, labels)`` or an iterable of such pairs. Raises DataError where there is nothing beside."""
-    items = data if _is_arrays(data) else None
-    if items is None and isinstance(data, Iterable) and not isinstance(data, (str, Path, Mapping)):
-        items = None
-        found: list[Batch] = []
-        rest: list[Batch] = []
-        for item in data:
-            if not isinstance(item, Sequence) or len(item) <= len(inputs):
-                break
-            more, extra = _paired([_array(part) for part in item], inputs)
-            found, rest = found + more, rest + extra
-        if found:
-            return tuple(found), tuple(rest)
-    if items is None or len(items) <= len(inputs):
-        raise DataError(
-            "the loss wants more than the model's inputs, and the calibration data has no more",
-            "data=(images, labels), or a DataLoader of such pairs",
-        )
-    found, rest = _paired([_array(item) for item in items], inputs)
-    return tuple(found), tuple(rest)
-
-
-def _is_arrays(data: Any) -> bool:
-    return isinstance(data, (list, tuple)) and bool(data) and all(map(_is_array, data))
-
-
-def _paired(arrays: Sequence[Array], inputs: Sequence[Value]) -> tuple[list[Batch], list[Batch]]:
-    found = _chunks(arrays[: len(inputs)], inputs)
-    starts = np.cumsum([0, *(len(batch[0]) for batch in found)]).tolist()
-    rest: list[Batch] = [[a[i:j] for a in arrays[len(inputs) :]] for i, j in pairwise(starts)]
-    return found, rest
-
-
-def _read(path: Path) -> dict[str, Array] | Array:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        return {name: loaded[name] for name in loaded.files} if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{path}: not an .npz or .npy file of plain arrays ({error})", "write it with numpy.savez"
-        ) from error
-
-
-class Folder(Sequence[Batch]):
-    """The files of a folder in order of their names, read when a batch is asked for, so that no more than
-    one batch is held. ``.npy``: one sample each (without the batch axis). Images: RGB (or grey, where the
-    model takes one channel), resized to the model's size, floats from 0 to 1; normalisation is the model's
-    own, or write ``.npy`` files. For models of one input."""
-
-    IMAGES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp"))
-
-    def __init__(self, path: Path, inputs: Sequence[Value]) -> None:
-        if len(inputs) != 1:
-            raise DataError(f"{path}: a folder feeds one input, the model takes {len(inputs)}", "write an .npz")
-        self.value = inputs[0]
-        files = [file for file in path.rglob("*") if file.suffix.lower() in {".npy", *self.IMAGES}]
-        shape = self.value.shape or ()
-        fixed = shape[0] if shape and isinstance(shape[0], int) else None
-        self.size = fixed or CHUNK
-        self.files = sorted(files)[: len(files) // fixed * fixed if fixed else None]
-        if not self.files:
-            raise DataError(f"{path}: {len(files)} .npy files or images do not fill a batch of {self.size}")
-        self[0]  # what does not fit is said now
-
-    def __len__(self) -> int:
-        return -(-len(self.files) // self.size)
-
-    def __getitem__(self, number: Any) -> Any:
-        if isinstance(number, slice):
-            return [self[k] for k in range(*number.indices(len(self)))]
-        if not 0 <= number < len(self):
-            raise IndexError(number)
-        files = self.files[number * self.size : (number + 1) * self.size]
-        samples = [self._sample(file) for file in files]
-        odd = next((f for f, sample in zip(files, samples, strict=True) if sample.shape != samples[0].shape), None)
-        if odd is not None:
-            raise DataError(f"{odd}: not of the shape of {files[0].name}")
-        return _chunks([np.stack(samples)], [self.value])[0]
-
-    def _sample(self, file: Path) -> Array:
-        if file.suffix.lower() == ".npy":
-            read = _read(file)
-            assert isinstance(read, np.ndarray)
-            return read
-        from PIL import Image
-
-        shape = self.value.shape or ()
-        if len(shape) != 4 or not all(isinstance(n, int) for n in shape[1:]) or shape[1] not in (1, 3):
-            raise DataError(f"{file}: the model takes no images of a fixed size", "write .npy files")
-        try:
-            with Image.open(file) as image:
-                fitted = image.convert("RGB" if shape[1] == 3 else "L").resize((int(shape[3]), int(shape[2])))
-        except OSError as error:
-            raise DataError(f"{file}: not an image ({error})") from error
-        pixels = np.asarray(fitted, np.float32) / 255
-        return pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None]
+def _npy(path: Path) -> Array:
+    (array,) = arrays_of(path)
+    return array
 
 
 def _is_array(item: Any) -> bool:
@@ -175,21 +152,60 @@ def _by_name(data: Mapping[str, Any], inputs: Sequence[Value]) -> list[Array]:
     )
 
 
-def _chunks(arrays: Sequence[Array], inputs: Sequence[Value]) -> list[Batch]:
+def batch_size(inputs: Sequence[Value]) -> int | None:
+    """The number of samples that the model is bound to, if it is."""
+    fixed = [value.shape[0] for value in inputs if value.shape and isinstance(value.shape[0], int)]
+    return int(fixed[0]) if fixed else None
+
+
+def _cut(items: Iterable[Sequence[Array]], inputs: Sequence[Value]) -> Iterator[Batch]:
+    """Batches of the model's size, or of up to CHUNK samples, across items as far as their shapes are alike."""
+    fixed = batch_size(inputs)
+    size = fixed or CHUNK
+    waiting: list[Array] = []
+    total, cut = 0, 0
+    for item in items:
+        arrays = [*_checked(item[: len(inputs)], inputs), *item[len(inputs) :]]
+        count = _samples(arrays, inputs)
+        if count is None:  # nothing has a batch axis
+            cut += 1
+            yield arrays
+            continue
+        total += count
+        if waiting and not all(a.shape[1:] == b.shape[1:] for a, b in zip(waiting, arrays, strict=True)):
+            if not fixed:
+                cut += 1
+                yield waiting
+            waiting = []
+        joined = (
+            [np.concatenate([a, b]) if b.ndim else b for a, b in zip(waiting, arrays, strict=True)]
+            if waiting
+            else arrays
+        )
+        whole = max(len(array) for array in joined if array.ndim)
+        stop = whole - whole % size
+        for k in range(0, stop, size):
+            cut += 1
+            yield [array[k : k + size] if array.ndim else array for array in joined]
+        waiting = [array[stop:] if array.ndim else array for array in joined] if stop < whole else []
+    if waiting and not fixed:
+        cut += 1
+        yield waiting
+    if not cut:
+        raise DataError(f"{total} calibration samples do not fill one batch of {size}")
+
+
+def _checked(arrays: Sequence[Array], inputs: Sequence[Value]) -> list[Array]:
     if len(arrays) != len(inputs):
         raise DataError(f"the calibration data has {len(arrays)} arrays, the model takes {len(inputs)} inputs")
-    checked = [_check(array, value) for array, value in zip(arrays, inputs, strict=True)]
-    counts = {len(array) for array, value in zip(checked, inputs, strict=True) if value.shape}
-    if not counts:
-        return [checked]
+    return [_check(array, value) for array, value in zip(arrays, inputs, strict=True)]
+
+
+def _samples(arrays: Sequence[Array], inputs: Sequence[Value]) -> int | None:
+    counts = {len(array) for array, value in zip(arrays, inputs, strict=False) if value.shape}
     if len(counts) > 1:
         raise DataError(f"the calibration arrays have different numbers of samples: {sorted(counts)}")
-    fixed = [value.shape[0] for value in inputs if value.shape and isinstance(value.shape[0], int)]
-    total, size = counts.pop(), fixed[0] if fixed else CHUNK
-    if total < (fixed[0] if fixed else 1):
-        raise DataError(f"{total} calibration samples do not fill one batch of {size}")
-    stop = total - total % size if fixed else total
-    return [[array[k : k + size] if array.ndim else array for array in checked] for k in range(0, stop, size)]
+    return counts.pop() if counts else None
 
 
 def _check(array: Array, value: Value) -> Array:
@@ -211,7 +227,7 @@ def _check(array: Array, value: Value) -> Array:
         raise DataError(
             f"the calibration array of `{value.name}` has {int((~np.isfinite(array)).sum())} NaN or infinite values"
         )
-    cast = array.astype(value.dtype if value.dtype != "bfloat16" else np.float32)
+    cast = array.astype(value.dtype if value.dtype != "bfloat16" else np.float32, copy=False)
     if not floating and not np.array_equal(cast, array):
         raise DataError(f"the calibration array of `{value.name}` has numbers that {value.dtype} cannot hold")
     return cast

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from .dims import Dim, Size, count, find
+from .dims import LEAF, Dim, Size, count, find
 from .ir import Graph, Host, Op
 
 Term = tuple[Dim, ...]
@@ -37,8 +37,12 @@ class Cost:
         return self.scale * sum(prod(map(length, map(find, term))) for term in self.terms)
 
     def _length(self, dim: Dim, kept: Mapping[Dim, float]) -> float:
+        if dim.kind == LEAF and dim in kept:
+            return kept[dim]
         if isinstance(dim.size, str):
             return evaluate(dim.size, self.sizes)
+        if dim.kind == LEAF:
+            return dim.size
         return count(dim, lambda leaf: kept[leaf] if leaf in kept else evaluate(leaf.size, self.sizes))
 
 

@@ -208,7 +208,7 @@ class Loss:
     the model's inputs (labels)."""
 
     function: Callable[..., Any]
-    rest: tuple[Batch, ...]
+    rest: Sequence[Batch]
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,11 @@ class Read:
     def dim(self) -> Dim:
         return self.value.dims[self.axis]
 
+    @property
+    def out_axis(self) -> int:
+        """The channel axis of what the op makes."""
+        return self.axis if self.op.kind == "conv" else len(self.op.outputs[0].dims) - 1
+
     def matrix(self, host: Host) -> Array:
         """The weight as (groups, outputs, inputs, taps), float64. Inputs of all groups in a row are
         the channels of the activation, outputs those of the result."""

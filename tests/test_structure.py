@@ -27,7 +27,7 @@ LAYERS = (
     ("facts",),
     ("masking",),
     ("relate",),
-    ("grouping", "costs", "reads", "selection", "correction", "plan", "regression", "walk"),
+    ("grouping", "costs", "reads", "selection", "correction", "plan", "regression", "walk", "datafiles"),
     ("elimination",),
     ("pipeline",),
     ("sites", "segments"),

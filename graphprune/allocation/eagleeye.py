@@ -28,7 +28,7 @@ def eagleeye(problem: Allocation) -> Counts:
     problem.check()
     program, rng = problem.program, np.random.default_rng(problem.program.seed)
     half = max(len(program.data) // 2, 1)
-    held = list(program.data)[half:] or list(program.data)
+    held = program.data[half:] or program.data
     names = [value.name for value in program.graph.outputs if "float" in value.dtype]
     whole = [program.host.watch(batch, names) for batch in held]
     found: list[tuple[float, Counts]] = []
@@ -36,7 +36,7 @@ def eagleeye(problem: Allocation) -> Counts:
         program.progress("candidates", number, CANDIDATES)
         counts = _sample(problem, rng)
         host = _masked(problem, counts)
-        fitted = recalibrate(replace(program, host=host, data=list(program.data)[:half]), Keep({}))
+        fitted = recalibrate(replace(program, host=host, data=program.data[:half]), Keep({}))
         host = correct(replace(program, host=host), fitted)
         seen = [host.watch(batch, names) for batch in held]
         error = sum(float(np.square(a[n] - b[n]).sum()) for a, b in zip(whole, seen, strict=True) for n in names)

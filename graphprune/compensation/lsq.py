@@ -14,6 +14,7 @@ from ..facts import Keep
 from ..grouping import find_groups
 from ..ir import Array, Graph, Op, Program, Value
 from ..pipeline import original
+from ..reads import Read, reads
 from ..regression import ROWS, Layer, NormalEquations, affine, draw, layers
 from ..walk import Walk
 
@@ -35,13 +36,19 @@ def least_squares(program: Program, keep: Keep) -> Correction:
     the target becomes min(what the layer gives, 0), and the fit is repeated (Zhang et al., Accelerating
     very deep networks, 2016, solve the same by splitting variables; alternating is ours, as is the pull
     towards the present weight instead of zero).
+
+    A layer whose weight cannot be fitted on its own (shared with another, or scaled by its op) gets a bias
+    that brings its mean outputs back, no more.
     """
     fit = _Fit(program, keep)
     todo = fit.todo()
     with Walk(fit.source, fit.whole, program.data) as theirs, Walk(fit.host, fit.graph, program.data) as mine:
         for number, layer in enumerate(todo):
             program.progress("least squares", number, len(todo))
-            fit.layer(layer, theirs, mine)
+            if isinstance(layer, Layer):
+                fit.layer(layer, theirs, mine)
+            else:
+                fit.shift(layer, theirs, mine)
     return Correction(fit.weights, fit.biases)
 
 
@@ -71,15 +78,26 @@ class _Fit:
         self.biases: dict[str, Any] = {}
         self.seed = program.seed
 
-    def todo(self) -> list[Layer]:
-        """The layers whose input is not what it was in the original."""
+    def todo(self) -> list[Layer | Read]:
+        """The layers whose input is not what it was in the original, in order of execution."""
         changed: set[str] = set()
         for op in self.graph.ops:
             before = self.whole.ops[self.whole_place[op.name]] if op.name in self.whole_place else None
             cut = before is None or any(map(self.index.touches, _contracted(before, self.whole)))
             if cut or any(value is not None and value.name in changed for value in op.inputs):
                 changed |= {out.name for out in op.outputs}
-        return [la for la in layers(self.graph) if la.out.name in changed and la.op.name in self.whole_place]
+        fitted = {layer.op.name: layer for layer in layers(self.graph)}
+        others = {
+            read.op.name: read
+            for read in reads(self.graph)
+            if read.op.name not in fitted and read.op.attrs.get("beta", 1)
+        }
+        found: dict[str, Layer | Read] = {**fitted, **others}
+        return [
+            found[op.name]
+            for op in self.graph.ops
+            if op.name in found and op.name in self.whole_place and op.outputs[0].name in changed
+        ]
 
     def layer(self, layer: Layer, theirs: Walk, mine: Walk) -> None:
         target = self._target(layer)
@@ -96,6 +114,23 @@ class _Fit:
                 sums.aim(x, (np.where(z > 0, z, np.minimum(made, 0)) - offset) / target.scale)
             weight, bias = sums.solve(start, DAMP)
         self._set(layer, self._kept(target.value, layer.axis), weight, bias)
+
+    def shift(self, read: Read, theirs: Walk, mine: Walk) -> None:
+        """Bring the mean of every output back to the original's."""
+        out, axis = read.op.outputs[0], read.out_axis
+        whole = self._original(out)
+        kept = self._kept(whole, axis)
+        original = theirs.at(self.whole_place[read.op.name], [whole.name])
+        pruned = mine.at(self.place[read.op.name], [out.name])
+        change, rows = np.zeros(len(kept)), 0
+        for there, here in zip(original, pruned, strict=True):
+            gap = there[whole.name].take(kept, axis) - here[out.name].astype(np.float64)
+            gap = np.moveaxis(gap, axis, -1).reshape(-1, len(kept))
+            change, rows = change + gap.sum(0), rows + len(gap)
+        change /= max(rows, 1)
+        assert whole.shape is not None
+        self.biases[read.op.name] = addition(change, kept, int(whole.shape[axis]))
+        self.host.add_bias(read.op, change)
 
     def _rows(self, layer: Layer, target: Target, theirs: Walk, mine: Walk) -> Iterator[tuple[Array, Array, Array]]:
         """Per batch: what the layer reads, and where scale * y + offset should come to z."""

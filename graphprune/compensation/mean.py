@@ -31,7 +31,7 @@ def means(program: Program, keep: Keep) -> Correction:
         gone[reading(read.dim)] = 0
         change = _lost(source, read, gone)
         out = read.op.outputs[0]
-        kept = index(out.dims[read.axis if read.op.kind == "conv" else len(out.dims) - 1])
+        kept = index(out.dims[read.out_axis])
         if np.any(change):
             bias[read.op.name] = addition(change[kept], kept, len(change))
     return Correction(bias=bias)

@@ -27,7 +27,8 @@ from .torch_gradients import differentiate
 from .torch_lift import Reader
 from .torch_network import find, network
 from .torch_reindex import build, insert
-from .torch_run import Shapes, Watcher, to_numpy
+from .torch_run import Shapes, to_numpy
+from .torch_run import watch as watch_values
 
 
 class TorchHost:
@@ -289,9 +290,8 @@ class TorchHost:
         return [to_numpy(leaf) for leaf in pytree.tree_leaves(out) if isinstance(leaf, torch.Tensor)]
 
     def watch(self, batch: Batch, names: Sequence[str], known: Mapping[str, Array] | None = None) -> dict[str, Array]:
-        watcher = Watcher(self.model, set(names), known or {})
         with torch.no_grad(), refusing("the model cannot be run"):
-            return watcher.watch(self.inputs(batch))
+            return watch_values(self._module, self.inputs(batch), names, known or {})
 
     def gradients(
         self, batch: Batch, loss: Callable[..., Any], rest: Batch, probe: Mapping[str, Array] | None = None

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.graph_module import _get_attr
 from torch.utils import _pytree as pytree
 
 from ..errors import ShapeError
@@ -23,37 +24,48 @@ def to_numpy(tensor: torch.Tensor) -> Array:
     return (tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor).numpy()
 
 
-class Watcher(fx.Interpreter):
-    """Runs what the values called ``names`` need and no more; ``known`` values are taken as they are."""
-
-    def __init__(self, model: fx.GraphModule, names: set[str], known: Mapping[str, Array]) -> None:
-        super().__init__(model)
-        self.names, self.seen = names, {name: known[name] for name in names if name in known}
-        self.given = _given(model, known)
-        self.needed = _needed(model, names - known.keys(), self.given)
-
-    def watch(self, inputs: Sequence[Any]) -> dict[str, Array]:
-        self.run(*inputs, initial_env=dict(self.given), enable_io_processing=False)
-        return self.seen
-
-    def run_node(self, n: fx.Node) -> Any:
-        if n not in self.needed and n.op != "placeholder":  # placeholders take one input each, in order
-            return None
-        value = super().run_node(n)
+def watch(
+    model: fx.GraphModule, inputs: Sequence[Any], names: Iterable[str], known: Mapping[str, Array]
+) -> dict[str, Array]:
+    """Values by name. Only what they need is run; ``known`` values are taken as they are."""
+    seen = {name: known[name] for name in names if name in known}
+    missing = set(names) - known.keys()
+    if not missing:
+        return seen
+    env = _given(model, known)
+    needed = _needed(model, missing, env)
+    holes = iter(inputs)
+    given = {node: next(holes) for node in model.graph.nodes if node.op == "placeholder"}
+    order = [node for node in model.graph.nodes if node in needed]
+    last_use = {value: node for node in order for value in node.all_input_nodes}
+    for node in order:
+        env[node] = value = given[node] if node in given else _result(model, node, env)
         several = isinstance(value, (tuple, list))
         for k, part in enumerate(value if several else (value,)):  # named as torch_lift names them
-            name = f"{n.name}#{k}" if k else n.name
-            if name in self.names:
-                self.seen[name] = to_numpy(part)
-        return value
+            name = f"{node.name}#{k}" if k else node.name
+            if name in missing:
+                seen[name] = to_numpy(part)
+        for used in (*node.all_input_nodes, node):
+            if last_use.get(used, node) is node:
+                env.pop(used, None)
+    return seen
+
+
+def _result(model: fx.GraphModule, node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
+    if node.op == "get_attr":
+        return _get_attr(model, str(node.target))
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
+    called: Any = node.target if callable(node.target) else _get_attr(model, node.target)
+    return called(*args, **kwargs)
 
 
 def _given(model: fx.GraphModule, known: Mapping[str, Array]) -> dict[fx.Node, Any]:
     """Known values as the nodes' results; of several results, only those that are known."""
     given: dict[fx.Node, Any] = {}
-    for node in model.graph.nodes:
+    makers = {name.partition("#")[0] for name in known}
+    for node in model.graph.nodes if makers else ():
         val = node.meta.get("val")
-        if node.op != "call_function" or not any(name.partition("#")[0] == node.name for name in known):
+        if node.op != "call_function" or node.name not in makers:
             continue
         if isinstance(val, torch.Tensor):
             given[node] = _tensor(known[node.name], val)
