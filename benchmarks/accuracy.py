@@ -1,14 +1,18 @@
 """Accuracy without training on trained CIFAR-10 networks, beside Torch-Pruning.
 
     python -m benchmarks.accuracy                 run what is missing, then write tables and plots
+    python -m benchmarks.accuracy --compile       only the models of `auto`, which are timed: on a quiet machine
     python -m benchmarks.accuracy --only resnet20 --budget 0.5x
+    python -m benchmarks.accuracy --settle        how `auto` was chosen, on held-out training images
     python -m benchmarks.accuracy --report        tables and plots of what there is
 
 512 training images (labels for Taylor alone), no training. Both sides get the same MACs budget, counted
 the same way; Torch-Pruning at the largest ratio that meets it, pruning every layer alike (`local`) or all
-by one threshold (`global`), the better of the two being its result. The residual streams of the ResNets
-are left alone by Torch-Pruning: their shortcuts pad a written-down number of channels, which it cannot
-change. Accuracy is that of the exported model (model.pt2, read back) on the 10,000 test images, in percent.
+by one threshold (`global`). All its twelve contenders are run on every tenth test image, and those within
+3 points of the best of them on all 10,000: the best of these is its result (chosen on the test set, in its
+favour). graphprune's models are exported and read back, and run on all 10,000; nothing of them was chosen
+on test images. Then one epoch of fine-tuning for `auto`, its mask alone, and Torch-Pruning's best. The grid
+of criteria and compensations is run on every fifth test image. Accuracy in percent.
 
 Every result is a line of accuracy.jsonl, written when it is known; what is there is not run again.
 """
@@ -16,205 +20,197 @@ Every result is a line of accuracy.jsonl, written when it is known; what is ther
 from __future__ import annotations
 
 import argparse
-import copy
 import json
-import tempfile
-import time
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import graphprune as gp
-
-from .cifar import TRAINED, accuracy, calibration, images, network, normalised
+from . import accuracy_sides as sides
+from .accuracy_report import ALONE, AUTO, MEAN, PEER, TUNED, report
+from .cifar import TRAINED, network
 
 RESULTS = Path("docs/accuracy/accuracy.jsonl")
 BUDGETS = ("0.5x", "0.7x", "0.3x")
-CRITERIA = {
-    "l1": lambda tp: tp.importance.GroupMagnitudeImportance(p=1),
-    "l2": lambda tp: tp.importance.GroupMagnitudeImportance(p=2),
-    "lamp": lambda tp: tp.importance.LAMPImportance(),
-    "fpgm": lambda tp: tp.importance.FPGMImportance(),
-    "bn": lambda tp: tp.importance.BNScaleImportance(),
-    "taylor": lambda tp: tp.importance.GroupTaylorImportance(),
-}
-RECIPES = {
-    "auto, mask alone": "{auto}",
-    "auto with mean": "{auto},compensate{{by=mean}}",
-}
-GRID = ("l1", "l2", "bn", "fpgm", "lamp", "random", "wifv", "ifv", "wifn", "wanda", "variance", "aap", "obs")
+
+
+GRID = (
+    *("l1", "l2", "bn", "fpgm", "lamp", "random", "wifv", "ifv", "wifn", "wanda", "variance", "aap", "obs"),
+    *("lasso", "taylor", "fisher", "hessian"),
+)
+SCREEN, CLOSE = 10, 3.0
+"""All of Torch-Pruning's contenders see every so many-th test image; those so close to the best see all."""
 Job = tuple[str, str, str]  # network, budget, contender
+Result = dict[str, Any]
 
 
-# ---- the two sides ---------------------------------------------------------------------------------
+class Results:
+    """What is known, line by line in a file; the last line of a job counts."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        rows = [json.loads(line) for line in lines]
+        self.rows = {(row["network"], row["budget"], row["contender"]): row for row in rows}
+
+    def have(self, job: Job) -> bool:
+        return job in self.rows
+
+    def add(self, job: Job, work: Callable[[], Result]) -> None:
+        """Do the work and write what came of it; one contender's failure is a result too."""
+        try:
+            result = work()
+        except Exception as error:
+            result = {"error": f"{type(error).__name__}: {error}"[:300]}
+        row = {"network": job[0], "budget": job[1], "contender": job[2], **result}
+        self.rows[job] = row
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(*job, result, flush=True)
 
 
-@cache
-def test_set() -> tuple[Any, Any]:
-    pixels, labels = images("test")
-    return normalised(pixels), labels
+def dense(name: str) -> Result:
+    return {**sides.score(network(name)), "macs": 1.0}
 
 
-@cache
-def sample() -> tuple[Any, Any]:
-    return calibration()
+def automatic(name: str, budget: str) -> Result:
+    seconds = float((sides.compiled(name, budget) / "seconds").read_text())
+    return {**sides.score(sides.auto(name, budget)), "macs": sides.remains(name, budget), "seconds": seconds}
 
 
-def ours(name: str, budget: str, recipe: str | None) -> dict[str, Any]:
-    """Compile, write, read back, evaluate. ``recipe`` None: the default."""
-    with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        made = gp.compile(
-            network(name),
-            torch.from_numpy(sample()[0][:2]),
-            macs=budget if recipe is None else None,
-            recipe=recipe,
-            data=sample()[0],
-            measure=False,
-            out=Path(folder) / "out",
-        )
-        seconds = time.perf_counter() - start
-        model = gp.load(Path(folder) / "out" / "model.pt2").model
-    before, after = (made.report[side]["macs"] for side in ("before", "after"))
-    return {
-        "accuracy": accuracy(model, *test_set()),
-        "macs": after / before,
-        "seconds": seconds,
-        "recipe": made.report["recipe"],
+def repaired(name: str, budget: str, repair: str) -> Result:
+    return {**sides.score(sides.same_mask(name, budget, repair)), "macs": sides.remains(name, budget)}
+
+
+def peer(name: str, budget: str, criterion: str, scope: str, every: int) -> Result:
+    model, ratio = sides.theirs(name, budget, criterion, scope)
+    left = sides.macs(model) / sides.macs(network(name))
+    return {**sides.score(model, every), "macs": left, "ratio": ratio}
+
+
+def own_contenders(results: Results, name: str, budget: str) -> None:
+    for contender, work in (
+        (AUTO, lambda: automatic(name, budget)),
+        (ALONE, lambda: repaired(name, budget, "")),
+        (MEAN, lambda: repaired(name, budget, "compensate{by=mean}")),
+    ):
+        if not results.have((name, budget, contender)):
+            results.add((name, budget, contender), work)
+
+
+def peer_contenders(results: Results, name: str, budget: str) -> None:
+    for criterion, scope, job in peers(name, budget):
+        if not results.have(job):
+            results.add(job, lambda c=criterion, s=scope: peer(name, budget, c, s, SCREEN))  # type: ignore[misc]
+    found = {job: results.rows[job]["accuracy"] for _, _, job in peers(name, budget) if "accuracy" in results.rows[job]}
+    whole = len(sides.test_set()[1])
+    for criterion, scope, job in peers(name, budget):
+        if found.get(job, -100.0) >= max(found.values()) - CLOSE and results.rows[job]["images"] < whole:
+            results.add(job, lambda c=criterion, s=scope: peer(name, budget, c, s, 1))  # type: ignore[misc]
+
+
+def peers(name: str, budget: str) -> Iterator[tuple[str, str, Job]]:
+    for criterion in sides.CRITERIA:
+        for scope in ("local", "global"):
+            yield criterion, scope, (name, budget, f"{PEER} {criterion} {scope}")
+
+
+def best_peer(results: Results, name: str, budget: str) -> tuple[str, str, Job]:
+    """Torch-Pruning's best among those that saw all test images."""
+    whole = len(sides.test_set()[1])
+
+    def accuracy(peer: tuple[str, str, Job]) -> float:
+        row = results.rows.get(peer[2], {})
+        return float(row["accuracy"]) if row.get("images") == whole else -1.0
+
+    return max(peers(name, budget), key=accuracy)
+
+
+def tuned_contenders(results: Results, name: str, budget: str, images: int) -> None:
+    """One epoch afterwards, the same for all."""
+    criterion, scope, winner = best_peer(results, name, budget)
+    starts: dict[str, Callable[[], torch.nn.Module]] = {
+        AUTO: lambda: sides.auto(name, budget),
+        ALONE: lambda: sides.same_mask(name, budget, ""),
+        PEER: lambda: sides.torch_pruning(name, criterion, scope, results.rows[winner]["ratio"]),
     }
+    for contender, start in starts.items():
+        job = (name, budget, contender + TUNED)
+        if not results.have(job) or results.rows[job].get("trained_on") != images:
+
+            def work(start: Callable[[], torch.nn.Module] = start) -> Result:
+                return {**sides.score(sides.finetuned(start(), images)), "trained_on": images}
+
+            results.add(job, work)
 
 
-def theirs(name: str, budget: str, criterion: str, scope: str) -> dict[str, Any]:
-    """Torch-Pruning at the largest ratio that meets the budget (bisection)."""
-    whole, wanted = macs(network(name)), float(budget.rstrip("x"))
-    start, low, high, best = time.perf_counter(), 0.0, 1.0, None
-    for _ in range(9):
-        ratio = (low + high) / 2
-        pruned = _torch_pruning(name, criterion, scope, ratio)
-        left = macs(pruned) / whole
-        if left <= wanted:
-            high, best = ratio, (pruned, left)
-        else:
-            low = ratio
-    assert best is not None
-    model, left = best
-    seconds = time.perf_counter() - start
-    return {"accuracy": accuracy(model.eval(), *test_set()), "macs": left, "seconds": seconds}
+def grid(results: Results, name: str, budget: str) -> None:
+    """Criteria x compensation, on every fifth test image."""
+    for criterion in GRID:
+        jobs = {repair: (name, budget, f"{criterion} + {repair}") for repair in ("none", "mean", "lsq")}
+        if all(map(results.have, jobs.values())):
+            continue
+        try:
+            for repair, model in sides.by_criterion(name, budget, criterion):
+                results.add(jobs[repair], lambda m=model: sides.score(m, 5))  # type: ignore[misc]
+        except gp_error() as error:
+            results.add(jobs["none"], lambda e=error: {"error": str(e)[:300]})  # type: ignore[misc]
 
 
-def _torch_pruning(name: str, criterion: str, scope: str, ratio: float) -> torch.nn.Module:
-    import torch_pruning as tp
+def gp_error() -> type[Exception]:
+    from graphprune.errors import GraphpruneError
 
-    module, (x, labels) = network(name), sample()
-    if criterion == "taylor":
-        for k in range(0, len(x), 128):
-            out = module(torch.from_numpy(x[k : k + 128]))
-            torch.nn.functional.cross_entropy(out, torch.from_numpy(labels[k : k + 128])).backward()
-    frozen = [part for part in module.modules() if isinstance(part, torch.nn.Linear)]
-    if name.startswith("resnet"):
-        frozen += [module.conv1, *(part for n, part in module.named_modules() if n.endswith("conv2"))]
-    pruner = tp.pruner.MetaPruner(
-        module,
-        torch.from_numpy(x[:2]),
-        importance=CRITERIA[criterion](tp),
-        pruning_ratio=ratio,
-        global_pruning=scope == "global",
-        ignored_layers=frozen,
-    )
-    pruner.step()
-    return module
+    return GraphpruneError
 
 
-def macs(module: torch.nn.Module) -> float:
-    """Of convolutions and linear layers, a sample; as graphprune counts them."""
-    total = 0.0
-
-    def hook(part: torch.nn.Module, inputs: Any, out: Any) -> None:
-        nonlocal total
-        weight = part.weight
-        total += out[0].numel() * weight[0].numel()
-
-    module = copy.deepcopy(module).eval()
-    for part in module.modules():
-        if isinstance(part, (torch.nn.Conv2d, torch.nn.Linear)):
-            part.register_forward_hook(hook)
-    with torch.no_grad():
-        module(torch.zeros(1, 3, 32, 32))
-    return total
-
-
-# ---- running ---------------------------------------------------------------------------------------
-
-
-def jobs(networks: tuple[str, ...], budgets: tuple[str, ...], grid: bool) -> Iterator[tuple[Job, Callable[[], Any]]]:
+def run(options: argparse.Namespace, results: Results) -> None:
+    networks, budgets = tuple(options.only or TRAINED), tuple(options.budget or BUDGETS)
+    if options.compile:
+        for budget in budgets:
+            for name in networks:
+                print(name, budget, (sides.compiled(name, budget) / "seconds").read_text().strip(), flush=True)
+        return
+    for name in networks:
+        if not results.have((name, "1x", "dense")):
+            results.add((name, "1x", "dense"), lambda n=name: dense(n))  # type: ignore[misc]
     for budget in budgets:
         for name in networks:
-            yield (name, budget, "graphprune auto"), lambda n=name, b=budget: ours(n, b, None)
-            for criterion in CRITERIA:
-                for scope in ("local", "global"):
-                    job = (name, budget, f"Torch-Pruning {criterion} {scope}")
-                    yield job, lambda n=name, b=budget, c=criterion, s=scope: theirs(n, b, c, s)
-            for label, text in RECIPES.items():
-                recipe = text.format(auto=_auto(budget).removesuffix(",compensate"))
-                yield (name, budget, label), lambda n=name, b=budget, r=recipe: ours(n, b, r)
-    if grid:
+            if options.side in ("both", "peer"):
+                peer_contenders(results, name, budget)
+            if options.side in ("both", "own"):
+                own_contenders(results, name, budget)
+        for name in networks:
+            if options.side == "both" and options.finetune:
+                tuned_contenders(results, name, budget, options.finetune)
+    if options.side in ("both", "own") and not options.no_grid:
         for name in ("resnet56", "densenet40"):
-            for criterion in GRID:
-                for repair in ("none", "mean", "lsq"):
-                    tail = "" if repair == "none" else f",compensate{{by={repair}}}"
-                    recipe = f"group,score{{by={criterion}}},mask{{macs=0.5x allocate=global}},propagate{tail}"
-                    yield (name, "0.5x", f"{criterion} + {repair}"), lambda n=name, r=recipe: ours(n, "0.5x", r)
-
-
-def _auto(budget: str) -> str:
-    from graphprune.api import default_recipe
-
-    return default_recipe("macs", budget, 1, data=True).text()
-
-
-def load_results() -> dict[Job, dict[str, Any]]:
-    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
-    rows = [json.loads(line) for line in lines]
-    return {(row["network"], row["budget"], row["contender"]): row for row in rows}
-
-
-def run(networks: tuple[str, ...], budgets: tuple[str, ...], grid: bool, only: str = "") -> None:
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    done = load_results()
-    for name in networks:
-        if (name, "1x", "dense") not in done:
-            _write((name, "1x", "dense"), {"accuracy": accuracy(network(name), *test_set()), "macs": 1.0})
-    for job, work in jobs(networks, budgets, grid):
-        if job not in done and only in job[2]:
-            try:
-                _write(job, work())
-            except Exception as error:  # one contender's failure is a result too
-                _write(job, {"error": f"{type(error).__name__}: {error}"[:300]})
-
-
-def _write(job: Job, result: dict[str, Any]) -> None:
-    row = {"network": job[0], "budget": job[1], "contender": job[2], **result}
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(row) + "\n")
-    print(*job, {k: v for k, v in result.items() if k != "recipe"}, flush=True)
+            grid(results, name, "0.5x")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=TRAINED, action="append", help="networks (default: all)")
     parser.add_argument("--budget", choices=BUDGETS, action="append", help="what remains of the MACs (default: all)")
-    parser.add_argument("--contender", default="", help="only those whose name contains this")
+    parser.add_argument("--side", choices=("both", "own", "peer"), default="both", help="of which side")
+    parser.add_argument(
+        "--finetune", type=int, default=10_240, metavar="IMAGES", help="of the epoch afterwards; 0: none (10240)"
+    )
     parser.add_argument("--no-grid", action="store_true", help="leave out the table of criteria x compensation")
+    parser.add_argument("--compile", action="store_true", help="only compile `auto`'s models and time that")
+    parser.add_argument("--settle", action="store_true", help="how `auto` was chosen")
     parser.add_argument("--report", action="store_true", help="only write tables and plots of what there is")
     options = parser.parse_args()
-    if not options.report:
-        run(tuple(options.only or TRAINED), tuple(options.budget or BUDGETS), not options.no_grid, options.contender)
-    from .accuracy_report import report
+    results = Results(RESULTS)
+    if options.settle:
+        from .accuracy_settle import settle
 
-    report(load_results(), RESULTS.parent)
+        settle(results)
+    elif not options.report:
+        run(options, results)
+
+    report(results.rows, RESULTS.parent)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,75 +11,122 @@ from .cifar import TRAINED
 
 Results = Mapping[tuple[str, str, str], Mapping[str, Any]]
 BUDGETS = ("0.7x", "0.5x", "0.3x")
-PEER = "Torch-Pruning"
-AUTO = "graphprune auto"
+AUTO, ALONE, MEAN, PEER = "graphprune auto", "auto, mask alone", "auto with mean", "Torch-Pruning"
+TUNED, HELD_OUT = ", fine-tuned", "held out: "
+ALL_IMAGES = 10_000
 
 
 def report(results: Results, folder: Path) -> None:
     """Print the tables as Markdown, write them to ``tables.md``, and a plot per network."""
-    text = "\n\n".join([_contest(results), _repair(results), *(_grid(results, n) for n in ("resnet56", "densenet40"))])
+    tables = [_contest(results), _repair(results), _tuned(results), _settled(results)]
+    tables += [_grid(results, name) for name in ("resnet56", "densenet40")]
+    text = "\n\n".join(table for table in tables if table)
     (folder / "tables.md").write_text(text + "\n")
     print(text)
     for name in TRAINED:
         _plot(results, name, folder)
 
 
-def _value(results: Results, name: str, budget: str, contender: str) -> float | None:
+def value(results: Results, name: str, budget: str, contender: str) -> float | None:
     found: float | None = results.get((name, budget, contender), {}).get("accuracy")
     return found
 
 
-def _best_peer(results: Results, name: str, budget: str) -> tuple[float, str] | None:
+def best_peer(results: Results, name: str, budget: str) -> tuple[float, str] | None:
+    """Of those that saw all test images."""
     rows = [
         (row["accuracy"], key[2])
         for key, row in results.items()
-        if key[:2] == (name, budget) and PEER in key[2] and "accuracy" in row
+        if key[:2] == (name, budget)
+        and key[2].startswith(f"{PEER} ")
+        and row.get("images") == ALL_IMAGES
+        and TUNED not in key[2]
     ]
     return max(rows) if rows else None
 
 
-def _contest(results: Results) -> str:
-    lines = [
-        "| network | dense | MACs | graphprune auto | best of Torch-Pruning | which | drop ours / theirs | s |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return ""
+    lines = ["| " + " | ".join(row) + " |" for row in ([*head], ["---"] * len(head), *rows)]
+    return f"**{title}**\n\n" + "\n".join(line.replace("| --- |", "|---|") for line in lines)
+
+
+def _cases(results: Results) -> Iterator[tuple[str, str, float]]:
+    """Network, budget, accuracy before."""
     for name in TRAINED:
-        dense = _value(results, name, "1x", "dense")
+        dense = value(results, name, "1x", "dense")
         for budget in BUDGETS:
-            mine, peer = _value(results, name, budget, AUTO), _best_peer(results, name, budget)
-            if mine is None or peer is None or dense is None:
-                continue
-            seconds = results[name, budget, AUTO]["seconds"]
-            which = peer[1].removeprefix(f"{PEER} ")
-            share = f"{(dense - mine) / (dense - peer[0]):.2f}" if dense > peer[0] else "-"
-            lines.append(
-                f"| {name} | {dense:.2f} | {budget} | {mine:.2f} | {peer[0]:.2f} | {which} | {share} | {seconds:.0f} |"
-            )
-    return "\n".join(lines)
+            if dense is not None:
+                yield name, budget, dense
+
+
+def _contest(results: Results) -> str:
+    rows, shares = [], []
+    for name, budget, dense in _cases(results):
+        mine, peer = value(results, name, budget, AUTO), best_peer(results, name, budget)
+        if mine is None or peer is None:
+            continue
+        share = (dense - mine) / (dense - peer[0]) if dense > peer[0] else float("nan")
+        shares += [share] if budget == "0.5x" else []
+        seconds = f"{results[name, budget, AUTO]['seconds']:.0f}"
+        which = peer[1].removeprefix(f"{PEER} ")
+        row = [name, f"{dense:.2f}", budget, f"{mine:.2f}", f"{peer[0]:.2f}", which, f"{share:.2f}", seconds]
+        rows.append(row)
+    head = ["network", "dense", "MACs", "`auto`", "Torch-Pruning's best", "which", "drop, ours / theirs", "`auto`, s"]
+    text = _table("No training", head, rows)
+    if shares:
+        text += f"\n\nDrop at 0.5x, ours over theirs: {sum(shares) / len(shares):.2f} on average of {len(shares)}."
+    return text
 
 
 def _repair(results: Results) -> str:
-    lines = [
-        "| network | MACs | mask alone | + mean | + least squares | drop, least squares / alone |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name in TRAINED:
-        for budget in BUDGETS:
-            dense = _value(results, name, "1x", "dense")
-            row = [_value(results, name, budget, c) for c in ("auto, mask alone", "auto with mean", AUTO)]
-            if dense is not None and row[0] is not None and row[1] is not None and row[2] is not None:
-                share = (dense - row[2]) / (dense - row[0])
-                lines.append(f"| {name} | {budget} | {row[0]:.2f} | {row[1]:.2f} | {row[2]:.2f} | {share:.2f} |")
-    return "\n".join(lines)
+    rows, shares = [], []
+    for name, budget, dense in _cases(results):
+        found = [value(results, name, budget, contender) for contender in (ALONE, MEAN, AUTO)]
+        if found[0] is not None and found[1] is not None and found[2] is not None:
+            share = (dense - found[2]) / (dense - found[0])
+            shares += [share] if budget == "0.5x" else []
+            rows.append([name, budget, *(f"{each:.2f}" for each in found if each is not None), f"{share:.2f}"])
+    head = ["network", "MACs", "mask alone", "+ mean", "+ least squares (`auto`)", "drop, least squares / alone"]
+    text = _table("The same mask, compensated", head, rows)
+    if shares:
+        text += f"\n\nDrop at 0.5x, with over without: {sum(shares) / len(shares):.2f} on average of {len(shares)}."
+    return text
+
+
+def _tuned(results: Results) -> str:
+    rows = []
+    for name, budget, dense in _cases(results):
+        found = [value(results, name, budget, contender + TUNED) for contender in (AUTO, ALONE, PEER)]
+        if any(each is not None for each in found):
+            cells = ["-" if each is None else f"{each:.2f}" for each in found]
+            rows.append([name, f"{dense:.2f}", budget, *cells])
+    counts = {row["trained_on"] for row in results.values() if "trained_on" in row}
+    title = f"One epoch over {', '.join(map(str, sorted(counts)))} training images afterwards"
+    return _table(title, ["network", "dense", "MACs", "`auto`", "its mask alone", "Torch-Pruning's best"], rows)
+
+
+def _settled(results: Results) -> str:
+    keys = [key for key in results if key[2].startswith(HELD_OUT) and "accuracy" in results[key]]
+    places = list(dict.fromkeys(key[:2] for key in keys))
+    rows = []
+    for contender in dict.fromkeys(key[2] for key in keys):
+        change = json.loads(contender.removeprefix(HELD_OUT))
+        cells = [value(results, *place, contender) for place in places]
+        what = ", ".join(f"{k} = {v}" for k, v in change.items()) or "as it is"
+        rows.append([what, *("-" if cell is None else f"{cell:.2f}" for cell in cells)])
+    return _table("How `auto` was settled: held-out training images", ["change", *map(" ".join, places)], rows)
 
 
 def _grid(results: Results, name: str) -> str:
-    lines = [f"| {name} at 0.5x MACs, global | none | mean | least squares |", "|---|---|---|---|"]
-    criteria = dict.fromkeys(key[2].split(" + ")[0] for key in results if key[0] == name and " + " in key[2])
-    for criterion in criteria:
-        row = [_value(results, name, "0.5x", f"{criterion} + {repair}") for repair in ("none", "mean", "lsq")]
-        lines.append(f"| {criterion} | " + " | ".join("-" if v is None else f"{v:.2f}" for v in row) + " |")
-    return "\n".join(lines)
+    rows = []
+    mine = [key[2] for key in results if key[:2] == (name, "0.5x") and " + " in key[2]]
+    for criterion in dict.fromkeys(contender.split(" + ")[0] for contender in mine):
+        cells = [value(results, name, "0.5x", f"{criterion} + {repair}") for repair in ("none", "mean", "lsq")]
+        rows.append([criterion, *("-" if cell is None else f"{cell:.2f}" for cell in cells)])
+    title = f"{name} at 0.5x MACs, one threshold for all scores, every fifth test image"
+    return _table(title, ["criterion", "no compensation", "mean", "least squares"], rows)
 
 
 def _plot(results: Results, name: str, folder: Path) -> None:
@@ -90,26 +138,26 @@ def _plot(results: Results, name: str, folder: Path) -> None:
 
     curves: dict[str, list[tuple[float, float]]] = {}
     for (network, budget, contender), row in results.items():
-        if network == name and "accuracy" in row and budget != "1x":
+        if network == name and "accuracy" in row and "macs" in row and budget != "1x":
             curves.setdefault(contender, []).append((row["macs"], row["accuracy"]))
-    dense = _value(results, name, "1x", "dense")
+    dense = value(results, name, "1x", "dense")
     if not curves or dense is None:
         return
-    figure, axes = plt.subplots(figsize=(7, 4.5))
-    for contender, points in curves.items():
-        if len(points) > 1:
-            xs, ys = zip(*sorted([*points, (1.0, dense)]), strict=True)
-            peer = PEER in contender
-            style = {"color": "0.6", "linewidth": 0.8} if peer else {"linewidth": 2}
+    with plt.rc_context({"svg.hashsalt": "graphprune"}):
+        figure, axes = plt.subplots(figsize=(7, 4.5))
+        for contender in sorted(curves):
+            xs, ys = zip(*sorted([*curves[contender], (1.0, dense)]), strict=True)
+            peer = contender.startswith(PEER)
+            style: dict[str, Any] = {"color": "0.65", "linewidth": 0.8} if peer else {"linewidth": 2}
             axes.plot(xs, ys, marker=".", label=None if peer else contender, **style)
             if peer:
                 axes.annotate(contender.removeprefix(f"{PEER} "), (xs[0], ys[0]), fontsize=5, color="0.4")
-    axes.plot([], [], color="0.6", label=PEER)
-    axes.set_xlabel("MACs that remain")
-    axes.set_ylabel("accuracy, %")
-    axes.set_title(f"{name}, no training")
-    axes.legend(frameon=False)
-    axes.grid(alpha=0.2)
-    figure.tight_layout()
-    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
-    plt.close(figure)
+        axes.plot([], [], color="0.65", label=f"{PEER}, all twelve")
+        axes.set_xlabel("MACs that remain")
+        axes.set_ylabel("accuracy, %")
+        axes.set_title(f"{name}, no training")
+        axes.legend(frameon=False)
+        axes.grid(alpha=0.2)
+        figure.tight_layout()
+        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+        plt.close(figure)

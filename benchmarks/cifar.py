@@ -17,13 +17,14 @@ TRAINED = ("resnet20", "resnet32", "resnet56", "densenet40")
 MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
 
 
-def images(part: str) -> tuple[Any, Any]:
-    """All of ``"train"`` or ``"test"``: uint8 (N, 32, 32, 3), labels (N,)."""
+def images(part: str, chosen: Any = None) -> tuple[Any, Any]:
+    """All of ``"train"`` or ``"test"``, or those ``chosen`` by number: uint8 (N, 32, 32, 3), labels (N,)."""
     from PIL import Image
 
     with zipfile.ZipFile(DATA / f"cifar10_jpeg_{part}.zip") as archive:
         names = sorted(name for name in archive.namelist() if name.endswith(".jpg"))
         classes = sorted({name.split("/")[-2] for name in names})
+        names = names if chosen is None else [names[k] for k in chosen]
         pixels = np.stack([np.asarray(Image.open(io.BytesIO(archive.read(name)))) for name in names])
     return pixels, np.array([classes.index(name.split("/")[-2]) for name in names])
 
@@ -33,11 +34,13 @@ def normalised(pixels: Any) -> Any:
     return np.ascontiguousarray(((pixels.astype(np.float32) / 255 - MEAN) / STD).transpose(0, 3, 1, 2))
 
 
+TRAIN_IMAGES = 50_000
+
+
 def calibration(count: int = 512, seed: int = 0) -> tuple[Any, Any]:
     """A random sample of the training images, normalised, with labels."""
-    pixels, labels = images("train")
-    chosen = np.random.default_rng(seed).choice(len(pixels), count, replace=False)
-    return normalised(pixels[chosen]), labels[chosen]
+    pixels, labels = images("train", np.random.default_rng(seed).choice(TRAIN_IMAGES, count, replace=False))
+    return normalised(pixels), labels
 
 
 def network(name: str) -> torch.nn.Module:

@@ -184,6 +184,7 @@ def compile(
         measured = latencies(program, done, chosen, code, progress, threads) if measure else {}
         where = os.fspath(data) if isinstance(data, (str, os.PathLike)) else None
         report = describe(_name(model), where, program, done, steps.text(), checks, chosen, measured, files)
+        report["auto"] = fixed is None
         if facts:
             report["latency"] = facts
         if folder is not None:

@@ -124,9 +124,11 @@ def compile(
 ) -> None:
     """Prune MODEL to a budget, verify the result, and write it to OUT with a report.
 
-    The budget says what remains: 0.5x is half. OUT holds model.onnx or model.pt2, plan.json (what was
-    kept, for `graphprune apply`), report.json, report.html and a folder of code per target. It is
-    written whole or not at all.
+    The budget says what remains: 0.5x is half. Without a recipe of your own `auto` runs: with --data it
+    measures what each group is worth and fits every layer after the cut to the original network, without
+    it goes by weights; `graphprune passes` shows it, the report names it. OUT holds model.onnx or model.pt2,
+    plan.json (what was kept, for `graphprune apply`), report.json, report.html and a folder of code per
+    target. It is written whole or not at all.
 
     \b
     Examples:
@@ -351,12 +353,20 @@ def passes() -> None:
     A recipe is their names in order, options in braces:
       group,score{by=l2},mask{macs=0.5x grain=8},propagate,fold
     """
+    from .api import default_recipe
     from .listing import facts, indented, options, summary
     from .pipeline import passes as every
 
     for name, kind in every().items():
         click.secho(name, bold=True)
         click.echo(indented([summary(kind), *facts(kind), *(f"  {line}" for line in options(kind))]))
+    click.secho("auto", bold=True)
+    recipes = {
+        what: default_recipe("macs", "0.5x", data=what == "with data").text() for what in ("with data", "without")
+    }
+    click.echo(
+        indented(["What runs where no recipe is given.", *(f"  {what}: {text}" for what, text in recipes.items())])
+    )
 
 
 @main.command(short_help="List the targets that code can be made for.")

@@ -46,18 +46,22 @@ class _Member:
         if self.dtype.hasobject:
             raise ValueError("it holds Python objects")
         self._file, self._row, self.left = file, shape[1:], shape[0] if shape else 1
-        self._scalar = not shape
-        self._whole = None
-        if fortran and len(shape) > 1:  # its rows are not together
+        self._whole: Array | None = None
+        self._scalar: Array | None = None
+        if not shape:
+            self._scalar = self._read(())
+        elif fortran and len(shape) > 1:  # its rows are not together
             self._whole = self._read(shape[::-1]).T
 
     def take(self, rows: int) -> Array:
         count = min(rows, self.left)
         self.left -= count
+        if self._scalar is not None:
+            return self._scalar
         if self._whole is not None:
             taken, self._whole = self._whole[:count], self._whole[count:]
             return taken
-        return self._read(() if self._scalar and count else (count, *self._row))
+        return self._read((count, *self._row))
 
     def _read(self, shape: Sequence[int]) -> Array:
         size = prod(shape) * self.dtype.itemsize

@@ -168,7 +168,8 @@ def table(report: Report) -> str:
         + (f"   {line[4]}" if line[4] else "")
         for line in lines
     ]
-    return "\n".join([*(line.rstrip() for line in text), "", *targeted(report), verified(report)])
+    auto = [f"Recipe: auto, which is {report['recipe']}"] if report.get("auto") else []
+    return "\n".join([*(line.rstrip() for line in text), "", *auto, *targeted(report), verified(report)])
 
 
 # ---- for a browser -------------------------------------------------------------------------------

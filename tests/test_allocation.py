@@ -232,6 +232,25 @@ def test_what_counts_for_nothing_is_cut_without_a_trace():
     np.testing.assert_allclose(done.host.run(x)[0], program.host.run(x)[0], rtol=0, atol=1e-12)
 
 
+def test_constant_channels_go_into_the_biases_of_what_reads_them_exactly():
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU()),
+        *(nn.Conv2d(6, 5, 1), nn.ReLU(), nn.Conv2d(5, 2, 3, padding=1)),
+    )
+    nets.randomise(net.double().eval())
+    with torch.no_grad():
+        net[0].weight[[1, 4]], net[1].bias[[1, 4]] = 0, torch.tensor([3.0, 2.0], dtype=torch.float64)
+        net[3].weight[2], net[3].bias[2] = 0, 1.5  # its reader pads with zeros: not the same everywhere
+    host = TorchHost.export(net, (torch.randn(2, 3, 6, 6, dtype=torch.float64),))
+    program = Program(host=host, source=host)
+    x = np.random.default_rng(0).standard_normal((9, 3, 6, 6))
+    program = replace(program, data=batches(x, program.graph.inputs))
+    done = run(Recipe.parse("group,dead{constant=true},propagate,compensate{by=mean}"), program)
+    assert done.plan["steps"][0]["keep"] == {"0": [0, 2, 3, 5], "3": [0, 1, 2, 3, 4]}
+    np.testing.assert_allclose(done.host.run([x])[0], program.host.run([x])[0], rtol=0, atol=1e-12)
+    assert run(Recipe.parse("group,dead"), program).fact(Keep).keep["0"].tolist() == list(range(6))
+
+
 def test_sweep_measures_every_group_and_draws_the_same_bytes(tmp_path):
     program = prepared()
     curves = sweep.sweep(replace(program, facts={}))

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from graphprune.calibration import CHUNK, batches, with_rest
+from graphprune.datafiles import read_npz
 from graphprune.errors import DataError
 from graphprune.ir import Value
 
@@ -178,6 +179,55 @@ def test_folders_that_do_not_fit_are_refused(tmp_path):
     (tmp_path / "b.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"b.png: not an image"):
         batches(tmp_path, [IMAGE])
+
+
+def test_an_iterable_is_read_once_and_kept_in_files_beyond_the_limit(monkeypatch, tmp_path):
+    monkeypatch.setattr("graphprune.calibration.LIMIT_BYTES", 30_000)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    x, asked = images(300), []
+
+    def source():
+        for k in range(0, 300, 7):
+            asked.append(k)
+            yield x[k : k + 7]
+
+    found = batches(source(), [IMAGE])
+    assert asked == list(range(0, 300, 7))
+    assert [len(batch[0]) for batch in found] == [64, 64, 64, 64, 44]
+    for _ in range(2):
+        np.testing.assert_array_equal(joined(found), x)
+    np.testing.assert_array_equal(joined(found[2:]), x[128:])
+    assert len(list(tmp_path.rglob("*.npz"))) == 3
+    half = found[3:]
+    del found
+    np.testing.assert_array_equal(joined(half), x[192:])
+    del half
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_loader_that_shuffles_gives_every_pass_the_same_samples():
+    dataset = torch.utils.data.TensorDataset(torch.from_numpy(images(50)))
+    found = batches(torch.utils.data.DataLoader(dataset, batch_size=8, shuffle=True), [IMAGE])
+    np.testing.assert_array_equal(joined(found), joined(found))
+
+
+def test_batches_of_a_loader_are_put_together_to_the_models_size():
+    found = batches([images(3) for _ in range(7)], [FIXED])
+    assert [len(batch[0]) for batch in found] == [8, 8]
+    lengths = [np.zeros((4, 5), int), np.zeros((4, 7), int)]
+    found = batches(lengths, [Value("ids", ("s0", "s1"), "int64")])
+    assert [batch[0].shape for batch in found] == [(4, 5), (4, 7)]
+
+
+def test_an_archive_is_read_a_batch_at_a_time(tmp_path):
+    x = images(200)
+    np.savez_compressed(tmp_path / "a.npz", x=np.asfortranarray(x), scale=np.float32(2))
+    scale = Value("scale", ())
+    parts = list(read_npz(tmp_path / "a.npz", 64))
+    assert [len(part["x"]) for part in parts] == [64, 64, 64, 8]
+    found = batches(tmp_path / "a.npz", [IMAGE, scale])
+    np.testing.assert_array_equal(joined(found), x)
+    assert [float(batch[1]) for batch in found] == [2.0] * 4
 
 
 @pytest.mark.parametrize("form", ["arrays", "pairs", "loader"])

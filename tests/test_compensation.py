@@ -291,6 +291,46 @@ def test_onnx_is_fitted_as_torch_is():
     assert all(check.error <= check.tolerance for check in proof.verify(do("compensate", cut)))
 
 
+class Tied(nn.Module):
+    """A layer whose weight two ops read, and one that its op scales."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 12), nn.Linear(12, 12)
+        self.c = nn.Parameter(torch.zeros(12, 3))
+        self.bias = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x):
+        x = torch.relu(self.b(torch.relu(self.b(torch.relu(self.a(x))))))
+        return torch.addmm(self.bias, x, self.c, alpha=2.0)
+
+
+def test_layers_that_cannot_be_fitted_get_their_mean_outputs_back():
+    program = load(Tied(), (4,), samples=100)
+    assert [layer.op.origin for layer in layers(program.graph)] == ["a"]
+    cut = do(CUT, program)
+    done = do("compensate", cut)
+    errors = [np.abs(outputs(one).mean(0) - outputs(program).mean(0)).max() for one in (cut, done)]
+    assert errors[0] > 1e-2 and errors[1] < 1e-12
+    assert all(check.error <= check.tolerance for check in proof.verify(done))
+
+
+def test_means_pass_through_depthwise_layers_norms_and_activations():
+    """What a 1x1 convolution behind them gives on average stays what it was."""
+    program = nets.program("Depthwise")
+    x = np.random.default_rng(3).standard_normal((40, *program.host.example()[0].shape[1:]))
+    program = replace(program, data=batches(x, program.graph.inputs))
+    (group,) = [g for g in find_groups(program.graph) if any(m.parameter == "dw1.weight" for m in g.members)]
+    cut = run_pass(Propagate(), program.learn(find_groups(program.graph)).learn(Keep({group.name: np.arange(3)})))
+    (out,) = [op.outputs[0].name for op in program.graph.ops if op.inputs[1:] and op.inputs[1].name == "out.weight"]
+    means = [
+        np.concatenate([one.host.watch(batch, [out])[out] for batch in program.data]).mean((0, 2, 3))
+        for one in (program, cut, do("compensate{by=mean}", cut))
+    ]
+    assert np.abs(means[1] - means[0]).max() > 1e-3
+    np.testing.assert_allclose(means[2], means[0], rtol=0, atol=1e-10)
+
+
 # ---- BatchNorm statistics --------------------------------------------------------------------------------
 
 

@@ -18,23 +18,24 @@ from .problem import Allocation
 
 SHARES = (0.25, 0.5, 0.75)
 """The shares of each group's channels at whose removal the outputs are looked at."""
-SAMPLES = 128
+SAMPLES = 64
+SHARED = 0.5
+"""A group's distortion counts times the number of layers that read it to this power. Distortions of a group that
+many layers read do not add with those of the others: what one reader loses the next cannot lean on. Derived, and
+a compromise: with 0 the residual streams of a ResNet look cheap one at a time and are not; 1 keeps too much of a
+DenseNet's (docs/benchmarks.md, "Accuracy without training")."""
 
 
 def rd(problem: Allocation) -> Counts:
     """The choice with the least total distortion, by what was measured of each group alone: exact where
     the cost adds over groups (a channels budget), traded where it does not. See ``distortions``.
-
-    Distortions of a group that many layers read do not add with those of the others: what one reader
-    loses the next cannot lean on. They count times the square root of the number of layers that read the
-    group [derived, and a compromise: without it the residual streams of a ResNet look cheap one at a time
-    and are not; once for every layer keeps too much of a DenseNet's]."""
+    Those of groups that many layers read weigh more, see SHARED."""
     problem.check()
     curves = distortions(problem.program, problem.groups, problem.scores)
     losses = {}
     for group in problem.groups:
         readers = len({member.parameter for member in group.members if member.role == "reader"}) or 1
-        losses[group.name] = {count: readers**0.5 * curves[group.name][count] for count in problem.menu(group)}
+        losses[group.name] = {count: readers**SHARED * curves[group.name][count] for count in problem.menu(group)}
     if problem.unit == "channels":
         return choose(losses, {name: {k: float(k) for k in menu} for name, menu in losses.items()}, problem.budget)
     return trade(losses, problem.prices, problem.budget)

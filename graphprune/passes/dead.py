@@ -24,14 +24,18 @@ class Dead(Pass):
     needs = (Groups,)
     gives = (Keep,)
 
+    constant: bool = False  # also channels that never change: `compensate{by=mean}` then adds their part to biases
+
     def run(self, program: Program) -> Program:
         """A channel lives iff what is written to it and what reads it are both not all zero, counting only
         weights that join it to other live channels; repeated until nothing more dies (Tessier et al., 2022).
         Cutting the dead changes no output. Where all writers are zero the channel is constant; it is dead if
-        that constant, after biases, norms and activations, is zero. Every group keeps one channel."""
+        that constant, after biases, norms and activations, is zero. With ``constant`` any constant will do
+        where no reader pads with zeros: `compensate{by=mean}` after the cut is then exact. Every group
+        keeps one channel."""
         groups = program.fact(Groups)
         names = {group.dim: group.name for group in groups}
-        silent = _silent(program, groups)
+        silent = _silent(program, groups, self.constant)
         live: Live = {group.name: np.ones(group.size, bool) for group in groups}
         while True:
             again = {group.name: live[group.name] & _lives(program, group, live, names, silent) for group in groups}
@@ -71,8 +75,9 @@ def _touched(program: Program, group: Group, member: Member, live: Live, names: 
     return touched
 
 
-def _silent(program: Program, groups: Groups) -> Live:
-    """Per group, the channels that are zero wherever they are read, on the example and on random inputs."""
+def _silent(program: Program, groups: Groups, constant: bool) -> Live:
+    """Per group, the channels that are zero (or never change, see Dead) wherever they are read, on the
+    example and on random inputs."""
     example, rng = program.host.example(), np.random.default_rng(program.seed)
     noise = [random_array(rng, x.shape, str(x.dtype)) if x.dtype.kind == "f" else x for x in example]
     found = list(reads(program.graph))
@@ -81,7 +86,9 @@ def _silent(program: Program, groups: Groups) -> Live:
     known = {group.name: False for group in groups}
     for read in found:
         values = [np.moveaxis(one[read.value.name], read.axis, 0) for one in seen]
-        quiet = np.logical_and.reduce([(v == 0).reshape(len(v), -1).all(1) for v in values])
+        flat = np.concatenate([v.reshape(len(v), -1) for v in values], 1)
+        padded = read.op.kind == "conv" and any(read.op.attrs.get("pads") or (1,))
+        quiet = (flat == (flat[:, :1] if constant and not padded else 0)).all(1)
         for group in groups:
             if any(leaf is group.dim for leaf in leaves(read.dim)):
                 at = coordinates(read.dim, group.dim)
