@@ -68,7 +68,7 @@ class _Member:
         data = self._file.read(size)
         if len(data) != size:
             raise ValueError("it ends too early")
-        return np.frombuffer(data, self.dtype).reshape(shape)
+        return np.frombuffer(bytearray(data), self.dtype).reshape(shape)
 
 
 @contextmanager

@@ -155,6 +155,8 @@ def test_what_a_walk_keeps_goes_to_files_beyond_the_limit(monkeypatch):
         assert all(isinstance(array, np.memmap) for live in found for array in live.values())
         (name,) = found[0]
         np.testing.assert_array_equal(found[0][name], program.host.watch(program.data[0], [name])[name])
+        output = program.graph.outputs[0].name  # goes on from what is in the files
+        np.testing.assert_array_equal(next(walk.at(2, [output]))[output], program.host.run(program.data[0])[0])
 
 
 # ---- least squares -------------------------------------------------------------------------------------

@@ -277,7 +277,7 @@ class TorchHost:
         """The flat inputs of the model with the tensors of ``batch`` in place."""
         arrays = iter(batch)
         return [
-            torch.from_numpy(np.ascontiguousarray(next(arrays))).to(x.device, x.dtype)
+            torch.from_numpy(np.require(next(arrays), None, ["C", "W"])).to(x.device, x.dtype)
             if isinstance(x, torch.Tensor)
             else x
             for x in self._example

@@ -76,7 +76,7 @@ def _given(model: fx.GraphModule, known: Mapping[str, Array]) -> dict[fx.Node, A
 
 
 def _tensor(array: Array, like: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).to(like.device, like.dtype)
+    return torch.from_numpy(np.require(array, None, ["C", "W"])).to(like.device, like.dtype)
 
 
 def _needed(model: fx.GraphModule, names: Iterable[str], given: Mapping[fx.Node, Any]) -> set[fx.Node]:
