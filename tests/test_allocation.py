@@ -178,7 +178,7 @@ def test_distortion_is_what_the_outputs_lose_with_the_readers_refitted():
         (torch.zeros(2, 4, dtype=torch.float64),),
     )
     program = Program(host=host, source=host)
-    x = np.random.default_rng(0).standard_normal((128, 4))
+    x = np.random.default_rng(0).standard_normal((64, 4))
     program = run(Recipe.parse("group,score{by=obs}"), replace(program, data=batches(x, program.graph.inputs)))
     (group,) = program.fact(Groups)
     curve = distortions(program, program.fact(Groups), program.fact(Scores))[group.name]
