@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from . import calibration
 from .artifact import check_code, describe, emit, latencies, loaded, new_folder, write
+from .backends.budget import Budget
 from .backends.target import Target, on_device, target
 from .errors import BudgetError, ModelError, RecipeError
 from .facts import Groups, Keep, Scores
@@ -124,6 +125,7 @@ def compile(
     threads: int = 1,
     table: str | os.PathLike[str] | None = None,
     rpc: str | None = None,
+    tune: str | None = None,
     seed: int = 0,
     verify: bool = True,
     measure: bool = True,
@@ -136,7 +138,9 @@ def compile(
     One of ``recipe`` and the budgets (what remains, such as ``"0.5x"``; ``macs="0.5x"`` if nothing
     is given). ``latency`` (``"0.6x"`` or ``"12ms"``) is *measured* on the first target, on ``threads``
     threads, see targeting.to_latency; ``table``: a latency table recorded elsewhere. ``targets``: names
-    such as ``"onnx"`` or ``"tvm{layout=NCHW}"``. ``out``: a folder that is written whole or not at all.
+    such as ``"onnx"`` or ``"tvm{layout=NCHW}"``. ``tune`` (``"10min"`` or a number of trials): search
+    schedules for the result on the first target, into records that later runs start from. ``out``: a folder
+    that is written whole or not at all.
 
     A program that knows scores or a keep list (``gp.train``'s ``learned()``) is pruned by them: with no
     budget by the keep list as it is.
@@ -152,6 +156,7 @@ def compile(
     chosen = [target(item) if isinstance(item, str) else item for item in targets]
     if rpc is not None:
         chosen = [on_device(one, rpc) for one in chosen]
+    effort = Budget.parse(tune) if tune is not None else None
     with new_folder(out, force) as folder:
         if progress:
             progress("load", 0, 1)
@@ -167,13 +172,16 @@ def compile(
         def attempt(steps: Recipe) -> tuple[Program, Mapping[str, Any]]:
             if not has_latency(steps):
                 return run(steps, program, progress=progress), {}
-            found = to_latency(program, steps, chosen[0], threads=threads, table=held, progress=progress)
-            return found.program, found.facts
+            outcome = to_latency(program, steps, chosen[0], threads=threads, table=held, progress=progress)
+            return outcome.program, outcome.facts
 
         if fixed is not None:
             steps, (done, facts) = fixed, attempt(fixed)
         else:
             steps, (done, facts) = _aligned(program, unit, text, grain, attempt)
+        found: Mapping[str, Any] = {}
+        if effort is not None:
+            chosen[0], found = chosen[0].tune(done, effort, threads=threads, seed=seed, progress=progress)
         if progress and verify:
             progress("verify", 0, 1)
         checks = prove(done) if verify else None
@@ -187,6 +195,8 @@ def compile(
         report["auto"] = fixed is None
         if facts:
             report["latency"] = facts
+        if found:
+            report["tuning"] = found
         if folder is not None:
             write(folder, done, report)
     return Artifact(done, report, Path(out) if out is not None else None)

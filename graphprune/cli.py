@@ -99,6 +99,11 @@ def _budget(ctx: click.Context, option: click.Parameter, value: str | None) -> s
     help="Measure a board's code on the device there: one running TVM's rpc_server, or a tracker with a key.",
 )
 @click.option(
+    "--tune",
+    metavar="10min|2000",
+    help="Search faster schedules for the result on the first target, so long or so many trials.",
+)
+@click.option(
     "--seed", metavar="N", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all randomness."
 )
 @click.option("--verify/--no-verify", default=True, help="Prove that pruned equals masked (on unless switched off).")
@@ -117,6 +122,7 @@ def compile(
     threads: int,
     table: Path | None,
     rpc: str | None,
+    tune: str | None,
     seed: int,
     verify: bool,
     force: bool,
@@ -130,11 +136,15 @@ def compile(
     plan.json (what was kept, for `graphprune apply`), report.json, report.html and a folder of code per
     target. It is written whole or not at all.
 
+    Tuning keeps every schedule it finds: interrupted (Ctrl-C ends it early) or run again it goes on where
+    it was, and ops of the same sizes in other networks start from them.
+
     \b
     Examples:
       graphprune compile model.onnx --channels 0.7x -o out
       graphprune compile model.onnx --macs 0.5x --data calibration.npz --target onnx --target tvm -o out
       graphprune compile model.onnx --latency 0.6x --target cpu -o out
+      graphprune compile model.onnx --macs 0.5x --target best-cpu --tune 30min -o out
       graphprune compile mynet.models:resnet --params 0.4x --seed 3 -o out --force
       graphprune compile model.pt2 --passes 'group,score{by=l1},mask{macs=0.5x grain=8},propagate' -o out
     """
@@ -160,6 +170,7 @@ def compile(
             threads=threads,
             table=table,
             rpc=rpc,
+            tune=tune,
             seed=seed,
             verify=verify,
             out=out,

@@ -14,8 +14,10 @@ from torch import nn
 
 import graphprune as gp
 from graphprune.backends import target
-from graphprune.backends.candidate import Worker
-from graphprune.backends.tune import Budget, Records, fingerprint
+from graphprune.backends.budget import Budget
+from graphprune.backends.candidate import Workers
+from graphprune.backends.records import Records, alone, fingerprint
+from graphprune.backends.tvm import Tvm
 from graphprune.errors import TargetError
 from graphprune.ir import Program
 
@@ -45,29 +47,24 @@ def loops(program: Program) -> tuple[Any, dict[str, Any]]:
     return code, {name.name_hint: f for name, f in module.functions_items() if name.name_hint != "main"}
 
 
-def alone(function: Any) -> Any:
-    import tvm
-
-    return tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
-
-
 def test_a_candidate_that_crashes_or_hangs_takes_nothing_down(
     loops: tuple[Any, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code, functions = loops
-    conv = alone(next(f for name, f in functions.items() if "conv2d" in name))
-    with Worker() as worker:
-        assert 0 < worker.time(conv, code) < 1000
+    conv = alone(next(f for name, f in functions.items() if "conv2d" in name)).script()
+    with Workers() as workers:
+        (worker,) = workers.each
+        assert 0 < worker.timed(conv, str(code)) < 1000
         first = worker._process.pid
         os.kill(first, signal.SIGSEGV)  # as a bad candidate does
-        assert worker.time(conv, code) == math.inf
+        assert worker.timed(conv, str(code)) == math.inf
         assert worker.failures[-1].startswith("the process that ran it died (exit code -")
-        assert 0 < worker.time(conv, code) < 1000 and worker._process.pid != first
-        assert worker.timed("not a module", str(code), math.inf) == math.inf
+        good, bad = workers.timed([(conv, str(code)), ("not a module", str(code))], math.inf)
+        assert 0 < good < 1000 and bad == math.inf and worker._process.pid != first
         os.kill(worker._process.pid, signal.SIGSTOP)  # as one that never ends
         monkeypatch.setattr("graphprune.backends.candidate.BUILD_SECONDS", 0.1)
         monkeypatch.setattr("graphprune.backends.candidate.RUN_SECONDS", 0.1)
-        assert worker.time(conv, code) == math.inf and "took longer" in worker.failures[-1]
+        assert worker.timed(conv, str(code)) == math.inf and "took longer" in worker.failures[-1]
 
 
 def test_records_survive_and_keep_the_best(loops: tuple[Any, dict[str, Any]], tmp_path: Path) -> None:
@@ -87,7 +84,65 @@ def test_records_survive_and_keep_the_best(loops: tuple[Any, dict[str, Any]], tm
     assert fingerprint(one) == fingerprint(one.with_attr("global_symbol", "another_name"))
 
 
-@pytest.mark.parametrize("options", [{"trials": -1}, {"minutes": -0.5}])
-def test_a_budget_that_is_none(options: dict[str, Any]) -> None:
-    with pytest.raises(TargetError, match="is not one"):
-        Budget(**options)
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [("10min", Budget(minutes=10)), ("90s", Budget(minutes=1.5)), ("1h", Budget(minutes=60)), ("2000", Budget(2000))],
+)
+def test_a_budget_is_time_or_trials(text: str, budget: Budget) -> None:
+    assert Budget.parse(text) == budget
+
+
+@pytest.mark.parametrize("text", ["", "0", "0min", "-3", "1.5", "10 parsecs"])
+def test_a_budget_that_is_none(text: str) -> None:
+    with pytest.raises(TargetError, match="10min, 90s, 1h, or a number of trials"):
+        Budget.parse(text)
+
+
+def test_targets_without_schedules_have_nothing_to_tune(program: Program) -> None:
+    with pytest.raises(TargetError, match="target `onnx` has nothing to tune\n  hint: give a target that has"):
+        gp.compile(program, macs="0.5x", targets=["ort"], tune="16")
+
+
+@pytest.mark.slow
+def test_a_search_ends_early_goes_on_and_serves_the_compiler(program: Program, cache: Path) -> None:
+    said: list[tuple[str, int, int]] = []
+
+    def interrupting(what: str, done: int, total: int) -> None:
+        said.append((what, done, total))
+        if what.startswith("tune"):
+            raise KeyboardInterrupt
+
+    on = Tvm()
+    _, found = on.tune(program, Budget(48), progress=interrupting)
+    assert found["trials"] == 16 == said[-1][1] and said[-1][2] == 48
+    (trials,) = cache.glob("tuning/*.trials.json")
+    measured = len(trials.read_text().splitlines())
+    assert 0 < measured <= 16
+    with trials.open("a") as file:
+        file.write("[0, [[], [1.0")  # as a crash leaves it
+    records = on.records(on._llvm(), 1)
+    before = dict(records.best)
+    tuned, found = on.tune(program, Budget(16))
+    assert found["trials"] == 16 and tuned == Tvm(tuned=1)
+    assert len(trials.read_text().splitlines()) > measured, "it went on from what was measured"
+    after = on.records(on._llvm(), 1).best
+    assert before and all(after[op][0] <= ms for op, (ms, _) in before.items())
+    artifact = gp.compile(program, macs="0.99x", targets=["tvm"], tune="4")  # of that, nothing is cut
+    assert artifact.report["targets"]["tvm"]["tuned"] and artifact.report["tuning"]["trials"] == 4
+    assert tuned.run(program, program.host.example())[0] == pytest.approx(
+        program.host.run(program.host.example())[0], abs=1e-4
+    )
+
+
+@pytest.mark.slow
+def test_weights_are_packed_as_the_schedule_reads_them(program: Program, cache: Path) -> None:
+    from graphprune.backends.relax import imported
+    from graphprune.backends.tune import best_loops
+
+    on = Tvm()
+    on.tune(program, Budget(32))
+    target = on._llvm()
+    loops, found = best_loops(imported(program.host)[0], target, on.layout, on.records(target, 1))
+    assert found > 0
+    names = [name.name_hint for name, _ in loops.functions_items()]
+    assert not any("weight_prepack" in name for name in names), "what packs constants ran at compile time"

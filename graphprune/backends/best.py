@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ..ir import Batch, Program
-from .measure import Runnable, interleave
+from .budget import Budget
+from .measure import Progress, Runnable, interleave
 from .onnx import Onnx
 from .target import Target
 from .tvm import Tvm
@@ -28,10 +29,11 @@ class Best(Target):
     packages: ClassVar[tuple[str, ...]] = (*Onnx.packages, *Tvm.packages)
 
     threads: int = 1  # to measure with
+    tuned: int = 0  # as of the target tvm
 
     def emit(self, program: Program, folder: Path) -> Path:
         files, calls = {}, {}
-        for one in (Onnx(), Tvm()):
+        for one in (Onnx(), Tvm(tuned=self.tuned)):
             place = folder / one.label
             place.mkdir()
             files[one.label] = one.emit(program, place)
@@ -44,6 +46,12 @@ class Best(Target):
         facts = {"winner": winner, "latency_ms": {name: asdict(one) for name, one in found.items()}}
         (folder / _FOUND).write_text(json.dumps(facts, indent=2) + "\n")
         return files[winner]
+
+    def tune(
+        self, program: Program, budget: Budget, *, threads: int = 1, seed: int = 0, progress: Progress | None = None
+    ) -> tuple[Target, dict[str, Any]]:
+        _, found = Tvm().tune(program, budget, threads=threads, seed=seed, progress=progress)
+        return replace(self, tuned=threads), found
 
     def load(self, path: Path, *, threads: int = 1, example: Batch | None = None) -> Runnable:
         one = Onnx() if path.suffix == ".onnx" else Tvm()

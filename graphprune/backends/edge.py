@@ -20,10 +20,14 @@ from ..ir import Array, Batch, Program
 from ..latency.table import Point
 from . import standalone
 from .boards import Board, board
-from .measure import Runnable
+from .budget import Budget
+from .candidate import Device, Workers
+from .measure import Progress, Runnable
 from .plan import plan
+from .records import Records
 from .relax import imported, interface, last_line, lowered, toolchain
 from .target import Target, first_line, fits
+from .tune import best_loops, search
 
 _INTERFACE = "model.json"
 
@@ -44,6 +48,7 @@ class Edge(Target):
     link: bool = True  # False: write the sources and the object; build.sh links on the device
     rpc: str = ""  # where the device answers, to measure on it: host:port, or host:port/key for a tracker
     layout: str = "NHWC"  # of convolutions: NHWC vectorises over channels; NCHW as imported
+    tuned: int = 0  # with the schedules that a search on so many threads recorded; 0: the fixed ones alone
 
     def __post_init__(self) -> None:
         if self.layout not in ("NHWC", "NCHW"):
@@ -99,7 +104,7 @@ class Edge(Target):
         device, tvm = board(self.board), toolchain()
         code = tvm.target.Target(device.llvm())
         module, _ = imported(program.host, self.label)
-        executable = tvm.compile(lowered(module, code, self.layout), code)
+        executable = tvm.compile(self.loops(module, code), code)
         return rpc.Remote(executable, device, self.rpc, self.label, threads, program.host.example())
 
     def time_ops(self, points: Sequence[Point], *, threads: int = 1) -> Iterator[dict[Point, Latency]]:
@@ -112,13 +117,36 @@ class Edge(Target):
 
         return rpc.time_ops(points, threads, self.label, board(self.board), self.rpc)
 
+    def tune(
+        self, program: Program, budget: Budget, *, threads: int = 1, seed: int = 0, progress: Progress | None = None
+    ) -> tuple[Target, dict[str, Any]]:
+        device = board(self.board)
+        if not self.rpc or device.code != "object":
+            said = "no device to tune on" if not self.rpc else "only machine code can be tuned, not C"
+            raise TargetError(f"target `{self.label}`: {said}", "--rpc HOST:PORT, with a board that LLVM compiles for")
+        code = toolchain().target.Target(device.llvm())
+        module, _ = imported(program.host, self.label)
+        records, workers = self.records(threads), Workers(threads, Device(device, self.rpc))
+        found = search(module, code, self.layout, budget, records, workers, cores=threads, seed=seed, progress=progress)
+        return replace(self, tuned=threads), found
+
+    def records(self, threads: int) -> Records:
+        """The schedules recorded for the board."""
+        return Records.of(replace(self, tuned=0).key(threads))
+
+    def loops(self, module: Any, code: Any) -> Any:
+        """An imported module's loops, scheduled."""
+        if self.tuned:
+            return best_loops(module, code, self.layout, self.records(self.tuned))[0]
+        return lowered(module, code, self.layout)
+
     def key(self, threads: int) -> dict[str, Any]:
         """The device is the machine; where it answers is not what it is."""
         return {**super().key(threads), "target": replace(self, rpc="").text(), "machine": self.label}
 
     def describe(self) -> dict[str, Any]:
         device = board(self.board)
-        return {**super().describe(), "tuned": False, "mcpu": device.mcpu, "triple": device.triple}
+        return {**super().describe(), "tuned": self.tuned > 0, "mcpu": device.mcpu, "triple": device.triple}
 
 
 def _compile(target: Edge, device: Board, program: Program, folder: Path) -> list[str]:
@@ -130,7 +158,7 @@ def _compile(target: Edge, device: Board, program: Program, folder: Path) -> lis
     with tvm.transform.PassContext(opt_level=3, config=config):
         try:
             code = tvm.target.Target(device.llvm())
-            made, kernels = plan(lowered(module, code, target.layout), target.label)
+            made, kernels = plan(target.loops(module, code), target.label)
             built = tvm.tirx.build(kernels, target=code)
         except TargetError:
             raise

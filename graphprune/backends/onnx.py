@@ -104,6 +104,7 @@ def _export(host: Host, path: Path) -> None:
             made = torch.onnx.export(exported, dynamo=True, optimize=False, verbose=False)
             assert made is not None
             _without_zero_biases(made.model)
+            _without_casts(made.model)
             made.save(path)
     except Exception as error:  # the exporter raises whatever its decompositions raise
         said = first_line(error.__cause__ or error)
@@ -118,6 +119,20 @@ def _without_zero_biases(model: Any) -> None:
     for node in model.graph:
         if node.op_type in ("Conv", "ConvTranspose") and len(node.inputs) > 2 and _zeros(node.inputs[2]):
             node.replace_input_with(2, None)
+    RemoveUnusedNodesPass()(model)
+
+
+def _without_casts(model: Any) -> None:
+    """The exporter casts the bounds of a clip to what they are already, by the type of what is clipped: as
+    if the bounds were computed from it."""
+    from onnx_ir.convenience import get_const_tensor
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    for node in model.graph:
+        if node.op_type == "CastLike" and node.inputs[0] is not None:
+            tensor, like = get_const_tensor(node.inputs[0]), node.inputs[1].dtype
+            if tensor is not None and tensor.dtype == like and not node.outputs[0].is_graph_output():
+                node.outputs[0].replace_all_uses_with(node.inputs[0])
     RemoveUnusedNodesPass()(model)
 
 

@@ -10,7 +10,7 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -106,11 +106,61 @@ def lowered(module: Any, target: Any, layout: str = "NHWC", scheduled: bool = Tr
     from tvm import relax
 
     steps = relax.transform
-    module = steps.DecomposeOpsForInference()(module)
+    module = _clips(steps.DecomposeOpsForInference()(module))
     if layout == "NHWC":
         module = steps.ConvertLayout({"relax.nn.conv2d": ["NHWC", "HWIO"]})(module)
     module = _moved_weights(steps.CanonicalizeBindings()(module))
     return scheduled_loops(steps.FoldConstant()(module), target, scheduled)
+
+
+def _clips(module: Any) -> Any:
+    """Clips to constant bounds as a maximum and a minimum, which ConvertLayout knows: around a clip, and
+    around the loops that the ONNX frontend writes for one, it would transpose."""
+    from tvm import ir, relax
+
+    @relax.expr_functor.mutator
+    class Clipper(relax.PyExprMutator):  # type: ignore[misc]
+        def visit_call_(self, call: Any) -> Any:
+            call = self.visit_expr_post_order(call)
+            if getattr(call.op, "name", "") == "relax.clip":
+                value, low, high = (
+                    call.args[0],
+                    *(float(getattr(end.value, "value", end.value)) for end in call.args[1:]),
+                )
+            elif (upper := self.bound(call, "minimum")) and (lower := self.bound(self.bound_to(upper[0]), "maximum")):
+                (value, low), high = lower, upper[1]
+            else:
+                return call
+            above = self.builder_.emit(relax.op.maximum(value, relax.const(low, value.ty.dtype)))
+            return relax.op.minimum(above, relax.const(high, value.ty.dtype))
+
+        def bound(self, call: Any, of: str) -> tuple[Any, float] | None:
+            """The first argument of the frontend's ``of``, and the number that is the second."""
+            if getattr(getattr(call, "op", None), "name", "") != "relax.call_tir":
+                return None
+            if call.args[0].name_hint.rstrip("0123456789") != of or len(call.args[1].fields) != 2:
+                return None
+            number = self.number(call.args[1].fields[1])
+            return None if number is None else (call.args[1].fields[0], number)
+
+        def number(self, value: Any) -> float | None:
+            value = self.bound_to(value)
+            if getattr(getattr(value, "op", None), "name", "") == "relax.where":  # the bound, were it not NaN
+                value = self.bound_to(value.args[2])
+            if not isinstance(value, ir.GenericConst) or value.value.shape:
+                return None
+            number = float(value.value.numpy())
+            return None if np.isnan(number) else number
+
+        def bound_to(self, value: Any) -> Any:
+            found = self.lookup_binding(value) if isinstance(value, ir.Var) else None
+            return value if found is None else found
+
+    made = Clipper(module)
+    for name, function in module.functions_items():
+        if isinstance(function, relax.Function):
+            made.builder_.update_func(name, made.visit_expr(function))
+    return relax.transform.DeadCodeElimination()(made.builder_.get())
 
 
 def _moved_weights(module: Any) -> Any:
@@ -151,7 +201,61 @@ def scheduled_loops(module: Any, target: Any, scheduled: bool = True) -> Any:
 
     with target:
         module = relax.transform.FoldConstant()(relax.get_pipeline("zero")(module))
-    return schedule.schedule(module, target, _registers(target)) if scheduled else module
+    module = relax.transform.AttachAttrLayoutFreeBuffers()(module)  # constants: they may be packed
+    return packed(fixed(module, target)) if scheduled else module
+
+
+def fixed(module: Any, target: Any) -> Any:
+    """A module of loops with the fixed schedule for each function that has none."""
+    return schedule.schedule(module, target, _registers(target))
+
+
+def variants(function: Any, target: Any) -> Iterator[Any]:
+    """Other schedules for one function, see schedule.variants."""
+    return schedule.variants(function, target, _registers(target))
+
+
+def packed(module: Any) -> Any:
+    """What schedules do to weights before they read them, done now: one build for all of them, where
+    FoldConstant would start the compiler for each."""
+    import tvm
+    from tvm import ir, relax
+
+    module = relax.transform.SplitLayoutRewritePreproc()(module)
+    packers = {
+        name: function.with_attr("global_symbol", name.name_hint)
+        for name, function in module.functions_items()
+        if name.name_hint.endswith("_weight_prepack")
+    }
+    if not packers:
+        return module
+    loops = tvm.IRModule({name.name_hint: function for name, function in packers.items()})
+    built = tvm.tirx.build(loops, target=tvm.target.Target("llvm"))
+
+    @relax.expr_functor.mutator
+    class Packer(relax.PyExprMutator):  # type: ignore[misc]
+        def visit_call_(self, call: Any) -> Any:
+            call = self.visit_expr_post_order(call)
+            if getattr(call.op, "name", "") != "relax.call_tir" or not call.args[0].name_hint.endswith(
+                "_weight_prepack"
+            ):
+                return call
+            given = [field.value for field in call.args[1].fields]
+            made = [tvm.runtime.empty([int(n) for n in ty.shape.values], ty.dtype) for ty in _parts(call.ty)]
+            built[call.args[0].name_hint](*given, *made)
+            constants = [relax.const(each) for each in made]
+            return relax.Tuple(constants) if isinstance(call.ty, ir.TupleType) else constants[0]
+
+    made = Packer(module)
+    for name, function in module.functions_items():
+        if isinstance(function, relax.Function):
+            made.builder_.update_func(name, made.visit_expr(function))
+    steps = relax.transform
+    return steps.DeadCodeElimination()(steps.CanonicalizeBindings()(made.builder_.get()))
+
+
+def _parts(ty: Any) -> list[Any]:
+    return list(ty.fields) if hasattr(ty, "fields") else [ty]
 
 
 def _registers(target: Any) -> schedule.Registers:

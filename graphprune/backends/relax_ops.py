@@ -12,7 +12,7 @@ from ..facts import Latency
 from ..latency.table import Point
 from .measure import settled
 from .ort_ops import geometry, shapes
-from .relax import last_line, scheduled_loops, toolchain
+from .relax import fixed, last_line, scheduled_loops, toolchain
 
 ROUNDS = 9  # samples of every op
 SAMPLE_MS = 3  # a sample is as many calls as last so long
@@ -40,27 +40,33 @@ def time_ops(
     """The latency of each op, a batch at a time. ``code``: the TVM target. Raises TargetError where an op
     cannot be compiled."""
     tvm = toolchain()
+    from tvm.s_tir.transform import RemoveWeightLayoutRewriteBlock
+
     for start in range(0, len(points), BATCH_POINTS):
         batch = points[start : start + BATCH_POINTS]
         functions: dict[str, Any] = {}
         try:
             with _BUILDING, tvm.transform.PassContext(opt_level=3, config={"tirx.disable_assert": True}):
-                kernels = [_kernels(point, k, code, functions, scheduled) for k, point in enumerate(batch)]
-                built = tvm.tirx.build(tvm.IRModule(functions), target=code)
+                names = [_kernels(point, k, code, functions, scheduled) for k, point in enumerate(batch)]
+                # Weights are packed when the network is compiled: here they come as the kernels read them.
+                loops = RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(tvm.IRModule(functions))
+                built = tvm.tirx.build(loops, target=code)
         except TargetError:
             raise
         except Exception as error:  # TVM's passes share no base class for what they raise
             raise TargetError(f"target `{target}`: cannot compile an op alone: {last_line(error)}") from error
+        kernels = [[Kernel(name, _shapes(loops[name])) for name in own] for own in names]
         module, device = load(built)
         samples = _time(module, device, kernels, threads)
         yield {point: settled(samples[k], threads, target) for k, point in enumerate(batch)}
 
 
-def _kernels(point: Point, number: int, code: Any, functions: dict[str, Any], scheduled: bool) -> list[Kernel]:
-    """The kernels of one op, entered into ``functions`` under names of its own."""
+def _kernels(point: Point, number: int, code: Any, functions: dict[str, Any], scheduled: bool) -> list[str]:
+    """The kernels of one op in order, entered into ``functions`` under names of its own."""
     from tvm import ir, tirx
 
-    module = scheduled_loops(_module(point), code, scheduled)
+    module = scheduled_loops(_module(point), code, False)
+    module = fixed(module, code) if scheduled else module
     names = {}
     for name, function in module.functions_items():
         if isinstance(function, tirx.PrimFunc):
@@ -70,20 +76,27 @@ def _kernels(point: Point, number: int, code: Any, functions: dict[str, Any], sc
     for block in module["main"].body.blocks:
         for binding in block.bindings:
             if isinstance(binding.value, ir.Call) and binding.value.op.name == "relax.call_tir":
-                call = binding.value
-                reads = [tuple(map(int, value.ty.shape.values)) for value in call.args[1].fields]
-                writes = tuple(map(int, call.ty.shape.values))
-                found.append(Kernel(names[call.args[0].name_hint], (*reads, writes)))
+                found.append(names[binding.value.args[0].name_hint])
     return found
+
+
+def _shapes(function: Any) -> tuple[tuple[int, ...], ...]:
+    from tvm.s_tir.meta_schedule.arg_info import ArgInfo
+
+    return tuple(tuple(int(size) for size in info.shape) for info in ArgInfo.from_prim_func(function))
 
 
 def _module(point: Point) -> Any:
     """One op, channels last, with a ReLU behind it as networks have it."""
+    import numpy as np
     from tvm import relax
 
     family, _ = point
     x_shape, w_shape, _ = shapes(point)
     builder = relax.BlockBuilder()
+
+    def weights(shape: Sequence[int]) -> Any:
+        return relax.const(np.empty(list(shape), np.float32))
 
     def hole(name: str, shape: Sequence[int]) -> Any:
         return relax.Var(name, relax.TensorType(list(shape), "float32"))
@@ -95,10 +108,10 @@ def _module(point: Point) -> Any:
         if family.kind != "product":  # a convolution of three axes, as the product it is
             rows, inner = _volume(point)
             x_shape, w_shape = [rows, inner], [inner, w_shape[0]]
-        holes = [hole("x", x_shape), hole("w", w_shape)]
-        made = relax.op.nn.relu(relax.op.matmul(*holes))
+        holes = [hole("x", x_shape)]
+        made = relax.op.nn.relu(relax.op.matmul(*holes, weights(w_shape)))
     else:
-        holes, made = _conv(point, hole)
+        holes, made = _conv(point, hole, weights)
     with builder.function("main", holes):
         with builder.dataflow():
             out = builder.emit_output(builder.emit(made))
@@ -106,7 +119,9 @@ def _module(point: Point) -> Any:
     return builder.get()
 
 
-def _conv(point: Point, hole: Callable[[str, Sequence[int]], Any]) -> tuple[list[Any], Any]:
+def _conv(
+    point: Point, hole: Callable[[str, Sequence[int]], Any], weights: Callable[[Sequence[int]], Any]
+) -> tuple[list[Any], Any]:
     from tvm import relax
 
     (batch, channels, *sizes), (outer, inner, *kernel), _ = shapes(point)
@@ -115,9 +130,10 @@ def _conv(point: Point, hole: Callable[[str, Sequence[int]], Any]) -> tuple[list
     before, after, strides = facts["pads"][:half], facts["pads"][half:], list(facts["strides"])
     if len(sizes) == 1:
         sizes, kernel, strides, before, after = [1, *sizes], [1, *kernel], [1, *strides], [0, *before], [0, *after]
-    holes = [hole("x", [batch, *sizes, channels]), hole("w", [*kernel, inner, outer])]
+    holes = [hole("x", [batch, *sizes, channels])]
     made = relax.op.nn.conv2d(
         *holes,
+        weights([*kernel, inner, outer]),
         strides=strides,
         padding=[*before, *after],
         groups=facts["group"],

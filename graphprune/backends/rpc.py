@@ -28,27 +28,50 @@ WAIT_SECONDS = 20
 MOST_DEVICES = 16
 
 
-def sessions(address: str) -> list[Any]:
-    """A session with every device at ``address``. Raises TargetError where there is none."""
-    toolchain()
+def sessions(address: str, most: int = MOST_DEVICES) -> list[Any]:
+    """A session with every device at ``address``, or with so many. Raises TargetError where there is none."""
     from tvm import rpc
 
+    host, port, key = _parts(address)
+    with _answering(address):
+        if not key:
+            return [rpc.connect(host, port, session_timeout=SESSION_SECONDS)]
+        count = min(free(address), most)
+        tracker = rpc.connect_tracker(host, port)
+        return [tracker.request(key, session_timeout=SESSION_SECONDS, max_retry=1) for _ in range(count)]
+
+
+def free(address: str) -> int:
+    """How many devices wait for work at ``address``. Raises TargetError where none does."""
+    from tvm import rpc
+
+    host, port, key = _parts(address)
+    if not key:
+        return 1
+    with _answering(address):
+        tracker = rpc.connect_tracker(host, port)
+        found, patience = 0, time.monotonic() + WAIT_SECONDS
+        while not found and time.monotonic() < patience:  # one that was just let go reports back in seconds
+            found = int(tracker.summary()["queue_info"].get(key, {}).get("free", 0))
+            time.sleep(0 if found else 0.5)
+        if not found:
+            raise TargetError(f"{address}: the tracker has no free device `{key}`", "start rpc_server --key on one")
+        return found
+
+
+def _parts(address: str) -> tuple[str, int, str]:
+    toolchain()
     place, _, key = address.partition("/")
     host, _, port = place.rpartition(":")
     if not host or not port.isdigit():
         raise TargetError(f"`{address}` is not an RPC address", "give host:port, or host:port/key for a tracker")
+    return host, int(port), key
+
+
+@contextmanager
+def _answering(address: str) -> Iterator[None]:
     try:
-        if not key:
-            return [rpc.connect(host, int(port), session_timeout=SESSION_SECONDS)]
-        tracker = rpc.connect_tracker(host, int(port))
-        free, patience = 0, time.monotonic() + WAIT_SECONDS
-        while not free and time.monotonic() < patience:  # one that was just let go reports back in seconds
-            free = int(tracker.summary()["queue_info"].get(key, {}).get("free", 0))
-            time.sleep(0 if free else 0.5)
-        if not free:
-            raise TargetError(f"{address}: the tracker has no free device `{key}`", "start rpc_server --key on one")
-        count = min(free, MOST_DEVICES)
-        return [tracker.request(key, session_timeout=SESSION_SECONDS, max_retry=1) for _ in range(count)]
+        yield
     except TargetError:
         raise
     except Exception as error:  # sockets, handshakes and timeouts share no base class here
@@ -65,14 +88,16 @@ def time_ops(
 
     def work(k: int) -> list[dict[Point, Latency]]:
         mine = [point for part in parts[k :: len(found)] for point in part]
-        return list(relax_ops.time_ops(mine, threads, label, code, _sender(found[k], device)))
+        return list(relax_ops.time_ops(mine, threads, label, code, sender(found[k], device)))
 
     with ThreadPoolExecutor(len(found)) as pool:
         for batches in pool.map(work, range(len(found))):
             yield from batches
 
 
-def _sender(session: Any, device: Board) -> Callable[[Any], tuple[Any, Any]]:
+def sender(session: Any, device: Board) -> Callable[[Any], tuple[Any, Any]]:
+    """Takes a built module to the device: what it is there, and the device."""
+
     def send(built: Any) -> tuple[Any, Any]:
         with _library(built, device) as path:
             session.upload(str(path))
@@ -99,7 +124,7 @@ class Remote(Runnable):
         from tvm import relax
 
         self._session = sessions(address)[0]
-        send = _sender(self._session, device)
+        send = sender(self._session, device)
         module, self._device = send(executable)
         self._vm: Any = relax.VirtualMachine(module, self._device)
 

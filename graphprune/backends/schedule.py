@@ -3,7 +3,8 @@ matrix product, everything else spread over threads and vector lanes.
 
 A convolution or product is computed a tile at a time: ``rows`` positions by ``words`` vectors of
 output channels, held in registers while the reduction runs, then passed on to the element-wise ops
-that follow. The tile is the one with the most arithmetic per load that the register file holds.
+that follow. The tile is the one with the most arithmetic per load that the register file holds. Weights
+that are constants are stored in the order in which the tiles read them.
 """
 
 from __future__ import annotations
@@ -24,19 +25,49 @@ class Registers:
     tile: int
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Which schedule of those that are good on paper: the rank of its tile, and whether tiles of positions
+    are outermost instead of tiles of channels."""
+
+    rank: int = 0
+    rows_first: bool = False
+
+
+PLAIN = Choice()
+VARIANTS = tuple(Choice(rank, rows_first) for rank in range(8) for rows_first in (False, True))[1:]
+"""What tuning tries before it searches."""
+
+PACKED = "meta_schedule.layout_rewrite_preproc"  # TVM's mark of a block that may run at compile time
+
 WIDE = Registers(lanes=16, tile=24)  # AVX-512: 32 registers, eight left for operands
 NARROW = Registers(lanes=8, tile=12)  # AVX, and two NEON registers for one: 16, four left
 
 
 def schedule(module: Any, target: Any, registers: Registers) -> Any:
-    """Every loop nest of a Relax module (static shapes, after FuseTIR), scheduled."""
-    from tvm import tirx
+    """A Relax module (static shapes, after FuseTIR) with every loop nest scheduled that is not already."""
+    from tvm import IRModule, tirx
 
+    done = IRModule(dict(module.functions_items()), attrs=module.attrs)
     for name, func in module.functions_items():
-        if isinstance(func, tirx.PrimFunc):
+        if isinstance(func, tirx.PrimFunc) and "tirx.is_scheduled" not in (func.attrs or {}):
             with target:
-                module[name] = _schedule(func, target, registers)
-    return module
+                done[name] = _schedule(func, target, registers)
+    return done
+
+
+def variants(func: Any, target: Any, registers: Registers) -> Iterator[Any]:
+    """Other schedules of one function, where it is a convolution or product."""
+    from tvm.s_tir import ScheduleError
+
+    for choice in VARIANTS:
+        try:
+            with target:
+                done = _Nest(func, registers, choice).tile()
+        except (ScheduleError, IndexError):  # of so few tiles there is no such rank
+            continue
+        if done is not None:
+            yield done.mod["main"].with_attr("tirx.is_scheduled", True)
 
 
 def _schedule(func: Any, target: Any, registers: Registers) -> Any:
@@ -45,6 +76,7 @@ def _schedule(func: Any, target: Any, registers: Registers) -> Any:
 
     for attempt in (
         lambda: _Nest(func, registers).tile(),
+        lambda: _Nest(func, registers).pool(),
         lambda: dlight.cpu.Reduction().apply(func, target, False),
         lambda: _Nest(func, registers).spread(),
     ):
@@ -60,11 +92,12 @@ def _schedule(func: Any, target: Any, registers: Registers) -> Any:
 class _Nest:
     """One function being scheduled."""
 
-    def __init__(self, func: Any, registers: Registers) -> None:
+    def __init__(self, func: Any, registers: Registers, choice: Choice = PLAIN) -> None:
         from tvm import s_tir
 
         self.sch: Any = s_tir.Schedule(func)
-        self.registers = registers
+        self.registers, self.choice = registers, choice
+        self.constant = {func.params[int(k)].name for k in (func.attrs or {}).get("layout_free_buffers", ())}
         self.blocks: list[Any] = list(self.sch.get_child_blocks(self.sch.get_sblock("root")))
 
     # ---- everything but products -----------------------------------------------------------------
@@ -108,6 +141,36 @@ class _Nest:
 
     def _reduces(self, block: Any) -> bool:
         return _REDUCTION in self._kinds(block)
+
+    # ---- pools -----------------------------------------------------------------------------------
+
+    def pool(self) -> Any:
+        """None where the function is not one reduction that leaves the last axis, in whole vectors, alone."""
+        reductions = [block for block in self.blocks if self._reduces(block)]
+        if len(reductions) != 1 or not self._keeps_last(reductions[0]):
+            return None
+        name = self.sch.get(reductions[0]).name_hint
+        for block in self._inlined():
+            if self.sch.get(block).name_hint != name:
+                self._spread(block)
+        block = self.sch.get_sblock(name)
+        loops = list(zip(self.sch.get_loops(block), self._kinds(block), strict=True))
+        *outer, last = [loop for loop, kind in loops if kind == _SPATIAL]
+        window = [loop for loop, kind in loops if kind == _REDUCTION]
+        far, lanes = self.sch.split(last, [None, self.registers.lanes])
+        self.sch.reorder(*outer, far, *window, lanes)
+        self.sch.parallel(self.sch.fuse(*outer, far))
+        self.sch.vectorize(lanes)
+        self.sch.decompose_reduction(block, window[0])
+        return self.sch
+
+    def _keeps_last(self, block: Any) -> bool:
+        nest = self.sch.get(block)
+        axes = [axis for axis in nest.iter_vars if int(axis.iter_type) == _SPATIAL]
+        if len(nest.reads) != 1 or len(self.sch.get_loops(block)) != len(nest.iter_vars) or not axes:
+            return False
+        whole = int(axes[-1].dom.extent) % self.registers.lanes == 0
+        return whole and bool(nest.reads[0].region[-1].min.same_as(axes[-1].var))
 
     # ---- convolutions and matrix products --------------------------------------------------------
 
@@ -168,21 +231,35 @@ class _Nest:
             rows = [sch.split(channels, [1, None])[0]]
             channels = sch.get_loops(out)[-1]
         extents = [int(sch.get(loop).extent) for loop in rows]
-        lanes, words, tiles = choose(extents, int(sch.get(channels).extent), self.registers)
+        width = int(sch.get(channels).extent)
+        lanes, words, tiles = choose(extents, width, self.registers, self.choice.rank)
+        if width % (words * lanes) == 0:
+            self._pack(main, words * lanes)
         outer, inner = [], []
         for loop, tile in zip(rows, tiles, strict=True):
             far, near = sch.split(loop, [None, tile])
             outer.append(far)
             inner.append(near)
         far, near, vector = sch.split(channels, [None, words, lanes])
-        sch.reorder(far, *outer, *inner, near, vector)  # channels outermost: their weights stay in cache
-        threads = sch.fuse(far, *outer)
+        # Channels outermost: their weights stay in cache. Rows outermost: what they read does.
+        around = [*outer, far] if self.choice.rows_first else [far, *outer]
+        sch.reorder(*around, *inner, near, vector)
+        threads = sch.fuse(*around)
         sch.parallel(threads)
         sch.compute_at(main, threads, preserve_unit_loops=True)
         for loop in (*inner, near):
             sch.unroll(loop)
         sch.vectorize(vector)
         self._register_tile(main, lanes)
+
+    def _pack(self, main: Any, width: int) -> None:
+        """Constant weights a tile of output channels at a time, so that a tile reads them in one sweep."""
+        reads = self.sch.get(main).reads
+        for k, read in enumerate(reads):
+            if read.source.name in self.constant and len(read.region) > 1:
+                packed = self.sch.cache_read(main, k, "global")
+                self.sch.transform_layout(main, ("read", k), lambda *at: (at[-1] // width, *at[:-1], at[-1] % width))
+                self.sch.annotate(packed, PACKED, True)
 
     def _register_tile(self, main: Any, lanes: int) -> None:
         """Inside a tile: the reduction outermost, the tile itself unrolled and in vectors."""
@@ -198,12 +275,12 @@ class _Nest:
         sch.decompose_reduction(main, reduction[0])
 
 
-def choose(rows: Sequence[int], channels: int, registers: Registers) -> tuple[int, int, list[int]]:
+def choose(rows: Sequence[int], channels: int, registers: Registers, rank: int = 0) -> tuple[int, int, list[int]]:
     """Lanes of a vector, vectors of a tile, and the tile's size along every row axis.
 
     The tile of r x w registers needs r + w loads for r * w multiply-adds: the best ratio that fits
-    wins. Tiles divide the axes evenly, which is why a channel count that is a multiple of the lanes
-    (the target's ``grain``) pays.
+    wins; ``rank`` 1 is the second best. Tiles divide the axes evenly, which is why a channel count that is
+    a multiple of the lanes (the target's ``grain``) pays. Raises IndexError where there are not so many.
     """
     whole = [size for size in (registers.lanes, registers.lanes // 2, registers.lanes // 4) if channels % size == 0]
     lanes = whole[0] if whole else min(channels, registers.lanes)
@@ -213,7 +290,7 @@ def choose(rows: Sequence[int], channels: int, registers: Registers) -> tuple[in
         if words == 1 or channels % (words * lanes) == 0
         for tile in _tiles(rows, registers.tile // words)
     ]
-    _, words, tile = max(ranked)
+    _, words, tile = sorted(ranked, reverse=True)[rank]
     return lanes, words, tile[::-1]
 
 

@@ -20,6 +20,7 @@ from ..facts import Latency
 from ..ir import Array, Batch, Program
 from ..latency.table import Point
 from .boards import boards
+from .budget import Budget
 from .measure import Progress, Runnable, interleave
 
 
@@ -91,6 +92,13 @@ class Target:
             f"target `{self.label}` does not time single ops, which a latency budget needs",
             "give a target that does first: ort, cpu",
         )
+
+    def tune(
+        self, program: Program, budget: Budget, *, threads: int = 1, seed: int = 0, progress: Progress | None = None
+    ) -> tuple[Target, dict[str, Any]]:
+        """The same target with schedules searched for the program's ops, where ``measure`` would measure
+        it, and what the search found, for the report. Raises TargetError where there is nothing to tune."""
+        raise TargetError(f"target `{self.label}` has nothing to tune", "give a target that has first: cpu, best-cpu")
 
     def profile(self, program: Program, *, threads: int = 1) -> dict[str, float]:
         """What ops take inside the program, in ms by op name, as far as the target can tell."""

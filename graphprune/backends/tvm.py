@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from hashlib import sha256
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,14 +17,15 @@ import numpy as np
 from ..errors import ModelError, TargetError, nearest
 from ..facts import Latency
 from ..ir import Array, Batch, Program
-from ..latency.table import Point, cache_folder
+from ..latency.table import Point
 from . import relax_ops
+from .budget import Budget
+from .candidate import Workers
 from .measure import Progress, Runnable
+from .records import Records
 from .relax import imported, interface, last_line, lowered, toolchain
 from .target import Target, first_line, fits
-from .tune import Budget, Records, Task
-from .tune import apply as use_records
-from .tune import tune as search
+from .tune import best_loops, search
 
 REMARK = (
     "untuned: loops follow a fixed schedule and were not tuned on the device; "
@@ -49,7 +49,7 @@ class Tvm(Target):
     mcpu: str = ""  # as LLVM names it; empty: this machine's
     layout: str = "NHWC"  # of convolutions: NHWC vectorises over channels; NCHW as imported
     schedule: bool = True  # False: the loops as they come, 10 to 100 times slower
-    tuned: bool = False  # True: with schedules recorded by a search (Tvm.tune), the fixed ones for the rest
+    tuned: int = 0  # with the schedules that a search on so many threads recorded; 0: the fixed ones alone
     opt: int = 3  # TVM's optimisation level, 0 to 3
 
     def __post_init__(self) -> None:
@@ -66,11 +66,10 @@ class Tvm(Target):
         module, names = imported(program.host)
         with tvm.transform.PassContext(opt_level=self.opt):
             try:
-                loops = lowered(module, target, self.layout, self.schedule)
-                tuned = 0
                 if self.tuned:
-                    plain = lowered(module, target, self.layout, False)
-                    loops, tuned = use_records(plain, loops, self.records(target))
+                    loops, tuned = best_loops(module, target, self.layout, self.records(target, self.tuned))
+                else:
+                    loops, tuned = lowered(module, target, self.layout, self.schedule), 0
                 executable = tvm.compile(loops, target)
             except Exception as error:  # TVM's passes share no base class for what they raise
                 raise TargetError(f"target `tvm`: cannot compile the model: {last_line(error)}") from error
@@ -83,7 +82,7 @@ class Tvm(Target):
         facts = {
             "target": self.text(),
             "llvm": json.loads(str(target)),
-            "tuned": tuned > 0,
+            "tuned_ops": tuned,
             "tvm": tvm.__version__,
             **interface(names, example, program.host.run(example)),
         }
@@ -100,29 +99,23 @@ class Tvm(Target):
         )
 
     def tune(
-        self,
-        program: Program,
-        budget: Budget,
-        *,
-        threads: int = 1,
-        seed: int = 0,
-        progress: Progress | None = None,
-    ) -> list[Task]:
-        """Search schedules for the program's ops on this machine, into the records that ``tuned`` uses."""
+        self, program: Program, budget: Budget, *, threads: int = 1, seed: int = 0, progress: Progress | None = None
+    ) -> tuple[Target, dict[str, Any]]:
         target = self._llvm()
         module, _ = imported(program.host)
-        plain, fixed = (lowered(module, target, self.layout, scheduled) for scheduled in (False, True))
-        return search(plain, fixed, target, budget, self.records(target), threads=threads, seed=seed, progress=progress)
+        records, workers = self.records(target, threads), Workers(threads)
+        found = search(
+            module, target, self.layout, budget, records, workers, cores=threads, seed=seed, progress=progress
+        )
+        return replace(self, tuned=threads), found
 
-    def records(self, target: Any) -> Records:
+    def records(self, target: Any, threads: int) -> Records:
         """The schedules recorded for this machine's CPU, code and version of TVM."""
-        key = {**self.key(1), "target": str(target), "layout": self.layout}
-        name = sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-        return Records(cache_folder() / "tuning" / f"{name}.jsonl")
+        return Records.of({**replace(self, tuned=0).key(threads), "llvm": str(target)})
 
     def describe(self) -> dict[str, Any]:
         remark = "tuned where schedules were recorded" if self.tuned else self.remark
-        return {**super().describe(), "tuned": self.tuned, "remark": remark, "mcpu": self.mcpu or _host_mcpu()}
+        return {**super().describe(), "tuned": self.tuned > 0, "remark": remark, "mcpu": self.mcpu or _host_mcpu()}
 
     def _llvm(self) -> Any:
         """The LLVM target. Raises TargetError for a CPU that LLVM does not know."""
