@@ -100,12 +100,13 @@ def one(program: Program, on: str, budget: str, threads: int, compare: bool) -> 
 
 
 def by_macs(program: Program, on: str, share: float, threads: int, grain: int, steps: int = 6) -> tuple[float, float]:
-    """The importance that a MACs budget keeps at no more than that share of the latency, and the share."""
+    """The importance that a MACs budget, spent by knapsack, keeps at no more than that share of the latency,
+    and the share."""
     aim, low, high, best = target(on), 0.0, 1.0, (0.0, 0.0)
     scored, original = run(Recipe.parse("group,score"), program), aim.runnable(program, threads=threads)
     for _ in range(steps):
         ratio = (low + high) / 2
-        mask = Recipe.parse(f"mask{{macs={ratio:.4f}x allocate=global grain={grain}}},propagate")
+        mask = Recipe.parse(f"mask{{macs={ratio:.4f}x allocate=knapsack grain={grain}}},propagate")
         try:
             cut = run(mask, scored)
         except BudgetError:

@@ -125,6 +125,35 @@ def test_a_network_is_measured_and_recorded_on_a_device(program: Program, tracke
     assert facts["measured_ms"] is None and 0 < facts["predicted_ms"] <= 0.8 * facts["whole_ms"]
 
 
+@pytest.mark.slow
+def test_devices_share_a_search_and_the_board_gets_what_it_found(
+    program: Program, tracker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from graphprune.backends.budget import Budget
+    from graphprune.backends.candidate import Device, Workers
+
+    monkeypatch.setenv("GRAPHPRUNE_CACHE", str(tmp_path / "cache"))
+    _wait(tracker, 2)
+    assert len(Workers(1, Device(board("x86_64"), tracker)).each) == 2
+    on = on_device(target("x86_64"), tracker)
+    tuned, found = on.tune(program, Budget(24))
+    assert found["trials"] == 24 and all(op["tuned_ms"] <= op["untuned_ms"] for op in found["ops"])
+    batch = program.host.example()
+    folder = tmp_path / "out"
+    folder.mkdir()
+    code = tuned.load(tuned.emit(program, folder), example=batch)  # as a program of its own, tuned
+    assert np.abs(code.run(batch)[0] - program.host.run(batch)[0]).max() < 1e-4
+
+
+def test_a_board_is_tuned_on_the_device_and_in_machine_code(program: Program) -> None:
+    from graphprune.backends.budget import Budget
+
+    with pytest.raises(TargetError, match="target `aarch64`: no device to tune on"):
+        target("aarch64").tune(program, Budget(1))
+    with pytest.raises(TargetError, match="target `c`: only machine code can be tuned, not C"):
+        on_device(target("c"), "127.0.0.1:1").tune(program, Budget(1))
+
+
 def test_addresses_that_do_not_answer() -> None:
     from graphprune.backends.rpc import sessions
 

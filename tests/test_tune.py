@@ -135,7 +135,7 @@ def test_a_search_ends_early_goes_on_and_serves_the_compiler(program: Program, c
 
 
 @pytest.mark.slow
-def test_weights_are_packed_as_the_schedule_reads_them(program: Program, cache: Path) -> None:
+def test_weights_are_packed_as_the_schedule_reads_them(program: Program, tmp_path: Path) -> None:
     from graphprune.backends.relax import imported
     from graphprune.backends.tune import best_loops
 
@@ -146,3 +146,5 @@ def test_weights_are_packed_as_the_schedule_reads_them(program: Program, cache: 
     assert found > 0
     names = [name.name_hint for name, _ in loops.functions_items()]
     assert not any("weight_prepack" in name for name in names), "what packs constants ran at compile time"
+    weights = sum(program.host.parameter(name).nbytes for name in program.graph.parameters)
+    assert Tvm(tuned=1).emit(program, tmp_path).stat().st_size <= 1.1 * weights + 2**20, "packed, not kept twice"

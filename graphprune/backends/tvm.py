@@ -82,6 +82,7 @@ class Tvm(Target):
         facts = {
             "target": self.text(),
             "llvm": json.loads(str(target)),
+            "tuned": tuned > 0,
             "tuned_ops": tuned,
             "tvm": tvm.__version__,
             **interface(names, example, program.host.run(example)),
