@@ -17,6 +17,7 @@ from .latency.model import LatencyModel, points
 from .latency.table import Table
 from .passes.mask import Mask
 from .pipeline import Progress, Recipe, run
+from .unconstrained import Links, loosen
 
 ROUNDS = 4
 CLOSE = (0.95, 1.015)
@@ -90,12 +91,14 @@ def to_latency(
     mask, steps = recipe.steps[at], Recipe(recipe.steps[at:])
     assert isinstance(mask, Mask)
     scored = run(Recipe(recipe.steps[:at]), program, progress)
+    if mask.unconstrained != "no":  # a reader's width is its own, and so is its cost
+        scored = loosen(scored, writers=mask.unconstrained == "both")
     table, fresh = recorded(scored, on, mask, threads=threads, table=table, progress=progress)
     blind = on.unmeasured()
     original = None if blind else on.runnable(program, threads=threads)
     whole = _measured({"original": original})["original"].median_ms if original is not None else None
     model = _model(scored, table, whole, on)
-    goal = model.budget_ms(mask.latency)
+    goal, choosing = model.budget_ms(mask.latency), Links(scored.graph, scored.fact(Groups)).free()
     rounds: list[Round] = []
     seen: list[tuple[dict[str, int], float]] = [({}, model.whole_ms)]
     for number in range(1 if blind else ROUNDS):
@@ -109,9 +112,7 @@ def to_latency(
         if original is not None:
             measured = _against(original, on.runnable(chosen, threads=threads), model.whole_ms)
         rounds.append(
-            Round(
-                model.total_ms(counts), measured, importance(scored.fact(Groups), scored.fact(Scores), counts), chosen
-            )
+            Round(model.total_ms(counts), measured, importance(choosing, scored.fact(Scores), counts), chosen)
         )
         seen.append((counts, measured))
         if CLOSE[0] * goal <= measured <= CLOSE[1] * goal:

@@ -295,6 +295,40 @@ def test_a_latency_is_reached_and_predicted(program: Program, clock: None, budge
     assert gp.verify(found.program)
 
 
+class Fork(nn.Module):
+    """Three layers read what one makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 128, 3, padding=1)
+        self.readers = nn.ModuleList(nn.Conv2d(128, 8, k, padding=k // 2) for k in (1, 3, 5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(x))
+        return torch.cat([reader(x) for reader in self.readers], 1)
+
+
+@pytest.mark.parametrize("mode", ["readers", "both"])
+def test_readers_with_widths_of_their_own_keep_to_a_latency(clock: None, mode: str) -> None:
+    torch.manual_seed(0)
+    program, on = gp.load(Fork().eval(), torch.randn(1, 3, 16, 16)), Known()
+    alike, loose = (
+        to_latency(program, Recipe.parse(f"group,score,mask{{latency=0.6x grain=16{more}}},propagate"), on)
+        for more in ("", f" unconstrained={mode}")
+    )
+    assert alone(loose.program) < alone(program) and gp.verify(loose.program)
+    facts = loose.facts
+    assert 0.85 * facts["goal_ms"] <= facts["measured_ms"] <= 1.03 * facts["goal_ms"]
+    assert abs(facts["predicted_ms"] / facts["measured_ms"] - 1) < 0.1
+    widths = [len(kept) for step in loose.program.plan["steps"] for kept in step.get("keep", {}).values()]
+    assert len(set(widths)) > 1 and loose.program.plan != alike.program.plan
+
+
+def test_mixed_readers_decide_by_macs() -> None:
+    with pytest.raises(RecipeError, match="decides by MACs, not by latency"):
+        Recipe.parse("group,score,mask{latency=0.6x unconstrained=mixed},propagate")
+
+
 def test_the_choice_is_the_best_there_is(program: Program, clock: None) -> None:
     """Brute force over all widths: nothing within what the search spent keeps more importance."""
     on = Known(factor=1.0, extra=0.0)

@@ -23,6 +23,10 @@ from ..pipeline import Pass
 from ..unconstrained import MODES, Links, loosen
 
 
+FOLLOWED = 6
+"""Choices among readers, each with what the last one left of the layers that they read."""
+
+
 @dataclass(frozen=True)
 class Mask(Pass):
     """Keep the best channels of every group: how many of each, the allocation says."""
@@ -63,9 +67,9 @@ class Mask(Pass):
                 "channels=0.5x, params=0.5x, macs=0.5x, memory=0.5x or latency=0.5x: what remains",
             )
         unit, text = next(iter(given.items()))
-        if unit == "latency" and self.unconstrained != "no":
+        if unit == "latency" and self.unconstrained == "mixed":
             raise RecipeError(
-                "`mask`: a latency budget keeps readers alike", "leave `unconstrained` out, or budget MACs"
+                "`mask`: `unconstrained=mixed` decides by MACs, not by latency", "take readers or both, or budget MACs"
             )
         return unit, latency_budget(text)[0] if unit == "latency" else share(text, unit)
 
@@ -110,12 +114,28 @@ class Mask(Pass):
                 f"{least:.3g} ms remain of {model.whole_ms:.3g} ms ({least / model.whole_ms:.2f}x)",
                 "lower `floor` or `grain`, or see `graphprune inspect` for what is frozen",
             )
-        losses = {}
-        for group in program.fact(Groups):
+        links = Links(program.graph, program.fact(Groups))
+        groups, losses = links.free(), {}
+        for group in groups:
             lost = np.concatenate([[0.0], np.cumsum(np.sort(scores[group]))])
             losses[group.name] = {count: float(lost[group.size - count]) for count in menus[group.name]}
-        counts = trade(losses, model.prices, budget)
-        return {group.name: best(scores[group], counts[group.name]) for group in program.fact(Groups)}
+        keep: dict[str, Indices] = {}
+        left: dict[str, int] = {}  # of the groups that follow from the choice
+        spend, under = budget, 0.0
+        for _ in range(FOLLOWED if links.followers else 1):
+            try:
+                counts = trade(losses, lambda now, name, options: model.prices({**left, **now}, name, options), spend)
+            except BudgetError:
+                if keep:
+                    break
+                raise
+            made = links.complete({group.name: best(scores[group], counts[group.name]) for group in groups})
+            total = model.total_ms({name: len(kept) for name, kept in made.items()})
+            if under < total <= budget * (1 + 1e-9) or not keep:
+                keep, under = made, total if total <= budget else under
+            left = {name: len(made[name]) for name in links.followers if name in made}
+            spend *= budget / total
+        return keep
 
 
 def share(text: str, unit: str) -> float:
