@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..allocation import METHODS, WANT_DATA, Allocation
-from ..allocation.choice import trade
+from ..allocation.choice import Prices, trade
 from ..allocation.problem import best
 from ..costs import Cost, macs, memory, params
 from ..dims import Indices
@@ -21,7 +21,6 @@ from ..latency.model import budget as latency_budget
 from ..mixed import agree
 from ..pipeline import Pass
 from ..unconstrained import MODES, Links, loosen
-
 
 FOLLOWED = 6
 """Choices among readers, each with what the last one left of the layers that they read."""
@@ -124,7 +123,7 @@ class Mask(Pass):
         spend, under = budget, 0.0
         for _ in range(FOLLOWED if links.followers else 1):
             try:
-                counts = trade(losses, lambda now, name, options: model.prices({**left, **now}, name, options), spend)
+                counts = trade(losses, _beside(model, left), spend)
             except BudgetError:
                 if keep:
                     break
@@ -136,6 +135,11 @@ class Mask(Pass):
             left = {name: len(made[name]) for name in links.followers if name in made}
             spend *= budget / total
         return keep
+
+
+def _beside(model: LatencyModel, left: Mapping[str, int]) -> Prices:
+    """The model's prices, what is left of some groups being known."""
+    return lambda counts, group, options: model.prices({**left, **counts}, group, options)
 
 
 def share(text: str, unit: str) -> float:
