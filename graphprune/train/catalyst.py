@@ -15,6 +15,9 @@ lossless where D_i F_i = 0, and the regulariser R = sum_i |D_i| ||F_i|| is zero 
 
 So the ratio D_i / ||F_i|| decides, and it opens the same for all: what tips it over one or under is what the
 task's gradient does to F_i meanwhile, not how large F_i was. A decision once made widens by itself.
+
+It takes its time: with 128 small steps to close in, the strength that this needs destroys a trained ResNet-20
+(docs/benchmarks.md, Training). For short fine-tuning other methods are better.
 """
 
 from __future__ import annotations
