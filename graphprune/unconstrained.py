@@ -6,8 +6,8 @@ own. What is left of a producer follows: what some reader keeps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -48,10 +48,15 @@ def _options(program: Program, name: str) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class Links:
-    """Which groups follow from which: through every ``reindex`` op of a graph. Without any, none does."""
+    """Which groups follow from which: through every ``reindex`` op of a graph. Without any, none does.
+
+    ``steps``: per group, the multiple that what follows is rounded up to (see allocation.Allocation.steps);
+    1 where it is not listed.
+    """
 
     graph: Graph
     groups: Groups
+    steps: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def by_leaf(self) -> dict[Dim, Group]:
@@ -85,9 +90,11 @@ class Links:
             before, after = ends(op)
             if op.attrs["fills"]:
                 continue
+            self._round({self.by_leaf[leaf].name for leaf in leaves(after) if leaf in self.by_leaf}, out)
             for name, channels in self._demand(before, Index(self._leaves(out))(after)):
                 taken.setdefault(name, []).append(channels)
                 out[name] = np.unique(np.concatenate(taken[name]))
+        self._round(out.keys(), out)
         for op in reversed(self.ops):
             if op.attrs["fills"]:
                 self._leave_out(op, out)
@@ -96,6 +103,19 @@ class Links:
             for group in self.groups
             if group.name in out
         }
+
+    def _round(self, names: Iterable[str], keep: dict[str, Indices]) -> None:
+        for name in sorted(self.followers.intersection(names, keep)):
+            keep[name] = self._filled(name, keep[name], np.arange(self._sizes[name]))
+
+    def _filled(self, name: str, kept: Indices, whole: Indices) -> Indices:
+        """``kept`` with as many of ``whole`` more as make a multiple of the group's step."""
+        missing = -len(kept) % self.steps.get(name, 1)
+        return np.union1d(kept, np.setdiff1d(whole, kept)[:missing]) if missing else kept
+
+    @cached_property
+    def _sizes(self) -> dict[str, int]:
+        return {group.name: group.size for group in self.groups}
 
     def _leaves(self, keep: Mapping[str, Indices]) -> dict[Dim, Indices]:
         return {group.dim: keep[group.name] for group in self.groups if group.name in keep}
@@ -122,7 +142,7 @@ class Links:
         wanted = Index(self._leaves(keep))(after)
         for name, channels in self._demand(before, wanted):
             left = np.intersect1d(keep.get(name, channels), channels)
-            keep[name] = left if len(left) else channels[:1]
+            keep[name] = self._filled(name, left if len(left) else channels[:1], channels)
 
     def priced(self, cost: Cost, scores: Scores, best: Callable[[Any, int], Indices]) -> Cost:
         """``cost`` of a choice for the groups that are free, with what follows from it."""

@@ -21,6 +21,7 @@ from ..errors import TargetError
 from ..ir import Array, Host, Program
 from ..passes.fold import Fold
 from . import schedule
+from .relax_select import selections_into_readers
 from .target import first_line
 
 _OPSET = 13  # the frontend reads older forms of Slice, Squeeze, ... as if they were of this opset
@@ -109,7 +110,7 @@ def lowered(module: Any, target: Any, layout: str = "NHWC", scheduled: bool = Tr
     module = _clips(steps.DecomposeOpsForInference()(module))
     if layout == "NHWC":
         module = steps.ConvertLayout({"relax.nn.conv2d": ["NHWC", "HWIO"]})(module)
-    module = _moved_weights(steps.CanonicalizeBindings()(module))
+    module = selections_into_readers(_moved_weights(steps.CanonicalizeBindings()(module)))
     return scheduled_loops(steps.FoldConstant()(module), target, scheduled)
 
 

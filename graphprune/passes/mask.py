@@ -81,7 +81,10 @@ class Mask(Pass):
             return program.learn(Keep(self._within(program)))
         if self.unconstrained != "no":
             program = loosen(program, writers=self.unconstrained == "both")
-        scores, links = program.fact(Scores), Links(program.graph, program.fact(Groups))
+        scores, every = program.fact(Scores), program.fact(Groups)
+        nothing = Cost("", (), {})
+        steps = Allocation(program, every, scores, nothing, 0.0, unit, self.floor, self.grain).steps
+        links = Links(program.graph, every, steps)
         groups = links.free()
         cost = COSTS[unit](program, groups)
         priced = links.priced(cost, scores, best)

@@ -1,0 +1,138 @@
+"""Selections of channels as part of the convolution that reads them, in TVM.
+
+A gather of channels is a kernel of its own there, with channels last even three (transpose, take,
+transpose), and so is a slice before a convolution. As a part of the convolution they cost next to
+nothing: where it pads its input, the copy that padding makes anyway selects as well; where it does not,
+it loads from the selected channel.
+
+TVM is an extra and slow to import, so every import of it is inside a function.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+_LAST, _FIRST = [0, 2, 3, 1], [0, 3, 1, 2]  # to channels last, and back
+
+_FUSES_WHAT_FOLLOWS = 4
+"""TVM's kOutEWiseFusable: bias, sum and activation go into the kernel. It takes a load by index for opaque."""
+
+
+@dataclass(frozen=True)
+class _Selection:
+    """The channels (the last axis) of ``value``: a run from ``start`` of ``count``, or those ``at``."""
+
+    value: Any
+    count: int
+    start: int = 0
+    at: Any = None
+
+
+def selections_into_readers(module: Any) -> Any:
+    """Every slice or gather of channels becomes part of the convolution that reads it; a gather that something
+    else reads is one kernel, not three. For modules whose convolutions have channels last."""
+    from tvm import relax
+
+    @relax.expr_functor.mutator
+    class Into(relax.PyExprMutator):  # type: ignore[misc]
+        def visit_call_(self, call: Any) -> Any:
+            call = self.visit_expr_post_order(call)
+            name = getattr(call.op, "name", "")
+            if name == "relax.nn.conv2d" and call.attrs.data_layout == "NHWC" and int(call.attrs.groups) == 1:
+                found = _selected(call.args[0], self.lookup_binding)
+                return call if found is None else _convolution(self.builder_, call, found)
+            if name == "relax.permute_dims":
+                found = _selected(call, self.lookup_binding)
+                if found is not None and found.at is not None:
+                    return relax.op.take(found.value, relax.const(found.at), axis=3, mode="fast")
+            return call
+
+    made = Into(module)
+    for name, function in module.functions_items():
+        if isinstance(function, relax.Function):
+            made.builder_.update_func(name, made.visit_expr(function))
+    return relax.transform.DeadCodeElimination()(made.builder_.get())
+
+
+def _selected(value: Any, lookup: Any) -> _Selection | None:
+    """What a value with channels last selects its channels from, if that is all that makes it."""
+    call = _maker(value, lookup)
+    if _name(call) == "relax.strided_slice":
+        return _slice(call)
+    if _name(call) == "relax.take" and call.attrs.axis is not None and int(call.attrs.axis) == 3:
+        return _take(call, call.args[0], lookup)
+    if not _moves(call, _LAST):
+        return None
+    take = _maker(call.args[0], lookup)
+    if _name(take) != "relax.take" or take.attrs.axis is None or int(take.attrs.axis) != 1:
+        return None
+    before = _maker(take.args[0], lookup)
+    return _take(take, before.args[0], lookup) if _moves(before, _FIRST) else None
+
+
+def _maker(value: Any, lookup: Any) -> Any:
+    from tvm import ir
+
+    return lookup(value) if isinstance(value, ir.Var) else value
+
+
+def _name(call: Any) -> str:
+    return getattr(getattr(call, "op", None), "name", "")
+
+
+def _moves(call: Any, axes: list[int]) -> bool:
+    return _name(call) == "relax.permute_dims" and [int(axis) for axis in call.attrs.axes] == axes
+
+
+def _take(take: Any, value: Any, lookup: Any) -> _Selection | None:
+    from tvm import ir
+
+    at = _maker(take.args[1], lookup)
+    if not isinstance(at, ir.GenericConst):
+        return None
+    numbers = at.value.numpy().astype(np.int32)
+    return _Selection(value, len(numbers), at=numbers) if numbers.ndim == 1 else None
+
+
+def _slice(call: Any) -> _Selection | None:
+    try:
+        axes, begin, end, step = ([int(part.value) for part in one.fields] for one in call.args[1:5])
+    except (AttributeError, TypeError):
+        return None
+    size = int(call.args[0].ty.shape.values[-1])
+    if axes not in ([3], [-1]) or step != [1] or not 0 <= begin[0] < end[0]:
+        return None
+    return _Selection(call.args[0], min(end[0], size) - begin[0], begin[0])
+
+
+def _convolution(builder: Any, call: Any, selection: _Selection) -> Any:
+    from tvm import relax, te, topi
+
+    attrs = call.attrs
+
+    def select(x: Any, weight: Any, at: Any = None) -> Any:
+        def each(n: Any, h: Any, w: Any, c: Any) -> Any:
+            return x[n, h, w, c + selection.start if at is None else at[c]]
+
+        selected = te.compute((*x.shape[:3], selection.count), each, name="selected")
+        return topi.nn.conv(
+            inp=selected,
+            filt=weight,
+            stride=[int(n) for n in attrs.strides],
+            padding=[int(n) for n in attrs.padding],
+            dilation=[int(n) for n in attrs.dilation],
+            groups=1,
+            data_layout="NHWC",
+            kernel_layout=attrs.kernel_layout,
+            out_dtype=attrs.out_dtype or None,
+        )
+
+    operands = [selection.value, call.args[1]]
+    operands += [] if selection.at is None else [relax.const(selection.at)]
+    made = builder.call_te(select, *operands, primfunc_name_hint="conv2d_of_selected")
+    kernel = made.args[0]
+    builder.update_func(kernel, builder.get()[kernel].with_attr("op_pattern", _FUSES_WHAT_FOLLOWS))
+    return made
