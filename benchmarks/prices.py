@@ -1,9 +1,9 @@
 """The prices that ``reorder`` plans with: what ops that move channels add to a network on each target.
 
-    python -m benchmarks.prices [--target torch ...] [--seconds 2]
+    python -m benchmarks.prices [--target torch ...] [--seconds 2] [--out prices.json]
 
-Each op is put between depthwise convolutions, six times, at two sizes; what it adds to the chain without
-it, a line through both, gives microseconds per op and per megabyte. The fastest of many interleaved runs
+Each op is put between depthwise convolutions, six times, at three sizes; what it adds to the chain without
+it, a line through these, gives microseconds per op and per megabyte. The fastest of many interleaved runs
 counts: what else the machine does only ever adds. Multiply-accumulates are those of 1x1 and 3x3 convolutions.
 """
 
@@ -11,22 +11,27 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 import graphprune as gp
-from graphprune.backends.target import target
+from graphprune.backends.target import host_cpu, target
 
-CHANNELS, REPEATS, SIZES = 64, 6, (28, 56)
+CHANNELS, REPEATS, SIZES = 48, 6, (14, 28, 56)
+MORE, LESS = CHANNELS + 16, CHANNELS - 16  # multiples of 16: what layouts do to other widths is another matter
 ORDER = torch.randperm(CHANNELS, generator=torch.Generator().manual_seed(0))
 
 
 def _slice(x: torch.Tensor) -> torch.Tensor:
-    return x[:, 4:-4]
+    return x[:, 8:-8]
 
 
 def _gather(x: torch.Tensor) -> torch.Tensor:
@@ -34,27 +39,29 @@ def _gather(x: torch.Tensor) -> torch.Tensor:
 
 
 def _pad(x: torch.Tensor) -> torch.Tensor:
-    return nn.functional.pad(x, (0, 0, 0, 0, 4, 4))
+    return nn.functional.pad(x, (0, 0, 0, 0, 8, 8))
 
 
 def _concat(x: torch.Tensor) -> torch.Tensor:
-    return torch.cat([x[:, :32], x[:, 32:]], 1)
+    return torch.cat([torch.relu(x), x], 1)
 
 
-OPS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor] | None, int, int]] = {
-    # what, and the channels before and after it
-    "none": (None, CHANNELS, CHANNELS),
-    "slice": (_slice, CHANNELS + 8, CHANNELS),
-    "slice, without": (None, CHANNELS + 8, CHANNELS + 8),
-    "gather": (_gather, CHANNELS, CHANNELS),
-    "pad": (_pad, CHANNELS - 8, CHANNELS),
-    "pad, without": (None, CHANNELS - 8, CHANNELS - 8),
-    "concat": (_concat, CHANNELS, CHANNELS),
+def _relu(x: torch.Tensor) -> torch.Tensor:
+    return torch.relu(x)
+
+
+Step = Callable[[torch.Tensor], torch.Tensor] | None
+OPS: dict[str, tuple[Step, int, int, Step]] = {
+    # what, the channels before and after it, and what the chain without it has instead
+    "slice": (_slice, MORE, CHANNELS, None),
+    "gather": (_gather, CHANNELS, CHANNELS, None),
+    "pad": (_pad, LESS, CHANNELS, None),
+    "concat": (_concat, CHANNELS // 2, CHANNELS, _relu),
 }
 
 
 class Chain(nn.Module):
-    def __init__(self, what: Callable[[torch.Tensor], torch.Tensor] | None, before: int, after: int) -> None:
+    def __init__(self, what: Step, before: int, after: int) -> None:
         super().__init__()
         self.what = what
         self.first = nn.ModuleList(nn.Conv2d(before, before, 3, padding=1, groups=before) for _ in range(REPEATS))
@@ -97,12 +104,22 @@ def fastest(calls: Mapping[Any, Callable[[], object]], seconds: float) -> dict[A
 
 
 def measure(name: str, seconds: float) -> dict[str, float]:
+    """Prices of one target: see prices.Prices."""
     where = target(name)
     calls: dict[Any, Callable[[], object]] = {}
-    for size in SIZES:
-        for op, (what, before, after) in OPS.items():
+
+    def chain(what: Step, before: int, after: int, size: int) -> tuple[Any, ...]:
+        key = (what, before, after, size)
+        if key not in calls:
             program = gp.load(Chain(what, before, after).eval(), torch.randn(1, before, size, size))
-            calls[op, size] = where.runnable(program)
+            calls[key] = where.runnable(program)
+        return key
+
+    pairs = {}
+    for op, (what, before, after, instead) in OPS.items():
+        for size in SIZES:
+            without = [chain(instead, width, width, size) for width in (before, after)]
+            pairs[op, size] = chain(what, before, after, size), without
     work = {}
     for kernel, width, size in ((1, 128, 28), (3, 64, 28), (3, 128, 14)):
         program = gp.load(Stack(kernel, width).eval(), torch.randn(1, width, size, size))
@@ -110,24 +127,42 @@ def measure(name: str, seconds: float) -> dict[str, float]:
         work[kernel, width, size] = 4 * kernel**2 * width**2 * size**2 / 1e6
     found = fastest(calls, seconds)
     out: dict[str, float] = {}
-    for op in ("slice", "gather", "pad", "concat"):
-        base = f"{op}, without" if f"{op}, without" in OPS else "none"
-        points = [(4e-6 * CHANNELS * size**2, (found[op, size] - found[base, size]) / REPEATS) for size in SIZES]
-        (small, a), (large, b) = points
-        out[f"{op} us/MB"] = (b - a) / (large - small)
-        out[f"{op} us"] = a - (b - a) / (large - small) * small
-    out["mac us/M"] = sum(found[key] for key in work) / sum(work.values())
+    each = []
+    for op in OPS:
+        megabytes = [4e-6 * CHANNELS * size**2 for size in SIZES]
+        extra = []
+        for size in SIZES:
+            whole, without = pairs[op, size]
+            extra.append((found[whole] - sum(found[key] for key in without) / 2) / REPEATS)
+        slope, start = _line(megabytes, extra)
+        out[op] = round(slope, 1)
+        each.append(start)
+    out["call"] = round(median(each), 1)
+    out["mac"] = round(sum(found[key] for key in work) / sum(work.values()), 1)
     return out
+
+
+def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """Slope and start of the best line through the points with neither of them negative."""
+    slope, start = np.polyfit(x, y, 1)
+    if start < 0:
+        slope, start = float(np.dot(x, y) / np.dot(x, x)), 0.0
+    return max(float(slope), 0.0), float(start if slope > 0 else max(np.mean(y), 0.0))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", action="append", help="torch, onnx or tvm (all)")
     parser.add_argument("--seconds", type=float, default=2.0, help="for each of the chains")
+    parser.add_argument("--out", type=Path, help="a file for `reorder{prices=...}`")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    found = {}
     for name in options.target or ("torch", "onnx", "tvm"):
-        print(name, {key: round(value, 2) for key, value in measure(name, options.seconds).items()}, flush=True)
+        found[name] = measure(name, options.seconds)
+        print(name, found[name], flush=True)
+    if options.out:
+        options.out.write_text(json.dumps({"machine": host_cpu(), "prices": found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

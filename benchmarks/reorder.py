@@ -16,6 +16,7 @@ import argparse
 import json
 import sys
 import tempfile
+import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ import torch
 
 import graphprune as gp
 from graphprune import costs
-from graphprune.backends.measure import interleave
+from graphprune.backends.measure import Runnable, interleave, settled
 from graphprune.backends.target import host_cpu, target
 from graphprune.facts import Order
 from graphprune.ir import Program
@@ -41,7 +42,7 @@ NETS = ("resnet20", "resnet32", "resnet56", "densenet40")
 CRITERIA = ("l1", "l2", "lamp", "fpgm")
 AMOUNTS = (0.1, 0.2, 0.3, 0.4, 0.5)
 MODES = ("constrained", "unconstrained")
-GATHERED = "group,score{{over=readers normalize=none}},mask{{channels={share}x unconstrained=readers floor=0}}"
+GATHERED = "group,score{{over=readers normalize=none}},mask{{channels={share}x unconstrained=readers floor=0{more}}}"
 
 
 class Results:
@@ -77,7 +78,7 @@ def copies(results: Results, options: argparse.Namespace) -> None:
     """What moves, from the plans alone: nothing is run, and nothing depends on the machine."""
     for name in options.net or CONVNETS:
         module, x = make(name)
-        program = gp.run(GATHERED.format(share=0.7), gp.load(module, (x,)))
+        program = gp.run(GATHERED.format(share=0.7, more=""), gp.load(module, (x,)))
         for on in PRICES:
             for side, given in SIDES.items():
                 (step,) = gp.Recipe.parse(f"reorder{{target={on} {given}}}").steps
@@ -171,24 +172,47 @@ def latency(results: Results, options: argparse.Namespace) -> None:
             for on in options.target or ("onnx", "tvm"):
                 key = f"latency/{name}/{on}/{batch}"
                 if key not in results:
-                    results.add(key, _times(name, batch, on, options.seconds))
+                    results.add(key, times(built(name, batch, on), options.seconds))
 
 
-def _times(name: str, batch: int, on: str, seconds: float) -> dict[str, Any]:
+def built(name: str, batch: int, on: str) -> dict[str, Runnable]:
+    """Every side, compiled for a target. Widths are multiples of what the target likes, on all sides."""
     module, x = make(name, batch)
     base = gp.load(module, (x,))
-    gathered = GATHERED.format(share=0.7)
+    where = target(on)
+    gathered = GATHERED.format(share=0.7, more=f" grain={where.grain}")
     sides = {
         "unpruned": base,
-        "constrained": gp.run("group,score{over=readers},mask{channels=0.7x},propagate", base),
+        "constrained": gp.run(f"group,score{{over=readers}},mask{{channels=0.7x grain={where.grain}}},propagate", base),
         "naive": gp.run(f"{gathered},propagate", base),
         "upscale": gp.run(f"{gathered},reorder{{order=upscale menu=view|gather}},propagate", base),
         "ours": gp.run(f"{gathered},reorder{{target={on}}},propagate", base),
     }
-    where = target(on)
-    code = {side: where.runnable(program) for side, program in sides.items()}
-    times = interleave(code, 50, seconds=seconds)
-    return {side: [round(time.median_ms, 4), round(time.spread_ms, 4)] for side, time in times.items()}
+    return {side: where.runnable(program) for side, program in sides.items()}
+
+
+def times(code: Mapping[str, Runnable], seconds: float) -> dict[str, Any]:
+    """Milliseconds (median, interquartile range) of the sides in turns, every round beginning with the next.
+    Samples in which the machine did something else are left out: see measure.settled. ``ours/...``: what ours
+    took of another side's time in the same round (median, standard error)."""
+    names, samples = list(code), {side: list[float]() for side in code}
+    for call in code.values():
+        call()
+    end, k = time.perf_counter() + seconds * len(names), 0
+    while time.perf_counter() < end or k < 2 * len(names):
+        for side in names[k % len(names) :] + names[: k % len(names)]:
+            start = time.perf_counter()
+            code[side]()
+            samples[side].append((time.perf_counter() - start) * 1e3)
+        k += 1
+    found = {side: settled(own, 1, side) for side, own in samples.items()}
+    out = {side: [round(one.median_ms, 4), round(one.spread_ms, 4)] for side, one in found.items()}
+    for other in ("naive", "upscale", "unpruned"):
+        ratios = np.array(samples["ours"]) / np.array(samples[other])
+        low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75))
+        error = 1.2533 * (high - low) / 1.349 / len(ratios) ** 0.5  # of a median, were they normally distributed
+        out[f"ours/{other}"] = [round(float(middle), 5), round(float(error), 5)]
+    return out
 
 
 # ---- tables ------------------------------------------------------------------------------------------
@@ -255,13 +279,21 @@ def _at(points: Sequence[Mapping[str, float]], what: str, where: float) -> float
 
 
 def _latency_table(found: Mapping[str, Any]) -> Iterator[str]:
-    sides = ("unpruned", "constrained", "naive", "upscale", "ours")
-    yield f"| network | target | batch | {' | '.join(sides)} |"
-    yield f"|---|---|---:|{'---:|' * len(sides)}"
-    for key in (key for key in found if key.startswith("latency/")):
-        _, name, on, batch = key.split("/")
-        times = " | ".join("{:.2f} ± {:.2f}".format(*found[key][side]) for side in sides)
-        yield f"| {name} | {on} | {batch} | {times} |"
+    sides, others = ("unpruned", "constrained", "naive", "upscale", "ours"), ("naive", "upscale", "unpruned")
+    yield f"| network | target | batch | {' | '.join(sides)} | ours against {', '.join(others)} |"
+    yield f"|---|---|---:|{'---:|' * (len(sides) + 1)}"
+    for name in CONVNETS:
+        for on in ("onnx", "tvm"):
+            for batch in (1, 8):
+                one = found.get(f"latency/{name}/{on}/{batch}")
+                if one:
+                    taken = " | ".join("{:.2f} ± {:.2f}".format(*one[side]) for side in sides)
+                    against = ", ".join(_against(*one[f"ours/{other}"]) for other in others)
+                    yield f"| {name} | {on} | {batch} | {taken} | {against} |"
+
+
+def _against(ratio: float, error: float) -> str:
+    return f"{100 * (ratio - 1):+.1f} ± {100 * error:.1f} %"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

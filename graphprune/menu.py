@@ -25,7 +25,7 @@ class Choice:
     """How one taker gets its channels. ``moved_bytes``: what is copied for it. ``own``: its list where it
     takes more than it asked for, ``blank`` the channels of it that count for nothing."""
 
-    how: str  # all, view, gather, widen, sink, pad, scatter
+    how: str  # all, view, load, gather, widen, constrain, sink, pad, scatter
     us: float
     moved_bytes: float
     own: Indices | None = None
@@ -97,6 +97,8 @@ class Pricing:
             return list(self._fill(taker, given, wanted, menu))
         if sunk:
             return [self._sink(taker, at)]
+        if self.prices.loads and taker.loads and taker.inner == 1:
+            return [Choice("load", 0.0, 0.0)]
         options, size = list[Choice](), len(at) * taker.bytes_each
         if is_run(at) and "view" in menu:
             options.append(Choice("view", *self._run(taker, size)))

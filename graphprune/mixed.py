@@ -2,57 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from .costs import Cost, macs
-from .dims import Indices
+from .dims import PRODUCT, Indices, find, terms
 from .facts import Groups, Scores
 from .ir import Program
 from .menu import MENU, Pricing
 from .planning import best
 from .prices import PRICES
-from .segments import Segments, Taker
+from .segments import Segments, Slot, Taker
+from .selection import ends
+
+Lists = Mapping[str, Indices]
 
 
-def agree(program: Program, keep: Mapping[str, Indices], scores: Scores, budget: Cost) -> dict[str, Indices]:
+def agree(program: Program, keep: Lists, scores: Scores, budget: Cost, target: str = "") -> dict[str, Indices]:
     """``keep`` with the readers of some segments made to agree.
 
-    Per segment of one block: the fewest channels, the best by the sum of all readers' scores, that keep as
-    much of that sum as the readers keep with lists of their own. That is taken where it is predicted to be
-    no slower (multiply-accumulates and copies on the host's own target) and costs no more of the budget.
+    Per segment: of every block the fewest channels, the best by the sum of all readers' scores, that keep
+    as much of that sum as the readers keep with lists of their own. That is taken where it is predicted to
+    be no slower on ``target`` (multiply-accumulates, copies and concatenations; the host's own by default)
+    and costs no more of the budget.
     """
     groups = program.fact(Groups)
-    segments = Segments(program, groups, keep)
-    pricing = Pricing(segments, PRICES[program.host.kind], macs(program.graph, program.host))
-    layout, _, _ = best(pricing, MENU)
-    chosen = dict(keep)
-    for part in segments.parts():
+    chosen, least = dict(keep), _us(program, groups, keep, target)
+    for part in Segments(program, groups, keep).parts():
         tied = _tied(part, keep, scores, groups)
         if tied is None:
             continue
         both = {**chosen, **tied}
-        saved = pricing.compute_us(chosen) - pricing.compute_us(both) + layout.us(part, ())
-        if saved >= 0 and budget(pricing.lengths(both)) <= budget(pricing.lengths(chosen)):
-            chosen = both
+        pricing = Pricing(Segments(program, groups, both), PRICES[target or program.host.kind], _macs(program))
+        if budget(pricing.lengths(both)) <= budget(pricing.lengths(chosen)):
+            us = _us(program, groups, both, target)
+            if us <= least:
+                chosen, least = both, us
     return chosen
 
 
-def _tied(
-    part: Sequence[Taker], keep: Mapping[str, Indices], scores: Scores, groups: Groups
-) -> dict[str, Indices] | None:
-    """One list for all readers of a block; None for segments of another kind."""
-    blocks = {slot.block for taker in part for slot in taker.slots}
-    if len(blocks) != 1 or None in blocks or any(taker.fills or len(taker.slots) != 1 for taker in part):
-        return None
+def _macs(program: Program) -> Cost:
+    return macs(program.graph, program.host)
+
+
+def _us(program: Program, groups: Groups, keep: Lists, target: str) -> float:
+    """The predicted microseconds of what depends on the lists."""
+    segments = Segments(program, groups, keep)
+    pricing = Pricing(segments, PRICES[target or program.host.kind], _macs(program))
+    layout, _, _ = best(pricing, MENU)
+    return pricing.compute_us(layout.keep) + layout.us(segments.takers, list(layout.concat_us))
+
+
+def _tied(part: Sequence[Taker], keep: Lists, scores: Scores, groups: Groups) -> dict[str, Indices] | None:
+    """One list of every block for all its readers; None where writers choose as well."""
     by_name = {group.name: group for group in groups}
-    (block,) = blocks
-    readers = [taker.own.name for taker in part if taker.own is not None]
-    if block is None or len(readers) < len(part) or any(by_name[r].size != by_name[block].size for r in readers):
-        return None
-    total = np.sum([scores[by_name[reader]] for reader in readers], 0)
-    wanted = sum(float(scores[by_name[reader]][keep[reader]].sum()) for reader in readers)
-    order = np.argsort(-total, kind="stable")
-    count = 1 + int(np.searchsorted(np.cumsum(total[order]), wanted * (1 - 1e-9)))
-    return dict.fromkeys([block, *readers], np.sort(order[:count]))
+    total: dict[str, list[Indices]] = {}
+    wanted: dict[str, float] = {}
+    for taker in part:
+        if taker.fills or taker.own is None:
+            return None
+        own = scores[by_name[taker.own.name]]
+        for slot, start, size in _places(taker):
+            if slot.block is not None:
+                mine = own[start : start + size]
+                total.setdefault(slot.block, []).append(mine)
+                wanted[slot.block] = wanted.get(slot.block, 0.0) + float(mine[sorted(slot.takes)].sum())
+    lists = {}
+    for block, found in total.items():
+        every = np.sum(found, 0)
+        order = np.argsort(-every, kind="stable")
+        count = 1 + int(np.searchsorted(np.cumsum(every[order]), wanted[block] * (1 - 1e-9)))
+        lists[block] = np.sort(order[:count])
+    tied = dict(lists)
+    for taker in part:
+        assert taker.own is not None
+        places = [start + _list(slot, lists) for slot, start, _ in _places(taker)]
+        tied[taker.own.name] = np.concatenate(places).astype(np.intp)
+    return tied
+
+
+def _list(slot: Slot, lists: Lists) -> Indices:
+    return lists[slot.block] if slot.block is not None else np.array(sorted(slot.takes), dtype=np.intp)
+
+
+def _places(taker: Taker) -> Iterator[tuple[Slot, int, int]]:
+    """Each slot, where it begins in the taker's own channels, and how many these are."""
+    before = find(ends(taker.op)[0])
+    before = find(before.kids[0]) if before.kind == PRODUCT else before
+    start = 0
+    for slot, one in zip(taker.slots, terms(before), strict=True):
+        yield slot, start, int(one.size)
+        start += int(one.size)

@@ -71,7 +71,7 @@ def _candidates(pricing: Pricing, order: Order, layout: Layout) -> Iterator[tupl
     mixed = {slot.block for t in segments.takers if alone[t.op.name] is None for slot in t.slots}
     for taker in segments.takers:
         block = alone[taker.op.name]
-        if block is None or block in mixed or layout.choices[taker.op.name].how in ("all", "view"):
+        if block is None or block in mixed or layout.choices[taker.op.name].how in ("all", "view", "load"):
             continue
         if any(member.role == "reader" for member in groups[block].members):
             continue

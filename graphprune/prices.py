@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from .errors import DataError
 
 MEGABYTE = 1e6
 
@@ -20,6 +24,7 @@ class Prices:
     mac: float
     views: bool  # a slice of the channels of one sample is a view, not a copy
     fused: bool  # a slice is part of the element-wise op or concatenation behind it
+    loads: bool  # any selection is part of the convolution behind it, which loads by index
 
     def moved(self, kind: str, size_bytes: float) -> float:
         """What one op of a kind costs that writes so many bytes."""
@@ -38,16 +43,32 @@ class Prices:
 
 
 PRICES = {
-    "torch": Prices(call=3.0, slice=80.0, gather=80.0, pad=120.0, concat=80.0, mac=23.5, views=True, fused=False),
-    "onnx": Prices(call=1.0, slice=83.0, gather=86.0, pad=87.0, concat=120.0, mac=18.6, views=False, fused=False),
-    "tvm": Prices(call=1.0, slice=130.0, gather=390.0, pad=130.0, concat=130.0, mac=20.5, views=False, fused=True),
+    "torch": Prices(
+        call=8.2, slice=41.8, gather=41.8, pad=61.5, concat=19.4, mac=21.9, views=True, fused=False, loads=False
+    ),
+    "onnx": Prices(
+        call=2.7, slice=83.6, gather=59.5, pad=91.6, concat=134.3, mac=18.3, views=False, fused=False, loads=False
+    ),
+    "tvm": Prices(
+        call=1.0, slice=130.0, gather=130.0, pad=130.0, concat=130.0, mac=20.5, views=False, fused=True, loads=True
+    ),
 }
-"""By target, on one thread; ``python -m benchmarks.prices`` measures them anew. Those of onnx were measured
-so, on a busy machine. Of torch, copies alone took 25 microseconds per megabyte; 80 is a guess for copies in
-a network, whose data is not in the caches. Of TVM, pads and multiply-accumulates were measured.
+"""By target, on one thread; ``python -m benchmarks.prices`` measures them anew.
 
-What is free was read off the targets' own code. ONNX Runtime runs Slice as a kernel that copies. TVM, with
-channels last, makes a slice a kernel of its own before a convolution, but part of the kernel where BatchNorm,
-an activation or a concatenation comes next; a gather is three kernels (transpose, take, transpose), so its
-price is that of three copies.
+What is free was read off the targets' own code. ONNX Runtime runs Slice as a kernel that copies. TVM makes a
+slice part of the kernel where BatchNorm, an activation or a concatenation comes next, and any selection part
+of the convolution that reads it (backends.relax_select).
 """
+
+MEASURED = ("call", "slice", "gather", "pad", "concat", "mac")
+
+
+def read_prices(path: Path, target: str) -> Prices:
+    """The prices of a target with what `benchmarks.prices --out` measured on a machine. Raises DataError for a
+    file that has none."""
+    try:
+        found = json.loads(path.read_text())["prices"][target]
+        return replace(PRICES[target], **{name: float(found[name]) for name in MEASURED})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        message = f"{path}: no prices of target `{target}` ({type(error).__name__}: {error})"
+        raise DataError(message, "`python -m benchmarks.prices --out` writes them") from error

@@ -10,6 +10,7 @@ from .units import duration, size
 HOW = {
     "all": "takes all there is",
     "view": "one run, in place",
+    "load": "loads them by index",
     "gather": "gathers",
     "widen": "one run, gaps multiplied by zero",
     "constrain": "all there is, the rest multiplied by zero",
@@ -74,7 +75,7 @@ def picture(found: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
             {
                 "origin": taker["origin"],
                 "how": HOW[taker["how"]],
-                "run": taker["how"] in ("all", "view", "pad"),
+                "run": taker["how"] in ("all", "view", "load", "pad"),
                 "before": _runs(sorted(after), set(taker["takes"][name])),
                 "after": _runs(after, set(taker["takes"][name])),
             }

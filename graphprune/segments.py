@@ -51,6 +51,7 @@ class Taker:
     inner: int
     bytes_each: float  # of one position of the axis
     fuses: bool  # an element-wise op comes next
+    loads: bool  # convolutions that may load by index come next, and nothing else
 
     @property
     def fills(self) -> bool:
@@ -100,13 +101,25 @@ class Segments:
         width = {"float64": 8, "float16": 2, "bfloat16": 2}.get(value.dtype, 4)
         each = width * float(np.prod([evaluate(n, sizes) for k, n in enumerate(value.shape or ()) if k != axis]))
         slots = tuple(self._slots(shared, wanted))
-        return Taker(op, self._own(own), slots, op.attrs["inner"], each, value.name in self.fusing)
+        next_to_it = value.name in self.fusing, value.name in self.loading
+        return Taker(op, self._own(own), slots, op.attrs["inner"], each, *next_to_it)
 
     @cached_property
     def fusing(self) -> frozenset[str]:
         """The values that an element-wise op reads."""
         wanted = [op for op in self.program.graph.ops if op.kind in ("pointwise", "batch_norm", "prelu")]
         return frozenset(value.name for op in wanted for value in op.inputs if value is not None)
+
+    @cached_property
+    def loading(self) -> frozenset[str]:
+        """The images that nothing but convolutions of one group read."""
+        uses: dict[str, list[bool]] = {value.name: [False] for value in self.program.graph.outputs}
+        for op in self.program.graph.ops:
+            dense = op.kind == "conv" and op.attrs.get("groups", 1) == 1 and len(op.outputs[0].dims) == 4
+            for k, value in enumerate(op.inputs):
+                if value is not None:
+                    uses.setdefault(value.name, []).append(dense and k == 0)
+        return frozenset(name for name, found in uses.items() if all(found))
 
     def _own(self, dim: Dim) -> Group | None:
         dim = find(dim)

@@ -153,6 +153,31 @@ def test_a_producer_keeps_what_some_reader_takes():
     assert sorted(keep[shared]) == sorted(set(np.concatenate(taken)))
 
 
+@pytest.mark.parametrize("mode", ["readers", "both"])
+def test_what_producers_keep_is_a_multiple_of_the_grain_too(mode):
+    """Not only what readers take: a target is as slow with odd widths of either."""
+    program = gp.load(Rough().eval(), torch.randn(1, 3, 8, 8))
+    done = gp.run(f"group,score,mask{{channels=0.5x floor=0 grain=4 unconstrained={mode}}},reorder,propagate", program)
+    widths = {name: done.host.parameter(name).shape[:2] for name in ("stem.weight", "a.weight", "b.weight", "c.weight")}
+    assert widths["stem.weight"][0] > 8  # three readers, each with 8 of 16
+    assert all(width % 4 == 0 for width in (widths["stem.weight"][0], *(one[1] for one in widths.values())) if width > 3)
+    assert all(one.error <= one.tolerance for one in proof.verify(done))
+
+
+class Rough(torch.nn.Module):
+    """A stem, a branch that adds to it, and three readers of the sum."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.stem, self.branch = torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.Conv2d(3, 16, 1)
+        self.a, self.b, self.c = (torch.nn.Conv2d(16, 5, size, padding=size // 2) for size in (3, 1, 3))
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x) + self.branch(x))
+        return torch.relu(self.a(x)), torch.relu(self.b(x)), self.c(x)
+
+
 @pytest.mark.parametrize("unit", ["params", "macs", "memory"])
 @pytest.mark.parametrize("allocate", ["uniform", "global"])
 def test_budgets_count_what_is_really_left(unit, allocate):
@@ -167,19 +192,20 @@ def test_budgets_count_what_is_really_left(unit, allocate):
     assert 0.4 < left <= 0.5
 
 
+@pytest.mark.parametrize("on", ["torch", "onnx", "tvm"])
 @pytest.mark.parametrize("name", ["plain", "residual", "dense", "attention"])
-def test_readers_agree_where_that_is_no_slower(name):
+def test_readers_agree_where_that_is_no_slower(name, on):
     """mixed: within the same budget, and never predicted to take longer than all readers choosing."""
     from graphprune import costs
 
     program = branches.program(name)
-    recipe = "group,score,mask{{params=0.6x unconstrained={}}},reorder,propagate"
+    recipe = f"group,score,mask{{{{params=0.6x unconstrained={{}} target={on}}}}},reorder{{{{target={on}}}}},propagate"
     free, mixed = (gp.run(recipe.format(mode), program) for mode in ("readers", "mixed"))
     assert costs.params(mixed.graph, mixed.host)() <= 0.6 * costs.params(program.graph, program.host)()
     time = {}
     for mode, done in (("free", free), ("mixed", mixed)):
-        copied = sum(segment["ours"]["us"] for segment in done.plan["segments"])
-        time[mode] = copied + PRICES["torch"].mac * 2 / 1e6 * costs.macs(done.graph, done.host)()
+        copied = sum(one["ours"]["us"] + one["ours"]["concat_us"] for one in done.plan.get("segments", ()))
+        time[mode] = copied + PRICES[on].mac * 2 / 1e6 * costs.macs(done.graph, done.host)()
     assert time["mixed"] <= time["free"] * (1 + 1e-9)
     check(name, mixed)
 
@@ -237,6 +263,28 @@ def test_a_writer_leaves_out_channels_of_a_sum():
 
 
 # ---- copies ------------------------------------------------------------------------------------------------
+
+
+def test_tvm_selects_within_the_convolutions():
+    """Neither a slice nor a gather is a kernel of its own there, padded or not, and sums still follow in the same
+    kernel: just as many kernels as the unpruned network has, and none that only moves channels."""
+    pytest.importorskip("tvm")
+    from graphprune.backends.relax import imported, lowered, toolchain
+    from graphprune.backends.target import target
+
+    program = gp.load(Rough().eval(), torch.randn(1, 3, 8, 8))
+    naive = gp.run("group,score,mask{channels=0.5x floor=0 unconstrained=readers},propagate", program)
+    ordered = gp.run("group,score,mask{channels=0.5x floor=0 unconstrained=readers},reorder,propagate", program)
+    cpu, found = toolchain().target.Target.from_device("cpu"), []
+    for one in (program, naive, ordered):
+        names = [var.name_hint for var, func in lowered(imported(one.host)[0], cpu).functions_items()]
+        found.append(sorted(name for name in names if "transpose" not in name and name != "main"))
+        assert not any(name.startswith(("take", "strided_slice")) for name in names)
+    assert copies(naive) == 3
+    assert len(found[1]) == len(found[2]) == len(found[0])
+    inputs = [torch.randn(1, 3, 8, 8).numpy()]
+    for want, have in zip(naive.host.run(inputs), target("tvm").run(naive, inputs), strict=True):
+        assert nets.relative_error([want], [have]) <= 1e-5
 
 
 def copies(program):

@@ -20,6 +20,7 @@ from ..latency.model import LatencyModel
 from ..latency.model import budget as latency_budget
 from ..mixed import agree
 from ..pipeline import Pass
+from ..prices import PRICES
 from ..unconstrained import MODES, Links, loosen
 
 FOLLOWED = 6
@@ -42,6 +43,7 @@ class Mask(Pass):
     allocate: str = "uniform"  # uniform, global, lamp, greedy, knapsack; with data: rd (measured distortion), eagleeye
     floor: float = 0.1  # the least share that any group keeps
     unconstrained: str = "no"  # readers: each keeps channels of its own; mixed: where it pays; both: writers too
+    target: str = ""  # for mixed: whose prices to plan with (torch, onnx, tvm); by default the model's own
     grain: int = 1  # survivors are rounded up to this multiple (of the whole axis)
 
     def __post_init__(self) -> None:
@@ -51,6 +53,8 @@ class Mask(Pass):
             raise RecipeError(
                 f"`mask`: `unconstrained` cannot be `{self.unconstrained}`", nearest(self.unconstrained, MODES)
             )
+        if self.target not in ("", *PRICES):
+            raise RecipeError(f"`mask`: `target` cannot be `{self.target}`", nearest(self.target, list(PRICES)))
         if not 0 <= self.floor <= 1:
             raise BudgetError(f"`mask`: floor={self.floor} is not a share", "give a number from 0 to 1")
         if self.grain < 1:
@@ -92,7 +96,7 @@ class Mask(Pass):
         counts = METHODS[self.allocate](problem)
         keep = {group.name: best(scores[group], counts[group.name]) for group in groups}
         keep = links.complete(keep)
-        keep = agree(program, keep, scores, cost) if self.unconstrained == "mixed" else keep
+        keep = agree(program, keep, scores, cost, self.target) if self.unconstrained == "mixed" else keep
         return program.learn(Keep(keep)).learn(Budget(unit, remains * cost()))
 
     def menus(self, program: Program) -> dict[str, list[int]]:

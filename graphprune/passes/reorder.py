@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from ..menu import MENU, Layout, Pricing
 from ..ordering import Ordering
 from ..pipeline import Pass
 from ..planning import best
-from ..prices import PRICES
+from ..prices import PRICES, read_prices
 from ..segments import Lists, Segments, Taker
 from ..upscale import upscale_order
 
@@ -30,6 +31,7 @@ class Reorder(Pass):
     gives = (Keep, Order)
 
     target: str = ""  # whose prices to plan with: torch, onnx or tvm; by default the model's own
+    prices: str = ""  # a file of prices measured on the machine that matters, by `benchmarks.prices --out`
     menu: str = "|".join(MENU)  # ways to get channels that are not a run, beside a gather
     order: str = "best"  # best; upscale: as published; given: as it is
 
@@ -48,7 +50,8 @@ class Reorder(Pass):
         segments = Segments(program, program.fact(Groups), keep.keep)
         if not segments.takers:
             return program.learn(Order())
-        prices = PRICES[self.target or program.host.kind]
+        on = self.target or program.host.kind
+        prices = read_prices(Path(self.prices), on) if self.prices else PRICES[on]
         pricing = Pricing(segments, prices, macs(program.graph, program.host))
         menu = self.menu.split("|")
         if self.order == "best":
