@@ -16,6 +16,7 @@ from .backends.budget import Budget
 from .backends.target import Target, on_device, target
 from .errors import BudgetError, ModelError, RecipeError
 from .facts import Groups, Keep, Scores
+from .fallback import chooses, guarded
 from .ir import Host, Loss, Program
 from .latency.table import Table
 from .passes.mask import Mask
@@ -157,6 +158,7 @@ def compile(
     if rpc is not None:
         chosen = [on_device(one, rpc) for one in chosen]
     effort = Budget.parse(tune) if tune is not None else None
+    fallback: Mapping[str, Any] = {}
     with new_folder(out, force) as folder:
         if progress:
             progress("load", 0, 1)
@@ -177,6 +179,9 @@ def compile(
 
         if fixed is not None:
             steps, (done, facts) = fixed, attempt(fixed)
+            if measure and chooses(fixed) and chosen[0].unmeasured() is None:
+                least = guarded(program, done, fixed, chosen[0], threads=threads, progress=progress)
+                steps, done, fallback = least.recipe, least.program, least.facts
         else:
             steps, (done, facts) = _aligned(program, unit, text, grain, attempt)
         found: Mapping[str, Any] = {}
@@ -197,6 +202,8 @@ def compile(
             report["latency"] = facts
         if found:
             report["tuning"] = found
+        if fallback:
+            report["fallback"] = fallback
         if folder is not None:
             write(folder, done, report)
     return Artifact(done, report, Path(out) if out is not None else None)

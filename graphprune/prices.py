@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import DataError
@@ -68,7 +68,13 @@ def read_prices(path: Path, target: str) -> Prices:
     file that has none."""
     try:
         found = json.loads(path.read_text())["prices"][target]
-        return replace(PRICES[target], **{name: float(found[name]) for name in MEASURED})
+        prices = PRICES[target]
+        return Prices(
+            **{name: float(found[name]) for name in MEASURED},
+            views=prices.views,
+            fused=prices.fused,
+            loads=prices.loads,
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         message = f"{path}: no prices of target `{target}` ({type(error).__name__}: {error})"
         raise DataError(message, "`python -m benchmarks.prices --out` writes them") from error

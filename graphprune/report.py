@@ -201,6 +201,7 @@ def render(report: Report) -> str:
         groups=_groups(report["groups"]),
         segments=segments(report.get("segments", ())),
         picture=picture(report.get("segments", ())),
+        fallback=report.get("fallback"),
         latencies=_bars(report),
         passes=_passes(report["passes"]),
         checks=[_check(one) for one in _checks(report["verification"])],

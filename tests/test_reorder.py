@@ -160,7 +160,9 @@ def test_what_producers_keep_is_a_multiple_of_the_grain_too(mode):
     done = gp.run(f"group,score,mask{{channels=0.5x floor=0 grain=4 unconstrained={mode}}},reorder,propagate", program)
     widths = {name: done.host.parameter(name).shape[:2] for name in ("stem.weight", "a.weight", "b.weight", "c.weight")}
     assert widths["stem.weight"][0] > 8  # three readers, each with 8 of 16
-    assert all(width % 4 == 0 for width in (widths["stem.weight"][0], *(one[1] for one in widths.values())) if width > 3)
+    assert all(
+        width % 4 == 0 for width in (widths["stem.weight"][0], *(one[1] for one in widths.values())) if width > 3
+    )
     assert all(one.error <= one.tolerance for one in proof.verify(done))
 
 
@@ -399,7 +401,33 @@ def test_compile_proves_and_reports_it(tmp_path):
     assert {group["name"] for group in made.report["groups"]} >= {"stem", "head.weight[1]"}
     (segment,) = made.report["segments"]
     assert len(segment["takers"]) == 4
+    assert "fallback" not in made.report  # nothing was measured
     assert "Readers that choose their own channels" in (tmp_path / "out" / "report.html").read_text()
     again = gp.apply(tmp_path / "out" / "plan.json", model, (branches.inputs()[0].float(),))
     for name in made.program.graph.parameters:
         assert np.array_equal(again.host.parameter(name), made.program.host.parameter(name))
+
+
+@pytest.mark.parametrize(
+    ("shares", "tried", "copied"),
+    [
+        ([1.01], 1, True),  # no slower: as it was asked for
+        ([1.5, 0.9], 2, None),  # wider, because the target likes that
+        ([1.5, 1.4, 1.0], 3, False),  # no copies
+        ([1.5, 1.4, 1.3, 1.2], 4, False),  # all slower: the fastest, in which readers agree
+    ],
+)
+def test_what_is_slower_than_the_original_chooses_less(shares, tried, copied):
+    """Whatever the plan promised, the target is asked."""
+    from graphprune.backends.target import target
+    from graphprune.fallback import chooses, guarded
+
+    program = gp.load(Rough().eval(), torch.randn(1, 3, 8, 8))
+    recipe = gp.Recipe.parse("group,score,mask{channels=0.7x unconstrained=readers},reorder{menu=gather},propagate")
+    given, asked = gp.run(recipe, program), list(shares)
+    found = guarded(program, given, recipe, target("onnx"), measure=lambda whole, made: asked.pop(0))
+    assert not asked and len(found.facts["tried"]) == tried and found.facts["share"] == shares[-1]
+    assert copied is None or (copies(found.program) > 0) is copied
+    assert gp.run(found.recipe, program).graph.text() == found.program.graph.text()
+    assert chooses(found.recipe) is (tried < 4)
+    assert all(one.error <= one.tolerance for one in proof.verify(found.program))

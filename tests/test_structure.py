@@ -44,7 +44,7 @@ LAYERS = (
     ("report_segments",),
     ("report", "draw"),
     ("artifact",),
-    ("targeting",),
+    ("targeting", "fallback"),
     ("save", "listing", "progress", "sweep"),
     ("api",),
     ("cli",),
