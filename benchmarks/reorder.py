@@ -2,6 +2,7 @@
 UPSCALE's order.
 
     python -m benchmarks.reorder copies                 # gathers and bytes at 30 %, from the plans alone
+    python -m benchmarks.reorder peer                   # what apple-upscale itself gathers with those masks
     python -m benchmarks.reorder accuracy [--images N]  # CIFAR-10, no training, on the exported model
     python -m benchmarks.reorder speed                  # of the same networks, on a quiet machine
     python -m benchmarks.reorder latency [--net NAME]   # on a quiet machine: interleaved medians
@@ -31,9 +32,11 @@ import graphprune as gp
 from graphprune import costs
 from graphprune.backends.measure import Runnable, interleave, settled
 from graphprune.backends.target import host_cpu, target
-from graphprune.facts import Order
+from graphprune.dims import leaves
+from graphprune.facts import Groups, Keep, Order
 from graphprune.ir import Program
 from graphprune.prices import PRICES
+from graphprune.selection import ends, reindexes
 
 from .cifar import images, network, normalised
 from .convnets import CONVNETS, make
@@ -77,10 +80,12 @@ SIDES = {
 def copies(results: Results, options: argparse.Namespace) -> None:
     """What moves, from the plans alone: nothing is run, and nothing depends on the machine."""
     for name in options.net or CONVNETS:
-        module, x = make(name)
-        program = gp.run(GATHERED.format(share=0.7, more=""), gp.load(module, (x,)))
-        for on in PRICES:
-            for side, given in SIDES.items():
+        missing = [(on, side) for on in PRICES for side in SIDES if f"copies/{name}/{on}/{side}" not in results]
+        if missing:
+            module, x = make(name)
+            program = gp.run(GATHERED.format(share=0.7, more=""), gp.load(module, (x,)))
+            for on, side in missing:
+                given = SIDES[side]
                 (step,) = gp.Recipe.parse(f"reorder{{target={on} {given}}}").steps
                 segments = step.run(program).fact(Order).segments
                 sums = {key: round(sum(segment["ours"][key] for segment in segments), 1) for key in KEYS}
@@ -90,6 +95,46 @@ def copies(results: Results, options: argparse.Namespace) -> None:
 
 
 KEYS = ("copies", "moved_bytes", "us", "concat_bytes", "concat_us")
+
+
+def peer(results: Results, options: argparse.Namespace) -> None:
+    """What the authors' own code gathers, given the same masks (`pip install --no-deps apple-upscale`): readers
+    whose channels are no run after its reorder, and the bytes that they copy."""
+    from upscale.pruning import PruningManager
+    from upscale.pruning.pruner import Subselect
+
+    for name in options.net or CONVNETS:
+        module, x = make(name)
+        cut = _dropped(gp.run(GATHERED.format(share=0.7, more=""), gp.load(module, (x,))))
+        manager = PruningManager(module)
+        manager.compute([x], pruned_inputs=cut)
+        manager.prune()
+        moved: list[float] = []
+
+        def count(select: Any, _: Any, y: torch.Tensor, moved: list[float] = moved) -> None:
+            at = list(select.indices)
+            if at != list(range(at[0], at[0] + len(at))):
+                moved.append(y.numel() * 4)
+
+        for part in module.modules():
+            if isinstance(part, Subselect):
+                part.register_forward_hook(count)
+        with torch.no_grad():
+            module(x)
+        results.add(f"peer/{name}", {"copies": len(moved), "moved_bytes": sum(moved)})
+
+
+def _dropped(program: Program) -> list[tuple[str, int]]:
+    """(weight, input channel) of what readers with channels of their own do not keep."""
+    own = {leaf for op in reindexes(program.graph) for leaf in leaves(ends(op)[1])}
+    groups = program.fact(Groups)
+    index, found = program.fact(Keep).index(groups), list[tuple[str, int]]()
+    for group in groups:
+        for member in group.members if group.dim in own else ():
+            if member.role == "reader":
+                every = np.arange(program.graph.parameters[member.parameter].shape[member.axis])
+                found += [(member.parameter, int(c)) for c in np.setdiff1d(every, index(member.dim))]
+    return found
 
 
 # ---- accuracy ----------------------------------------------------------------------------------------
@@ -226,14 +271,16 @@ def tables(results: Results, options: argparse.Namespace) -> None:
 
 def _copies_table(found: Mapping[str, Any]) -> Iterator[str]:
     """Copies / MB copied + MB concatenated / planned microseconds of both."""
-    yield f"| network | target | {' | '.join(SIDES)} | of which |"
-    yield f"|---|---|{'---:|' * len(SIDES)}---|"
+    yield f"| network | target | {' | '.join(SIDES)} | of which | apple-upscale |"
+    yield f"|---|---|{'---:|' * len(SIDES)}---|---:|"
     for name in CONVNETS:
         for on in PRICES:
             rows = [found.get(f"copies/{name}/{on}/{side}") for side in SIDES]
             if all(rows):
                 how = ", ".join(f"{count} {what}" for what, count in sorted(rows[-1]["how"].items()))
-                yield f"| {name} | {on} | {' | '.join(map(_moved, rows))} | {how} |"
+                own = found.get(f"peer/{name}") if on == "torch" else None
+                theirs = f"{own['copies']} / {own['moved_bytes'] / 1e6:.2f}" if own else ""
+                yield f"| {name} | {on} | {' | '.join(map(_moved, rows))} | {how} | {theirs} |"
 
 
 def _moved(one: Mapping[str, Any]) -> str:
@@ -288,16 +335,23 @@ def _latency_table(found: Mapping[str, Any]) -> Iterator[str]:
                 one = found.get(f"latency/{name}/{on}/{batch}")
                 if one:
                     taken = " | ".join("{:.2f} ± {:.2f}".format(*one[side]) for side in sides)
-                    against = ", ".join(_against(*one[f"ours/{other}"]) for other in others)
+                    against = ", ".join(_against(*one.get(f"ours/{other}", (1, 0))) for other in others)
                     yield f"| {name} | {on} | {batch} | {taken} | {against} |"
 
 
 def _against(ratio: float, error: float) -> str:
-    return f"{100 * (ratio - 1):+.1f} ± {100 * error:.1f} %"
+    return f"{100 * (ratio - 1):+.1f} ± {100 * error:.1f} %" if error else "-"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    commands = {"copies": copies, "accuracy": accuracy, "speed": speed, "latency": latency, "tables": tables}
+    commands = {
+        "copies": copies,
+        "peer": peer,
+        "accuracy": accuracy,
+        "speed": speed,
+        "latency": latency,
+        "tables": tables,
+    }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=commands)
     parser.add_argument("--out", type=Path, default=Path("reorder-results.json"))
