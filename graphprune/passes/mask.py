@@ -85,10 +85,7 @@ class Mask(Pass):
             return program.learn(Keep(self._within(program)))
         if self.unconstrained != "no":
             program = loosen(program, writers=self.unconstrained == "both")
-        scores, every = program.fact(Scores), program.fact(Groups)
-        nothing = Cost("", (), {})
-        steps = Allocation(program, every, scores, nothing, 0.0, unit, self.floor, self.grain).steps
-        links = Links(program.graph, every, steps)
+        scores, links = program.fact(Scores), self._links(program)
         groups = links.free()
         cost = COSTS[unit](program, groups)
         priced = links.priced(cost, scores, best)
@@ -101,9 +98,15 @@ class Mask(Pass):
 
     def menus(self, program: Program) -> dict[str, list[int]]:
         """The counts that each group may keep: floor and grain applied."""
-        nothing = Cost("latency", (), {})
-        problem = Allocation(program, program.fact(Groups), Scores("", {}), nothing, 0.0, "", self.floor, self.grain)
+        problem = self._unpriced(program)
         return {group.name: problem.menu(group) for group in problem.groups}
+
+    def _unpriced(self, program: Program) -> Allocation:
+        nothing = Cost("", (), {})
+        return Allocation(program, program.fact(Groups), Scores("", {}), nothing, 0.0, "", self.floor, self.grain)
+
+    def _links(self, program: Program) -> Links:
+        return Links(program.graph, program.fact(Groups), self._unpriced(program).steps)
 
     def _within(self, program: Program) -> dict[str, Indices]:
         """The channels with the least score lost whose predicted latency is within the budget."""
@@ -120,7 +123,7 @@ class Mask(Pass):
                 f"{least:.3g} ms remain of {model.whole_ms:.3g} ms ({least / model.whole_ms:.2f}x)",
                 "lower `floor` or `grain`, or see `graphprune inspect` for what is frozen",
             )
-        links = Links(program.graph, program.fact(Groups))
+        links = self._links(program)
         groups, losses = links.free(), {}
         for group in groups:
             lost = np.concatenate([[0.0], np.cumsum(np.sort(scores[group]))])
