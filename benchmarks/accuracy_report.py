@@ -14,6 +14,8 @@ BUDGETS = ("0.7x", "0.5x", "0.3x")
 AUTO, ALONE, MEAN, PEER = "graphprune auto", "auto, mask alone", "auto with mean", "Torch-Pruning"
 TUNED, HELD_OUT = ", fine-tuned", "held out: "
 ALL_IMAGES = 10_000
+PAGE = Path("docs/benchmarks.md")
+START, END = "<!-- accuracy: written by python -m benchmarks.accuracy --report -->", "<!-- end of accuracy -->"
 
 
 def report(results: Results, folder: Path) -> None:
@@ -22,9 +24,17 @@ def report(results: Results, folder: Path) -> None:
     tables += [_grid(results, name) for name in ("resnet56", "densenet40")]
     text = "\n\n".join(table for table in tables if table)
     (folder / "tables.md").write_text(text + "\n")
+    _insert("\n\n".join(table for table in tables[:4] if table))
     print(text)
     for name in TRAINED:
         _plot(results, name, folder)
+
+
+def _insert(text: str) -> None:
+    """The main tables, between the marks in docs/benchmarks.md."""
+    page = PAGE.read_text()
+    before, rest = page.split(START, 1)
+    PAGE.write_text(f"{before}{START}\n\n{text}\n\n{END}{rest.split(END, 1)[1]}")
 
 
 def value(results: Results, name: str, budget: str, contender: str) -> float | None:
@@ -73,7 +83,16 @@ def _contest(results: Results) -> str:
         which = peer[1].removeprefix(f"{PEER} ")
         row = [name, f"{dense:.2f}", budget, f"{mine:.2f}", f"{peer[0]:.2f}", which, f"{share:.2f}", seconds]
         rows.append(row)
-    head = ["network", "dense", "MACs", "`auto`", "Torch-Pruning's best", "which", "drop, ours / theirs", "`auto`, s"]
+    head = [
+        "network",
+        "dense",
+        "MACs",
+        "`auto`",
+        "Torch-Pruning's best",
+        "which",
+        "drop, ours / theirs",
+        "`auto`, s of a core",
+    ]
     text = _table("No training", head, rows)
     if shares:
         text += f"\n\nDrop at 0.5x, ours over theirs: {sum(shares) / len(shares):.2f} on average of {len(shares)}."

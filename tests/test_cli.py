@@ -131,6 +131,7 @@ def test_passes_lists_options_with_defaults_and_meaning() -> None:
         for option in kind().options() if name != "mask" else {"floor": 0.1, "grain": 1}:
             assert f"{option}=" in output
     assert re.search(r"floor=0\.1 +\S+", output) and "needs: Groups, Scores" in output
+    assert "  with data: group,score{by=obs},mask{macs=0.5x allocate=rd},propagate,compensate" in output
 
 
 def test_targets_lists_the_built_in_ones() -> None:
@@ -281,6 +282,8 @@ def test_compile_writes_everything_and_prints_the_table(here: Path) -> None:
     assert report["verification"]["used"] and report["verification"]["max_relative_error"] <= 1e-12
     assert report["seed"] == 7 and report["model"] == "cli_nets:net"
     assert re.search(r"^parameters +\S+.* 0\.\d\dx", result.stdout, re.MULTILINE)
+    assert f"Recipe: auto, which is {report['recipe']}" in result.stdout and "score{by=obs}" in report["recipe"]
+    assert "auto" in (here / "out/report.html").read_text()
     assert result.stdout.rstrip().endswith(f"report: {Path('out/report.html')}")
 
 
