@@ -10,7 +10,7 @@ errors, and exactly the least-squares weights of each.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,19 +108,26 @@ def _blocks(at: Indices, index: Indices, taps: int) -> tuple[Indices, Indices]:
 
 
 def eliminate(
-    found: list[Problem], size: int, order: Sequence[int] | None = None, stops: Sequence[int] = ()
+    found: list[Problem],
+    size: int,
+    order: Sequence[int] | None = None,
+    stops: Sequence[int] = (),
+    combine: Callable[[Array], Array] = lambda costs: costs.mean(0),
 ) -> tuple[list[int], list[float], dict[int, dict[tuple[str, int], Array]]]:
     """Remove the channels of a group one by one: the one that costs least, or in ``order``.
 
-    Returns the order, what each cost on top (the mean over the problems' layers, as a share of the
-    variance of what they give), and at each number of removed channels in ``stops`` the weights, by layer
-    and part. Changes ``found``.
+    Returns the order, what each cost on top (as a share of the variance of what a layer gives; ``combine``
+    takes (layers, channels) to one for all layers), and at each number of removed channels in ``stops``
+    the weights, by layer and part. Changes ``found``.
     """
-    layers = len({problem.layer.op.name for problem in found}) or 1
+    layers = list(dict.fromkeys(problem.layer.op.name for problem in found))
     left, gone, costs = np.ones(size, bool), [], []
     snapshots: dict[int, dict[tuple[str, int], Array]] = {}
     for step in range(size):
-        each = sum((problem.costs(size) for problem in found), np.zeros(size)) / layers
+        each = np.zeros((max(len(layers), 1), size))
+        for problem in found:
+            each[layers.index(problem.layer.op.name)] += problem.costs(size)
+        each = combine(each)
         channel = int(np.argmin(np.where(left, each, np.inf))) if order is None else int(order[step])
         left[channel] = False
         gone.append(channel)

@@ -107,6 +107,35 @@ def test_obs_takes_in_turn_what_least_squares_can_best_do_without(monkeypatch):
     np.testing.assert_allclose(np.sort(score)[:-1], np.maximum.accumulate(np.maximum(costs, 0)), rtol=1e-4, atol=1e-9)
 
 
+class Twice(nn.Module):
+    """Hidden units that two layers read with the same weights: one reader, twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.one, self.two = nn.Linear(4, 7), nn.Linear(7, 3), nn.Linear(7, 3)
+
+    def forward(self, x):
+        h = torch.relu(self.a(x))
+        return self.one(h) + self.two(h)
+
+
+@pytest.mark.parametrize("by", ["obs", "lasso", "wifv", "ifv", "wifn", "wanda", "variance", "aap"])
+def test_a_second_reader_counts_as_combine_says(by):
+    net = nets.randomise(Twice().double().eval())
+    net.two.load_state_dict(net.one.state_dict())
+    program = gp.load(net, torch.zeros(2, 4, dtype=torch.float64), data=X)
+    alone = gp.load(nn.Sequential(net.a, nn.ReLU(), net.one), torch.zeros(2, 4, dtype=torch.float64), data=X)
+
+    def score(program, combine):
+        recipe = Recipe.parse(f"group,score{{by={by} combine={combine} normalize=none}}")
+        return next(iter(run(recipe, program).fact(Scores).scores.values()))
+
+    one = score(alone, "mean")
+    np.testing.assert_allclose(score(program, "mean"), one, rtol=1e-6)  # no larger for being read twice
+    np.testing.assert_allclose(score(program, "max"), one, rtol=1e-6)
+    np.testing.assert_allclose(score(program, "sum"), 2 * one, rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["Residual", "Dense", "Grouped", "Flatten", "Depthwise", "Attention"])
 @pytest.mark.parametrize("by", [by for by in CRITERIA if not CRITERIA[by].loss])
 def test_every_criterion_scores_every_group_finitely(by, name):

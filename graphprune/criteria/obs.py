@@ -8,7 +8,7 @@ from ..dims import leaves
 from ..elimination import eliminate, problems, scales
 from ..regression import Curvature, Layer, NormalEquations, equations, layers
 from .magnitude import l2
-from .scoring import ScoresByGroup, Scoring, criterion
+from .scoring import COMBINE, ScoresByGroup, Scoring, criterion
 
 
 def curvature(scoring: Scoring) -> tuple[list[Layer], dict[str, NormalEquations]]:
@@ -26,8 +26,9 @@ def curvature(scoring: Scoring) -> tuple[list[Layer], dict[str, NormalEquations]
 def obs(scoring: Scoring) -> ScoresByGroup:
     """Channels are left out one by one, always the one whose loss the remaining inputs of its readers can
     make up for best by least squares (SlimGPT, Ling et al. 2024; ZipLM, Kurtic et al. 2023; Tyr). The
-    score is what that added to the readers' error, as a share of the variance of what they give (the mean
-    over readers), made rising in the order of elimination; so every top-k of it is the k that were left.
+    score is what that added to the readers' error, as a share of the variance of what they give (over
+    readers by ``combine``), made rising in the order of elimination; so every top-k of it is the k that
+    were left.
 
     Groups that no conv or linear reads get their L2 norms, brought to the same mean by ``normalize``.
     """
@@ -38,7 +39,7 @@ def obs(scoring: Scoring) -> ScoresByGroup:
         program.progress("optimal brain surgeon", number, len(scoring.groups))
         own = problems(group, found, sums, program.host, count)
         if own:
-            order, costs, _ = eliminate(own, group.size)
+            order, costs, _ = eliminate(own, group.size, combine=COMBINE[scoring.combine])
             rising = np.maximum.accumulate(np.maximum(costs, 1e-300))
             score = np.empty(group.size)
             score[order] = rising * (1 + 1e-9 * np.arange(group.size))
