@@ -58,8 +58,8 @@ def best_peer(results: Results, name: str, budget: str) -> tuple[float, str] | N
 def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     if not rows:
         return ""
-    lines = ["| " + " | ".join(row) + " |" for row in ([*head], ["---"] * len(head), *rows)]
-    return f"**{title}**\n\n" + "\n".join(line.replace("| --- |", "|---|") for line in lines)
+    lines = ["| " + " | ".join(row) + " |" for row in (head, *rows)]
+    return f"**{title}**\n\n" + "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
 
 
 def _cases(results: Results) -> Iterator[tuple[str, str, float]]:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from graphprune import proof
+from graphprune.api import default_recipe
 from graphprune.calibration import batches
 from graphprune.compensation import lsq
 from graphprune.errors import RecipeError
@@ -331,6 +332,20 @@ def test_means_pass_through_depthwise_layers_norms_and_activations():
     ]
     assert np.abs(means[1] - means[0]).max() > 1e-3
     np.testing.assert_allclose(means[2], means[0], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_auto_is_the_same_on_both_hosts(kind):
+    program = nets.program("Residual") if kind == "torch" else onnx_program("Residual")
+    x = np.random.default_rng(3).standard_normal((64, *program.host.example()[0].shape[1:]))
+    program = replace(program, data=batches(x.astype(program.host.example()[0].dtype), program.graph.inputs))
+    recipe = default_recipe("macs", "0.6x", data=True).text()
+    done, plain = do(recipe, program), do("group,score,mask{macs=0.6x allocate=global},propagate", program)
+    errors = [
+        np.square(outputs(one) - outputs(program)).mean() / outputs(program).var(0).mean() for one in (done, plain)
+    ]
+    assert errors[0] < 0.5 * errors[1]
+    assert all(check.error <= check.tolerance for check in proof.verify(done))
 
 
 # ---- BatchNorm statistics --------------------------------------------------------------------------------
