@@ -10,8 +10,8 @@
 the same way; Torch-Pruning at the largest ratio that meets it, pruning every layer alike (`local`) or all
 by one threshold (`global`). All its twelve contenders are run on every tenth test image, and those within
 3 points of the best of them (three at most) on all 10,000: the best of these is its result (chosen on the
-test set, in its favour). graphprune's models are exported and read back, and run on all 10,000; nothing of
-them was chosen on test images. Then one epoch of fine-tuning for `auto`, its mask alone, and Torch-Pruning's
+test set, in its favour). graphprune's models are exported and read back, and run on all 10,000; how they
+are made was settled on held-out training images. Then one epoch of fine-tuning for `auto`, its mask alone, and Torch-Pruning's
 best. The grid of criteria and compensations is run on every fifth test image, on the models in memory.
 Accuracy in percent; times are processor time.
 

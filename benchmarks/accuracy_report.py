@@ -133,7 +133,7 @@ def _settled(results: Results) -> str:
     for contender in dict.fromkeys(key[2] for key in keys):
         change = json.loads(contender.removeprefix(HELD_OUT))
         cells = [value(results, *place, contender) for place in places]
-        what = ", ".join(f"{k} = {v}" for k, v in change.items()) or "as it is"
+        what = ", ".join(f"{k} = {v}" for k, v in change.items()) or "none"
         rows.append([what, *("-" if cell is None else f"{cell:.2f}" for cell in cells)])
     return _table("How `auto` was settled: held-out training images", ["change", *map(" ".join, places)], rows)
 
