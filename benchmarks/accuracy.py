@@ -11,9 +11,9 @@ the same way; Torch-Pruning at the largest ratio that meets it, pruning every la
 by one threshold (`global`). All its twelve contenders are run on every tenth test image, and those within
 3 points of the best of them (three at most) on all 10,000: the best of these is its result (chosen on the
 test set, in its favour). graphprune's models are exported and read back, and run on all 10,000; how they
-are made was settled on held-out training images. Then one epoch of fine-tuning for `auto`, its mask alone, and Torch-Pruning's
-best. The grid of criteria and compensations is run on every fifth test image, on the models in memory.
-Accuracy in percent; times are processor time.
+are made was settled on held-out training images. Then one epoch of fine-tuning for `auto`, its mask alone,
+and Torch-Pruning's best. The grid of criteria and compensations is run on every fifth test image, on the
+models in memory. Accuracy in percent; times are processor time.
 
 Every result is a line of accuracy.jsonl, written when it is known; what is there is not run again.
 """
