@@ -96,17 +96,20 @@ def one(program: Program, on: str, budget: str, threads: int, compare: bool) -> 
     }
     if compare:
         row["importance_by_macs"], row["share_by_macs"] = by_macs(program, on, row["remeasured"], threads, grain)
+        row["importance_at_any_width"], _ = by_macs(program, on, row["remeasured"], threads, 1, "global")
     return row
 
 
-def by_macs(program: Program, on: str, share: float, threads: int, grain: int, steps: int = 6) -> tuple[float, float]:
-    """The importance that a MACs budget, spent by knapsack, keeps at no more than that share of the latency,
+def by_macs(
+    program: Program, on: str, share: float, threads: int, grain: int, allocate: str = "knapsack", steps: int = 6
+) -> tuple[float, float]:
+    """The importance that a MACs budget keeps at no more than that share of the latency,
     and the share."""
     aim, low, high, best = target(on), 0.0, 1.0, (0.0, 0.0)
     scored, original = run(Recipe.parse("group,score"), program), aim.runnable(program, threads=threads)
     for _ in range(steps):
         ratio = (low + high) / 2
-        mask = Recipe.parse(f"mask{{macs={ratio:.4f}x allocate=knapsack grain={grain}}},propagate")
+        mask = Recipe.parse(f"mask{{macs={ratio:.4f}x allocate={allocate} grain={grain}}},propagate")
         try:
             cut = run(mask, scored)
         except BudgetError:
@@ -125,7 +128,8 @@ def by_macs(program: Program, on: str, share: float, threads: int, grain: int, s
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
     lines = [
-        "| network, target, threads, budget | measured | again | predicted / measured | importance | by MACs "
+        "| network, target, threads, budget | measured | again | predicted / measured | importance "
+        "| by MACs at that grain, at any width "
         "| grain | rounds | points | s |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
@@ -133,7 +137,8 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         if "error" in row:
             lines.append(f"| {key} | {row['error']} | | | | | | | | {row['seconds']:.0f} |")
             continue
-        macs = f"{row['importance_by_macs']:.1%}" if "importance_by_macs" in row else "-"
+        names = ("importance_by_macs", "importance_at_any_width")
+        macs = ", ".join(f"{row[name]:.1%}" for name in names if name in row) or "-"
         lines.append(
             f"| {key} | {row['measured_ms'] / row['whole_ms']:.3f}x | {row['remeasured']:.3f}x "
             f"| {row['predicted_ms'] / row['measured_ms']:.3f} | {row['importance']:.1%} | {macs} "

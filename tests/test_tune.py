@@ -109,15 +109,15 @@ def test_a_search_ends_early_goes_on_and_serves_the_compiler(program: Program, c
 
     def interrupting(what: str, done: int, total: int) -> None:
         said.append((what, done, total))
-        if what.startswith("tune"):
+        if what.startswith("tune") and done >= 48:
             raise KeyboardInterrupt
 
     on = Tvm()
-    _, found = on.tune(program, Budget(48), progress=interrupting)
-    assert found["trials"] == 16 == said[-1][1] and said[-1][2] == 48
+    _, found = on.tune(program, Budget(200), progress=interrupting)
+    assert 48 <= found["trials"] == said[-1][1] < 100 and said[-1][2] == 200
     (trials,) = cache.glob("tuning/*.trials.json")
     measured = len(trials.read_text().splitlines())
-    assert 0 < measured <= 16
+    assert 0 < measured <= found["trials"]
     with trials.open("a") as file:
         file.write("[0, [[], [1.0")  # as a crash leaves it
     records = on.records(on._llvm(), 1)
@@ -127,7 +127,7 @@ def test_a_search_ends_early_goes_on_and_serves_the_compiler(program: Program, c
     assert len(trials.read_text().splitlines()) > measured, "it went on from what was measured"
     after = on.records(on._llvm(), 1).best
     assert before and all(after[op][0] <= ms for op, (ms, _) in before.items())
-    artifact = gp.compile(program, macs="0.99x", targets=["tvm"], tune="4")  # of that, nothing is cut
+    artifact = gp.compile(program, macs="0.99x", targets=["tvm"], tune="4")
     assert artifact.report["targets"]["tvm"]["tuned"] and artifact.report["tuning"]["trials"] == 4
     assert tuned.run(program, program.host.example())[0] == pytest.approx(
         program.host.run(program.host.example())[0], abs=1e-4

@@ -41,6 +41,7 @@ class Task:
     fixed_ms: float
     function: Any = field(repr=False)  # its loops without a schedule
     loops: Any = field(repr=False)  # the same as MetaSchedule wants them
+    fixed: str = field(repr=False)  # the same under the fixed schedule
     best_ms: float = math.inf
     trials: int = 0
     stale: int = 0  # turns since it gained
@@ -74,10 +75,11 @@ def tune(
             task = max(open_, key=lambda task: task.weight * task.current_ms * 0.6**task.stale)
             count = min(ITERATION, budget.trials - spent) if budget.trials else ITERATION
             before = task.current_ms
-            if task.search is None:
+            if not math.isfinite(task.best_ms) and not task.trials:
                 spent += _first(task, target, count, records, workers)
-                task.search = Evolution(task.name, task.loops, target, database, model, seed)
             else:
+                if task.search is None:
+                    task.search = Evolution(task.name, task.loops, target, database, model, seed)
                 spent += _turn(task, str(target), count, records, workers)
             task.stale = 0 if task.current_ms < 0.97 * before else task.stale + 1
             if progress:
@@ -106,8 +108,8 @@ def search(
 
 
 def _first(task: Task, target: Any, count: int, records: Records, workers: Workers) -> int:
-    """The fixed schedule's next of kin; how many trials that was."""
-    texts = [alone(each).script() for each in islice(variants(task.function, target), count)]
+    """The fixed schedule and its next of kin; how many trials that was."""
+    texts = [task.fixed, *(alone(each).script() for each in islice(variants(task.function, target), count - 1))]
     return len(_timed(task, texts, str(target), records, workers))
 
 
@@ -124,7 +126,7 @@ def _timed(task: Task, texts: list[str], target: str, records: Records, workers:
     """What candidates for an op take; the best is kept."""
     times = workers.timed([(text, target) for text in texts], task.current_ms)
     for text, ms in zip(texts, times, strict=True):
-        if ms < task.current_ms:
+        if ms < task.best_ms:
             task.best_ms = ms
             records.add(task.function, ms, text)
     task.trials += len(texts)
@@ -178,12 +180,13 @@ def _tasks(module: Any, target: Any, workers: Workers, records: Records) -> list
 
     scheduled = fixed(module, target)
     extracted = {str(each.task_name): each for each in ms.relax_integration.extract_tasks(module, target)}
-    times = workers.timed([(alone(scheduled[name]).script(), str(target)) for name in extracted], math.inf)
+    texts = [alone(scheduled[name]).script() for name in extracted]
+    times = workers.timed([(text, str(target)) for text in texts], math.inf)
     tasks = []
-    for (name, each), fixed_ms in zip(extracted.items(), times, strict=True):
+    for (name, each), text, fixed_ms in zip(extracted.items(), texts, times, strict=True):
         known = records.get(module[name])
         best_ms = known[0] if known else math.inf
-        tasks.append(Task(name, int(each.weight), fixed_ms, module[name], each.dispatched[0], best_ms))
+        tasks.append(Task(name, int(each.weight), fixed_ms, module[name], each.dispatched[0], text, best_ms))
     whole = sum(task.weight * task.current_ms for task in tasks)
     return [task for task in tasks if task.weight * task.current_ms >= LEAST_SHARE * whole]
 
