@@ -4,6 +4,7 @@ planned away."""
 from __future__ import annotations
 
 import copy
+import json
 import os
 import subprocess
 import sys
@@ -431,3 +432,19 @@ def test_what_is_slower_than_the_original_chooses_less(shares, tried, copied):
     assert gp.run(found.recipe, program).graph.text() == found.program.graph.text()
     assert chooses(found.recipe) is (tried < 4)
     assert all(one.error <= one.tolerance for one in proof.verify(found.program))
+
+
+def test_prices_of_a_machine_come_from_a_file(tmp_path):
+    """Where multiplying is dear readers gather; where it costs nothing they take all there is."""
+    from graphprune.prices import MEASURED
+
+    program = loosened("plain")
+    program = program.learn(random_keep(program, 3))
+    for mac, how in ((1e6, "gather"), (1e-6, "constrain")):
+        path = tmp_path / f"{how}.json"
+        path.write_text(json.dumps({"prices": {"onnx": dict.fromkeys(MEASURED, 1.0) | {"mac": mac}}}))
+        (segment,) = Reorder(target="onnx", prices=str(path)).run(program).fact(Order).segments
+        assert {taker["how"] for taker in segment["takers"]} <= {how, "view", "all"}
+        assert any(taker["how"] == how for taker in segment["takers"])
+    with pytest.raises(gp.GraphpruneError, match="no prices of target `tvm`"):
+        Reorder(target="tvm", prices=str(path)).run(program)
