@@ -234,6 +234,8 @@ def record(
 def _aligned(program: Program, unit: str, text: str, grain: int, attempt: Callable[[Recipe], T]) -> tuple[Recipe, T]:
     """The default recipe, with the largest grain up to the targets' own that meets the budget."""
     scored = program.knows(Groups) and program.knows(Scores)
+    if unit == "channels":  # which is met however much the grain rounds up
+        grain = _near(program if scored else run("group,score", program), text, grain)
     while True:
         steps = default_recipe(unit, text, grain, data=bool(program.data), scored=scored)
         try:
@@ -242,6 +244,17 @@ def _aligned(program: Program, unit: str, text: str, grain: int, attempt: Callab
             if grain == 1:
                 raise
             grain //= 2
+
+
+def _near(scored: Program, text: str, grain: int) -> int:
+    """The largest grain at which rounding up keeps a tenth more channels than asked for, at most."""
+    whole = sum(group.size for group in scored.fact(Groups))
+    while grain > 1:
+        mask = Mask(channels=text, grain=grain)
+        if sum(map(len, mask.run(scored).fact(Keep).keep.values())) <= 1.1 * mask.budget()[1] * whole:
+            break
+        grain //= 2
+    return grain
 
 
 def default_recipe(unit: str, text: str, grain: int = 1, *, data: bool, scored: bool = False) -> Recipe:

@@ -271,6 +271,14 @@ def test_force_replaces_what_compile_wrote(module, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize(("text", "kept"), [("0.5x", (8, 4)), ("0.25x", (4, 2))])
+def test_a_share_of_narrow_layers_is_not_rounded_away_by_the_target(text, kept):
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    made = gp.compile(net, (IMAGES,), channels=text, targets=["onnx"], measure=False)
+    model = made.program.model
+    assert (model.get_parameter("0.weight").shape[0], model.get_parameter("2.weight").shape[0]) == kept
+
+
 def test_without_verification_the_report_says_so(module):
     made = gp.compile(module, (IMAGES,), channels="0.5x", verify=False, measure=False)
     assert made.report["verification"]["used"] is False

@@ -399,6 +399,14 @@ CASES: dict[str, tuple[Callable[[], onnx.ModelProto], list[int]]] = {
         ),
         [6],
     ),
+    "clip to constants cast to the type of what is clipped": (
+        lambda: build(
+            "a = Conv(x, w) lo = CastLike(zero, a) hi = CastLike(six, a) k = Clip(a, lo, hi) l = CastLike(k, x)"
+            "g = GlobalAveragePool(l) f = Flatten(g) y = MatMul(f, w2)",
+            {"w": (6, 4, 1, 1), "zero": np.int64(0), "six": np.int64(6), "w2": (6, 5)},
+        ),
+        [6],
+    ),
     "einsum, max pool, cumsum, clip, where": (
         lambda: build(
             "a = Conv(x, w) m = MaxPool<kernel_shape=[2,2]>(a) c = CumSum(m, ax) k = Clip(c, lo) g = Greater(k, lo)"

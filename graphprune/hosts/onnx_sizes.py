@@ -40,6 +40,12 @@ def slots(node: ir.Node) -> frozenset[int]:
     return SLOTS.get(node.op_type, frozenset()) if standard(node) else frozenset()
 
 
+def _read(node: ir.Node) -> list[ir.Value]:
+    """The inputs that a node's outputs are computed from: not those whose type alone matters."""
+    typed = standard(node) and node.op_type == "CastLike"
+    return [value for value in (node.inputs[:1] if typed else node.inputs) if value is not None]
+
+
 def captured(node: ir.Node, outer: Mapping[ir.Value, Any] | set[ir.Value]) -> list[ir.Value]:
     """The values of the main graph that a node's subgraphs use."""
     found: dict[ir.Value, None] = {}
@@ -69,7 +75,7 @@ class Flow:
             self._sort(node)
 
     def _sort(self, node: ir.Node) -> None:
-        inputs = [value for value in node.inputs if value is not None] + captured(node, self.inside)
+        inputs = _read(node) + captured(node, self.inside)
         outputs = set(node.outputs)
         literal = slots(node)
         weighty = any(v in self._weighty for k, v in enumerate(node.inputs) if k not in literal)
@@ -87,8 +93,8 @@ class Flow:
 
     def literal(self, node: ir.Node) -> bool:
         """Whether every literal input of the node is a literal indeed, not data."""
-        given = [node.inputs[k] for k in slots(node) if k < len(node.inputs)]
-        return all(v is None or v in self.constant or v in self.sized for v in given)
+        given = [v for k, v in enumerate(node.inputs) if k in slots(node) and v in _read(node)]
+        return all(v in self.constant or v in self.sized for v in given)
 
     def to_watch(self) -> list[str]:
         """The literals that have to be computed to be known."""
