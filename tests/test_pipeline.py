@@ -44,16 +44,18 @@ OPTIONS = {
         "floor": st.floats(0, 1).map(lambda x: round(x, 6)),
         "grain": st.integers(1, 64),
         "unconstrained": st.sampled_from(["no", "readers", "both", "mixed"]),
+        "target": st.sampled_from(["", "torch", "onnx", "tvm"]),
     },
     "reorder": {
         "target": st.sampled_from(["", "torch", "onnx", "tvm"]),
+        "prices": st.sampled_from(["", "prices.json"]),
         "menu": st.sampled_from(["view", "view|gather", "view|gather|widen|sink|constrain"]),
         "order": st.sampled_from(["best", "upscale", "given"]),
     },
     "propagate": {},
     "fold": {},
     "compensate": {"by": st.sampled_from(sorted(COMPENSATIONS))},
-    "dead": {},
+    "dead": {"constant": st.booleans()},
 }
 
 

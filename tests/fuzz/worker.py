@@ -45,7 +45,11 @@ def _keeper(todo: queue.Queue[str], done: queue.Queue[dict[str, Any]]) -> None:
                 break
             if worker is None or worker.poll() is not None:
                 worker = _start(Path(sandbox))
-            done.put(_ask(worker, case, Path(sandbox)))
+            result = _ask(worker, case, Path(sandbox))
+            if result.pop("spent", False):  # what it did not give back would be counted against the next case
+                worker.kill()
+                worker.wait()
+            done.put(result)
         if worker is not None:
             worker.kill()
             worker.wait()
@@ -172,6 +176,11 @@ def _where(error: BaseException) -> str:
     return f"{'>'.join(ours[-4:])} {str(error)[:200]}"
 
 
+def _addresses() -> int:
+    """Bytes of address space in use."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def main() -> None:
     import logging
     import resource
@@ -198,11 +207,13 @@ def main() -> None:
     guard = Guard(sandbox)
     os.chdir(sandbox)
     read("pt2/zip/0", sandbox, guard)  # what is imported late is imported now
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    used = _addresses()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for line in sys.stdin:
-        replies.write(json.dumps(read(line.strip(), sandbox, guard)) + "\n")
+        result = read(line.strip(), sandbox, guard)
+        result["spent"] = _addresses() > used + MEMORY // 4
+        replies.write(json.dumps(result) + "\n")
         replies.flush()
 
 
