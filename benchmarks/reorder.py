@@ -354,7 +354,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=commands)
-    parser.add_argument("--out", type=Path, default=Path("reorder-results.json"))
+    parser.add_argument("--out", type=Path, default=Path("docs/reorder.json"))
     parser.add_argument("--net", action="append", help="this network (may be given again); all")
     parser.add_argument("--by", action="append", help="this criterion; l1, l2, lamp and fpgm")
     parser.add_argument("--images", type=int, default=2000, help="of the test set")
