@@ -1,6 +1,6 @@
 """Latency targets: what was asked for, what the table predicted, what the target then measured.
 
-    python -m benchmarks.latency [--out latency.json] [--network ResNet-18 ...] [--target onnx --target tvm]
+    python -m benchmarks.latency [--out docs/latency.json] [--network ResNet-18 ...] [--target onnx --target tvm]
                                  [--budget 0.6x ...] [--threads 1 --threads 2] [--compare]
 
 Resumable: what ``--out`` holds is not run again. ``--compare`` also prunes by MACs with the same scores to
@@ -149,7 +149,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("latency.json"))
+    parser.add_argument("--out", type=Path, default=Path("docs/latency.json"))
     parser.add_argument("--network", action="append", choices=list(MODELS))
     parser.add_argument("--target", action="append")
     parser.add_argument("--budget", action="append")

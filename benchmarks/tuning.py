@@ -1,6 +1,6 @@
 """TVM tuned, TVM untuned and ONNX Runtime on networks pruned to half their multiply-accumulates.
 
-    python -m benchmarks.tuning --budget 10min [--network ResNet-18 ...] [--threads 1] [--out tuning.json]
+    python -m benchmarks.tuning --budget 10min [--network ResNet-18 ...] [--threads 1] [--out docs/tuning.json]
 
 Run again it tunes on: what was found is kept, and the minutes add up in ``--out``. ``--table`` prints the
 Markdown of what is there. Keep the machine quiet.
@@ -70,7 +70,7 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("tuning.json"))
+    parser.add_argument("--out", type=Path, default=Path("docs/tuning.json"))
     parser.add_argument("--network", action="append", choices=list(MODELS))
     parser.add_argument("--threads", action="append", type=int)
     parser.add_argument("--budget", help="10min, or a number of trials; nothing: measure what is recorded")
