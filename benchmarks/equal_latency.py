@@ -1,6 +1,6 @@
 """Accuracy of latency-targeted and of MACs-targeted pruning at equal measured latency, trained CIFAR-10 networks.
 
-    python -m benchmarks.equal_latency [--out equal.json] [--network resnet20 ...] [--budget 0.6x ...] [--grain 8]
+    python -m benchmarks.equal_latency [--out docs/equal.json] [--network resnet20 ...] [--budget 0.6x ...] [--grain 8]
 
 ONNX Runtime, one thread, batch 1; both sides with the default criterion (512 training images), least squares
 after the cut and no training. The MACs side takes the largest budget (bisection) whose measured latency is no
@@ -11,7 +11,6 @@ Resumable: what ``--out`` holds is not run again.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,17 +19,17 @@ import numpy as np
 import torch
 
 import graphprune as gp
-from graphprune.backends import interleave
+from graphprune.backends import share
 from graphprune.backends.onnx import Onnx
-from graphprune.errors import BudgetError
 from graphprune.ir import Program
 from graphprune.pipeline import Recipe, run
 from graphprune.targeting import to_latency
 
 from .cifar import TRAINED, calibration, images, network, normalised
+from .latency import within
+from .results import Results
 
 SCORE, REPAIR = "group,score{by=obs}", "propagate,compensate"
-STEPS = 7
 
 
 def load(name: str, folder: Path) -> Program:
@@ -46,18 +45,12 @@ def accuracy(program: Program, batch: int = 250) -> float:
     return 100 * float((np.concatenate(found) == labels).mean())
 
 
-def share(original: Program, cut: Program) -> float:
-    """Measured latency, of the original's."""
-    found = interleave({"a": Onnx().runnable(original), "b": Onnx().runnable(cut)}, 60, seconds=4)
-    return found["b"].median_ms / found["a"].median_ms
-
-
 def one(name: str, budget: str, grain: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         program = load(name, Path(folder))
         recipe = Recipe.parse(f"{SCORE},mask{{latency={budget} grain={grain}}},{REPAIR}")
         ours = to_latency(program, recipe, Onnx()).program
-        took = share(program, ours)
+        took = share(Onnx().runnable(program), Onnx().runnable(ours), 60)
         row: dict[str, Any] = {"latency": took, "accuracy": accuracy(ours), "whole": accuracy(program)}
         scored = run(Recipe.parse(SCORE), program)
         for allocate in ("global", "knapsack"):
@@ -67,22 +60,13 @@ def one(name: str, budget: str, grain: int) -> dict[str, Any]:
 
 def by_macs(program: Program, scored: Program, allocate: str, grain: int, goal: float) -> dict[str, float]:
     """The largest MACs budget whose measured latency is within the goal, and its accuracy."""
-    low, high, best = 0.05, 1.0, None
-    for _ in range(STEPS):
-        macs = (low + high) / 2
-        try:
-            cut = run(Recipe.parse(f"mask{{macs={macs:.4f}x allocate={allocate} grain={grain}}},{REPAIR}"), scored)
-        except BudgetError:
-            low = macs
-            continue
-        took = share(program, cut)
-        if took <= 1.01 * goal:
-            low, best = macs, (cut, macs, took)
-        else:
-            high = macs
+    best, tail = None, f"allocate={allocate} grain={grain}}},{REPAIR}"
+    for found in within(goal, program, scored, Onnx(), tail, least=0.05, steps=7):
+        best = found
     if best is None:
         return {}
-    return {"macs": best[1], "latency": best[2], "accuracy": accuracy(best[0])}
+    cut, macs, took = best
+    return {"macs": macs, "latency": took, "accuracy": accuracy(cut)}
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
@@ -101,22 +85,18 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("equal.json"))
+    parser.add_argument("--out", type=Path, default=Path("docs/equal.json"))
     parser.add_argument("--network", action="append", choices=TRAINED)
     parser.add_argument("--budget", action="append")
     parser.add_argument("--grain", type=int, default=8)
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
-    rows: dict[str, dict[str, Any]] = json.loads(given.out.read_text()) if given.out.is_file() else {}
+    results = Results(given.out)
     for name in [] if given.table else given.network or TRAINED:
         for budget in given.budget or ["0.6x"]:
-            key = f"{name}, {budget}"
-            if key in rows:
-                continue
-            rows[key] = one(name, budget, given.grain)
-            given.out.write_text(json.dumps(rows, indent=1) + "\n")
-            print(key, rows[key], flush=True)
-    print(table(rows))
+            if (key := f"{name}, {budget}") not in results:
+                results.add(key, one(name, budget, given.grain))
+    print(table(results.known))
 
 
 if __name__ == "__main__":

@@ -11,17 +11,16 @@ Markdown of what is there and runs nothing. Keep the machine quiet.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import graphprune as gp
-from graphprune.backends import interleave, target
+from graphprune.backends import Target, interleave, share, target
 from graphprune.backends.onnx import Onnx
 from graphprune.errors import BudgetError
 from graphprune.facts import Groups, Scores
@@ -31,6 +30,7 @@ from graphprune.targeting import importance, to_latency
 
 from . import convnets
 from .networks import NETWORKS, Sample
+from .results import Results
 
 DETECTOR = Path(__file__).parents[2] / "shared" / "data" / "onnx" / "version-RFB-320.onnx"
 REPEATS = 40
@@ -101,29 +101,38 @@ def one(program: Program, on: str, budget: str, threads: int, compare: bool) -> 
 
 
 def by_macs(
-    program: Program, on: str, share: float, threads: int, grain: int, allocate: str = "knapsack", steps: int = 6
+    program: Program, on: str, goal: float, threads: int, grain: int, allocate: str = "knapsack"
 ) -> tuple[float, float]:
     """The importance that a MACs budget keeps at no more than that share of the latency,
     and the share."""
-    aim, low, high, best = target(on), 0.0, 1.0, (0.0, 0.0)
-    scored, original = run(Recipe.parse("group,score"), program), aim.runnable(program, threads=threads)
-    for _ in range(steps):
-        ratio = (low + high) / 2
-        mask = Recipe.parse(f"mask{{macs={ratio:.4f}x allocate={allocate} grain={grain}}},propagate")
-        try:
-            cut = run(mask, scored)
-        except BudgetError:
-            low = ratio
-            continue
-        calls = {"a": original, "b": aim.runnable(cut, threads=threads)}
-        times = interleave(calls, REPEATS, seconds=5)
-        took = times["b"].median_ms / times["a"].median_ms
-        if took <= share * 1.01:
-            kept = {name: len(own) for name, own in cut.plan["steps"][0]["keep"].items()}
-            best, low = max(best, (importance(scored.fact(Groups), scored.fact(Scores), kept), took)), ratio
-        else:
-            high = ratio
+    scored, best = run(Recipe.parse("group,score"), program), (0.0, 0.0)
+    tail = f"allocate={allocate} grain={grain}}},propagate"
+    for cut, _, took in within(goal, program, scored, target(on), tail, threads=threads, seconds=5):
+        kept = {name: len(own) for name, own in cut.plan["steps"][0]["keep"].items()}
+        best = max(best, (importance(scored.fact(Groups), scored.fact(Scores), kept), took))
     return best
+
+
+def within(
+    goal: float, program: Program, scored: Program, on: Target, tail: str, *,
+    threads: int = 1, least: float = 0.0, steps: int = 6, seconds: float = 4.0,
+) -> Iterator[tuple[Program, float, float]]:  # fmt: skip
+    """By bisection, ever larger MACs budgets (``mask{macs=...x`` and ``tail``) whose measured latency is at most
+    ``goal`` of the program's: what they make, the budget, and that share."""
+    original, low, high = on.runnable(program, threads=threads), least, 1.0
+    for _ in range(steps):
+        macs = (low + high) / 2
+        try:
+            cut = run(Recipe.parse(f"mask{{macs={macs:.4f}x {tail}"), scored)
+        except BudgetError:
+            low = macs
+            continue
+        took = share(original, on.runnable(cut, threads=threads), REPEATS, seconds=seconds)
+        if took <= goal * 1.01:
+            low = macs
+            yield cut, macs, took
+        else:
+            high = macs
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
@@ -157,7 +166,7 @@ def main() -> None:
     parser.add_argument("--compare", action="store_true")
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
-    rows: dict[str, dict[str, Any]] = json.loads(given.out.read_text()) if given.out.is_file() else {}
+    results = Results(given.out)
     for name in [] if given.table else given.network or MODELS:
         with tempfile.TemporaryDirectory() as folder:
             program = None
@@ -165,13 +174,10 @@ def main() -> None:
                 for threads in given.threads or [1, 2]:
                     for budget in given.budget or ["0.8x", "0.6x", "0.4x"]:
                         key = f"{name}, {on}, {threads}, {budget}"
-                        if key in rows:
-                            continue
-                        program = program or load(name, Path(folder))
-                        rows[key] = one(program, on, budget, threads, given.compare)
-                        given.out.write_text(json.dumps(rows, indent=1) + "\n")
-                        print(key, rows[key], flush=True)
-    print(table(rows))
+                        if key not in results:
+                            program = program or load(name, Path(folder))
+                            results.add(key, one(program, on, budget, threads, given.compare))
+    print(table(results.known))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ Results go to --out (JSON, one entry a measurement), which a later run continues
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -30,7 +29,7 @@ import torch
 
 import graphprune as gp
 from graphprune import costs
-from graphprune.backends.measure import Runnable, interleave, settled
+from graphprune.backends.measure import Runnable, settled, share
 from graphprune.backends.target import host_cpu, target
 from graphprune.dims import leaves
 from graphprune.facts import Groups, Keep, Order
@@ -40,30 +39,13 @@ from graphprune.selection import ends, reindexes
 
 from .cifar import images, network, normalised
 from .convnets import CONVNETS, make
+from .results import Results
 
 NETS = ("resnet20", "resnet32", "resnet56", "densenet40")
 CRITERIA = ("l1", "l2", "lamp", "fpgm")
 AMOUNTS = (0.1, 0.2, 0.3, 0.4, 0.5)
 MODES = ("constrained", "unconstrained")
 GATHERED = "group,score{{over=readers normalize=none}},mask{{channels={share}x unconstrained=readers floor=0{more}}}"
-
-
-class Results:
-    """A JSON file of measurements by key; written whole after each."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-
-    def __contains__(self, key: str) -> bool:
-        return key in self.found
-
-    def add(self, key: str, value: Any) -> None:
-        self.found[key] = value
-        temporary = self.path.with_suffix(".part")
-        temporary.write_text(json.dumps(self.found, indent=1, sort_keys=True) + "\n")
-        temporary.replace(self.path)
-        print(key, value, file=sys.stderr, flush=True)
 
 
 # ---- copies ------------------------------------------------------------------------------------------
@@ -204,8 +186,8 @@ def speed(results: Results, options: argparse.Namespace) -> None:
         if f"speed/{key}" not in results and f"accuracy/{key}" in results:
             base = as_onnx(network(name), one)
             made = gp.run(text, base) if text else base
-            times = interleave({"base": on.runnable(base), "made": on.runnable(made)}, 50, seconds=options.seconds)
-            results.add(f"speed/{key}", times["made"].median_ms / times["base"].median_ms)
+            taken = share(on.runnable(base), on.runnable(made), 50, seconds=options.seconds)
+            results.add(f"speed/{key}", taken)
 
 
 # ---- latency -----------------------------------------------------------------------------------------
@@ -264,7 +246,7 @@ def times(code: Mapping[str, Runnable], seconds: float) -> dict[str, Any]:
 
 
 def tables(results: Results, options: argparse.Namespace) -> None:
-    for lines in (_copies_table(results.found), _accuracy_tables(results.found), _latency_table(results.found)):
+    for lines in (_copies_table(results.known), _accuracy_tables(results.known), _latency_table(results.known)):
         print("\n".join(lines), end="\n\n")
     print(f"Machine: {host_cpu()}.")
 

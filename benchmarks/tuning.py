@@ -9,7 +9,6 @@ Markdown of what is there. Keep the machine quiet.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from graphprune.backends.tvm import Tvm
 from graphprune.progress import shown
 
 from .latency import MODELS, load
+from .results import Results
 
 RECIPE = "group,score,mask{macs=0.5x allocate=global grain=16},propagate"
 REPEATS = 60
@@ -76,14 +76,13 @@ def main() -> None:
     parser.add_argument("--budget", help="10min, or a number of trials; nothing: measure what is recorded")
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
-    rows: dict[str, list[dict[str, Any]]] = json.loads(given.out.read_text()) if given.out.is_file() else {}
+    results = Results(given.out)
     for name in [] if given.table else given.network or ["ResNet-18", "MobileNetV2"]:
         for threads in given.threads or [1]:
             row = one(name, Budget.parse(given.budget) if given.budget else None, threads)
-            rows.setdefault(f"{name}, {threads}", []).append(row)
-            given.out.write_text(json.dumps(rows, indent=1) + "\n")
-            print(name, threads, row, flush=True)
-    print(table(rows))
+            key = f"{name}, {threads}"
+            results.add(key, [*results.known.get(key, []), row])
+    print(table(results.known))
 
 
 if __name__ == "__main__":

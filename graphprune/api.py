@@ -234,7 +234,7 @@ def record(
 def _aligned(program: Program, unit: str, text: str, grain: int, attempt: Callable[[Recipe], T]) -> tuple[Recipe, T]:
     """The default recipe, with the largest grain up to the targets' own that meets the budget."""
     scored = program.knows(Groups) and program.knows(Scores)
-    if unit == "channels":  # which is met however much the grain rounds up
+    if unit == "channels" and grain > 1:  # which is met however much the grain rounds up
         grain = _near(program if scored else run("group,score", program), text, grain)
     while True:
         steps = default_recipe(unit, text, grain, data=bool(program.data), scored=scored)

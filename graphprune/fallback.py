@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from .backends.measure import interleave
+from .backends.measure import Runnable, share
 from .backends.target import Target
 from .errors import BudgetError
 from .ir import Program
@@ -49,16 +50,7 @@ def guarded(
     """``done``, what ``recipe`` made of ``program``, if the target measures it at most 2 % slower; else the first
     that is of: the same with widths that the target likes, with no copies (readers take all, and multiply the
     rest by zero), and with readers that agree. The fastest where all are slower."""
-    original = on.runnable(program, threads=threads) if measure is None else None
-
-    def ratio(made: Program) -> float:
-        if original is None:
-            assert measure is not None
-            return measure(program, made)
-        calls = {"original": original, "made": on.runnable(made, threads=threads)}
-        found = interleave(calls, 31, seconds=4.0)
-        return found["made"].median_ms / found["original"].median_ms
-
+    ratio = partial(measure, program) if measure else _timed(on.runnable(program, threads=threads), on, threads)
     tried = [(ratio(done), recipe, done)]
     for text in _milder(recipe, on.grain) if tried[0][0] > ALLOWED else ():
         if progress:
@@ -71,9 +63,13 @@ def guarded(
         if tried[-1][0] <= ALLOWED:
             break
     best = tried[-1] if tried[-1][0] <= ALLOWED else min(tried, key=lambda one: one[0])
-    rounds = [{"recipe": text.text(), "share": round(share, 4)} for share, text, _ in tried]
+    rounds = [{"recipe": text.text(), "share": round(taken, 4)} for taken, text, _ in tried]
     facts = {"target": on.label, "share": round(best[0], 4), "tried": rounds}
     return Guarded(best[2], best[1], facts)
+
+
+def _timed(original: Runnable, on: Target, threads: int) -> Callable[[Program], float]:
+    return lambda made: share(original, on.runnable(made, threads=threads))
 
 
 def _milder(recipe: Recipe, grain: int) -> Iterator[Recipe]:

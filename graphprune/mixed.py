@@ -28,30 +28,30 @@ def agree(program: Program, keep: Lists, scores: Scores, budget: Cost, target: s
     and costs no more of the budget.
     """
     groups = program.fact(Groups)
-    chosen, least = dict(keep), _us(program, groups, keep, target)
-    for part in Segments(program, groups, keep).parts():
+    prices, compute = PRICES[target or program.host.kind], macs(program.graph, program.host)
+
+    def priced(lists: Lists) -> Pricing:
+        return Pricing(Segments(program, groups, lists), prices, compute)
+
+    now = priced(keep)
+    chosen, least = dict(keep), _us(now)
+    for part in now.segments.parts():
         tied = _tied(part, keep, scores, groups)
         if tied is None:
             continue
         both = {**chosen, **tied}
-        pricing = Pricing(Segments(program, groups, both), PRICES[target or program.host.kind], _macs(program))
+        pricing = priced(both)
         if budget(pricing.lengths(both)) <= budget(pricing.lengths(chosen)):
-            us = _us(program, groups, both, target)
+            us = _us(pricing)
             if us <= least:
                 chosen, least = both, us
     return chosen
 
 
-def _macs(program: Program) -> Cost:
-    return macs(program.graph, program.host)
-
-
-def _us(program: Program, groups: Groups, keep: Lists, target: str) -> float:
+def _us(pricing: Pricing) -> float:
     """The predicted microseconds of what depends on the lists."""
-    segments = Segments(program, groups, keep)
-    pricing = Pricing(segments, PRICES[target or program.host.kind], _macs(program))
     layout, _, _ = best(pricing, MENU)
-    return pricing.compute_us(layout.keep) + layout.us(segments.takers, list(layout.concat_us))
+    return pricing.compute_us(layout.keep) + layout.us(pricing.segments.takers, list(layout.concat_us))
 
 
 def _tied(part: Sequence[Taker], keep: Lists, scores: Scores, groups: Groups) -> dict[str, Indices] | None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from .backends.measure import Runnable, interleave
+from .backends.measure import interleave, share
 from .backends.target import Target
 from .errors import BudgetError
-from .facts import Groups, Latency, Scores
+from .facts import Groups, Scores
 from .ir import Program
 from .latency.model import LatencyModel, points
 from .latency.table import Table
@@ -96,7 +96,7 @@ def to_latency(
     table, fresh = recorded(scored, on, mask, threads=threads, table=table, progress=progress)
     blind = on.unmeasured()
     original = None if blind else on.runnable(program, threads=threads)
-    whole = _measured({"original": original})["original"].median_ms if original is not None else None
+    whole = interleave({"original": original}, 31, seconds=4.0)["original"].median_ms if original is not None else None
     model = _model(scored, table, whole, on)
     goal, choosing = model.budget_ms(mask.latency), Links(scored.graph, scored.fact(Groups)).free()
     rounds: list[Round] = []
@@ -110,7 +110,7 @@ def to_latency(
             break
         measured = model.total_ms(counts)
         if original is not None:
-            measured = _against(original, on.runnable(chosen, threads=threads), model.whole_ms)
+            measured = model.whole_ms * share(original, on.runnable(chosen, threads=threads))
         rounds.append(
             Round(model.total_ms(counts), measured, importance(choosing, scored.fact(Scores), counts), chosen)
         )
@@ -139,17 +139,6 @@ def to_latency(
 def _model(scored: Program, table: Table, whole_ms: float | None, on: Target) -> LatencyModel:
     groups = scored.fact(Groups)
     return LatencyModel.of(scored.graph, scored.host, groups, table, whole_ms, on.label)
-
-
-def _measured(calls: Mapping[str, Runnable]) -> dict[str, Latency]:
-    return interleave(calls, 31, seconds=4.0)
-
-
-def _against(original: Runnable, chosen: Runnable, whole_ms: float) -> float:
-    """The latency of ``chosen`` in units of the original's: both are measured in turns, so that what slows
-    the machine down slows both."""
-    found = _measured({"original": original, "chosen": chosen})
-    return whole_ms * found["chosen"].median_ms / found["original"].median_ms
 
 
 def _counts(program: Program) -> dict[str, int]:

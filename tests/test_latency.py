@@ -119,7 +119,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     def measured(calls: dict[str, _Sleeper], *_: Any, **__: Any) -> dict[str, Latency]:
         return {name: Latency(call.ms, 0.0, 5, call.threads, "known") for name, call in calls.items()}
 
-    monkeypatch.setattr("graphprune.targeting.interleave", measured)
+    for where in ("targeting", "backends.measure"):
+        monkeypatch.setattr(f"graphprune.{where}.interleave", measured)
     Known.log.clear()
 
 

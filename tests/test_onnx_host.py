@@ -402,7 +402,7 @@ CASES: dict[str, tuple[Callable[[], onnx.ModelProto], list[int]]] = {
     "clip to constants cast to the type of what is clipped": (
         lambda: build(
             "a = Conv(x, w) lo = CastLike(zero, a) hi = CastLike(six, a) k = Clip(a, lo, hi) l = CastLike(k, x)"
-            "g = GlobalAveragePool(l) f = Flatten(g) y = MatMul(f, w2)",
+            "m = CastLike(l, l) g = GlobalAveragePool(m) f = Flatten(g) y = MatMul(f, w2)",
             {"w": (6, 4, 1, 1), "zero": np.int64(0), "six": np.int64(6), "w2": (6, 5)},
         ),
         [6],

@@ -29,7 +29,8 @@ from graphprune.costs import macs
 from graphprune.facts import Groups, Keep
 
 from .. import cifar
-from .loop import DEVICE, Results, Run, accuracy, mean
+from ..results import Results
+from .loop import DEVICE, Run, accuracy, mean
 
 GROUP = "group{freeze=conv1*|*.conv2|*.conv2.*}"
 MASK = "mask{macs=0.5x}"

@@ -22,7 +22,8 @@ import graphprune as gp
 from examples.digits import DigitsNet, digits
 from graphprune.facts import Groups
 
-from .loop import Results, Run, accuracy, mean
+from ..results import Results
+from .loop import Run, accuracy, mean
 
 WIDTH, BATCH, EPOCHS = 16, 64, 20
 SPARSITIES = (50, 70, 80, 90)

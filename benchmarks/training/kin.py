@@ -18,8 +18,9 @@ from torch.nn import functional as F
 import graphprune as gp
 from graphprune.facts import Groups, Keep
 
+from ..results import Results
 from .digits import batches, held, network, training
-from .loop import Results, Run, mean
+from .loop import Run, mean
 
 EPOCHS, TUNE = 8, 2
 MASK = "mask{macs=0.5x}"

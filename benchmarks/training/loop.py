@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -112,23 +111,6 @@ def mean(values: list[float], places: int = 1) -> str:
     middle = sum(values) / len(values)
     spread = math.sqrt(sum((v - middle) ** 2 for v in values) / max(len(values) - 1, 1))
     return f"{middle:.{places}f} ± {spread:.{places}f}" if len(values) > 1 else f"{middle:.{places}f}"
-
-
-class Results:
-    """A JSON file of results by name, so that an interrupted experiment goes on where it stopped."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-
-    def get(self, name: str, make: Callable[[], Any]) -> Any:
-        if name not in self.known:
-            self.known[name] = make()
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            part = self.path.with_suffix(".part")
-            part.write_text(json.dumps(self.known, indent=1) + "\n")
-            part.replace(self.path)
-        return self.known[name]
 
 
 def _resume(checkpoint: Path | None, parts: list[Any]) -> tuple[int, float]:

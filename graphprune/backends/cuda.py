@@ -38,8 +38,7 @@ class Cuda(Target):
         return None if tvm.cuda(0).exist else "no CUDA GPU here"
 
     def emit(self, program: Program, folder: Path) -> Path:
-        if reason := self.unable():
-            raise TargetError(f"target `cuda`: {reason}", "build TVM with USE_CUDA, or compile on a machine with a GPU")
+        self.require("build TVM with USE_CUDA, or compile on a machine with a GPU")
         from tvm import relax
         from tvm.s_tir import dlight
 

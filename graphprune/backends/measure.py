@@ -81,6 +81,12 @@ def interleave(
     return {name: _latency(name, callables[name], samples[name], threads) for name in names}
 
 
+def share(original: Runnable, other: Runnable, repeats: int = 31, *, seconds: float = 4.0) -> float:
+    """What ``other`` takes of the original's time: both in turns, so that what slows the machine slows both."""
+    found = interleave({"original": original, "other": other}, repeats, seconds=seconds)
+    return found["other"].median_ms / found["original"].median_ms
+
+
 def _warm_up(call: Callable[[], object]) -> tuple[int, float]:
     """How many calls make a sample, and seconds per call."""
     call()  # whatever is lazy happens here

@@ -47,9 +47,8 @@ class Onnx(Target):
             from ..hosts.onnx import OnnxHost
 
             example = OnnxHost.load(path).example()
-        if reason := self.unable():
-            raise TargetError(f"target `{self.label}`: {reason}", "it is in the package onnxruntime-gpu")
-        return _Session(path, threads, example, self.providers)
+        self.require("it is in the package onnxruntime-gpu")
+        return _Session(self.label, path, threads, example, self.providers)
 
     def time_ops(self, points: Sequence[Point], *, threads: int = 1) -> Iterator[dict[Point, Latency]]:
         return ort_ops.time_ops(points, threads, self.label)
@@ -57,7 +56,9 @@ class Onnx(Target):
     def profile(self, program: Program, *, threads: int = 1) -> dict[str, float]:
         with tempfile.TemporaryDirectory(prefix="graphprune-") as folder:
             path = self.emit(program, Path(folder))
-            return ort_ops.profile(path, _Session(path, 1, program.host.example()).feed(), program.graph, threads)
+            return ort_ops.profile(
+                path, _Session(self.label, path, 1, program.host.example()).feed(), program.graph, threads
+            )
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ class OrtTensorrt(OrtCuda):
 
 def _export(host: Host, path: Path) -> None:
     import torch
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     exported = host.exported()  # type: ignore[attr-defined]
     try:
@@ -105,6 +107,7 @@ def _export(host: Host, path: Path) -> None:
             assert made is not None
             _without_zero_biases(made.model)
             _without_casts(made.model)
+            RemoveUnusedNodesPass()(made.model)
             made.save(path)
     except Exception as error:  # the exporter raises whatever its decompositions raise
         said = first_line(error.__cause__ or error)
@@ -114,26 +117,21 @@ def _export(host: Host, path: Path) -> None:
 def _without_zero_biases(model: Any) -> None:
     """The exporter gives a convolution without bias one of zeros that is computed at run time, and
     ONNX Runtime fuses nothing with a convolution whose bias is computed."""
-    from onnx_ir.passes.common import RemoveUnusedNodesPass
-
     for node in model.graph:
         if node.op_type in ("Conv", "ConvTranspose") and len(node.inputs) > 2 and _zeros(node.inputs[2]):
             node.replace_input_with(2, None)
-    RemoveUnusedNodesPass()(model)
 
 
 def _without_casts(model: Any) -> None:
     """The exporter casts the bounds of a clip to what they are already, by the type of what is clipped: as
     if the bounds were computed from it."""
     from onnx_ir.convenience import get_const_tensor
-    from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     for node in model.graph:
         if node.op_type == "CastLike" and node.inputs[0] is not None:
             tensor, like = get_const_tensor(node.inputs[0]), node.inputs[1].dtype
             if tensor is not None and tensor.dtype == like and not node.outputs[0].is_graph_output():
                 node.outputs[0].replace_all_uses_with(node.inputs[0])
-    RemoveUnusedNodesPass()(model)
 
 
 def _zeros(value: Any) -> bool:
@@ -161,8 +159,10 @@ def _quiet() -> Iterator[None]:
 
 
 class _Session(Runnable):
-    def __init__(self, path: Path, threads: int, example: Batch, providers: Sequence[str] = Onnx.providers) -> None:
-        super().__init__("onnx", threads, example)
+    def __init__(
+        self, label: str, path: Path, threads: int, example: Batch, providers: Sequence[str] = Onnx.providers
+    ) -> None:
+        super().__init__(label, threads, example)
         import onnxruntime as ort
 
         options = ort.SessionOptions()

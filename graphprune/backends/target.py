@@ -48,6 +48,11 @@ class Target:
         """Why its code cannot be run on this machine, or None."""
         return None
 
+    def require(self, hint: str | None = None) -> None:
+        """Raises TargetError where the target's code cannot be run on this machine."""
+        if reason := self.unable():
+            raise TargetError(f"target `{self.label}`: {reason}", hint)
+
     def unmeasured(self) -> str | None:
         """Why its code cannot be timed from this machine, or None."""
         return self.unable()

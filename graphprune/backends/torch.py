@@ -42,7 +42,17 @@ class Torch(Target):
         return self._ready(_torch_host(program), threads, None)
 
     def _ready(self, host: TorchHost, threads: int, example: Batch | None) -> Runnable:
-        return _TorchRunnable(self.label, host, host.model, threads, example)
+        self.require()
+        host = self._placed(host)
+        return _TorchRunnable(self.label, host, self._callable(host), threads, example)
+
+    def _placed(self, host: TorchHost) -> TorchHost:
+        """The network where it is to run."""
+        return host
+
+    def _callable(self, host: TorchHost) -> Any:
+        """What runs it."""
+        return host.model
 
 
 @dataclass(frozen=True)
@@ -57,12 +67,10 @@ class TorchCompile(Torch):
     def unable(self) -> str | None:
         return None if any(map(shutil.which, ("g++", "clang++", "c++"))) else "no C++ compiler (g++) on the PATH"
 
-    def _ready(self, host: TorchHost, threads: int, example: Batch | None) -> Runnable:
+    def _callable(self, host: TorchHost) -> Any:
         import torch
 
-        if reason := self.unable():
-            raise TargetError(f"target `{self.label}`: {reason}")
-        return _TorchRunnable(self.label, host, torch.compile(host.model, dynamic=False), threads, example)
+        return torch.compile(host.model, dynamic=False)
 
 
 @dataclass(frozen=True)
@@ -79,8 +87,12 @@ class TorchCuda(TorchCompile):
 
         return None if torch.cuda.is_available() else "this PyTorch sees no CUDA GPU"
 
-    def _ready(self, host: TorchHost, threads: int, example: Batch | None) -> Runnable:
-        return super()._ready(host if self.unable() else _moved(host, "cuda"), threads, example)
+    def _placed(self, host: TorchHost) -> TorchHost:
+        from torch.export.passes import move_to_device_pass
+
+        from ..hosts.torch import TorchHost
+
+        return TorchHost.from_exported(move_to_device_pass(host.exported(), "cuda"))
 
 
 def _torch_host(program: Program) -> TorchHost:
@@ -89,15 +101,6 @@ def _torch_host(program: Program) -> TorchHost:
     if not isinstance(program.host, TorchHost):
         raise TargetError("target `torch`: the model is an ONNX model", "use the target `onnx` or `tvm`")
     return program.host
-
-
-def _moved(host: TorchHost, device: str) -> TorchHost:
-    """A copy of the network on another device, with the devices that its ops name."""
-    from torch.export.passes import move_to_device_pass
-
-    from ..hosts.torch import TorchHost
-
-    return TorchHost.from_exported(move_to_device_pass(host.exported(), device))
 
 
 class _TorchRunnable(Runnable):

@@ -92,9 +92,10 @@ SLOTS: dict[str, frozenset[int]] = {
     "ConstantOfShape": frozenset({0}),
     "Range": frozenset({0, 1, 2}),
     "Dropout": frozenset({1, 2}),
-    "CastLike": frozenset({1}),
     "Col2Im": frozenset({1, 2}),
 }
+TYPES: dict[str, frozenset[int]] = {"CastLike": frozenset({1})}
+"""Inputs whose type alone matters: nothing is computed from them."""
 
 
 def standard(node: ir.Node) -> bool:

@@ -17,7 +17,7 @@ from .onnx_ops import MICROSOFT, ONNX
 from .onnx_quant import MICROSOFT_QUANTISED, QUANTISED
 from .onnx_reindex import attributes
 from .onnx_run import dtype_name
-from .onnx_sizes import Flow, captured, known, slots
+from .onnx_sizes import Flow, captured, known, operands, slots
 from .onnx_watch import Seen
 
 _TABLES: dict[str, dict[str, Reader]] = {
@@ -76,7 +76,7 @@ class _Reader:
     # ---- ops -------------------------------------------------------------------------------------
 
     def _operands(self, node: ir.Node, literal: frozenset[int]) -> list[ir.Value | None]:
-        return [None if k in literal else value for k, value in enumerate(node.inputs)]
+        return [None if k in literal else value for k, value in enumerate(operands(node))]
 
     def _read(self, node: ir.Node) -> Reading:
         """Kind, operands and attributes; for an unknown op its own name and all it reads, for an unknown

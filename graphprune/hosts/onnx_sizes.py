@@ -16,7 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..ir import Array
-from .onnx_call import SLOTS, constant_tensor, standard
+from .onnx_call import SLOTS, TYPES, constant_tensor, standard
 from .onnx_watch import SMALL, Seen
 
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
@@ -40,10 +40,10 @@ def slots(node: ir.Node) -> frozenset[int]:
     return SLOTS.get(node.op_type, frozenset()) if standard(node) else frozenset()
 
 
-def _read(node: ir.Node) -> list[ir.Value]:
-    """The inputs that a node's outputs are computed from: not those whose type alone matters."""
-    typed = standard(node) and node.op_type == "CastLike"
-    return [value for value in (node.inputs[:1] if typed else node.inputs) if value is not None]
+def operands(node: ir.Node) -> list[ir.Value | None]:
+    """The inputs of a node that its outputs are computed from; None in place of those whose type alone matters."""
+    idle = TYPES.get(node.op_type, frozenset[int]()) if standard(node) else frozenset[int]()
+    return [None if k in idle else value for k, value in enumerate(node.inputs)]
 
 
 def captured(node: ir.Node, outer: Mapping[ir.Value, Any] | set[ir.Value]) -> list[ir.Value]:
@@ -75,10 +75,10 @@ class Flow:
             self._sort(node)
 
     def _sort(self, node: ir.Node) -> None:
-        inputs = _read(node) + captured(node, self.inside)
+        inputs = [value for value in operands(node) if value is not None] + captured(node, self.inside)
         outputs = set(node.outputs)
         literal = slots(node)
-        weighty = any(v in self._weighty for k, v in enumerate(node.inputs) if k not in literal)
+        weighty = any(v in self._weighty for k, v in enumerate(operands(node)) if k not in literal)
         if standard(node) and node.op_type == "Constant":
             self.constant |= outputs
             if (tensor := constant_tensor(node.outputs[0])) is not None and _weighty(tensor):
@@ -93,8 +93,8 @@ class Flow:
 
     def literal(self, node: ir.Node) -> bool:
         """Whether every literal input of the node is a literal indeed, not data."""
-        given = [v for k, v in enumerate(node.inputs) if k in slots(node) and v in _read(node)]
-        return all(v in self.constant or v in self.sized for v in given)
+        given = [node.inputs[k] for k in slots(node) if k < len(node.inputs)]
+        return all(v is None or v in self.constant or v in self.sized for v in given)
 
     def to_watch(self) -> list[str]:
         """The literals that have to be computed to be known."""
