@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
-from .costs import Cost
+from .costs import macs
 from .dims import Dim, Indices
-from .facts import Group
-from .ir import Op
+from .facts import Group, Groups
+from .ir import Op, Program
+from .latency.model import LatencyModel
 from .prices import Prices
 from .segments import Lists, Segments, Taker
-from .selection import ends, is_run, located, runs, sources
+from .selection import ends, is_run, located, reindexes, runs, sources
 
 MENU = ("view", "gather", "widen", "duplicate", "sink", "constrain")
 WIDER = ("widen", "constrain")
@@ -53,14 +54,25 @@ class Pricing:
 
     segments: Segments
     prices: Prices
-    macs: Cost
+    computing: Callable[[Mapping[Dim, float]], float]  # microseconds at so many positions of every leaf
+
+    @classmethod
+    def of(cls, program: Program, lists: Lists, prices: Prices) -> Pricing:
+        """Computing is priced by the target's latency table where the program knows one, else by
+        multiply-accumulates; what selections cost is the choice's own, and in neither."""
+        segments = Segments(program, program.fact(Groups), lists)
+        if program.knows(LatencyModel):
+            moves = frozenset(op.name for op in reindexes(program.graph))
+            return cls(segments, prices, partial(program.fact(LatencyModel).us, without=moves))
+        cost = macs(program.graph, program.host)
+        return cls(segments, prices, lambda lengths: cost(lengths) * segments.batch / 1e6 * prices.mac)
 
     def lengths(self, keep: Lists) -> dict[Dim, float]:
         return {group.dim: float(len(keep[group.name])) for group in self.segments.by_leaf.values()}
 
     def compute_us(self, keep: Lists) -> float:
-        """Microseconds of the multiply-accumulates when groups keep those lists."""
-        return self.macs(self.lengths(keep)) * self.segments.batch / 1e6 * self.prices.mac
+        """Microseconds of computing when groups keep those lists."""
+        return self.computing(self.lengths(keep))
 
     def layout(
         self,
@@ -117,7 +129,7 @@ class Pricing:
         run, copied = (0.0, 0.0) if whole else self._run(taker, size)
         own = given[start : stop : taker.inner] // taker.inner
         blank = np.setdiff1d(own, self.segments.keep[taker.own.name])
-        return Choice("constrain" if whole else "widen", run + self.more(taker.own) * extra, copied, own, blank)
+        return Choice("constrain" if whole else "widen", run + self.more(taker.own, extra), copied, own, blank)
 
     def _run(self, taker: Taker, size_bytes: float) -> tuple[float, float]:
         """What a run costs, and the bytes of it that are copied."""
@@ -174,22 +186,23 @@ class Pricing:
             yield Choice("scatter", us, 2 * size)
         if "widen" in menu and taker.own is not None and taker.inner == 1:
             blank = np.setdiff1d(wanted, given)
-            yield Choice("widen", self.more(taker.own) * len(blank), 0.0, wanted, blank)
+            yield Choice("widen", self.more(taker.own, len(blank)), 0.0, wanted, blank)
 
     def _shared(self, taker: Taker) -> bool:
         return sum(other.own is taker.own for other in self.segments.takers) > 1
 
-    def more(self, group: Group) -> float:
-        """Microseconds of one channel more of a group."""
-        if group.name not in self._each:
+    def more(self, group: Group, channels: int) -> float:
+        """Microseconds of so many channels more of a group; never less than none, as a table that was measured
+        may say."""
+        key = (group.name, channels)
+        if key not in self._more:
             kept = self.lengths(self.segments.keep)
-            more = {**kept, group.dim: kept[group.dim] + 1}
-            macs = (self.macs(more) - self.macs(kept)) * self.segments.batch
-            self._each[group.name] = macs / 1e6 * self.prices.mac
-        return self._each[group.name]
+            wider = {**kept, group.dim: kept[group.dim] + channels}
+            self._more[key] = max(0.0, self.computing(wider) - self.computing(kept))
+        return self._more[key]
 
     @cached_property
-    def _each(self) -> dict[str, float]:
+    def _more(self) -> dict[tuple[str, int], float]:
         return {}
 
     def _concats(self, keep: Lists, sinks: frozenset[str]) -> Iterator[tuple[str, float]]:

@@ -6,41 +6,39 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from .costs import Cost, macs
+from .costs import Cost
 from .dims import PRODUCT, Indices, find, terms
 from .facts import Groups, Scores
 from .ir import Program
 from .menu import MENU, Pricing
 from .planning import best
 from .prices import PRICES
-from .segments import Segments, Slot, Taker
+from .segments import Slot, Taker
 from .selection import ends
 
 Lists = Mapping[str, Indices]
 
 
-def agree(program: Program, keep: Lists, scores: Scores, budget: Cost, target: str = "") -> dict[str, Indices]:
+def agree(
+    program: Program, keep: Lists, scores: Scores, budget: Cost, steps: Mapping[str, int], target: str = ""
+) -> dict[str, Indices]:
     """``keep`` with the readers of some segments made to agree.
 
-    Per segment: of every block the fewest channels, the best by the sum of all readers' scores, that keep
-    as much of that sum as the readers keep with lists of their own. That is taken where it is predicted to
-    be no slower on ``target`` (multiply-accumulates, copies and concatenations; the host's own by default)
-    and costs no more of the budget.
+    Per segment: of every block the fewest channels (in multiples of ``steps``), the best by the sum of all
+    readers' scores, that keep as much of that sum as the readers keep with lists of their own. That is taken
+    where it is predicted to be no slower on ``target`` (computing, copies and concatenations; the host's own by
+    default) and costs no more of the budget.
     """
     groups = program.fact(Groups)
-    prices, compute = PRICES[target or program.host.kind], macs(program.graph, program.host)
-
-    def priced(lists: Lists) -> Pricing:
-        return Pricing(Segments(program, groups, lists), prices, compute)
-
-    now = priced(keep)
+    prices = PRICES[target or program.host.kind]
+    now = Pricing.of(program, keep, prices)
     chosen, least = dict(keep), _us(now)
     for part in now.segments.parts():
-        tied = _tied(part, keep, scores, groups)
+        tied = _tied(part, keep, scores, groups, steps)
         if tied is None:
             continue
         both = {**chosen, **tied}
-        pricing = priced(both)
+        pricing = Pricing.of(program, both, prices)
         if budget(pricing.lengths(both)) <= budget(pricing.lengths(chosen)):
             us = _us(pricing)
             if us <= least:
@@ -54,7 +52,9 @@ def _us(pricing: Pricing) -> float:
     return pricing.compute_us(layout.keep) + layout.us(pricing.segments.takers, list(layout.concat_us))
 
 
-def _tied(part: Sequence[Taker], keep: Lists, scores: Scores, groups: Groups) -> dict[str, Indices] | None:
+def _tied(
+    part: Sequence[Taker], keep: Lists, scores: Scores, groups: Groups, steps: Mapping[str, int]
+) -> dict[str, Indices] | None:
     """One list of every block for all its readers; None where writers choose as well."""
     by_name = {group.name: group for group in groups}
     total: dict[str, list[Indices]] = {}
@@ -73,7 +73,7 @@ def _tied(part: Sequence[Taker], keep: Lists, scores: Scores, groups: Groups) ->
         every = np.sum(found, 0)
         order = np.argsort(-every, kind="stable")
         count = 1 + int(np.searchsorted(np.cumsum(every[order]), wanted[block] * (1 - 1e-9)))
-        lists[block] = np.sort(order[:count])
+        lists[block] = np.sort(order[: count + -count % steps.get(block, 1)])
     tied = dict(lists)
     for taker in part:
         assert taker.own is not None

@@ -80,7 +80,7 @@ def _candidates(pricing: Pricing, order: Order, layout: Layout) -> Iterator[tupl
         while at and standing[at - 1] in takes:
             at -= 1
         missing = tuple(channel for channel in standing[:at] if channel in takes)
-        yield block, (*standing, *missing), pricing.more(groups[block]) * len(missing)
+        yield block, (*standing, *missing), pricing.more(groups[block], len(missing))
 
 
 def _block(taker: Taker) -> str | None:

@@ -16,8 +16,10 @@ import pytest
 import torch
 
 import graphprune as gp
-from graphprune import proof
+from graphprune import costs, proof
 from graphprune.facts import Groups, Keep, Order
+from graphprune.latency.model import LatencyModel
+from graphprune.latency.workload import works
 from graphprune.passes.propagate import Propagate
 from graphprune.passes.reorder import Reorder
 from graphprune.pipeline import replay
@@ -167,6 +169,14 @@ def test_what_producers_keep_is_a_multiple_of_the_grain_too(mode):
     assert all(one.error <= one.tolerance for one in proof.verify(done))
 
 
+@pytest.mark.parametrize(("share", "grain"), [(0.3, 2), (0.3, 3), (0.6, 3), (0.6, 5)])
+def test_readers_agree_on_a_multiple_of_the_grain(share, grain):
+    program = gp.load(Rough().eval(), torch.randn(1, 3, 32, 32))
+    recipe = f"group,score,mask{{params={share}x floor=0 grain={grain} unconstrained=mixed target=onnx}}"
+    counts = {name: len(kept) for name, kept in gp.run(recipe, program).fact(Keep).keep.items()}
+    assert len(counts) == 4 and all(count % grain == 0 or count == 16 for count in counts.values()), counts
+
+
 class Rough(torch.nn.Module):
     """A stem, a branch that adds to it, and three readers of the sum."""
 
@@ -187,8 +197,6 @@ def test_budgets_count_what_is_really_left(unit, allocate):
     """The union that producers keep is part of the price."""
     program = branches.program("dense")
     recipe = f"group,score,mask{{{unit}=0.5x allocate={allocate} unconstrained=readers}},propagate"
-    from graphprune import costs
-
     cost = getattr(costs, unit)
     done = gp.run(recipe, program)
     left = cost(done.graph, done.host)() / cost(program.graph, program.host)()
@@ -199,8 +207,6 @@ def test_budgets_count_what_is_really_left(unit, allocate):
 @pytest.mark.parametrize("name", ["plain", "residual", "dense", "attention"])
 def test_readers_agree_where_that_is_no_slower(name, on):
     """mixed: within the same budget, and never predicted to take longer than all readers choosing."""
-    from graphprune import costs
-
     program = branches.program(name)
     recipe = f"group,score,mask{{{{params=0.6x unconstrained={{}} target={on}}}}},reorder{{{{target={on}}}}},propagate"
     free, mixed = (gp.run(recipe.format(mode), program) for mode in ("readers", "mixed"))
@@ -211,6 +217,21 @@ def test_readers_agree_where_that_is_no_slower(name, on):
         time[mode] = copied + PRICES[on].mac * 2 / 1e6 * costs.macs(done.graph, done.host)()
     assert time["mixed"] <= time["free"] * (1 + 1e-9)
     check(name, mixed)
+
+
+@pytest.mark.parametrize("slope", [0.0, 1e3])
+def test_extra_channels_cost_what_the_latency_table_says(slope):
+    """Where wider convolutions take no longer nothing is copied; where they do nothing is widened."""
+    program = loosened("plain")
+    program = program.learn(random_keep(program, 4))
+    found = tuple(works(program.graph, program.host))
+    surfaces = {work.family: lambda inner, outer: 1.0 + slope * inner * outer for work in found}
+    dims = {group.name: group.dim for group in program.fact(Groups)}
+    model = LatencyModel(found, surfaces, dims, costs.symbols(program.graph, program.host), 1.0, "a table")
+    done = gp.run(gp.Recipe((Reorder(target="onnx"), Propagate())), program.learn(model))
+    hows = {taker["how"] for one in done.plan["segments"] for taker in one["takers"]} - {"all"}
+    assert hows and hows <= ({"view", "gather"} if slope else {"widen", "constrain"})
+    check("plain", done)
 
 
 class Wide(torch.nn.Module):

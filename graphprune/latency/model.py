@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -20,7 +20,7 @@ from .table import Point, Surface, Table, grid
 from .workload import Family, Widths, Work, works
 
 Array = NDArray[Any]
-Counts = Mapping[str, int]
+Counts = Mapping[str, float]
 Menus = Mapping[str, Sequence[int]]
 """The counts that each group may keep."""
 
@@ -60,6 +60,12 @@ class LatencyModel:
     def total_ms(self, counts: Counts) -> float:
         """The whole network's predicted latency."""
         return self.scale * self.sum(counts) + self.offset_ms
+
+    def us(self, lengths: Mapping[Dim, float], without: Container[str] = ()) -> float:
+        """Predicted microseconds when the groups' dims keep so many positions; ``without``: ops left out."""
+        counts = {name: lengths[dim] for name, dim in self.dims.items() if dim in lengths}
+        found = sum(self._price(k, counts) for k, work in enumerate(self.works) if work.op not in without)
+        return 1e3 * (self.scale * found + self.offset_ms)
 
     def per_op(self, counts: Counts) -> dict[str, float]:
         """Milliseconds of every op, scaled like the whole; an op's parts added up."""

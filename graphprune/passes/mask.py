@@ -93,7 +93,8 @@ class Mask(Pass):
         counts = METHODS[self.allocate](problem)
         keep = {group.name: best(scores[group], counts[group.name]) for group in groups}
         keep = links.complete(keep)
-        keep = agree(program, keep, scores, cost, self.target) if self.unconstrained == "mixed" else keep
+        if self.unconstrained == "mixed":
+            keep = agree(program, keep, scores, cost, links.steps, self.target)
         return program.learn(Keep(keep)).learn(Budget(unit, remains * cost()))
 
     def menus(self, program: Program) -> dict[str, list[int]]:

@@ -47,12 +47,12 @@ class Reorder(Pass):
 
     def run(self, program: Program) -> Program:
         keep = program.fact(Keep)
-        segments = Segments(program, program.fact(Groups), keep.keep)
-        if not segments.takers:
-            return program.learn(Order())
         on = self.target or program.host.kind
         prices = read_prices(Path(self.prices), on) if self.prices else PRICES[on]
-        pricing = Pricing(segments, prices, macs(program.graph, program.host))
+        pricing = Pricing.of(program, keep.keep, prices)
+        segments = pricing.segments
+        if not segments.takers:
+            return program.learn(Order())
         menu = self.menu.split("|")
         if self.order == "best":
             layout, sinks, ordering = best(pricing, menu, _within(program, pricing))
