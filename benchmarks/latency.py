@@ -70,16 +70,11 @@ def load(name: str, folder: Path) -> Program:
 def one(program: Program, on: str, budget: str, threads: int, compare: bool) -> dict[str, Any]:
     """One row: a latency budget met, measured once more on its own, and the MACs budget beside it."""
     aim, start = target(on), time.perf_counter()
-    grain = aim.grain
-    while True:  # as compile does: finer where that budget is beyond the target's own grain
-        try:
-            recipe = Recipe.parse(f"group,score,mask{{latency={budget} grain={grain}}},propagate")
-            found = to_latency(program, recipe, aim, threads=threads)
-            break
-        except BudgetError as error:
-            if grain == 1:
-                return {"error": str(error.message), "seconds": time.perf_counter() - start}
-            grain //= 2
+    recipe = Recipe.parse(f"group,score,mask{{latency={budget} grain={aim.grain}}},propagate")
+    try:
+        found = to_latency(program, recipe, aim, threads=threads)
+    except BudgetError as error:
+        return {"error": str(error.message), "seconds": time.perf_counter() - start}
     seconds = time.perf_counter() - start
     original = aim.runnable(program, threads=threads)
     again = interleave({"a": original, "b": aim.runnable(found.program, threads=threads)}, REPEATS, seconds=10)
@@ -89,13 +84,12 @@ def one(program: Program, on: str, budget: str, threads: int, compare: bool) -> 
         "wanted": float(budget.rstrip("x")),
         "remeasured": again["b"].median_ms / again["a"].median_ms,
         "spread": again["b"].spread_ms / again["b"].median_ms,
-        "grain": grain,
         "rounds": len(found.facts["rounds"]),
         "points_measured": found.facts["table"]["measured_now"],
         "seconds": seconds,
     }
     if compare:
-        row["importance_by_macs"], row["share_by_macs"] = by_macs(program, on, row["remeasured"], threads, grain)
+        row["importance_by_macs"], row["share_by_macs"] = by_macs(program, on, row["remeasured"], threads, aim.grain)
         row["importance_at_any_width"], _ = by_macs(program, on, row["remeasured"], threads, 1, "global")
     return row
 
@@ -139,19 +133,19 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     lines = [
         "| network, target, threads, budget | measured | again | predicted / measured | importance "
         "| by MACs at that grain, at any width "
-        "| grain | rounds | points | s |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| rounds | points | s |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for key, row in rows.items():
         if "error" in row:
-            lines.append(f"| {key} | {row['error']} | | | | | | | | {row['seconds']:.0f} |")
+            lines.append(f"| {key} | {row['error']} | | | | | | | {row['seconds']:.0f} |")
             continue
         names = ("importance_by_macs", "importance_at_any_width")
         macs = ", ".join(f"{row[name]:.1%}" for name in names if name in row) or "-"
         lines.append(
             f"| {key} | {row['measured_ms'] / row['whole_ms']:.3f}x | {row['remeasured']:.3f}x "
             f"| {row['predicted_ms'] / row['measured_ms']:.3f} | {row['importance']:.1%} | {macs} "
-            f"| {row.get('grain', '')} | {row['rounds']} | {row['points_measured']} | {row['seconds']:.0f} |"
+            f"| {row['rounds']} | {row['points_measured']} | {row['seconds']:.0f} |"
         )
     return "\n".join(lines)
 

@@ -232,7 +232,8 @@ def record(
 
 
 def _aligned(program: Program, unit: str, text: str, grain: int, attempt: Callable[[Recipe], T]) -> tuple[Recipe, T]:
-    """The default recipe, with the largest grain up to the targets' own that meets the budget."""
+    """The default recipe, with the largest grain up to the targets' own that meets the budget; a latency table has
+    a price for what is below the grain."""
     scored = program.knows(Groups) and program.knows(Scores)
     if unit == "channels" and grain > 1:  # which is met however much the grain rounds up
         grain = _near(program if scored else run("group,score", program), text, grain)
@@ -241,7 +242,7 @@ def _aligned(program: Program, unit: str, text: str, grain: int, attempt: Callab
         try:
             return steps, attempt(steps)
         except BudgetError:
-            if grain == 1:
+            if grain == 1 or unit == "latency":
                 raise
             grain //= 2
 

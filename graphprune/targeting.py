@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -88,7 +88,7 @@ def to_latency(
     timed from here the table alone decides. Raises BudgetError with what can be reached.
     """
     at = next(k for k, step in enumerate(recipe.steps) if isinstance(step, Mask))
-    mask, steps = recipe.steps[at], Recipe(recipe.steps[at:])
+    mask = recipe.steps[at]
     assert isinstance(mask, Mask)
     scored = run(Recipe(recipe.steps[:at]), program, progress)
     if mask.unconstrained != "no":  # a reader's width is its own, and so is its cost
@@ -104,7 +104,13 @@ def to_latency(
     for number in range(1 if blind else ROUNDS):
         if progress:
             progress(f"latency {mask.latency} on {on.label}", number, ROUNDS)
-        chosen = run(steps, scored.learn(model))
+        first = mask if rounds or blind else _reachable(mask, scored, model, goal)
+        try:
+            chosen = run(Recipe((first, *recipe.steps[at + 1 :])), scored.learn(model))
+        except BudgetError:
+            if any(one.measured_ms <= ALLOWED * goal for one in rounds):
+                break  # what was corrected says that nothing can do what has been done
+            raise
         counts = _counts(chosen)
         if any(counts == earlier for earlier, _ in seen):
             break
@@ -117,7 +123,7 @@ def to_latency(
         seen.append((counts, measured))
         if CLOSE[0] * goal <= measured <= CLOSE[1] * goal:
             break
-        model = model.corrected(seen)
+        model = model.corrected(seen, goal)
     best = _best(rounds, goal, mask.latency, on)
     facts = {
         "budget": mask.latency,
@@ -139,6 +145,13 @@ def to_latency(
 def _model(scored: Program, table: Table, whole_ms: float | None, on: Target) -> LatencyModel:
     groups = scored.fact(Groups)
     return LatencyModel.of(scored.graph, scored.host, groups, table, whole_ms, on.label)
+
+
+def _reachable(mask: Mask, scored: Program, model: LatencyModel, goal: float) -> Mask:
+    """The mask; where the table says that not even the least will do, one that asks for the least: it may well
+    take less than the table says, and if not then what it takes is what the user is told."""
+    least = model.total_ms({name: counts[0] for name, counts in mask.menus(scored).items()})
+    return mask if least <= goal else replace(mask, latency=f"{least * (1 + 1e-6):.9f}ms")
 
 
 def _counts(program: Program) -> dict[str, int]:

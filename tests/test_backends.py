@@ -338,6 +338,42 @@ def test_tvm_names_an_unknown_processor(residual: Program, tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+class Joined(nn.Module):
+    """Parts of all widths meet, with BatchNorm and an activation behind; another has a slice in it."""
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, widths[0], 1)
+        self.parts = nn.ModuleList(nn.Conv2d(widths[0], width, 1) for width in widths[1:])
+        self.norm, self.last = nn.BatchNorm2d(sum(widths)), nn.Conv2d(sum(widths), 8, 1)
+        self.head = nn.Conv2d(11, 2, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        y = torch.cat([x, *[part(x) for part in self.parts]], 1)
+        return self.head(torch.cat([self.last(torch.relu(self.norm(y))), y[:, 1:4]], 1))
+
+
+@pytest.mark.parametrize("widths", [(64, 32), (50, 20, 7, 1, 33), (16, 1, 1), (5, 4)])
+def test_tvm_copies_each_part_of_a_concatenation_by_itself(widths: Sequence[int]) -> None:
+    """No question per element which part it is of, and BatchNorm is one product and one sum."""
+    from graphprune.backends.relax import imported, lowered, toolchain
+
+    torch.manual_seed(0)
+    made = Joined(widths)
+    for tensor in (*made.parameters(), *made.buffers()):
+        if tensor.is_floating_point():
+            nn.init.uniform_(tensor, 0.2, 1.0)
+    one = program(made, torch.randn(2, 3, 6, 5))
+    loops = lowered(imported(one.host)[0], toolchain().target.Target.from_device("cpu"))
+    kernels = {name.name_hint: str(func) for name, func in loops.functions_items()}
+    joins = {name: text for name, text in kernels.items() if "concat" in name}
+    assert len(joins) == 2 and not any("if_then_else" in text for text in joins.values())
+    assert not any("divide" in name or "subtract" in name for name in kernels)
+    batch = one.host.example()
+    assert error(Tvm().run(one, batch), one.host.run(batch)) <= TVM_TOLERANCE
+
+
 def test_tvm_names_an_op_it_cannot_import(tmp_path: Path) -> None:
     class Odd(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

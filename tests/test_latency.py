@@ -263,8 +263,8 @@ def test_a_table_has_what_the_search_needs_and_no_more(program: Program) -> None
     menus = Mask(latency="0.5x", grain=16).menus(scored)
     found = points(scored.graph, scored.host, scored.fact(Groups), menus, 16)
     widths = {family.text(): {w for f, w in found if f == family} for family, _ in found}
-    assert widths["conv 1 1 16 1 1 16 1 1 float32"] == {(a, b) for a in (16, 32, 64) for b in (16, 32, 64, 128)}
-    assert widths["conv 1 0 16 5 1 16 5 1 float32"] == {(16, 1), (32, 1), (64, 1)}
+    assert widths["conv 1 1 16 1 1 16 1 1 float32"] == {(a, b) for a in (8, 16, 32, 64) for b in (16, 32, 64, 128)}
+    assert widths["conv 1 0 16 5 1 16 5 1 float32"] == {(8, 1), (16, 1), (32, 1), (64, 1)}
     assert len(found) < 60
 
 
@@ -383,6 +383,35 @@ def test_an_offline_table_decides_alone(program: Program, clock: None, tmp_path:
 def test_what_cannot_be_reached_says_what_can(program: Program, clock: None) -> None:
     with pytest.raises(BudgetError, match=r"latency=0.01x cannot be reached on known: .* remain of .* \(0\.\d+x\)"):
         to_latency(program, recipe("0.01x"), Known())
+
+
+class Overrated(Known):
+    """Takes half of what its ops take alone when they are narrow: the table refuses too early."""
+
+    def runnable(self, program: Program, *, threads: int = 1) -> Runnable:
+        ms = alone(program)
+        return _Sleeper(ms if ms > self.extra else ms / 2, threads)
+
+
+def test_a_budget_below_the_tables_floor_is_measured_before_it_is_refused(program: Program, clock: None) -> None:
+    scored, model = model_of(program)
+    menus = Mask(latency="0.5x", grain=16).menus(scored)
+    least = model.total_ms({name: menu[0] for name, menu in menus.items()})
+    on = Overrated(extra=1.2 * least)
+    facts = to_latency(program, recipe(f"{0.8 * least:.6f}ms"), on).facts
+    assert facts["rounds"][0]["predicted_ms"] == pytest.approx(least)
+    assert facts["measured_ms"] <= 1.03 * 0.8 * least
+    with pytest.raises(BudgetError) as told:
+        to_latency(program, recipe(f"{0.3 * least:.6f}ms"), on)
+    assert f"at its floor {0.5 * least:.3g} ms remain" in str(told.value)
+
+
+def test_narrow_axes_may_keep_halves_of_the_grain(program: Program) -> None:
+    scored = run(Recipe.parse("group,score"), program)
+    menus = Mask(latency="0.5x", grain=16).menus(scored)
+    assert menus == {"stem": [8, 16, 32, 48, 64], "point": [16, 32, 48, 64, 80, 96, 112, 128], "last": [4, 8, 16, 32]}
+    coarse = Mask(latency="0.5x", grain=24, floor=0.0).menus(scored)
+    assert coarse["last"] == [6, 12, 24, 32]
 
 
 def test_a_latency_mask_alone_says_what_it_needs(program: Program) -> None:

@@ -15,12 +15,11 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..errors import TargetError
 from ..ir import Array, Host, Program
 from ..passes.fold import Fold
 from . import schedule
+from .relax_rewrites import clips, moved_weights, norms, rewritten
 from .relax_select import selections_into_readers
 from .target import first_line
 
@@ -103,97 +102,15 @@ def _from_onnx(host: Host) -> Any:
 
 def lowered(module: Any, target: Any, layout: str = "NHWC", scheduled: bool = True) -> Any:
     """From the imported graph to loops for ``target``, one function per fused op, its schedule fixed
-    (``scheduled``) or none; BatchNorm becomes scale and shift."""
+    (``scheduled``) or none."""
     from tvm import relax
 
     steps = relax.transform
-    module = _clips(steps.DecomposeOpsForInference()(module))
+    module = clips(steps.DecomposeOpsForInference()(norms(module)))
     if layout == "NHWC":
         module = steps.ConvertLayout({"relax.nn.conv2d": ["NHWC", "HWIO"]})(module)
-    module = selections_into_readers(_moved_weights(steps.CanonicalizeBindings()(module)))
+    module = selections_into_readers(moved_weights(steps.CanonicalizeBindings()(module)))
     return scheduled_loops(steps.FoldConstant()(module), target, scheduled)
-
-
-def _clips(module: Any) -> Any:
-    """Clips to constant bounds as a maximum and a minimum, which ConvertLayout knows: around a clip, and
-    around the loops that the ONNX frontend writes for one, it would transpose."""
-    from tvm import ir, relax
-
-    @relax.expr_functor.mutator
-    class Clipper(relax.PyExprMutator):  # type: ignore[misc]
-        def visit_call_(self, call: Any) -> Any:
-            call = self.visit_expr_post_order(call)
-            if getattr(call.op, "name", "") == "relax.clip":
-                value, low, high = (
-                    call.args[0],
-                    *(float(getattr(end.value, "value", end.value)) for end in call.args[1:]),
-                )
-            elif (upper := self.bound(call, "minimum")) and (lower := self.bound(self.bound_to(upper[0]), "maximum")):
-                (value, low), high = lower, upper[1]
-            else:
-                return call
-            above = self.builder_.emit(relax.op.maximum(value, relax.const(low, value.ty.dtype)))
-            return relax.op.minimum(above, relax.const(high, value.ty.dtype))
-
-        def bound(self, call: Any, of: str) -> tuple[Any, float] | None:
-            """The first argument of the frontend's ``of``, and the number that is the second."""
-            if getattr(getattr(call, "op", None), "name", "") != "relax.call_tir":
-                return None
-            if call.args[0].name_hint.rstrip("0123456789") != of or len(call.args[1].fields) != 2:
-                return None
-            number = self.number(call.args[1].fields[1])
-            return None if number is None else (call.args[1].fields[0], number)
-
-        def number(self, value: Any) -> float | None:
-            value = self.bound_to(value)
-            if getattr(getattr(value, "op", None), "name", "") == "relax.where":  # the bound, were it not NaN
-                value = self.bound_to(value.args[2])
-            if not isinstance(value, ir.GenericConst) or value.value.shape:
-                return None
-            number = float(value.value.numpy())
-            return None if np.isnan(number) else number
-
-        def bound_to(self, value: Any) -> Any:
-            found = self.lookup_binding(value) if isinstance(value, ir.Var) else None
-            return value if found is None else found
-
-    made = Clipper(module)
-    for name, function in module.functions_items():
-        if isinstance(function, relax.Function):
-            made.builder_.update_func(name, made.visit_expr(function))
-    return relax.transform.DeadCodeElimination()(made.builder_.get())
-
-
-def _moved_weights(module: Any) -> Any:
-    """Changes of layout and shape applied to constants. FoldConstant would compile a kernel for each, which
-    took nine tenths of a compilation."""
-    from tvm import ir, relax
-
-    moves = {
-        "relax.permute_dims": lambda array, call: array.transpose([int(axis) for axis in call.attrs.axes]),
-        "relax.expand_dims": lambda array, call: array.reshape([int(size) for size in call.ty.shape.values]),
-        "relax.reshape": lambda array, call: array.reshape([int(size) for size in call.ty.shape.values]),
-    }
-
-    @relax.expr_functor.mutator
-    class Mover(relax.PyExprMutator):  # type: ignore[misc]
-        def visit_call_(self, call: Any) -> Any:
-            call = self.visit_expr_post_order(call)
-            move = moves.get(getattr(call.op, "name", ""))
-            if move is None:
-                return call
-            value = call.args[0]
-            bound = self.lookup_binding(value) if isinstance(value, ir.Var) else None
-            value = value if bound is None else bound
-            if not isinstance(value, ir.GenericConst):
-                return call
-            return relax.const(np.ascontiguousarray(move(value.value.numpy(), call)))
-
-    made = Mover(module)
-    for name, function in module.functions_items():
-        if isinstance(function, relax.Function):
-            made.builder_.update_func(name, made.visit_expr(function))
-    return relax.transform.DeadCodeElimination()(made.builder_.get())
 
 
 def scheduled_loops(module: Any, target: Any, scheduled: bool = True) -> Any:
@@ -247,12 +164,7 @@ def packed(module: Any) -> Any:
             constants = [relax.const(each) for each in made]
             return relax.Tuple(constants) if isinstance(call.ty, ir.TupleType) else constants[0]
 
-    made = Packer(module)
-    for name, function in module.functions_items():
-        if isinstance(function, relax.Function):
-            made.builder_.update_func(name, made.visit_expr(function))
-    steps = relax.transform
-    return steps.DeadCodeElimination()(steps.CanonicalizeBindings()(made.builder_.get()))
+    return rewritten(relax.transform.CanonicalizeBindings()(module), Packer)
 
 
 def _parts(ty: Any) -> list[Any]:

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from .relax_rewrites import rewritten
+
 _LAST, _FIRST = [0, 2, 3, 1], [0, 3, 1, 2]  # to channels last, and back
 
 _FUSES_WHAT_FOLLOWS = 4
@@ -47,14 +49,10 @@ def selections_into_readers(module: Any) -> Any:
             if name == "relax.permute_dims":
                 found = _selected(call, self.lookup_binding)
                 if found is not None and found.at is not None:
-                    return relax.op.take(found.value, relax.const(found.at), axis=3, mode="fast")
+                    return _gather(self.builder_, found)
             return call
 
-    made = Into(module)
-    for name, function in module.functions_items():
-        if isinstance(function, relax.Function):
-            made.builder_.update_func(name, made.visit_expr(function))
-    return relax.transform.DeadCodeElimination()(made.builder_.get())
+    return rewritten(module, Into)
 
 
 def _selected(value: Any, lookup: Any) -> _Selection | None:
@@ -106,6 +104,16 @@ def _slice(call: Any) -> _Selection | None:
     if axes not in ([3], [-1]) or step != [1] or not 0 <= begin[0] < end[0]:
         return None
     return _Selection(call.args[0], min(end[0], size) - begin[0], begin[0])
+
+
+def _gather(builder: Any, selection: _Selection) -> Any:
+    """As TVM's own, which warns of indices that it has not looked at."""
+    from tvm import relax, te
+
+    def gather(x: Any, at: Any) -> Any:
+        return te.compute((*x.shape[:3], selection.count), lambda n, h, w, c: x[n, h, w, at[c]], name="gathered")
+
+    return builder.call_te(gather, selection.value, relax.const(selection.at), primfunc_name_hint="gather")
 
 
 def _convolution(builder: Any, call: Any, selection: _Selection) -> Any:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from .schedule_concat import concatenation
+
 _SPATIAL, _REDUCTION = 0, 2  # tvm's numbers of kinds of block axes
 
 
@@ -77,6 +79,7 @@ def _schedule(func: Any, target: Any, registers: Registers) -> Any:
     for attempt in (
         lambda: _Nest(func, registers).tile(),
         lambda: _Nest(func, registers).pool(),
+        lambda: concatenation(func, registers.lanes),
         lambda: dlight.cpu.Reduction().apply(func, target, False),
         lambda: _Nest(func, registers).spread(),
     ):

@@ -51,12 +51,24 @@ def from_proto(proto: onnx.ModelProto, where: str) -> ir.Model:
             )
     check_proto(proto, where)
     try:
-        return ir.from_proto(proto)
+        model = ir.from_proto(proto)
+        _hold_weights(model)
+        return model
     except Exception as error:  # onnx_ir raises plain ValueErrors and RuntimeErrors for broken graphs
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
         raise ModelError(f"{where}: not a valid ONNX model ({str(cause).splitlines()[0][:200]})") from error
+
+
+def _hold_weights(model: ir.Model) -> None:
+    """Where every weight is an input as well, as IR 3 had to have it and PyTorch long wrote it, none is any more:
+    what a caller could replace ONNX Runtime neither folds nor lays out anew, which can double the latency. Where
+    only some are, they are meant as inputs with a default."""
+    weights, inputs = model.graph.initializers, model.graph.inputs
+    if weights and all(value.is_graph_input() for value in weights.values()):
+        inputs[:] = [value for value in inputs if value.name not in weights]
+        model.ir_version = max(model.ir_version, 4)
 
 
 def external(model: ir.Model) -> Iterator[ir.ExternalTensor]:

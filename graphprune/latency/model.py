@@ -6,6 +6,7 @@ import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -86,15 +87,20 @@ class LatencyModel:
             changing = changing + self._of(self.works[k], kept)
         return np.asarray(self.scale * (fixed + changing) + self.offset_ms)
 
-    def corrected(self, seen: Sequence[tuple[Counts, float]]) -> LatencyModel:
-        """The same, through what was measured: one point sets the scale; two or more the line through
-        the last and the one farthest from it, where that rises."""
-        at, have = self.sum(seen[-1][0]), seen[-1][1]
-        far, ms = max(((self.sum(c), ms) for c, ms in seen), key=lambda pair: abs(pair[0] - at))
-        slope = (ms - have) / (far - at) if abs(far - at) > 0.02 * at else 0.0
-        if slope <= 0.2 * have / at:
-            return replace(self, scale=have / at, offset_ms=0.0)
-        return replace(self, scale=slope, offset_ms=have - slope * at)
+    def corrected(self, seen: Sequence[tuple[Counts, float]], goal_ms: float) -> LatencyModel:
+        """The same, through what was measured: the line through the two points next to the goal on either side,
+        else through the last and the one farthest from it; where no line rises, the last sets the scale."""
+        points = [(self.sum(counts), ms) for counts, ms in seen]
+        last = points[-1]
+        pairs = [(last, max(points, key=lambda point: abs(point[0] - last[0])))]
+        above, below = ([p for p in points if (p[1] > goal_ms) == over] for over in (True, False))
+        if above and below:
+            pairs.insert(0, (max(below, key=itemgetter(1)), min(above, key=itemgetter(1))))
+        for (at, have), (other, ms) in pairs:
+            slope = (ms - have) / (other - at) if abs(other - at) > 0.02 * at else 0.0
+            if slope > 0.2 * have / at:
+                return replace(self, scale=slope, offset_ms=have - slope * at)
+        return replace(self, scale=last[1] / last[0], offset_ms=0.0)
 
     def budget_ms(self, text: str) -> float:
         """``12ms``, or ``0.6x`` of the network as it was given. Raises BudgetError for neither."""

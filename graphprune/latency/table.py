@@ -127,9 +127,11 @@ def _at(points: Mapping[Widths, float], widths: Widths) -> float:
 
 
 def grid(lowest: int, sizes: Sequence[int], grain: int) -> list[int]:
-    """The widths to measure from ``lowest`` to the largest of ``sizes``: both ends, the octaves of the
-    grain between them, and the sizes themselves while they are few."""
+    """The widths to measure from ``lowest`` to the largest of ``sizes``: both ends, the octaves and halves of
+    the grain between them, and the sizes themselves while they are few."""
     highest, octave, out = max(sizes), max(grain, 8), {lowest, max(sizes)}
+    while octave > lowest and octave % 2 == 0:
+        octave //= 2
     while octave < highest:
         if octave > lowest:
             out.add(octave)

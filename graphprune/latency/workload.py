@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
 from typing import Any
 
 from ..costs import evaluate, symbols
 from ..dims import Dim, count, leaves
-from ..ir import Graph, Host, Op, Value
+from ..ir import Graph, Host, Op
 
 Widths = tuple[int, int]
 
@@ -43,17 +44,20 @@ class Family:
 @dataclass(frozen=True)
 class Work:
     """One op: its family, and the axes that its widths are. ``times``: axes along which the same work
-    repeats (heads, tokens), relative to ``per`` repetitions in the family."""
+    repeats (heads, tokens), relative to ``per`` repetitions in the family. ``streams``: the axes of all that
+    is read and written, of an op that does nothing else."""
 
     op: str  # its name
     family: Family
-    inner: tuple[Dim, ...]
-    outer: tuple[Dim, ...]
+    inner: tuple[Dim, ...] = ()
+    outer: tuple[Dim, ...] = ()
     times: tuple[Dim, ...] = ()
     per: int = 1
+    streams: tuple[tuple[Dim, ...], ...] = ()
 
     def leaves(self) -> set[Dim]:
-        return {leaf for dim in (*self.inner, *self.outer, *self.times) for leaf in leaves(dim)}
+        dims = chain(self.inner, self.outer, self.times, *self.streams)
+        return {leaf for dim in dims for leaf in leaves(dim)}
 
     def widths(self, kept: Mapping[Dim, Any], sizes: Mapping[str, int]) -> tuple[Any, Any, Any]:
         """Inner width, outer width and repetitions; arrays where ``kept`` holds arrays."""
@@ -62,7 +66,7 @@ class Work:
             return prod(_length(dim, kept, sizes) for dim in dims)
 
         if self.family.kind == "stream":
-            return 1, length(self.outer) / 1000, 1
+            return 1, sum(map(length, self.streams)) / 1000, 1
         return length(self.inner), length(self.outer), length(self.times) / self.per
 
 
@@ -161,12 +165,7 @@ def _stream(op: Op, graph: Graph, sizes: Mapping[str, int]) -> Iterator[Work]:
     if op.kind in _FREE:
         return
     values = [v for v in (*op.inputs, *op.outputs) if v is not None and not v.constant and v.shape is not None]
-    for value in values:
-        yield Work(op.name, Family("stream"), (), _whole(value))
-
-
-def _whole(value: Value) -> tuple[Dim, ...]:
-    return value.dims
+    yield Work(op.name, Family("stream"), streams=tuple(value.dims for value in values))
 
 
 _KINDS = {

@@ -98,9 +98,17 @@ class Mask(Pass):
         return program.learn(Keep(keep)).learn(Budget(unit, remains * cost()))
 
     def menus(self, program: Program) -> dict[str, list[int]]:
-        """The counts that each group may keep: floor and grain applied."""
-        problem = self._unpriced(program)
-        return {group.name: problem.menu(group) for group in problem.groups}
+        """The counts that each group may keep where a latency table prices them: floor and grain applied, and
+        for axes so narrow that the floor is below the grain its halves, down to four."""
+        problem, found = self._unpriced(program), {}
+        for group in problem.groups:
+            halves, least = list[int](), max(4.0, self.floor * group.size)
+            half = problem.steps[group.name] / 2
+            while half >= least and half == int(half):
+                halves.append(int(half))
+                half /= 2
+            found[group.name] = sorted({*halves, *problem.menu(group)})
+        return found
 
     def _unpriced(self, program: Program) -> Allocation:
         nothing = Cost("", (), {})

@@ -1,0 +1,121 @@
+"""What is said more simply before TVM's passes see it, op by op.
+
+TVM is an extra and slow to import, so every import of it is inside a function.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def rewritten(module: Any, mutator: Any) -> Any:
+    """Every Relax function of a module as ``mutator`` (a class of PyExprMutator) makes it, without what is then
+    unused."""
+    from tvm import relax
+
+    made = mutator(module)
+    for name, function in module.functions_items():
+        if isinstance(function, relax.Function):
+            made.builder_.update_func(name, made.visit_expr(function))
+    return relax.transform.DeadCodeElimination()(made.builder_.get())
+
+
+def norms(module: Any) -> Any:
+    """BatchNorm with constant statistics as one scale and one shift: TVM would subtract, divide, multiply and
+    add, with four vectors to read."""
+    from tvm import ir, relax
+
+    @relax.expr_functor.mutator
+    class Scaler(relax.PyExprMutator):  # type: ignore[misc]
+        def visit_call_(self, call: Any) -> Any:
+            call = self.visit_expr_post_order(call)
+            if getattr(call.op, "name", "") != "relax.nn.batch_norm" or call.attrs.training:
+                return call
+            if not all(isinstance(value, ir.GenericConst) for value in call.args[1:]):
+                return call
+            gamma, beta, mean, variance = (value.value.numpy().astype(np.float64) for value in call.args[1:])
+            scale = (gamma if call.attrs.scale else 1.0) / np.sqrt(variance + call.attrs.epsilon)
+            shift = (beta if call.attrs.center else 0.0) - mean * scale
+            x, shape = call.args[0], [1] * len(call.args[0].ty.shape.values)
+            shape[int(call.attrs.axis)] = len(mean)
+            y = self.builder_.emit(relax.op.multiply(x, relax.const(scale.reshape(shape), x.ty.dtype)))
+            y = self.builder_.emit(relax.op.add(y, relax.const(shift.reshape(shape), x.ty.dtype)))
+            return relax.Tuple([y, *call.args[3:]])
+
+    return rewritten(module, Scaler)
+
+
+def clips(module: Any) -> Any:
+    """Clips to constant bounds as a maximum and a minimum, which ConvertLayout knows: around a clip, and
+    around the loops that the ONNX frontend writes for one, it would transpose."""
+    from tvm import ir, relax
+
+    @relax.expr_functor.mutator
+    class Clipper(relax.PyExprMutator):  # type: ignore[misc]
+        def visit_call_(self, call: Any) -> Any:
+            call = self.visit_expr_post_order(call)
+            if getattr(call.op, "name", "") == "relax.clip":
+                value, low, high = (
+                    call.args[0],
+                    *(float(getattr(end.value, "value", end.value)) for end in call.args[1:]),
+                )
+            elif (upper := self.bound(call, "minimum")) and (lower := self.bound(self.bound_to(upper[0]), "maximum")):
+                (value, low), high = lower, upper[1]
+            else:
+                return call
+            above = self.builder_.emit(relax.op.maximum(value, relax.const(low, value.ty.dtype)))
+            return relax.op.minimum(above, relax.const(high, value.ty.dtype))
+
+        def bound(self, call: Any, of: str) -> tuple[Any, float] | None:
+            """The first argument of the frontend's ``of``, and the number that is the second."""
+            if getattr(getattr(call, "op", None), "name", "") != "relax.call_tir":
+                return None
+            if call.args[0].name_hint.rstrip("0123456789") != of or len(call.args[1].fields) != 2:
+                return None
+            number = self.number(call.args[1].fields[1])
+            return None if number is None else (call.args[1].fields[0], number)
+
+        def number(self, value: Any) -> float | None:
+            value = self.bound_to(value)
+            if getattr(getattr(value, "op", None), "name", "") == "relax.where":  # the bound, were it not NaN
+                value = self.bound_to(value.args[2])
+            if not isinstance(value, ir.GenericConst) or value.value.shape:
+                return None
+            number = float(value.value.numpy())
+            return None if np.isnan(number) else number
+
+        def bound_to(self, value: Any) -> Any:
+            found = self.lookup_binding(value) if isinstance(value, ir.Var) else None
+            return value if found is None else found
+
+    return rewritten(module, Clipper)
+
+
+def moved_weights(module: Any) -> Any:
+    """Changes of layout and shape applied to constants. FoldConstant would compile a kernel for each, which
+    took nine tenths of a compilation."""
+    from tvm import ir, relax
+
+    moves = {
+        "relax.permute_dims": lambda array, call: array.transpose([int(axis) for axis in call.attrs.axes]),
+        "relax.expand_dims": lambda array, call: array.reshape([int(size) for size in call.ty.shape.values]),
+        "relax.reshape": lambda array, call: array.reshape([int(size) for size in call.ty.shape.values]),
+    }
+
+    @relax.expr_functor.mutator
+    class Mover(relax.PyExprMutator):  # type: ignore[misc]
+        def visit_call_(self, call: Any) -> Any:
+            call = self.visit_expr_post_order(call)
+            move = moves.get(getattr(call.op, "name", ""))
+            if move is None:
+                return call
+            value = call.args[0]
+            bound = self.lookup_binding(value) if isinstance(value, ir.Var) else None
+            value = value if bound is None else bound
+            if not isinstance(value, ir.GenericConst):
+                return call
+            return relax.const(np.ascontiguousarray(move(value.value.numpy(), call)))
+
+    return rewritten(module, Mover)
