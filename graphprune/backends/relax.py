@@ -61,15 +61,11 @@ def _folded(host: Host) -> Host:
 
 
 def _from_torch(host: Any) -> Any:
-    import torch
     from tvm.relax.frontend.torch import from_exported_program
 
-    exported = host.exported()
-    args, kwargs = exported.example_inputs
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        static = torch.export.export(exported.module(check_guards=False), args, kwargs)
-        return from_exported_program(static)
+        return from_exported_program(host.exported(static=True))
 
 
 def _from_onnx(host: Host) -> Any:

@@ -1,16 +1,19 @@
-"""Selections of channels as part of the convolution that reads them, in TVM.
+"""Selections of channels as part of the convolution or concatenation that reads them, in TVM.
 
 A gather of channels is a kernel of its own there, with channels last even three (transpose, take,
 transpose), and so is a slice before a convolution. As a part of the convolution they cost next to
 nothing: where it pads its input, the copy that padding makes anyway selects as well; where it does not,
-it loads from the selected channel.
+it loads from the selected channel. A concatenation loads its parts from wherever they are; TVM would get there
+too, moving the slices into it one by one, in a time that is their number's square.
 
 TVM is an extra and slow to import, so every import of it is inside a function.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -46,13 +49,26 @@ def selections_into_readers(module: Any) -> Any:
             if name == "relax.nn.conv2d" and call.attrs.data_layout == "NHWC" and int(call.attrs.groups) == 1:
                 found = _selected(call.args[0], self.lookup_binding)
                 return call if found is None else _convolution(self.builder_, call, found)
+            if name == "relax.concat" and int(call.attrs.axis) in (3, -1):
+                joined = list(_maker(call.args[0], self.lookup_binding).fields)
+                parts = [_selected(part, self.lookup_binding) for part in joined]
+                if any(part is not None for part in parts):
+                    whole = [_Selection(value, int(value.ty.shape.values[-1])) for value in joined]
+                    return _concatenation(self.builder_, [a or b for a, b in zip(parts, whole, strict=True)])
             if name == "relax.permute_dims":
                 found = _selected(call, self.lookup_binding)
                 if found is not None and found.at is not None:
-                    return _gather(self.builder_, found)
+                    return relax.op.take(found.value, relax.const(found.at), axis=3, mode="fast")
             return call
 
-    return rewritten(module, Into)
+    @relax.expr_functor.mutator
+    class Rest(relax.PyExprMutator):  # type: ignore[misc]
+        def visit_call_(self, call: Any) -> Any:
+            call = self.visit_expr_post_order(call)
+            found = _selected(call, self.lookup_binding) if _name(call) == "relax.take" else None
+            return call if found is None else _gather(self.builder_, found)
+
+    return rewritten(rewritten(module, Into), Rest)
 
 
 def _selected(value: Any, lookup: Any) -> _Selection | None:
@@ -113,7 +129,38 @@ def _gather(builder: Any, selection: _Selection) -> Any:
     def gather(x: Any, at: Any) -> Any:
         return te.compute((*x.shape[:3], selection.count), lambda n, h, w, c: x[n, h, w, at[c]], name="gathered")
 
-    return builder.call_te(gather, selection.value, relax.const(selection.at), primfunc_name_hint="gather")
+    return _kernel(builder, gather, [selection.value, relax.const(selection.at)], "gather")
+
+
+def _concatenation(builder: Any, parts: Sequence[_Selection]) -> Any:
+    """A kernel that everything fuses with, and that `schedule_concat` takes apart."""
+    from tvm import relax, te, tirx
+
+    values: list[Any] = []
+    for part in parts:
+        if not any(value.same_as(part.value) for value in values):
+            values.append(part.value)
+    source = [next(k for k, value in enumerate(values) if value.same_as(part.value)) for part in parts]
+    starts = [0, *accumulate(part.count for part in parts)]
+
+    def join(*operands: Any) -> Any:
+        given, lists = operands[: len(values)], iter(operands[len(values) :])
+        at = [next(lists) if part.at is not None else None for part in parts]
+
+        def each(n: Any, h: Any, w: Any, c: Any) -> Any:
+            def load(k: int) -> Any:
+                here, listed = c - starts[k], at[k]
+                return given[source[k]][n, h, w, here + parts[k].start if listed is None else listed[here]]
+
+            value = load(0)
+            for k in range(1, len(parts)):
+                value = tirx.if_then_else(tirx.LE(tirx.const(starts[k], c.ty.dtype), c), load(k), value)
+            return value
+
+        return te.compute((*given[0].shape[:3], starts[-1]), each, name="concatenated")
+
+    lists = [relax.const(part.at) for part in parts if part.at is not None]
+    return builder.call_te(join, *values, *lists, primfunc_name_hint="concatenate")
 
 
 def _convolution(builder: Any, call: Any, selection: _Selection) -> Any:
@@ -140,7 +187,12 @@ def _convolution(builder: Any, call: Any, selection: _Selection) -> Any:
 
     operands = [selection.value, call.args[1]]
     operands += [] if selection.at is None else [relax.const(selection.at)]
-    made = builder.call_te(select, *operands, primfunc_name_hint="conv2d_of_selected")
+    return _kernel(builder, select, operands, "conv2d_of_selected")
+
+
+def _kernel(builder: Any, compute: Any, operands: Sequence[Any], name: str) -> Any:
+    """One that only what follows becomes part of."""
+    made = builder.call_te(compute, *operands, primfunc_name_hint=name)
     kernel = made.args[0]
     builder.update_func(kernel, builder.get()[kernel].with_attr("op_pattern", _FUSES_WHAT_FOLLOWS))
     return made

@@ -310,9 +310,9 @@ class TorchHost:
 
     # ---- writing ---------------------------------------------------------------------------------
 
-    def exported(self) -> torch.export.ExportedProgram:
-        """The model as an ExportedProgram, dynamic where it was dynamic."""
-        return retrace(self.model, self._example)
+    def exported(self, static: bool = False) -> torch.export.ExportedProgram:
+        """The model as an ExportedProgram, dynamic where it was dynamic; ``static``: at the example's shapes."""
+        return retrace(self.model, self._example, static)
 
     def save(self, path: Path) -> None:
         try:

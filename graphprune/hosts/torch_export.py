@@ -30,12 +30,12 @@ def trace(module: torch.nn.Module, inputs: Any, dynamic_shapes: Any = None) -> t
             part.training = modes[name]
 
 
-def retrace(model: fx.GraphModule, example: Sequence[Any]) -> torch.export.ExportedProgram:
-    """A network that torch.export made once, edited since; dynamic where it was dynamic."""
+def retrace(model: fx.GraphModule, example: Sequence[Any], static: bool = False) -> torch.export.ExportedProgram:
+    """A network that torch.export made once, edited since; dynamic where it was dynamic (``static``: nowhere)."""
     holes = [node.meta.get("val") for node in model.graph.nodes if node.op == "placeholder"]
     spec = [
         {k: torch.export.Dim.AUTO for k, n in enumerate(val.shape) if not isinstance(n, int)}
-        if isinstance(val, torch.Tensor)
+        if isinstance(val, torch.Tensor) and not static
         else None
         for val in holes
     ]
