@@ -444,8 +444,11 @@ def test_real_targets_time_ops(name: str) -> None:
     assert all(one.median_ms > 0 and one.repeats >= 3 and one.threads == 1 for one in found.values())
 
 
-def test_onnx_runtime_profiles_ops_in_place(program: Program) -> None:
-    found = Onnx().profile(program)
+@pytest.mark.parametrize("name", ["ort", "cpu"])
+def test_real_targets_profile_ops_in_place(program: Program, name: str) -> None:
+    if name == "cpu":
+        pytest.importorskip("tvm")
+    found = target(name).profile(program)
     heads = {op.name for op in program.graph.ops if op.kind in ("conv", "linear")}
     assert heads <= set(found) and all(ms > 0 for ms in found.values())
 

@@ -26,6 +26,7 @@ from .records import Records
 from .relax import imported, interface, last_line, lowered, toolchain
 from .target import Target, first_line, fits
 from .tune import best_loops, search
+from .vm_profile import Times, by_op, kernel_times
 
 REMARK = (
     "untuned: loops follow a fixed schedule and were not tuned on the device; "
@@ -99,6 +100,11 @@ class Tvm(Target):
             points, threads, self.label, self._llvm(), lambda built: (built, tvm.cpu()), scheduled=self.schedule
         )
 
+    def profile(self, program: Program, *, threads: int = 1) -> dict[str, float]:
+        code = self.runnable(program, threads=threads)
+        assert isinstance(code, Library)
+        return by_op(program.graph, code.kernel_times())
+
     def tune(
         self, program: Program, budget: Budget, *, threads: int = 1, seed: int = 0, progress: Progress | None = None
     ) -> tuple[Target, dict[str, Any]]:
@@ -167,6 +173,10 @@ class Library(Runnable):
 
     def run(self, batch: Batch) -> list[Array]:
         return [np.array(tensor.numpy()) for tensor in _leaves(self.bind(batch)())]
+
+    def kernel_times(self) -> Times:
+        """Of the example."""
+        return kernel_times(self._vm, self)
 
     def bind(self, batch: Batch) -> Callable[[], object]:
         import tvm
