@@ -169,8 +169,6 @@ def _plot(results: Results, name: str, folder: Path) -> None:
             peer = contender.startswith(PEER)
             style: dict[str, Any] = {"color": "0.65", "linewidth": 0.8} if peer else {"linewidth": 2}
             axes.plot(xs, ys, marker=".", label=None if peer else contender, **style)
-            if peer:
-                axes.annotate(contender.removeprefix(f"{PEER} "), (xs[0], ys[0]), fontsize=5, color="0.4")
         axes.plot([], [], color="0.65", label=f"{PEER}, all twelve")
         axes.set_xlabel("MACs that remain")
         axes.set_ylabel("accuracy, %")
