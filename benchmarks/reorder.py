@@ -20,6 +20,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -139,6 +140,11 @@ def as_onnx(net: torch.nn.Module, x: torch.Tensor) -> Program:
         return gp.load(path)
 
 
+@cache
+def trained(name: str, batch: int) -> Program:
+    return as_onnx(network(name), torch.zeros(batch, 3, 32, 32))
+
+
 def recipe(by: str, amount: float, mode: str, target_name: str = "onnx") -> str:
     own = " unconstrained=readers" if mode == "unconstrained" else ""
     order = f",reorder{{target={target_name}}}" if own else ""
@@ -158,13 +164,10 @@ def settings(options: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
 def accuracy(results: Results, options: argparse.Namespace) -> None:
     """Top-1 of the network that ONNX Runtime is given."""
     x, labels = cifar(options.images)
-    wide: dict[str, Program] = {}
     for name, key, text in settings(options):
         if f"accuracy/{key}" in results:
             continue
-        if name not in wide:
-            wide[name] = as_onnx(network(name), x[:100])
-        program = wide[name]
+        program = trained(name, 100)
         try:
             made = gp.run(text, program) if text else program
         except gp.GraphpruneError as error:
@@ -180,11 +183,10 @@ def accuracy(results: Results, options: argparse.Namespace) -> None:
 def speed(results: Results, options: argparse.Namespace) -> None:
     """The latency of the same networks for one image in ONNX Runtime, as a share of the unpruned one's, the
     two in turns."""
-    one = torch.zeros(1, 3, 32, 32)
     on = target("onnx")
     for name, key, text in settings(options):
         if f"speed/{key}" not in results and f"accuracy/{key}" in results:
-            base = as_onnx(network(name), one)
+            base = trained(name, 1)
             made = gp.run(text, base) if text else base
             taken = share(on.runnable(base), on.runnable(made), 50, seconds=options.seconds)
             results.add(f"speed/{key}", taken)
