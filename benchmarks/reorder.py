@@ -4,7 +4,7 @@ UPSCALE's order.
     python -m benchmarks.reorder copies                 # gathers and bytes at 30 %, from the plans alone
     python -m benchmarks.reorder peer                   # what apple-upscale itself gathers with those masks
     python -m benchmarks.reorder accuracy [--images N]  # CIFAR-10, no training, on the exported model
-    python -m benchmarks.reorder speed                  # of the same networks, on a quiet machine
+    python -m benchmarks.reorder speed                  # that and latency, at aligned widths; on a quiet machine
     python -m benchmarks.reorder latency [--net NAME]   # on a quiet machine: interleaved medians
     python -m benchmarks.reorder tables                 # Markdown from the results so far
 
@@ -145,24 +145,24 @@ def trained(name: str, batch: int) -> Program:
     return as_onnx(network(name), torch.zeros(batch, 3, 32, 32))
 
 
-def recipe(by: str, amount: float, mode: str, target_name: str = "onnx") -> str:
+def recipe(by: str, amount: float, mode: str, grain: int) -> str:
     own = " unconstrained=readers" if mode == "unconstrained" else ""
-    order = f",reorder{{target={target_name}}}" if own else ""
-    return f"group,score{{by={by}}},mask{{params={1 - amount:g}x floor=0.02{own}}}{order},propagate"
+    order = ",reorder{target=onnx}" if own else ""
+    return f"group,score{{by={by}}},mask{{params={1 - amount:g}x floor=0.02 grain={grain}{own}}}{order},propagate"
 
 
-def settings(options: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
+def settings(options: argparse.Namespace, grain: int = 1) -> Iterator[tuple[str, str, str]]:
     """(network, key, recipe); no recipe for the network as it is."""
     for name in options.net or NETS:
         yield name, f"{name}/unpruned", ""
         for amount in AMOUNTS:
             for by in options.by or CRITERIA:
                 for mode in MODES:
-                    yield name, f"{name}/{by}/{amount}/{mode}", recipe(by, amount, mode)
+                    yield name, f"{name}/{by}/{amount}/{mode}", recipe(by, amount, mode, grain)
 
 
 def accuracy(results: Results, options: argparse.Namespace) -> None:
-    """Top-1 of the network that ONNX Runtime is given."""
+    """Top-1 of the network that ONNX Runtime is given, at any widths."""
     x, labels = cifar(options.images)
     for name, key, text in settings(options):
         if f"accuracy/{key}" in results:
@@ -173,23 +173,33 @@ def accuracy(results: Results, options: argparse.Namespace) -> None:
         except gp.GraphpruneError as error:
             print(key, error, file=sys.stderr)
             continue
-        session = target("onnx").runnable(made)
-        found = [session.run([batch.numpy()])[0].argmax(1) for batch in x.split(100)]
-        size = {"params": costs.params(made.graph, made.host)(), "macs": costs.macs(made.graph, made.host)()}
-        right = float((np.concatenate(found) == labels).mean())
-        results.add(f"accuracy/{key}", {"accuracy": right, **size, "images": len(labels)})
+        results.add(f"accuracy/{key}", seen(made, target("onnx").runnable(made), x.split(100), labels))
+
+
+def seen(
+    made: Program, code: Runnable, batches: Sequence[torch.Tensor], labels: np.ndarray[Any, Any]
+) -> dict[str, Any]:
+    found = [code.run([batch.numpy()])[0].argmax(1) for batch in batches]
+    size = {"params": costs.params(made.graph, made.host)(), "macs": costs.macs(made.graph, made.host)()}
+    return {"accuracy": float((np.concatenate(found) == labels).mean()), **size, "images": len(labels)}
 
 
 def speed(results: Results, options: argparse.Namespace) -> None:
-    """The latency of the same networks for one image in ONNX Runtime, as a share of the unpruned one's, the
-    two in turns."""
+    """The same with widths that ONNX Runtime likes, and the latency for one image as a share of the unpruned
+    network's, the two in turns."""
+    x, labels = cifar(options.images)
     on = target("onnx")
-    for name, key, text in settings(options):
-        if f"speed/{key}" not in results and f"accuracy/{key}" in results:
+    for name, key, text in settings(options, on.grain):
+        if f"speed/{key}" not in results:
             base = trained(name, 1)
-            made = gp.run(text, base) if text else base
-            taken = share(on.runnable(base), on.runnable(made), 50, seconds=options.seconds)
-            results.add(f"speed/{key}", taken)
+            try:
+                made = gp.run(text, base) if text else base
+            except gp.GraphpruneError as error:
+                print(key, error, file=sys.stderr)
+                continue
+            code = on.runnable(made)
+            taken = share(on.runnable(base), code, 50, seconds=options.seconds)
+            results.add(f"speed/{key}", {**seen(made, code, x.split(1), labels), "latency": taken})
 
 
 # ---- latency -----------------------------------------------------------------------------------------
@@ -248,7 +258,13 @@ def times(code: Mapping[str, Runnable], seconds: float) -> dict[str, Any]:
 
 
 def tables(results: Results, options: argparse.Namespace) -> None:
-    for lines in (_copies_table(results.known), _accuracy_tables(results.known), _latency_table(results.known)):
+    known = results.known
+    for lines in (
+        _copies_table(known),
+        _gains_table(known, "accuracy", "params", "parameters, any widths"),
+        _gains_table(known, "speed", "latency", "measured latency, widths in multiples of 16"),
+        _latency_table(known),
+    ):
         print("\n".join(lines), end="\n\n")
     print(f"Machine: {host_cpu()}.")
 
@@ -272,41 +288,40 @@ def _moved(one: Mapping[str, Any]) -> str:
     return f"{one['copies']:.0f} / {one['moved_bytes'] / 1e6:.2f}{joined} / {one['us'] + one['concat_us']:.0f}"
 
 
-def _accuracy_tables(found: Mapping[str, Any]) -> Iterator[str]:
-    """At equal parameters, and at equal latency: constrained accuracy is interpolated there."""
-    speeds = {key.replace("speed/", "accuracy/"): value for key, value in found.items() if key.startswith("speed/")}
-    timed = {key: {**found[key], "latency": value} for key, value in speeds.items()}
-    for what, points_of in (("params", found), ("latency", timed)):
-        yield f"At equal {'parameters' if what == 'params' else 'measured latency'}:"
-        yield ""
-        yield f"| network | by | {' | '.join(f'{amount:.0%}' for amount in AMOUNTS)} |"
-        yield f"|---|---|{'---:|' * len(AMOUNTS)}"
-        gains: list[float] = []
-        for name in NETS:
-            for by in CRITERIA:
-                curve = [points_of.get(f"accuracy/{name}/{by}/{amount}/constrained") for amount in AMOUNTS]
-                points = [one for one in (points_of.get(f"accuracy/{name}/unpruned"), *curve) if one]
-                cells = []
-                for amount in AMOUNTS:
-                    free = points_of.get(f"accuracy/{name}/{by}/{amount}/unconstrained")
-                    if not free or len(points) < 2:
-                        cells.append("-")
-                        continue
-                    tied = _at(points, what, free[what])
-                    gains.append(100 * (free["accuracy"] - tied))
-                    cells.append(f"{100 * tied:.1f} / {100 * free['accuracy']:.1f} ({gains[-1]:+.1f})")
-                if any(cell != "-" for cell in cells):
-                    yield f"| {name} | {by} | {' | '.join(cells)} |"
-        if gains:
-            lost = sum(gain < -0.05 for gain in gains)
-            yield f"\nMean gain {mean(gains):+.1f} points over {len(gains)} settings; {lost} of them lose."
-        yield ""
+def _gains_table(found: Mapping[str, Any], kind: str, what: str, title: str) -> Iterator[str]:
+    """Unconstrained against the constrained curve at as much of ``what``."""
+    yield f"At equal {title}:"
+    yield ""
+    yield f"| network | by | {' | '.join(f'{amount:.0%}' for amount in AMOUNTS)} |"
+    yield f"|---|---|{'---:|' * len(AMOUNTS)}"
+    gains: list[float] = []
+    for name in NETS:
+        for by in CRITERIA:
+            curve = [found.get(f"{kind}/{name}/{by}/{amount}/constrained") for amount in AMOUNTS]
+            points = [one for one in (found.get(f"{kind}/{name}/unpruned"), *curve) if one]
+            cells = []
+            for amount in AMOUNTS:
+                free = found.get(f"{kind}/{name}/{by}/{amount}/unconstrained")
+                if not free or len(points) < 2:
+                    cells.append("-")
+                    continue
+                tied = _at(points, what, free[what])
+                gains.append(100 * (free["accuracy"] - tied))
+                cells.append(f"{100 * tied:.1f} / {100 * free['accuracy']:.1f} ({gains[-1]:+.1f})")
+            if any(cell != "-" for cell in cells):
+                yield f"| {name} | {by} | {' | '.join(cells)} |"
+    if gains:
+        lost = sum(gain < -0.05 for gain in gains)
+        yield f"\nMean gain {mean(gains):+.1f} points over {len(gains)} settings; {lost} of them lose."
+    yield ""
 
 
 def _at(points: Sequence[Mapping[str, float]], what: str, where: float) -> float:
-    """The accuracy of a curve at a value of ``what``, linear between its points and flat beyond them."""
+    """The accuracy of a curve at a value of ``what``: of the best that has no more of it, linear between these and
+    flat beyond."""
     ordered = sorted(points, key=lambda one: one[what])
-    return float(np.interp(where, [one[what] for one in ordered], [one["accuracy"] for one in ordered]))
+    best = np.maximum.accumulate([one["accuracy"] for one in ordered])
+    return float(np.interp(where, [one[what] for one in ordered], best))
 
 
 def _latency_table(found: Mapping[str, Any]) -> Iterator[str]:

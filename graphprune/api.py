@@ -267,7 +267,8 @@ def default_recipe(unit: str, text: str, grain: int = 1, *, data: bool, scored: 
     steps = "" if scored else f"group,{score},"
     allocate = "global" if scored else allocate
     options = [f"{unit}={text}"]
-    if unit not in ("channels", "latency"):  # a promise about every group; a choice of its own
+    # Channels are a promise about every group; of latency the least loss is chosen, measured or of scores.
+    if unit != "channels" and (unit != "latency" or allocate == "rd"):
         options.append(f"allocate={allocate}")
     if grain > 1:
         options.append(f"grain={grain}")

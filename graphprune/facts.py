@@ -85,6 +85,13 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Losses:
+    """Per group and count, what the network loses when the group keeps so many of its best channels."""
+
+    losses: Mapping[str, Mapping[int, float]]
+
+
+@dataclass(frozen=True)
 class Keep:
     """Per group, the ordered indices that survive. A group that is not listed keeps all.
 

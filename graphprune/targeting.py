@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .allocation.rd import losses, measured_losses
 from .backends.measure import interleave, share
 from .backends.target import Target
 from .errors import BudgetError
@@ -33,6 +34,7 @@ class Round:
     predicted_ms: float
     measured_ms: float
     importance: float  # the share of all scores that is kept
+    loss: float  # what was minimised: the rest of that, or the measured distortions
     program: Program = field(repr=False)
 
 
@@ -99,6 +101,9 @@ def to_latency(
     whole = interleave({"original": original}, 31, seconds=4.0)["original"].median_ms if original is not None else None
     model = _model(scored, table, whole, on)
     goal, choosing = model.budget_ms(mask.latency), Links(scored.graph, scored.fact(Groups)).free()
+    distortion = mask.allocate == "rd"
+    if distortion:
+        scored = scored.learn(measured_losses(scored, choosing))  # once for all rounds
     rounds: list[Round] = []
     seen: list[tuple[dict[str, int], float]] = [({}, model.whole_ms)]
     for number in range(1 if blind else ROUNDS):
@@ -117,9 +122,10 @@ def to_latency(
         measured = model.total_ms(counts)
         if original is not None:
             measured = model.whole_ms * share(original, on.runnable(chosen, threads=threads))
-        rounds.append(
-            Round(model.total_ms(counts), measured, importance(choosing, scored.fact(Scores), counts), chosen)
-        )
+        kept = importance(choosing, scored.fact(Scores), counts)
+        lost = losses(scored, choosing, {g.name: [counts[g.name]] for g in choosing}) if distortion else {}
+        loss = sum(sum(own.values()) for own in lost.values()) if distortion else 1 - kept
+        rounds.append(Round(model.total_ms(counts), measured, kept, loss, chosen))
         seen.append((counts, measured))
         if CLOSE[0] * goal <= measured <= CLOSE[1] * goal:
             break
@@ -167,7 +173,7 @@ def importance(groups: Groups, scores: Scores, counts: Mapping[str, int]) -> flo
 
 
 def _best(rounds: Sequence[Round], goal: float, text: str, on: Target) -> Round:
-    """Of those that reach the goal the one that keeps most. Raises BudgetError where none does."""
+    """Of those that reach the goal the one that loses least. Raises BudgetError where none does."""
     reached = [one for one in rounds if one.measured_ms <= ALLOWED * goal]
     if not reached:
         least = min(one.measured_ms for one in rounds)
@@ -176,7 +182,7 @@ def _best(rounds: Sequence[Round], goal: float, text: str, on: Target) -> Round:
             f"after {len(rounds)} rounds",
             "raise the budget, lower `floor`, or measure on a quieter machine",
         )
-    return max(reached, key=lambda one: one.importance)
+    return min(reached, key=lambda one: one.loss)
 
 
 def _ops(model: LatencyModel, best: Round, on: Target, threads: int) -> list[dict[str, Any]]:

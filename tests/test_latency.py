@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -345,6 +346,27 @@ def test_the_choice_is_the_best_there_is(program: Program, clock: None) -> None:
             kept = sum(np.sort(scores[g])[::-1][: counts[g.name]].sum() for g in scored.fact(Groups))
             best = max(best, kept / sum(scores[g].sum() for g in scored.fact(Groups)))
     assert facts["importance"] >= 0.99 * best
+
+
+def test_measured_distortion_decides_where_it_is_asked_for(clock: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured once for all rounds, and less of it in the result than where scores decide."""
+    torch.manual_seed(0)
+    x = torch.randn(24, 3, 32, 32)
+    program, log = gp.load(Net().eval(), x[:1], data=x.numpy()), list[int]()
+    rd = importlib.import_module("graphprune.allocation.rd")  # the package has a function of that name
+    monkeypatch.setattr(rd, "distortions", lambda *given, of=rd.distortions: log.append(1) or of(*given))
+    scored = run(Recipe.parse("group,score"), program)
+    whole = rd.measured_losses(scored, scored.fact(Groups)).losses
+    lost = {}
+    for allocate in ("uniform", "rd"):
+        text = f"group,score,mask{{latency=0.5x grain=16 allocate={allocate}}},propagate,compensate"
+        found = to_latency(program, Recipe.parse(text), Known())
+        assert found.facts["measured_ms"] <= 1.03 * found.facts["goal_ms"]
+        (keep,) = (step["keep"] for step in found.program.plan["steps"] if "keep" in step)
+        lost[allocate] = sum(whole[name][len(kept)] for name, kept in keep.items())
+    assert len(log) == 2, "once for all rounds, once for this test"
+    assert lost["rd"] <= lost["uniform"]
+    assert found.facts["rounds"][-1]["loss"] == pytest.approx(lost["rd"])
 
 
 def test_tables_are_reused(program: Program, clock: None) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from ..correction import Correction, addition, correct
 from ..dims import coordinates
 from ..elimination import eliminate, problems, scales
-from ..facts import Group, Groups, Scores
+from ..facts import Group, Groups, Losses, Scores
 from ..ir import Array, Batch, Program
 from ..regression import Curvature, Layer, NormalEquations, equations, layers
 from ..walk import Walk
@@ -28,17 +28,29 @@ DenseNet's (docs/benchmarks.md, "Accuracy without training")."""
 
 def rd(problem: Allocation) -> Counts:
     """The choice with the least total distortion, by what was measured of each group alone: exact where
-    the cost adds over groups (a channels budget), traded where it does not. See ``distortions``.
-    Those of groups that many layers read weigh more, see SHARED."""
+    the cost adds over groups (a channels budget), traded where it does not. See ``losses``."""
     problem.check()
-    curves = distortions(problem.program, problem.groups, problem.scores)
-    losses = {}
-    for group in problem.groups:
-        readers = len({member.parameter for member in group.members if member.role == "reader"}) or 1
-        losses[group.name] = {count: readers**SHARED * curves[group.name][count] for count in problem.menu(group)}
+    menus = losses(problem.program, problem.groups, {group.name: problem.menu(group) for group in problem.groups})
     if problem.unit == "channels":
-        return choose(losses, {name: {k: float(k) for k in menu} for name, menu in losses.items()}, problem.budget)
-    return trade(losses, problem.prices, problem.budget)
+        return choose(menus, {name: {k: float(k) for k in menu} for name, menu in menus.items()}, problem.budget)
+    return trade(menus, problem.prices, problem.budget)
+
+
+def losses(program: Program, groups: Groups, menus: Mapping[str, Sequence[int]]) -> dict[str, dict[int, float]]:
+    """Per group and count of its menu the distortion, see ``distortions``; of groups that many layers read it
+    weighs more, see SHARED. Measured where the program does not know its Losses."""
+    known = program.fact(Losses) if program.knows(Losses) else measured_losses(program, groups)
+    return {name: {count: known.losses[name][count] for count in counts} for name, counts in menus.items()}
+
+
+def measured_losses(program: Program, groups: Groups) -> Losses:
+    """At every count."""
+    curves = distortions(program, groups, program.fact(Scores))
+    found = {}
+    for group in groups:
+        readers = len({member.parameter for member in group.members if member.role == "reader"}) or 1
+        found[group.name] = {count: readers**SHARED * loss for count, loss in curves[group.name].items()}
+    return Losses(found)
 
 
 def distortions(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..allocation import METHODS, WANT_DATA, Allocation
-from ..allocation.choice import Prices, trade
+from ..allocation.choice import Menu, Prices, trade
 from ..allocation.problem import best
+from ..allocation.rd import losses
 from ..costs import Cost, macs, memory, params
 from ..dims import Indices
 from ..errors import BudgetError, RecipeError, nearest
@@ -41,6 +42,7 @@ class Mask(Pass):
     memory: str = ""  # budget: what remains of the peak activation memory
     latency: str = ""  # budget: what remains of the time on a target (0.6x, or 12ms), by its latency table
     allocate: str = "uniform"  # uniform, global, lamp, greedy, knapsack; with data: rd (measured distortion), eagleeye
+    # (latency: by the scores that are lost, or rd)
     floor: float = 0.1  # the least share that any group keeps
     unconstrained: str = "no"  # readers: each keeps channels of its own; mixed: where it pays; both: writers too
     target: str = ""  # for mixed: whose prices to plan with (torch, onnx, tvm); by default the model's own
@@ -124,7 +126,7 @@ class Mask(Pass):
                 f"`mask{{latency={self.latency}}}` needs a LatencyModel, which says what channels cost on a target",
                 "graphprune compile --latency makes one",
             )
-        model, menus, scores = program.fact(LatencyModel), self.menus(program), program.fact(Scores)
+        model, menus = program.fact(LatencyModel), self.menus(program)
         budget, least = model.budget_ms(self.latency), model.total_ms({name: own[0] for name, own in menus.items()})
         if least > budget:
             raise BudgetError(
@@ -133,16 +135,14 @@ class Mask(Pass):
                 "lower `floor` or `grain`, or see `graphprune inspect` for what is frozen",
             )
         links = self._links(program)
-        groups, losses = links.free(), {}
-        for group in groups:
-            lost = np.concatenate([[0.0], np.cumsum(np.sort(scores[group]))])
-            losses[group.name] = {count: float(lost[group.size - count]) for count in menus[group.name]}
+        groups, scores = links.free(), program.fact(Scores)
+        lost = self._losses(program, groups, {group.name: menus[group.name] for group in groups})
         keep: dict[str, Indices] = {}
         left: dict[str, int] = {}  # of the groups that follow from the choice
         spend, under = budget, 0.0
         for _ in range(FOLLOWED if links.followers else 1):
             try:
-                counts = trade(losses, _beside(model, left), spend)
+                counts = trade(lost, _beside(model, left), spend)
             except BudgetError:
                 if keep:
                     break
@@ -154,6 +154,17 @@ class Mask(Pass):
             left = {name: len(made[name]) for name in links.followers if name in made}
             spend *= budget / total
         return keep
+
+    def _losses(self, program: Program, groups: Groups, menus: Mapping[str, Sequence[int]]) -> dict[str, Menu]:
+        if self.allocate == "rd":
+            return dict(losses(program, groups, menus))
+        return {group.name: _cut(program.fact(Scores)[group], menus[group.name]) for group in groups}
+
+
+def _cut(scores: Indices, counts: Sequence[int]) -> dict[int, float]:
+    """The sum of the scores that go when so many channels stay."""
+    lost = np.concatenate([[0.0], np.cumsum(np.sort(scores))])
+    return {count: float(lost[len(scores) - count]) for count in counts}
 
 
 def _beside(model: LatencyModel, left: Mapping[str, int]) -> Prices:
