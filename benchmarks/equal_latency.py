@@ -23,6 +23,7 @@ import graphprune as gp
 from graphprune.allocation.rd import measured_losses
 from graphprune.backends import share
 from graphprune.backends.onnx import Onnx
+from graphprune.errors import BudgetError
 from graphprune.facts import Groups
 from graphprune.ir import Program
 from graphprune.pipeline import Recipe, run
@@ -54,7 +55,10 @@ def one(name: str, budget: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         program = load(name, Path(folder))
         recipe = Recipe.parse(f"{SCORE},mask{{latency={budget} allocate=rd grain={Onnx.grain}}},{REPAIR}")
-        ours = to_latency(program, recipe, Onnx()).program
+        try:
+            ours = to_latency(program, recipe, Onnx()).program
+        except BudgetError as error:
+            return {"error": str(error.message)}
         took = share(Onnx().runnable(program), Onnx().runnable(ours), 60)
         row: dict[str, Any] = {"latency": took, "accuracy": accuracy(ours), "whole": accuracy(program)}
         scored = run(Recipe.parse(SCORE), program)
@@ -83,6 +87,9 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         f"|---|---|---|{'---|' * len(SIDES)}",
     ]
     for key, row in rows.items():
+        if "error" in row:
+            lines.append(f"| {key} | | {row['error']} |{' |' * len(SIDES)}")
+            continue
         cells = [
             f"{side['latency']:.3f}, {side['accuracy']:.2f}" if side else "not reached"
             for side in (row, *(row[allocate] for allocate in SIDES))
