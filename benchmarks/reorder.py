@@ -167,13 +167,17 @@ def accuracy(results: Results, options: argparse.Namespace) -> None:
     for name, key, text in settings(options):
         if f"accuracy/{key}" in results:
             continue
-        program = trained(name, 100)
-        try:
-            made = gp.run(text, program) if text else program
-        except gp.GraphpruneError as error:
-            print(key, error, file=sys.stderr)
-            continue
-        results.add(f"accuracy/{key}", seen(made, target("onnx").runnable(made), x.split(100), labels))
+        if made := pruned(key, text, trained(name, 100)):
+            results.add(f"accuracy/{key}", seen(made, target("onnx").runnable(made), x.split(100), labels))
+
+
+def pruned(key: str, text: str, program: Program) -> Program | None:
+    """None, and said why, where the budget cannot be met."""
+    try:
+        return gp.run(text, program) if text else program
+    except gp.GraphpruneError as error:
+        print(key, error, file=sys.stderr)
+        return None
 
 
 def seen(
@@ -192,10 +196,7 @@ def speed(results: Results, options: argparse.Namespace) -> None:
     for name, key, text in settings(options, on.grain):
         if f"speed/{key}" not in results:
             base = trained(name, 1)
-            try:
-                made = gp.run(text, base) if text else base
-            except gp.GraphpruneError as error:
-                print(key, error, file=sys.stderr)
+            if (made := pruned(key, text, base)) is None:
                 continue
             code = on.runnable(made)
             taken = share(on.runnable(base), code, 50, seconds=options.seconds)

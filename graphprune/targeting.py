@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from .allocation.rd import losses, measured_losses
+from .allocation.rd import measured_losses
 from .backends.measure import interleave, share
 from .backends.target import Target
 from .errors import BudgetError
-from .facts import Groups, Scores
+from .facts import Groups, Losses, Scores
 from .ir import Program
 from .latency.model import LatencyModel, points
 from .latency.table import Table
@@ -101,9 +101,10 @@ def to_latency(
     whole = interleave({"original": original}, 31, seconds=4.0)["original"].median_ms if original is not None else None
     model = _model(scored, table, whole, on)
     goal, choosing = model.budget_ms(mask.latency), Links(scored.graph, scored.fact(Groups)).free()
-    distortion = mask.allocate == "rd"
-    if distortion:
-        scored = scored.learn(measured_losses(scored, choosing))  # once for all rounds
+    distortions: Losses | None = None
+    if mask.allocate == "rd":  # once for all rounds
+        distortions = measured_losses(scored, choosing)
+        scored = scored.learn(distortions)
     rounds: list[Round] = []
     seen: list[tuple[dict[str, int], float]] = [({}, model.whole_ms)]
     for number in range(1 if blind else ROUNDS):
@@ -123,8 +124,9 @@ def to_latency(
         if original is not None:
             measured = model.whole_ms * share(original, on.runnable(chosen, threads=threads))
         kept = importance(choosing, scored.fact(Scores), counts)
-        lost = losses(scored, choosing, {g.name: [counts[g.name]] for g in choosing}) if distortion else {}
-        loss = sum(sum(own.values()) for own in lost.values()) if distortion else 1 - kept
+        loss = 1 - kept
+        if distortions is not None:
+            loss = sum(distortions.losses[group.name][counts[group.name]] for group in choosing)
         rounds.append(Round(model.total_ms(counts), measured, kept, loss, chosen))
         seen.append((counts, measured))
         if CLOSE[0] * goal <= measured <= CLOSE[1] * goal:

@@ -160,7 +160,8 @@ def packed(module: Any) -> Any:
             constants = [relax.const(each) for each in made]
             return relax.Tuple(constants) if isinstance(call.ty, ir.TupleType) else constants[0]
 
-    return rewritten(relax.transform.CanonicalizeBindings()(module), Packer)
+    steps = relax.transform
+    return steps.DeadCodeElimination()(steps.CanonicalizeBindings()(rewritten(module, Packer)))
 
 
 def _parts(ty: Any) -> list[Any]:

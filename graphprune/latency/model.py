@@ -55,8 +55,8 @@ class LatencyModel:
         whole = made.sum({}) if whole_ms is None else whole_ms
         return replace(made, whole_ms=whole, scale=whole / made.sum({}))
 
-    def sum(self, counts: Counts) -> float:
-        return sum(self._price(k, counts) for k in range(len(self.works)))
+    def sum(self, counts: Counts, without: Container[str] = ()) -> float:
+        return sum(self._price(k, counts) for k, work in enumerate(self.works) if work.op not in without)
 
     def total_ms(self, counts: Counts) -> float:
         """The whole network's predicted latency."""
@@ -65,8 +65,7 @@ class LatencyModel:
     def us(self, lengths: Mapping[Dim, float], without: Container[str] = ()) -> float:
         """Predicted microseconds when the groups' dims keep so many positions; ``without``: ops left out."""
         counts = {name: lengths[dim] for name, dim in self.dims.items() if dim in lengths}
-        found = sum(self._price(k, counts) for k, work in enumerate(self.works) if work.op not in without)
-        return 1e3 * (self.scale * found + self.offset_ms)
+        return 1e3 * (self.scale * self.sum(counts, without) + self.offset_ms)
 
     def per_op(self, counts: Counts) -> dict[str, float]:
         """Milliseconds of every op, scaled like the whole; an op's parts added up."""
