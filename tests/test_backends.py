@@ -6,6 +6,7 @@ import itertools
 import json
 import platform
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from graphprune.backends import interleave, measure, runnable, target, targets
+from graphprune.backends import Target, interleave, measure, runnable, target, targets
 from graphprune.backends.onnx import Onnx
 from graphprune.backends.schedule import NARROW, WIDE, Registers, choose
 from graphprune.backends.torch import Torch
@@ -204,6 +205,19 @@ def test_measure_gives_a_latency_of_the_target(residual: Program) -> None:
 
 
 # ---- torch -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [Onnx, Tvm])
+def test_what_has_run_leaves_the_cores_to_what_is_timed_next(residual: Program, kind: type[Target]) -> None:
+    """By default the threads of both runtimes wait for the next run in a busy loop, for 50 ms."""
+    code = kind().runnable(residual, threads=2)
+    idle = []
+    for _ in range(5):
+        code()
+        began = time.process_time()
+        time.sleep(0.05)
+        idle.append(time.process_time() - began)
+    assert min(idle) < 0.01
 
 
 def test_torch_runs_what_it_wrote_and_restores_the_threads(residual: Program, tmp_path: Path) -> None:

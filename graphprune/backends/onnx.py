@@ -165,11 +165,10 @@ class _Session(Runnable):
         super().__init__(label, threads, example)
         import onnxruntime as ort
 
-        options = ort.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 3
         try:
-            self._session: Any = ort.InferenceSession(str(path), options, providers=list(providers))
+            self._session: Any = ort.InferenceSession(
+                str(path), ort_ops.session_options(threads), providers=list(providers)
+            )
         except Exception as error:  # ONNX Runtime has no common base for what it raises
             raise ModelError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from error
         if (used := self._session.get_providers()[0]) != providers[0]:  # it falls back without an error

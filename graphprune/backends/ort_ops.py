@@ -79,14 +79,24 @@ def _profile(batch: Sequence[Point], threads: int) -> list[list[float]]:
     return [list(own.values()) for own in samples]
 
 
+def session_options(threads: int) -> Any:
+    """Of a session that is timed. Its threads sleep between runs: by default they wait for the next run in a busy
+    loop, and take the cores from what is timed in turns with it."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
 def _node_times(model: bytes | str, feeds: Mapping[str, Any], threads: int) -> dict[str, list[float]]:
     """By node of what ONNX Runtime makes of the model, the milliseconds of RUNS runs."""
     import onnxruntime as ort
 
     with tempfile.TemporaryDirectory(prefix="graphprune-") as folder:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 3
+        options = session_options(threads)
         options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
         session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         for _ in range(RUNS + 2):

@@ -32,6 +32,8 @@ def toolchain() -> Any:
     os.environ.setdefault("TVM_FFI_DISABLE_TORCH_C_DLPACK", "1")
     os.environ.setdefault("TVM_NUM_THREADS", str(os.cpu_count() or 1))  # the most a run may ask for
     os.environ.setdefault("TVM_BIND_THREADS", "0")  # pinning this thread would pin torch's and ONNX Runtime's too
+    # Threads that wait for work in a busy loop for 50 ms take the cores from what is timed in turns with them.
+    os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "2000")  # 1 ms: longer than any op leaves them idle
     try:
         import tvm
     except ImportError as error:
