@@ -285,6 +285,10 @@ class Program:
         """The same program with remarks for the report: what was left undone, and why."""
         return self._with(notes=(*self.notes, *notes))
 
+    def reporting(self, progress: Callable[[str, int, int], None]) -> Program:
+        """The same program, whose passes tell ``progress`` how far they are."""
+        return self._with(progress=progress)
+
     def ran(self, step: Step) -> Program:
         return self._with(history=(*self.history, step))
 

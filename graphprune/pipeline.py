@@ -10,7 +10,7 @@ import time
 import tomllib
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, ClassVar
@@ -153,14 +153,14 @@ def run(recipe: Recipe, program: Program, progress: Progress | None = None) -> P
     """Check the whole recipe, then run it; after every edit the graph is read and checked anew."""
     recipe.check(known=program.facts, has_data=bool(program.data))
     asked = program.progress
-    program = replace(program, progress=progress) if progress else program
+    program = program.reporting(progress) if progress else program
     for number, step in enumerate(recipe.steps):
         if progress:
             progress(step.text(), number, len(recipe.steps))
         program = run_pass(step, program)
     if progress:
         progress("done", len(recipe.steps), len(recipe.steps))
-    return replace(program, progress=asked) if progress else program
+    return program.reporting(asked)
 
 
 def run_pass(step: Pass, program: Program) -> Program:

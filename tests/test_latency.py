@@ -297,6 +297,21 @@ def test_a_latency_is_reached_and_predicted(program: Program, clock: None, budge
     assert gp.verify(found.program)
 
 
+def test_compile_tells_how_far_the_search_is(program: Program, clock: None) -> None:
+    told: list[str] = []
+    made = gp.compile(
+        program,
+        latency="0.6x",
+        targets=[Known()],
+        verify=False,  # it has no code to run
+        measure=False,
+        progress=lambda what, *_: told.append(what),
+    )
+    facts = made.report["latency"]
+    assert 0.5 * facts["whole_ms"] < facts["measured_ms"] <= 1.03 * facts["goal_ms"]
+    assert {"group", "score", "time ops on known", "latency 0.6x on known"} <= set(told)
+
+
 class Fork(nn.Module):
     """Three layers read what one makes."""
 
@@ -484,7 +499,7 @@ def test_compile_to_a_latency_reports_prediction_and_measurement(program: Progra
     model = Onnx().emit(program, tmp_path)
     args = ["compile", str(model), "--target", "ort", "--latency", "0.7x", "-o", str(tmp_path / "out")]
     done = CliRunner().invoke(main, args)
-    if "was not reached" in done.output or "cannot be reached" in done.output:
+    if "was not reached" in done.output:
         pytest.skip("the machine is too busy to measure on")
     assert done.exit_code == 0, done.output
     report = json.loads((tmp_path / "out" / "report.json").read_text())

@@ -194,6 +194,18 @@ def test_progress_is_told_of_every_step():
     assert told == [("group", 0, 2), ("score", 1, 2), ("done", 2, 2)]
 
 
+def test_telling_progress_changes_nothing():
+    """What one run learned, the next one uses: facts are about one reading of the graph."""
+
+    def kept(progress):
+        scored = run(Recipe.parse("group,score"), nets.program("MLP"), progress)
+        done = run(Recipe.parse("mask{macs=0.5x},propagate"), scored, progress)
+        return done.plan, done.history[-1].params < done.history[0].params
+
+    assert kept(lambda *_: None) == kept(None)
+    assert kept(None)[1]
+
+
 @dataclass(frozen=True)
 class Nothing(Pass):
     """A pass of someone's own, without registering it anywhere."""
