@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import nets
 import numpy as np
 import pytest
 import torch
@@ -19,10 +20,12 @@ from graphprune.backends.measure import Runnable, settled
 from graphprune.backends.onnx import Onnx
 from graphprune.backends.ort_ops import geometry, shapes
 from graphprune.backends.target import Target, target
+from graphprune.costs import symbols
 from graphprune.errors import BudgetError, DataError, RecipeError, TargetError
 from graphprune.facts import Groups, Latency, Scores
 from graphprune.ir import Array, Batch, Program
 from graphprune.latency.model import LatencyModel, points
+from graphprune.latency.sheet import Sheet
 from graphprune.latency.table import Surface, Table, grid
 from graphprune.latency.workload import Family, works
 from graphprune.passes.mask import Mask
@@ -269,15 +272,42 @@ def test_a_table_has_what_the_search_needs_and_no_more(program: Program) -> None
     assert len(found) < 60
 
 
+@pytest.mark.parametrize("name", sorted(nets.ZOO))
+def test_the_sheet_says_what_the_widths_of_every_op_say(name: str) -> None:
+    """Against every op evaluated by itself: concats, products of groups, axes in several ops, from any state."""
+    scored = run(Recipe.parse("group"), nets.program(name))
+    rng, groups = np.random.default_rng(0), scored.fact(Groups)
+    found, sizes = works(scored.graph, scored.host), symbols(scored.graph, scored.host)
+    surfaces: dict[Family, Any] = {
+        work.family: lambda inner, outer, k=k: np.sqrt(k + inner * outer) + outer for k, work in enumerate(found)
+    }
+    sheet = Sheet(found, surfaces, {group.name: group.dim for group in groups}, sizes)
+
+    def alone(counts: dict[str, int]) -> list[float]:
+        kept = {group.dim: counts[group.name] for group in groups if group.name in counts}
+        at = [(work.family, *work.widths(kept, sizes)) for work in found]
+        return [float(surfaces[family](inner, outer) * times) for family, inner, outer, times in at]
+
+    assert sheet.each({}).tolist() == pytest.approx(alone({}))
+    for _ in range(5):
+        chosen = [group for group in groups if rng.random() < 0.7]
+        counts = {group.name: int(rng.integers(1, group.size + 1)) for group in chosen}
+        for group in groups:
+            options = np.unique(rng.integers(1, group.size + 1, 4))
+            sums = sheet.sums(counts, group.name, options)
+            assert sums.tolist() == pytest.approx([sum(alone({**counts, group.name: k})) for k in options.tolist()])
+        assert sheet.each(counts).tolist() == pytest.approx(alone(counts))
+
+
 @pytest.mark.parametrize(("text", "ms"), [("0.5x", 4.0), ("3ms", 3.0), ("2.5e-1x", 2.0), ("500us", 0.5), ("0.002s", 2)])
 def test_a_budget_is_a_share_or_a_time(program: Program, text: str, ms: float) -> None:
-    assert LatencyModel((), {}, {}, {}, 8.0, "x").budget_ms(text) == pytest.approx(ms)
+    assert LatencyModel(Sheet((), {}, {}, {}), 8.0, "x").budget_ms(text) == pytest.approx(ms)
 
 
 @pytest.mark.parametrize("text", ["1.2x", "0x", "fast", "-3ms", "12 parsecs"])
 def test_other_budgets_are_refused(text: str) -> None:
     with pytest.raises(BudgetError, match="is not a budget"):
-        LatencyModel((), {}, {}, {}, 8.0, "x").budget_ms(text)
+        LatencyModel(Sheet((), {}, {}, {}), 8.0, "x").budget_ms(text)
 
 
 # ---- the search ----------------------------------------------------------------------------------------

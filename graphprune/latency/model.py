@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ..costs import symbols
@@ -17,11 +15,11 @@ from ..dims import Dim
 from ..errors import BudgetError
 from ..facts import Groups
 from ..ir import Graph, Host
-from .table import Point, Surface, Table, grid
-from .workload import Family, Widths, Work, works
+from .sheet import Counts, Sheet
+from .table import Point, Table, grid
+from .workload import Family, Widths, works
 
 Array = NDArray[Any]
-Counts = Mapping[str, float]
 Menus = Mapping[str, Sequence[int]]
 """The counts that each group may keep."""
 
@@ -31,15 +29,11 @@ class LatencyModel:
     """What the network takes when each group keeps so many channels. ``scale`` and ``offset_ms`` carry
     the sum over ops to the whole: measured = scale * sum + offset."""
 
-    works: tuple[Work, ...]
-    surfaces: Mapping[Family, Surface]
-    dims: Mapping[str, Dim]  # of the groups, by name
-    sizes: Mapping[str, int]  # of dynamic symbols
+    sheet: Sheet
     whole_ms: float  # the network as it was given, measured
     target: str
     scale: float = 1.0
     offset_ms: float = 0.0
-    memo: dict[tuple[Any, ...], float] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(
@@ -48,15 +42,15 @@ class LatencyModel:
         """The model of a network whose points are all in ``table``, scaled to the whole as measured (None:
         it could not be, the sum stands).
         Raises DataError where a family is missing."""
-        found = tuple(works(graph, host))
+        found = works(graph, host)
         surfaces = {work.family: table.surface(work.family) for work in found}
-        dims = {group.name: group.dim for group in groups}
-        made = cls(found, surfaces, dims, symbols(graph, host), 0.0, target)
+        made = cls(Sheet(found, surfaces, {g.name: g.dim for g in groups}, symbols(graph, host)), 0.0, target)
         whole = made.sum({}) if whole_ms is None else whole_ms
         return replace(made, whole_ms=whole, scale=whole / made.sum({}))
 
     def sum(self, counts: Counts, without: Container[str] = ()) -> float:
-        return sum(self._price(k, counts) for k, work in enumerate(self.works) if work.op not in without)
+        each = self.sheet.each(counts)
+        return float(each[[work.op not in without for work in self.sheet.works]].sum() if without else each.sum())
 
     def total_ms(self, counts: Counts) -> float:
         """The whole network's predicted latency."""
@@ -64,27 +58,19 @@ class LatencyModel:
 
     def us(self, lengths: Mapping[Dim, float], without: Container[str] = ()) -> float:
         """Predicted microseconds when the groups' dims keep so many positions; ``without``: ops left out."""
-        counts = {name: lengths[dim] for name, dim in self.dims.items() if dim in lengths}
+        counts = {name: lengths[dim] for name, dim in self.sheet.dims.items() if dim in lengths}
         return 1e3 * (self.scale * self.sum(counts, without) + self.offset_ms)
 
     def per_op(self, counts: Counts) -> dict[str, float]:
         """Milliseconds of every op, scaled like the whole; an op's parts added up."""
         out: dict[str, float] = {}
-        for k, work in enumerate(self.works):
-            out[work.op] = out.get(work.op, 0.0) + self.scale * self._price(k, counts)
+        for work, ms in zip(self.sheet.works, self.sheet.each(counts).tolist(), strict=True):
+            out[work.op] = out.get(work.op, 0.0) + self.scale * ms
         return out
 
     def prices(self, counts: Mapping[str, int], group: str, options: Array) -> Array:
         """allocation.choice.Prices: the whole at each of ``options`` of one group."""
-        touched = self._touched[group]
-        skip = set(touched)
-        fixed = sum(self._price(k, counts) for k in range(len(self.works)) if k not in skip)
-        kept: dict[Dim, Any] = {self.dims[name]: n for name, n in counts.items()}
-        kept[self.dims[group]] = np.asarray(options)
-        changing = np.zeros(len(options))
-        for k in touched:
-            changing = changing + self._of(self.works[k], kept)
-        return np.asarray(self.scale * (fixed + changing) + self.offset_ms)
+        return self.scale * self.sheet.sums(counts, group, options) + self.offset_ms
 
     def corrected(self, seen: Sequence[tuple[Counts, float]], goal_ms: float) -> LatencyModel:
         """The same, through what was measured: the line through the two points next to the goal on either side,
@@ -105,29 +91,6 @@ class LatencyModel:
         """``12ms``, or ``0.6x`` of the network as it was given. Raises BudgetError for neither."""
         number, unit = budget(text)
         return number * {"x": self.whole_ms, "ms": 1.0, "us": 1e-3, "s": 1e3}[unit]
-
-    @cached_property
-    def _touched(self) -> dict[str, list[int]]:
-        """By group, the works that it changes."""
-        found = [work.leaves() for work in self.works]
-        return {name: [k for k, own in enumerate(found) if dim in own] for name, dim in self.dims.items()}
-
-    @cached_property
-    def _names(self) -> list[list[str]]:
-        """By work, the groups that change it."""
-        return [[name for name in self.dims if k in self._touched[name]] for k in range(len(self.works))]
-
-    def _price(self, k: int, counts: Counts) -> float:
-        mine = self._names[k]
-        key = (k, *(counts.get(name) for name in mine))
-        if key not in self.memo:
-            kept = {self.dims[name]: counts[name] for name in mine if name in counts}
-            self.memo[key] = float(self._of(self.works[k], kept))
-        return self.memo[key]
-
-    def _of(self, work: Work, kept: Mapping[Dim, Any]) -> Any:
-        inner, outer, times = work.widths(kept, self.sizes)
-        return self.surfaces[work.family](inner, outer) * times
 
 
 def budget(text: str) -> tuple[float, str]:
