@@ -9,18 +9,21 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
-from graphprune.backends import Target, interleave, measure, runnable, target, targets
+from graphprune.backends import Target, interleave, measure, runnable, target, targets, winograd
 from graphprune.backends.onnx import Onnx
 from graphprune.backends.schedule import NARROW, WIDE, Registers, choose
 from graphprune.backends.torch import Torch
-from graphprune.backends.tvm import Tvm
+from graphprune.backends.tvm import Library, Tvm
 from graphprune.errors import ModelError, TargetError
 from graphprune.hosts.onnx import OnnxHost
 from graphprune.hosts.torch import TorchHost
@@ -350,6 +353,69 @@ def test_tvm_names_an_unknown_processor(residual: Program, tmp_path: Path) -> No
         Tvm(mcpu="znver44").emit(residual, tmp_path)
     assert caught.value.hint is not None and "znver4" in caught.value.hint
     assert list(tmp_path.iterdir()) == []
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_minimal_filtering_is_a_convolution(seed: int) -> None:
+    """Lavin and Gray (2016), equation 8: Y = A' [(G g G') * (B' d B)] A."""
+    rng = np.random.default_rng(seed)
+    tile, kernel = rng.standard_normal((6, 6)), rng.standard_normal((3, 3))
+    data, result, transformed = np.array(winograd.DATA), np.array(winograd.RESULT), winograd.FILTER
+    made = result @ ((transformed @ kernel @ transformed.T) * (data @ tile @ data.T)) @ result.T
+    windows = np.lib.stride_tricks.sliding_window_view(tile, (3, 3))
+    assert np.allclose(made, (windows * kernel).sum((2, 3)), rtol=1e-12, atol=1e-12)
+
+
+PLAIN: dict[str, Any] = {"padding": 1}
+
+
+@pytest.mark.parametrize(
+    ("cin", "cout", "size", "batch", "options", "eligible"),
+    [
+        (16, 48, (12, 12), 1, PLAIN, True),
+        (32, 16, (13, 10), 3, PLAIN, True),  # tiles that stick out
+        (19, 37, (9, 14), 2, {}, True),  # no padding, no whole vectors
+        (16, 16, (17, 8), 1, {"padding": (2, 0)}, True),
+        (16, 16, (12, 12), 1, PLAIN | {"stride": 2}, False),
+        (16, 16, (12, 12), 1, PLAIN | {"dilation": 2}, False),
+        (32, 32, (12, 12), 1, PLAIN | {"groups": 2}, False),
+        (8, 16, (12, 12), 1, PLAIN, False),
+    ],
+)
+def test_tvm_filters_minimally_where_it_can(
+    cin: int, cout: int, size: tuple[int, int], batch: int, options: dict[str, Any], eligible: bool
+) -> None:
+    """Twice, a residual sum and a second reader: what is fused behind the transforms, and what is not."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(cin, cout, 3, **options)
+            self.second, self.norm = nn.Conv2d(cout, cout, 3, padding=1, bias=False), nn.BatchNorm2d(cout)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            y = torch.relu(self.first(x))
+            return torch.relu(y + self.norm(self.second(y))), y.mean((2, 3))
+
+    torch.manual_seed(0)
+    made = program(Twice(), torch.randn(batch, cin, *size))
+    code = Tvm().runnable(made)
+    assert isinstance(code, Library)
+    kernels = [name for name, _, _ in code.kernel_times()]
+    assert sum("winograd_back" in name for name in kernels) == eligible + (cout >= 16)
+    assert not any(name.startswith(("fused_add", "fused_relu", "relu")) for name in kernels), "part of the transforms"
+    assert error(code.run(made.host.example()), made.host.run(made.host.example())) <= 1e-5
+    heads = {op.name for op in made.graph.ops if op.kind == "conv"}
+    assert heads == set(Tvm().profile(made)), "every convolution has a time, whatever it is made of"
+
+
+def test_transformed_weights_stay_within_bounds(tmp_path: Path) -> None:
+    """Wherever it would pay, but a tenth of all weights and half a megabyte."""
+    made = program(nn.Sequential(*[nn.Conv2d(64, 64, 3, padding=1) for _ in range(8)]), torch.randn(1, 64, 14, 14))
+    size, weights = Tvm().emit(made, tmp_path).stat().st_size, 8 * 64 * 64 * 9 * 4
+    assert size <= 1.1 * weights + 2**20
+    kernels = [name for name, _, _ in Tvm().load(tmp_path / "model.so").kernel_times()]  # type: ignore[attr-defined]
+    assert sum("winograd_back" in name for name in kernels) == 1
 
 
 class Joined(nn.Module):

@@ -22,6 +22,7 @@ from . import schedule
 from .relax_rewrites import clips, moved_weights, norms, rewritten
 from .relax_select import selections_into_readers
 from .target import first_line
+from .winograd import filtered
 
 _OPSET = 13  # the frontend reads older forms of Slice, Squeeze, ... as if they were of this opset
 
@@ -116,7 +117,7 @@ def scheduled_loops(module: Any, target: Any, scheduled: bool = True) -> Any:
     from tvm import relax
 
     with target:
-        module = relax.transform.FoldConstant()(relax.get_pipeline("zero")(module))
+        module = relax.transform.FoldConstant()(relax.get_pipeline("zero")(filtered(module)))
     module = relax.transform.AttachAttrLayoutFreeBuffers()(module)  # constants: they may be packed
     return packed(fixed(module, target)) if scheduled else module
 

@@ -15,6 +15,7 @@ from math import prod
 from typing import Any
 
 from .schedule_concat import concatenation
+from .winograd import transform
 
 _SPATIAL, _REDUCTION = 0, 2  # tvm's numbers of kinds of block axes
 
@@ -77,6 +78,7 @@ def _schedule(func: Any, target: Any, registers: Registers) -> Any:
     from tvm.s_tir import ScheduleError, dlight
 
     for attempt in (
+        lambda: transform(func, registers.lanes),
         lambda: _Nest(func, registers).tile(),
         lambda: _Nest(func, registers).pool(),
         lambda: concatenation(func, registers.lanes),
@@ -233,7 +235,8 @@ class _Nest:
         if not rows:
             rows = [sch.split(channels, [1, None])[0]]
             channels = sch.get_loops(out)[-1]
-        extents = [int(sch.get(loop).extent) for loop in rows]
+        apart = self._apart(main, len(rows))
+        extents = [1 if alone else int(sch.get(loop).extent) for loop, alone in zip(rows, apart, strict=True)]
         width = int(sch.get(channels).extent)
         lanes, words, tiles = choose(extents, width, self.registers, self.choice.rank)
         if width % (words * lanes) == 0:
@@ -245,7 +248,9 @@ class _Nest:
             inner.append(near)
         far, near, vector = sch.split(channels, [None, words, lanes])
         # Channels outermost: their weights stay in cache. Rows outermost: what they read does.
-        around = [*outer, far] if self.choice.rows_first else [far, *outer]
+        shared = [loop for loop, alone in zip(outer, apart, strict=True) if not alone]
+        around = [loop for loop, alone in zip(outer, apart, strict=True) if alone]
+        around += [*shared, far] if self.choice.rows_first else [far, *shared]
         sch.reorder(*around, *inner, near, vector)
         threads = sch.fuse(*around)
         sch.parallel(threads)
@@ -254,6 +259,19 @@ class _Nest:
             sch.unroll(loop)
         sch.vectorize(vector)
         self._register_tile(main, lanes)
+
+    def _apart(self, main: Any, rows: int) -> list[bool]:
+        """Of every row axis whether both operands have it, as a batch of products does: along such an axis a tile
+        shares nothing. ``rows``: how many there are in the block that makes the result."""
+        from tvm import tirx
+
+        block = self.sch.get(main)
+        reads = [
+            {var for part in read.region for var in tirx.analysis.undefined_vars(part.min)} for read in block.reads
+        ]
+        axes = [axis.var for axis in block.iter_vars if int(axis.iter_type) == _SPATIAL]
+        found = [all(axis in read for read in reads) for axis in axes[:-1]]
+        return found if len(found) == rows else [False] * rows
 
     def _pack(self, main: Any, width: int) -> None:
         """Constant weights a tile of output channels at a time, so that a tile reads them in one sweep."""

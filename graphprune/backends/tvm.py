@@ -103,7 +103,7 @@ class Tvm(Target):
     def profile(self, program: Program, *, threads: int = 1) -> dict[str, float]:
         code = self.runnable(program, threads=threads)
         assert isinstance(code, Library)
-        return by_op(program.graph, code.kernel_times())
+        return by_op(program.graph, program.host, code.kernel_times())
 
     def tune(
         self, program: Program, budget: Budget, *, threads: int = 1, seed: int = 0, progress: Progress | None = None

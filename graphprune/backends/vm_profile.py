@@ -12,12 +12,14 @@ from collections.abc import Callable
 from math import prod
 from typing import Any
 
-from ..ir import Graph
+from ..costs import evaluate, symbols
+from ..ir import Graph, Host
 from .measure import settled
 
 RUNS = 17  # the first two are warm-up
 _HEADS = ("conv", "conv_transpose", "linear", "gemm", "matmul", "einsum")
 _KERNELS = re.compile(r"conv\d|matmul|dense|einsum")
+_PARTS = ("winograd_read", "winograd_multiply")  # of the convolution whose result comes next (winograd.py)
 
 Times = list[tuple[str, int, list[float]]]
 """Every call of a kernel in the order in which they run: its name, how many numbers it writes, ms of each run."""
@@ -47,16 +49,23 @@ def kernel_times(machine: Any, run: Callable[[], object]) -> Times:
     return [(name, size, [one[k][2][0] for one in runs[2:]]) for k, (name, size, _) in enumerate(runs[0])]
 
 
-def by_op(graph: Graph, times: Times) -> dict[str, float]:
+def by_op(graph: Graph, host: Host, times: Times) -> dict[str, float]:
     """Milliseconds of every convolution and product, whatever was fused to it. Kernels do not say what they came
     from: those that write as many numbers come in the graph's order, if they are as many as the ops."""
-    heads, kernels = _by_size(), _by_size()
+    heads, kernels, sizes = _by_size(), _by_size(), symbols(graph, host)
     for op in graph.ops:
         if op.kind in _HEADS and not op.outputs[0].constant:
-            heads[prod(n for n in op.outputs[0].shape or () if isinstance(n, int))].append(op.name)
+            heads[prod(evaluate(n, sizes) for n in op.outputs[0].shape or ())].append(op.name)
+    parts = 0.0
     for name, size, own in times:
-        if _KERNELS.search(name):
-            kernels[size].append(settled(own, 1, "").median_ms)
+        ms = settled(own, 1, "").median_ms
+        if name.startswith(_PARTS):
+            parts += ms
+        elif "winograd_back" in name:
+            kernels[size].append(parts + ms)
+            parts = 0.0
+        elif _KERNELS.search(name):
+            kernels[size].append(ms)
     return {
         op: ms
         for size, ops in heads.items()
