@@ -21,7 +21,7 @@ from .pipeline import Progress, Recipe, run
 from .unconstrained import Links, loosen
 
 ROUNDS = 4
-CLOSE = (0.95, 1.015)
+CLOSE = (0.97, 1.015)
 """Measured over wanted where the search stops."""
 ALLOWED = 1.03
 """Measured over wanted that still counts as reached: what the measurement itself is uncertain by."""
