@@ -87,11 +87,13 @@ def to_latency(
 
     Widths are chosen by the table; the result is measured in turns with the original; what that says
     corrects the table's sum, and the choice is made anew, at most four times. Where the target cannot be
-    timed from here the table alone decides. Raises BudgetError with what can be reached.
+    timed from here the table alone decides; of a target that is several (``best-cpu``) the one that is
+    fastest for the program is searched on. Raises BudgetError with what can be reached.
     """
     at = next(k for k, step in enumerate(recipe.steps) if isinstance(step, Mask))
     mask = recipe.steps[at]
     assert isinstance(mask, Mask)
+    on = on.searched(program, threads=threads)
     scored = run(Recipe(recipe.steps[:at]), program, progress)
     if mask.unconstrained != "no":  # a reader's width is its own, and so is its cost
         scored = loosen(scored, writers=mask.unconstrained == "both")

@@ -16,6 +16,8 @@ import torch
 from torch import nn
 
 import graphprune as gp
+from graphprune.backends import measure
+from graphprune.backends.best import Best
 from graphprune.backends.measure import Runnable, settled
 from graphprune.backends.onnx import Onnx
 from graphprune.backends.ort_ops import geometry, shapes
@@ -325,6 +327,20 @@ def test_a_latency_is_reached_and_predicted(program: Program, clock: None, budge
     assert abs(facts["predicted_ms"] / facts["measured_ms"] - 1) < 0.1
     assert 1 <= len(facts["rounds"]) <= 4
     assert gp.verify(found.program)
+
+
+def test_of_several_targets_the_fastest_is_searched_on(
+    program: Program, clock: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dataclass(frozen=True)
+    class Quick(Known):
+        name: ClassVar[str] = "quick"
+        factor: float = 0.5
+
+    monkeypatch.setattr("graphprune.backends.best.Best._each", lambda self: (Known(), Quick()))
+    monkeypatch.setattr("graphprune.backends.best.interleave", measure.interleave)
+    facts = to_latency(program, recipe("0.6x"), Best()).facts
+    assert facts["target"] == "quick" and facts["measured_ms"] <= 1.03 * facts["goal_ms"]
 
 
 def test_compile_tells_how_far_the_search_is(program: Program, clock: None) -> None:

@@ -33,7 +33,7 @@ class Best(Target):
 
     def emit(self, program: Program, folder: Path) -> Path:
         files, calls = {}, {}
-        for one in (Onnx(), Tvm(tuned=self.tuned)):
+        for one in self._each():
             place = folder / one.label
             place.mkdir()
             files[one.label] = one.emit(program, place)
@@ -46,6 +46,14 @@ class Best(Target):
         facts = {"winner": winner, "latency_ms": {name: asdict(one) for name, one in found.items()}}
         (folder / _FOUND).write_text(json.dumps(facts, indent=2) + "\n")
         return files[winner]
+
+    def searched(self, program: Program, *, threads: int = 1) -> Target:
+        each = {one.label: one for one in self._each()}
+        found = interleave({label: one.runnable(program, threads=threads) for label, one in each.items()})
+        return each[min(found, key=lambda label: found[label].median_ms)]
+
+    def _each(self) -> tuple[Target, ...]:
+        return Onnx(), Tvm(tuned=self.tuned)
 
     def tune(
         self, program: Program, budget: Budget, *, threads: int = 1, seed: int = 0, progress: Progress | None = None

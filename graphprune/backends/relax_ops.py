@@ -96,7 +96,7 @@ def _module(point: Point) -> Any:
     builder = relax.BlockBuilder()
 
     def weights(shape: Sequence[int]) -> Any:
-        return relax.const(np.empty(list(shape), np.float32))
+        return relax.const(np.zeros(list(shape), np.float32))
 
     def hole(name: str, shape: Sequence[int]) -> Any:
         return relax.Var(name, relax.TensorType(list(shape), "float32"))

@@ -90,6 +90,10 @@ class Target:
         call = self.runnable(program, threads=threads)
         return interleave({self.label: call}, repeats, seconds=seconds, progress=progress)[self.label]
 
+    def searched(self, program: Program, *, threads: int = 1) -> Target:
+        """The target that a latency budget is met on: this one, or of several the fastest for the program."""
+        return self
+
     def time_ops(self, points: Sequence[Point], *, threads: int = 1) -> Iterator[dict[Point, Latency]]:
         """What each op takes alone, a batch at a time: the points of a latency table. Raises TargetError
         where the target cannot time single ops."""
