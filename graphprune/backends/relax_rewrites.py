@@ -5,9 +5,14 @@ TVM is an extra and slow to import, so every import of it is inside a function.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+
+OPAQUE, FUSES_WHAT_FOLLOWS = 8, 4
+"""TVM's kOpaque and kOutEWiseFusable: nothing becomes part of a kernel; bias, sum and activation behind it do. Left
+to itself it takes a load by index for opaque."""
 
 
 def rewritten(module: Any, mutator: Any) -> Any:
@@ -20,6 +25,13 @@ def rewritten(module: Any, mutator: Any) -> Any:
         if isinstance(function, relax.Function):
             made.builder_.update_func(name, made.visit_expr(function))
     return relax.transform.DeadCodeElimination()(made.builder_.get())
+
+
+def kernel(builder: Any, compute: Callable[..., Any], operands: Sequence[Any], name: str, kind: int) -> Any:
+    """The call of a kernel that ``compute`` gives as a tensor expression."""
+    made = builder.call_te(compute, *operands, primfunc_name_hint=name)
+    builder.update_func(made.args[0], builder.get()[made.args[0]].with_attr("op_pattern", kind))
+    return made
 
 
 def norms(module: Any) -> Any:

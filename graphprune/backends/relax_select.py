@@ -18,12 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from .relax_rewrites import rewritten
+from .relax_rewrites import FUSES_WHAT_FOLLOWS, kernel, rewritten
 
 _LAST, _FIRST = [0, 2, 3, 1], [0, 3, 1, 2]  # to channels last, and back
-
-_FUSES_WHAT_FOLLOWS = 4
-"""TVM's kOutEWiseFusable: bias, sum and activation go into the kernel. It takes a load by index for opaque."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +126,7 @@ def _gather(builder: Any, selection: _Selection) -> Any:
     def gather(x: Any, at: Any) -> Any:
         return te.compute((*x.shape[:3], selection.count), lambda n, h, w, c: x[n, h, w, at[c]], name="gathered")
 
-    return _kernel(builder, gather, [selection.value, relax.const(selection.at)], "gather")
+    return kernel(builder, gather, [selection.value, relax.const(selection.at)], "gather", FUSES_WHAT_FOLLOWS)
 
 
 def _concatenation(builder: Any, parts: Sequence[_Selection]) -> Any:
@@ -187,12 +184,4 @@ def _convolution(builder: Any, call: Any, selection: _Selection) -> Any:
 
     operands = [selection.value, call.args[1]]
     operands += [] if selection.at is None else [relax.const(selection.at)]
-    return _kernel(builder, select, operands, "conv2d_of_selected")
-
-
-def _kernel(builder: Any, compute: Any, operands: Sequence[Any], name: str) -> Any:
-    """One that only what follows becomes part of."""
-    made = builder.call_te(compute, *operands, primfunc_name_hint=name)
-    kernel = made.args[0]
-    builder.update_func(kernel, builder.get()[kernel].with_attr("op_pattern", _FUSES_WHAT_FOLLOWS))
-    return made
+    return kernel(builder, select, operands, "conv2d_of_selected", FUSES_WHAT_FOLLOWS)

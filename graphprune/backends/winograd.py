@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .relax_rewrites import rewritten
+from .relax_rewrites import FUSES_WHAT_FOLLOWS, OPAQUE, kernel, rewritten
 
 MADE, READ = 4, 6  # positions of a tile along an axis
 DATA = ((4, 0, -5, 0, 1, 0), (0, -4, -4, 1, 1, 0), (0, 4, -4, -1, 1, 0),
@@ -27,8 +27,6 @@ RESULT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -
 FEWEST = 16  # channels read and made: with fewer the transforms take what the products save
 WEIGHTS = 12  # transformed weights for every number that the convolution reads or makes: with more, loading them does
 GROWTH, FREE = 0.1, 1 << 17  # by how much a model's constants may grow: a tenth, and half a megabyte
-
-_OPAQUE, _FUSES_WHAT_FOLLOWS = 8, 4  # TVM's kOpaque and kOutEWiseFusable
 
 
 def filtered(module: Any) -> Any:
@@ -115,17 +113,10 @@ class _Conv:
         def back(product: Any) -> Any:
             return _back(product, self.makes)
 
-        data = builder.emit(_kernel(builder, read, [x], "winograd_read", _OPAQUE))
+        data = builder.emit(kernel(builder, read, [x], "winograd_read", OPAQUE))
         operands = [data, relax.const(weight)]
-        product = builder.emit(_kernel(builder, _multiply, operands, "winograd_multiply", _OPAQUE))
-        return _kernel(builder, back, [product], "winograd_back", _FUSES_WHAT_FOLLOWS)
-
-
-def _kernel(builder: Any, compute: Callable[..., Any], operands: list[Any], name: str, kind: int) -> Any:
-    made = builder.call_te(compute, *operands, primfunc_name_hint=name)
-    kernel = made.args[0]
-    builder.update_func(kernel, builder.get()[kernel].with_attr("op_pattern", kind))
-    return made
+        product = builder.emit(kernel(builder, _multiply, operands, "winograd_multiply", OPAQUE))
+        return kernel(builder, back, [product], "winograd_back", FUSES_WHAT_FOLLOWS)
 
 
 # ---- what the three kernels compute -----------------------------------------------------------------
