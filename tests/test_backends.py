@@ -409,6 +409,31 @@ def test_tvm_filters_minimally_where_it_can(
     assert heads == set(Tvm().profile(made)), "every convolution has a time, whatever it is made of"
 
 
+class Chosen(nn.Module):
+    """Readers of channels here and there, and of a run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 48, 1)
+        self.register_buffer("at", torch.randperm(48)[:24])
+        self.some, self.run = nn.Conv2d(24, 16, 3, padding=1), nn.Conv2d(20, 16, 3)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = torch.relu(self.stem(x))
+        return self.some(x.index_select(1, self.at)), self.run(x[:, 5:25])
+
+
+def test_what_is_filtered_selects_as_it_pads() -> None:
+    torch.manual_seed(0)
+    made = program(Chosen(), image(size=12))
+    code = Tvm().runnable(made)
+    assert isinstance(code, Library)
+    kernels = [name for name, _, _ in code.kernel_times()]
+    assert sum("winograd_back" in name for name in kernels) == 2
+    assert not any(name.startswith(("take", "gather", "strided_slice")) for name in kernels)
+    assert error(code.run(made.host.example()), made.host.run(made.host.example())) <= 1e-5
+
+
 def test_transformed_weights_stay_within_bounds(tmp_path: Path) -> None:
     """Wherever it would pay, but a tenth of all weights and half a megabyte."""
     made = program(nn.Sequential(*[nn.Conv2d(64, 64, 3, padding=1) for _ in range(8)]), torch.randn(1, 64, 14, 14))

@@ -108,7 +108,8 @@ def lowered(module: Any, target: Any, layout: str = "NHWC", scheduled: bool = Tr
     module = clips(steps.DecomposeOpsForInference()(norms(module)))
     if layout == "NHWC":
         module = steps.ConvertLayout({"relax.nn.conv2d": ["NHWC", "HWIO"]})(module)
-    module = selections_into_readers(moved_weights(steps.CanonicalizeBindings()(module)))
+    module = steps.CanonicalizeBindings()(moved_weights(steps.CanonicalizeBindings()(module)))
+    module = selections_into_readers(filtered(module))
     return scheduled_loops(steps.FoldConstant()(module), target, scheduled)
 
 
@@ -117,7 +118,7 @@ def scheduled_loops(module: Any, target: Any, scheduled: bool = True) -> Any:
     from tvm import relax
 
     with target:
-        module = relax.transform.FoldConstant()(relax.get_pipeline("zero")(filtered(module)))
+        module = relax.transform.FoldConstant()(relax.get_pipeline("zero")(module))
     module = relax.transform.AttachAttrLayoutFreeBuffers()(module)  # constants: they may be packed
     return packed(fixed(module, target)) if scheduled else module
 

@@ -13,6 +13,7 @@ from ..latency.table import Point
 from .measure import settled
 from .ort_ops import geometry, shapes
 from .relax import fixed, last_line, scheduled_loops, toolchain
+from .winograd import filtered
 
 ROUNDS = 9  # samples of every op
 SAMPLE_MS = 3  # a sample is as many calls as last so long
@@ -65,7 +66,7 @@ def _kernels(point: Point, number: int, code: Any, functions: dict[str, Any], sc
     """The kernels of one op in order, entered into ``functions`` under names of its own."""
     from tvm import ir, tirx
 
-    module = scheduled_loops(_module(point), code, False)
+    module = scheduled_loops(filtered(_module(point)), code, False)
     module = fixed(module, code) if scheduled else module
     names = {}
     for name, function in module.functions_items():

@@ -24,13 +24,27 @@ _LAST, _FIRST = [0, 2, 3, 1], [0, 3, 1, 2]  # to channels last, and back
 
 
 @dataclass(frozen=True)
-class _Selection:
+class Selection:
     """The channels (the last axis) of ``value``: a run from ``start`` of ``count``, or those ``at``."""
 
     value: Any
     count: int
     start: int = 0
     at: Any = None
+
+    @classmethod
+    def whole(cls, value: Any) -> Selection:
+        return cls(value, int(value.ty.shape.values[-1]))
+
+    def operands(self) -> list[Any]:
+        """What a kernel that selects takes."""
+        from tvm import relax
+
+        return [self.value] + ([] if self.at is None else [relax.const(self.at)])
+
+    def source(self, channel: Any, at: Any = None) -> Any:
+        """Where the kernel loads a channel from; ``at``: its second operand."""
+        return channel + self.start if at is None else at[channel]
 
 
 def selections_into_readers(module: Any) -> Any:
@@ -44,16 +58,16 @@ def selections_into_readers(module: Any) -> Any:
             call = self.visit_expr_post_order(call)
             name = getattr(call.op, "name", "")
             if name == "relax.nn.conv2d" and call.attrs.data_layout == "NHWC" and int(call.attrs.groups) == 1:
-                found = _selected(call.args[0], self.lookup_binding)
+                found = selected(call.args[0], self.lookup_binding)
                 return call if found is None else _convolution(self.builder_, call, found)
             if name == "relax.concat" and int(call.attrs.axis) in (3, -1):
                 joined = list(_maker(call.args[0], self.lookup_binding).fields)
-                parts = [_selected(part, self.lookup_binding) for part in joined]
+                parts = [selected(part, self.lookup_binding) for part in joined]
                 if any(part is not None for part in parts):
-                    whole = [_Selection(value, int(value.ty.shape.values[-1])) for value in joined]
+                    whole = map(Selection.whole, joined)
                     return _concatenation(self.builder_, [a or b for a, b in zip(parts, whole, strict=True)])
             if name == "relax.permute_dims":
-                found = _selected(call, self.lookup_binding)
+                found = selected(call, self.lookup_binding)
                 if found is not None and found.at is not None:
                     return relax.op.take(found.value, relax.const(found.at), axis=3, mode="fast")
             return call
@@ -62,13 +76,13 @@ def selections_into_readers(module: Any) -> Any:
     class Rest(relax.PyExprMutator):  # type: ignore[misc]
         def visit_call_(self, call: Any) -> Any:
             call = self.visit_expr_post_order(call)
-            found = _selected(call, self.lookup_binding) if _name(call) == "relax.take" else None
+            found = selected(call, self.lookup_binding) if _name(call) == "relax.take" else None
             return call if found is None else _gather(self.builder_, found)
 
     return rewritten(rewritten(module, Into), Rest)
 
 
-def _selected(value: Any, lookup: Any) -> _Selection | None:
+def selected(value: Any, lookup: Any) -> Selection | None:
     """What a value with channels last selects its channels from, if that is all that makes it."""
     call = _maker(value, lookup)
     if _name(call) == "relax.strided_slice":
@@ -98,17 +112,17 @@ def _moves(call: Any, axes: list[int]) -> bool:
     return _name(call) == "relax.permute_dims" and [int(axis) for axis in call.attrs.axes] == axes
 
 
-def _take(take: Any, value: Any, lookup: Any) -> _Selection | None:
+def _take(take: Any, value: Any, lookup: Any) -> Selection | None:
     from tvm import ir
 
     at = _maker(take.args[1], lookup)
     if not isinstance(at, ir.GenericConst):
         return None
     numbers = at.value.numpy().astype(np.int32)
-    return _Selection(value, len(numbers), at=numbers) if numbers.ndim == 1 else None
+    return Selection(value, len(numbers), at=numbers) if numbers.ndim == 1 else None
 
 
-def _slice(call: Any) -> _Selection | None:
+def _slice(call: Any) -> Selection | None:
     try:
         axes, begin, end, step = ([int(part.value) for part in one.fields] for one in call.args[1:5])
     except (AttributeError, TypeError):
@@ -116,10 +130,10 @@ def _slice(call: Any) -> _Selection | None:
     size = int(call.args[0].ty.shape.values[-1])
     if axes not in ([3], [-1]) or step != [1] or not 0 <= begin[0] < end[0]:
         return None
-    return _Selection(call.args[0], min(end[0], size) - begin[0], begin[0])
+    return Selection(call.args[0], min(end[0], size) - begin[0], begin[0])
 
 
-def _gather(builder: Any, selection: _Selection) -> Any:
+def _gather(builder: Any, selection: Selection) -> Any:
     """As TVM's own, which warns of indices that it has not looked at."""
     from tvm import relax, te
 
@@ -129,7 +143,7 @@ def _gather(builder: Any, selection: _Selection) -> Any:
     return kernel(builder, gather, [selection.value, relax.const(selection.at)], "gather", FUSES_WHAT_FOLLOWS)
 
 
-def _concatenation(builder: Any, parts: Sequence[_Selection]) -> Any:
+def _concatenation(builder: Any, parts: Sequence[Selection]) -> Any:
     """A kernel that everything fuses with, and that `schedule_concat` takes apart."""
     from tvm import relax, te, tirx
 
@@ -160,14 +174,14 @@ def _concatenation(builder: Any, parts: Sequence[_Selection]) -> Any:
     return builder.call_te(join, *values, *lists, primfunc_name_hint="concatenate")
 
 
-def _convolution(builder: Any, call: Any, selection: _Selection) -> Any:
-    from tvm import relax, te, topi
+def _convolution(builder: Any, call: Any, selection: Selection) -> Any:
+    from tvm import te, topi
 
     attrs = call.attrs
 
     def select(x: Any, weight: Any, at: Any = None) -> Any:
         def each(n: Any, h: Any, w: Any, c: Any) -> Any:
-            return x[n, h, w, c + selection.start if at is None else at[c]]
+            return x[n, h, w, selection.source(c, at)]
 
         selected = te.compute((*x.shape[:3], selection.count), each, name="selected")
         return topi.nn.conv(
@@ -182,6 +196,5 @@ def _convolution(builder: Any, call: Any, selection: _Selection) -> Any:
             out_dtype=attrs.out_dtype or None,
         )
 
-    operands = [selection.value, call.args[1]]
-    operands += [] if selection.at is None else [relax.const(selection.at)]
-    return kernel(builder, select, operands, "conv2d_of_selected", FUSES_WHAT_FOLLOWS)
+    value, *at = selection.operands()
+    return kernel(builder, select, [value, call.args[1], *at], "conv2d_of_selected", FUSES_WHAT_FOLLOWS)

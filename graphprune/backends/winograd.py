@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from .relax_rewrites import FUSES_WHAT_FOLLOWS, OPAQUE, kernel, rewritten
+from .relax_select import Selection, selected
 
 MADE, READ = 4, 6  # positions of a tile along an axis
 DATA = ((4, 0, -5, 0, 1, 0), (0, -4, -4, 1, 1, 0), (0, 4, -4, -1, 1, 0),
@@ -58,7 +59,11 @@ def filtered(module: Any) -> Any:
         def visit_call_(self, call: Any) -> Any:
             conv = next((conv for conv in chosen if conv.call.same_as(call)), None)
             call = self.visit_expr_post_order(call)
-            return call if conv is None else conv.emit(self.builder_, call.args[0])
+            if conv is None:
+                return call
+            return conv.emit(
+                self.builder_, selected(call.args[0], self.lookup_binding) or Selection.whole(call.args[0])
+            )
 
     return rewritten(module, Filter) if chosen else module
 
@@ -100,20 +105,20 @@ class _Conv:
         cin, cout = self.reads[3], self.makes[3]
         return min(cin, cout) >= FEWEST and READ * READ * cin * cout <= WEIGHTS * self.pixels * (cin + cout)
 
-    def emit(self, builder: Any, x: Any) -> Any:
+    def emit(self, builder: Any, selection: Selection) -> Any:
         from tvm import relax
 
         weight = self.call.args[1].value.numpy().astype(np.float64)
         weight = np.einsum("er,rsck,fs->efck", FILTER, weight, FILTER).astype(np.float32)
         top, left, *_ = (int(n) for n in self.call.attrs.padding)
 
-        def read(x: Any) -> Any:
-            return _read(x, self.makes, top, left)
+        def read(x: Any, at: Any = None) -> Any:
+            return _read(x, at, selection, self.makes, top, left)
 
         def back(product: Any) -> Any:
             return _back(product, self.makes)
 
-        data = builder.emit(kernel(builder, read, [x], "winograd_read", OPAQUE))
+        data = builder.emit(kernel(builder, read, selection.operands(), "winograd_read", OPAQUE))
         operands = [data, relax.const(weight)]
         product = builder.emit(kernel(builder, _multiply, operands, "winograd_multiply", OPAQUE))
         return kernel(builder, back, [product], "winograd_back", FUSES_WHAT_FOLLOWS)
@@ -130,16 +135,18 @@ def _tiles(sizes: tuple[int, ...]) -> tuple[int, int, int]:
     return high, wide, min(-(-count // rows) * rows for rows in (6, 5, 4))
 
 
-def _read(x: Any, sizes: tuple[int, ...], top: int, left: int) -> Any:
-    """Tiles of the input, transformed: position in the tile (two axes), tile, channel."""
+def _read(x: Any, at: Any, selection: Selection, sizes: tuple[int, ...], top: int, left: int) -> Any:
+    """Tiles of the input, transformed: position in the tile (two axes), tile, channel. The copy that padding makes
+    selects as well."""
     from tvm import te, tirx
 
-    batch, height, width, channels = (int(n) for n in x.shape)
+    batch, height, width, _ = (int(n) for n in x.shape)
+    channels = selection.count
     high, wide, count = _tiles(sizes)
 
     def pad(n: Any, h: Any, w: Any, c: Any) -> Any:
         inside = tirx.all(h >= top, h < height + top, w >= left, w < width + left)
-        return tirx.if_then_else(inside, x[n, h - top, w - left, c], tirx.const(0, "float32"))
+        return tirx.if_then_else(inside, x[n, h - top, w - left, selection.source(c, at)], tirx.const(0, "float32"))
 
     padded = te.compute((batch, high * MADE + 2, wide * MADE + 2, channels), pad, name="winograd_pad")
 
