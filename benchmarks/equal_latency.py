@@ -59,7 +59,7 @@ def one(name: str, budget: str) -> dict[str, Any]:
             ours = to_latency(program, recipe, Onnx()).program
         except BudgetError as error:
             return {"error": str(error.message)}
-        took = share(Onnx().runnable(program), Onnx().runnable(ours), 60)
+        took = share(Onnx().runnable(program), Onnx().runnable(ours))
         row: dict[str, Any] = {"latency": took, "accuracy": accuracy(ours), "whole": accuracy(program)}
         scored = run(Recipe.parse(SCORE), program)
         scored = scored.learn(measured_losses(scored, scored.fact(Groups)))

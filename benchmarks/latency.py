@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 import graphprune as gp
-from graphprune.backends import Target, interleave, share, target
+from graphprune.backends import Target, share, target
 from graphprune.backends.onnx import Onnx
 from graphprune.errors import BudgetError
 from graphprune.facts import Groups, Scores
@@ -33,7 +33,6 @@ from .networks import NETWORKS, Sample
 from .results import Results
 
 DETECTOR = Path(__file__).parents[2] / "shared" / "data" / "onnx" / "version-RFB-320.onnx"
-REPEATS = 40
 
 
 def _resnet18() -> Sample:
@@ -77,13 +76,12 @@ def one(program: Program, on: str, budget: str, threads: int, compare: bool) -> 
         return {"error": str(error.message), "seconds": time.perf_counter() - start}
     seconds = time.perf_counter() - start
     original = aim.runnable(program, threads=threads)
-    again = interleave({"a": original, "b": aim.runnable(found.program, threads=threads)}, REPEATS, seconds=10)
+    again = share(original, aim.runnable(found.program, threads=threads), seconds=10)
     facts = {k: found.facts[k] for k in ("goal_ms", "whole_ms", "predicted_ms", "measured_ms", "importance")}
     row = {
         **facts,
         "wanted": float(budget.rstrip("x")),
-        "remeasured": again["b"].median_ms / again["a"].median_ms,
-        "spread": again["b"].spread_ms / again["b"].median_ms,
+        "remeasured": again,
         "rounds": len(found.facts["rounds"]),
         "points_measured": found.facts["table"]["measured_now"],
         "seconds": seconds,
@@ -121,7 +119,7 @@ def within(
         except BudgetError:
             low = macs
             continue
-        took = share(original, on.runnable(cut, threads=threads), REPEATS, seconds=seconds)
+        took = share(original, on.runnable(cut, threads=threads), seconds=seconds)
         if took <= goal * 1.01:
             low = macs
             yield cut, macs, took

@@ -199,7 +199,7 @@ def speed(results: Results, options: argparse.Namespace) -> None:
             if (made := pruned(key, text, base)) is None:
                 continue
             code = on.runnable(made)
-            taken = share(on.runnable(base), code, 50, seconds=options.seconds)
+            taken = share(on.runnable(base), code, seconds=options.seconds)
             results.add(f"speed/{key}", {**seen(made, code, x.split(1), labels), "latency": taken})
 
 

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from graphprune.backends import Target, interleave, measure, runnable, target, targets, winograd
+from graphprune.backends import Target, interleave, measure, runnable, share, target, targets, winograd
 from graphprune.backends.onnx import Onnx
 from graphprune.backends.schedule import NARROW, WIDE, Registers, choose
 from graphprune.backends.torch import Torch
@@ -199,6 +199,15 @@ def test_interleave_repeats_what_is_short_and_keeps_to_its_budget(sleeper: Calla
     twenty = sleeper([0.02], log, "a")
     assert interleave({"a": twenty}, repeats=1000, seconds=0.101)["a"].repeats == 5
     assert interleave({"a": twenty}, repeats=1000, seconds=0.0)["a"].repeats == 3
+
+
+def test_a_share_is_of_samples_side_by_side(sleeper: Callable[..., Callable[[], None]]) -> None:
+    """The machine is slower in some rounds, for both; one sample was interrupted."""
+    log: list[str] = []
+    pace = [0.008] * 4 + [0.008, 0.008, 0.016, 0.016, 0.024, 0.008, 0.016]
+    half = [0.5 * one for one in pace]
+    half[5] = 1.0
+    assert share(sleeper(pace, log, "a"), sleeper([0.006] * 4 + half[4:], log, "b"), 7) == pytest.approx(0.5)  # type: ignore[arg-type]
 
 
 def test_measure_gives_a_latency_of_the_target(residual: Program) -> None:

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 import graphprune as gp
-from graphprune.backends import measure
 from graphprune.backends.best import Best
 from graphprune.backends.measure import Runnable, settled
 from graphprune.backends.onnx import Onnx
@@ -125,8 +124,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     def measured(calls: dict[str, _Sleeper], *_: Any, **__: Any) -> dict[str, Latency]:
         return {name: Latency(call.ms, 0.0, 5, call.threads, "known") for name, call in calls.items()}
 
-    for where in ("targeting", "backends.measure"):
+    for where in ("targeting", "backends.best"):
         monkeypatch.setattr(f"graphprune.{where}.interleave", measured)
+    monkeypatch.setattr("graphprune.targeting.share", lambda original, other: other.ms / original.ms)
     Known.log.clear()
 
 
@@ -338,7 +338,6 @@ def test_of_several_targets_the_fastest_is_searched_on(
         factor: float = 0.5
 
     monkeypatch.setattr("graphprune.backends.best.Best._each", lambda self: (Known(), Quick()))
-    monkeypatch.setattr("graphprune.backends.best.interleave", measure.interleave)
     facts = to_latency(program, recipe("0.6x"), Best()).facts
     assert facts["target"] == "quick" and facts["measured_ms"] <= 1.03 * facts["goal_ms"]
 

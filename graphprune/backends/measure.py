@@ -58,6 +58,14 @@ def interleave(
     interquartile ranges are of milliseconds per call. ``threads`` is what is recorded for a callable
     that does not say (a Runnable does).
     """
+    samples = _samples(callables, repeats, seconds, progress)
+    return {name: _latency(name, callables[name], own, threads) for name, own in samples.items()}
+
+
+def _samples(
+    callables: Mapping[str, Callable[[], object]], repeats: int, seconds: float, progress: Progress | None = None
+) -> dict[str, list[float]]:
+    """Milliseconds per call, a sample of each callable a round."""
     calls = {name: _warm_up(call) for name, call in callables.items()}
     longest = max((count * each for count, each in calls.values()), default=0.0)
     rounds = max(FEWEST, min(repeats, int(seconds / longest))) if longest else repeats
@@ -78,13 +86,14 @@ def interleave(
     finally:
         if collecting:
             gc.enable()
-    return {name: _latency(name, callables[name], samples[name], threads) for name in names}
+    return samples
 
 
-def share(original: Runnable, other: Runnable, repeats: int = 31, *, seconds: float = 4.0) -> float:
-    """What ``other`` takes of the original's time: both in turns, so that what slows the machine slows both."""
-    found = interleave({"original": original, "other": other}, repeats, seconds=seconds)
-    return found["other"].median_ms / found["original"].median_ms
+def share(original: Runnable, other: Runnable, repeats: int = 101, *, seconds: float = 4.0) -> float:
+    """What ``other`` takes of the original's time: the median over rounds of what their samples, taken one after the
+    other, say. What slows the machine for longer than that slows both."""
+    samples = _samples({"original": original, "other": other}, repeats, seconds)
+    return median(after / before for before, after in zip(samples["original"], samples["other"], strict=True))
 
 
 def _warm_up(call: Callable[[], object]) -> tuple[int, float]:
