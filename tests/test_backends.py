@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import platform
@@ -524,6 +525,15 @@ def test_without_tvm_the_error_says_how_to_get_it(
     with pytest.raises(TargetError) as caught:
         Tvm().emit(residual, tmp_path)
     assert caught.value.hint == "pip install graphprune[tvm]"
+
+
+def test_a_library_goes_when_nobody_runs_it(residual: Program, tmp_path: Path) -> None:
+    """A search loads dozens, each with all weights."""
+    path = Tvm().emit(residual, tmp_path)
+    outputs = Tvm().load(path).run(residual.host.example())
+    gc.collect()
+    assert str(path) not in Path("/proc/self/maps").read_text()
+    assert error(outputs, residual.host.run(residual.host.example())) <= TVM_TOLERANCE
 
 
 def test_a_library_without_its_interface_is_refused(library: Path, tmp_path: Path) -> None:

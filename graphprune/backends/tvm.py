@@ -6,6 +6,7 @@ TVM is an extra and slow to import, so every import of it is inside a function.
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -155,6 +156,7 @@ class Library(Runnable):
     def __init__(self, path: Path, threads: int, example: Batch | None, device: Any = None) -> None:
         tvm = toolchain()
         from tvm import relax
+        from tvm_ffi import load_module
 
         described = path.with_name(INTERFACE)
         try:
@@ -166,7 +168,9 @@ class Library(Runnable):
         super().__init__("tvm", threads, holes if example is None else example)
         self._holes, self._device = holes, tvm.cpu() if device is None else device
         try:
-            self._vm: Any = relax.VirtualMachine(tvm.runtime.load_module(str(path)), self._device)
+            # TVM's own load_module keeps every library, and its weights, until the process ends.
+            library = load_module(os.path.realpath(path), keep_module_alive=False)
+            self._vm: Any = relax.VirtualMachine(library, self._device)
         except Exception as error:
             raise ModelError(f"{path}: TVM cannot load it: {last_line(error)}") from error
         self._pool: Any = tvm.get_global_func("runtime.config_threadpool")
