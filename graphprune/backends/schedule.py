@@ -18,6 +18,7 @@ from .schedule_concat import concatenation
 from .winograd import transform
 
 _SPATIAL, _REDUCTION = 0, 2  # tvm's numbers of kinds of block axes
+_BRANCH = "if_then_else"
 
 
 @dataclass(frozen=True)
@@ -113,16 +114,23 @@ class _Nest:
         return self.sch
 
     def _spread(self, block: Any) -> None:
-        """Spatial loops over the threads; where there are no others, over the lanes too."""
+        """Spatial loops over the threads; where there are no others, over the lanes too. Of a block that branches
+        (padding) the last loop stays by itself: within it a vector takes one branch."""
         loops, kinds = self.sch.get_loops(block), self._kinds(block)
         spatial = next((k for k, kind in enumerate(kinds) if kind != _SPATIAL), len(kinds))
         if len(loops) != len(kinds) or not spatial:
             return
-        fused = self.sch.fuse(*loops[:spatial])
-        if spatial == len(kinds):
-            fused, lanes = self.sch.split(fused, [None, self.registers.lanes])
-            self.sch.vectorize(lanes)
-        self.sch.parallel(fused)
+        if spatial < len(kinds):
+            self.sch.parallel(self.sch.fuse(*loops[:spatial]))
+            return
+        width = int(self.sch.get(loops[-1]).extent)
+        lanes = next(n for n in (self.registers.lanes, 8, 4, 2, 1) if width % n == 0)
+        if _BRANCH in str(self.sch.get(block)) and len(loops) > 1 and lanes > 1:
+            outer, vector = self.sch.fuse(*loops[:-1]), self.sch.split(loops[-1], [None, lanes])[1]
+        else:
+            outer, vector = self.sch.split(self.sch.fuse(*loops), [None, self.registers.lanes])
+        self.sch.vectorize(vector)
+        self.sch.parallel(outer)
 
     def _inlined(self) -> list[Any]:
         """The blocks that remain when every element-wise one moves into its reader. A block that
@@ -131,7 +139,7 @@ class _Nest:
 
         left = []
         for block in self.blocks:
-            branches = "if_then_else" in str(self.sch.get(block))
+            branches = _BRANCH in str(self.sch.get(block))
             if not (branches or self._reduces(block)) and self.sch.get_consumers(block):
                 try:
                     self.sch.compute_inline(block)
