@@ -16,7 +16,10 @@ from .relax import fixed, last_line, scheduled_loops, toolchain
 from .winograd import filtered
 
 ROUNDS = 9  # samples of every op
-SAMPLE_MS = 3  # a sample is as many calls as last so long
+COLD = {"repeat": 3, "f_preproc": "cache_flush_cpu_non_first_arg"}
+"""A sample is a median of so many calls, weights and result out of the caches, as the rest of a network leaves them."""
+WARM = {"repeat": 1, "min_repeat_ms": 3}
+"""A sample is as many calls as last so long."""
 BATCH_POINTS = 40  # compiled together
 
 Load = Callable[[Any], tuple[Any, Any]]
@@ -170,12 +173,13 @@ def _time(module: Any, device: Any, kernels: Sequence[Sequence[Kernel]], threads
         for own in kernels
     ]
     samples: list[list[float]] = [[] for _ in kernels]
+    # While caches are emptied other threads fall asleep, and to wake them takes longer than many an op.
+    how: dict[str, Any] = COLD if threads == 1 else WARM
     for _ in range(ROUNDS):
         for k, own in enumerate(calls):
             total = 0.0
             for name, args in own:
-                timer = module.time_evaluator(name, device, number=1, repeat=1, min_repeat_ms=SAMPLE_MS)
-                total += float(timer(*args).mean)
+                total += float(np.median(module.time_evaluator(name, device, number=1, **how)(*args).results))
             samples[k].append(1e3 * total)
     return samples
 
