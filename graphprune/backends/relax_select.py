@@ -135,12 +135,12 @@ def _slice(call: Any) -> Selection | None:
 
 def _gather(builder: Any, selection: Selection) -> Any:
     """As TVM's own, which warns of indices that it has not looked at."""
-    from tvm import relax, te
+    from tvm import te
 
     def gather(x: Any, at: Any) -> Any:
         return te.compute((*x.shape[:3], selection.count), lambda n, h, w, c: x[n, h, w, at[c]], name="gathered")
 
-    return kernel(builder, gather, [selection.value, relax.const(selection.at)], "gather", FUSES_WHAT_FOLLOWS)
+    return kernel(builder, gather, selection.operands(), "gather", FUSES_WHAT_FOLLOWS)
 
 
 def _concatenation(builder: Any, parts: Sequence[Selection]) -> Any:
@@ -160,8 +160,7 @@ def _concatenation(builder: Any, parts: Sequence[Selection]) -> Any:
 
         def each(n: Any, h: Any, w: Any, c: Any) -> Any:
             def load(k: int) -> Any:
-                here, listed = c - starts[k], at[k]
-                return given[source[k]][n, h, w, here + parts[k].start if listed is None else listed[here]]
+                return given[source[k]][n, h, w, parts[k].source(c - starts[k], at[k])]
 
             value = load(0)
             for k in range(1, len(parts)):

@@ -30,9 +30,9 @@ class Sheet:
         sizes: Mapping[str, int],
     ) -> None:
         self.works, self.dims = tuple(works), dict(dims)
-        self._surfaces = [surfaces[family] for family in dict.fromkeys(work.family for work in works)]
-        number = {family: k for k, family in enumerate(dict.fromkeys(work.family for work in works))}
-        self._family = np.array([number[work.family] for work in works], int)
+        families = {family: k for k, family in enumerate(dict.fromkeys(work.family for work in works))}
+        self._surfaces = [surfaces[family] for family in families]
+        self._family = np.array([families[work.family] for work in works], int)
         self._number = {name: k for k, name in enumerate(dims)}
         variables = {dim: Polynomial({(k,): 1.0}) for k, dim in enumerate(dims.values())}
         widths = [Polynomial.of(width) for work in works for width in work.widths(variables, sizes)]
@@ -86,8 +86,8 @@ class Sheet:
             return
         self._at = at
         works = np.unique(np.concatenate([self._touched[g] for g in changed]))
-        self._widths, self._ms = self._widths.copy(), self._ms.copy()
         self._widths[works] = self._evaluated(works)
+        self._ms = self._ms.copy()  # whoever asked before may hold it
         self._ms[works] = self._priced(works, self._widths[works])
 
     def _evaluated(self, works: Array) -> Array:

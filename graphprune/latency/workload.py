@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from math import prod
 from typing import Any
 
 from ..costs import evaluate, symbols
-from ..dims import Dim, count, leaves
+from ..dims import Dim, count
 from ..ir import Graph, Host, Op
 
 Widths = tuple[int, int]
@@ -54,10 +53,6 @@ class Work:
     times: tuple[Dim, ...] = ()
     per: int = 1
     streams: tuple[tuple[Dim, ...], ...] = ()
-
-    def leaves(self) -> set[Dim]:
-        dims = chain(self.inner, self.outer, self.times, *self.streams)
-        return {leaf for dim in dims for leaf in leaves(dim)}
 
     def widths(self, kept: Mapping[Dim, Any], sizes: Mapping[str, int]) -> tuple[Any, Any, Any]:
         """Inner width, outer width and repetitions; arrays where ``kept`` holds arrays."""
