@@ -10,13 +10,12 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
+from graphprune.__none__ import accuracy_sides as sides
+from graphprune.__none__.cifar import TRAIN_IMAGES, accuracy, images, normalised
 
 import graphprune as gp
-from graphprune import regression
 from graphprune.compensation import lsq
-
-from . import accuracy_sides as sides
-from .cifar import TRAIN_IMAGES, accuracy, images, normalised
+from graphprune.coupling import contractions as regression
 
 rd: Any = import_module("graphprune.allocation.rd")  # the package has the function under its name
 

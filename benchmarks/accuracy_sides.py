@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from graphprune.__none__.cifar import TRAIN_IMAGES, accuracy, calibration, images, network, normalised
 
 import graphprune as gp
-
-from .cifar import TRAIN_IMAGES, accuracy, calibration, images, network, normalised
 
 MODELS = Path("build/accuracy")
 """Compiled models, kept so that nothing is compiled twice."""
@@ -104,7 +103,7 @@ def same_mask(name: str, budget: str, repair: str) -> torch.nn.Module:
     """What `auto` cut, and nothing or another compensation after it; exported and read back."""
     path = MODELS / f"{name}-{budget}-{repair or 'alone'}.pt2"
     if not path.exists():
-        from graphprune.plan import read_plan
+        from graphprune.pipeline.plan_file import read_plan
 
         plan = dict(read_plan(compiled(name, budget) / "plan.json"))
         plan["steps"] = [step for step in plan["steps"] if "keep" in step]

@@ -18,20 +18,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from graphprune.__none__.cifar import TRAINED, calibration, images, network, normalised
+from graphprune.__none__.latency import within
+from graphprune.__none__.results import Results
 
 import graphprune as gp
 from graphprune.allocation.rd import measured_losses
 from graphprune.backends import share
-from graphprune.backends.onnx import Onnx
+from graphprune.backends.onnxruntime.target import Onnx
+from graphprune.driver.latency_search import to_latency
 from graphprune.errors import BudgetError
-from graphprune.facts import Groups
-from graphprune.ir import Program
-from graphprune.pipeline import Recipe, run
-from graphprune.targeting import to_latency
-
-from .cifar import TRAINED, calibration, images, network, normalised
-from .latency import within
-from .results import Results
+from graphprune.ir.facts import Groups
+from graphprune.ir.program import Program
+from graphprune.pipeline.recipe import Recipe
+from graphprune.pipeline.run import run
 
 GRAINS = (Onnx.grain, Onnx.grain // 2)
 SIDES = {"global": "one threshold", "knapsack": "knapsack", "rd": "distortion"}

@@ -18,19 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from graphprune.__none__ import convnets
+from graphprune.__none__.networks import NETWORKS, Sample
+from graphprune.__none__.results import Results
 
 import graphprune as gp
 from graphprune.backends import Target, share, target
-from graphprune.backends.onnx import Onnx
+from graphprune.backends.onnxruntime.target import Onnx
+from graphprune.driver.latency_search import importance, to_latency
 from graphprune.errors import BudgetError
-from graphprune.facts import Groups, Scores
-from graphprune.ir import Program
-from graphprune.pipeline import Recipe, run
-from graphprune.targeting import importance, to_latency
-
-from . import convnets
-from .networks import NETWORKS, Sample
-from .results import Results
+from graphprune.ir.facts import Groups, Scores
+from graphprune.ir.program import Program
+from graphprune.pipeline.recipe import Recipe
+from graphprune.pipeline.run import run
 
 DETECTOR = Path(__file__).parents[2] / "shared" / "data" / "onnx" / "version-RFB-320.onnx"
 

@@ -27,20 +27,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from graphprune.__none__.cifar import images, network, normalised
+from graphprune.__none__.convnets import CONVNETS, make
+from graphprune.__none__.results import Results
 
 import graphprune as gp
-from graphprune import costs
+from graphprune.axes.dim import leaves
 from graphprune.backends.measure import Runnable, settled, share
 from graphprune.backends.target import host_cpu, target
-from graphprune.dims import leaves
-from graphprune.facts import Groups, Keep, Order
-from graphprune.ir import Program
-from graphprune.prices import PRICES
-from graphprune.selection import ends, reindexes
-
-from .cifar import images, network, normalised
-from .convnets import CONVNETS, make
-from .results import Results
+from graphprune.cost import static as costs
+from graphprune.ir.facts import Groups, Keep, Order
+from graphprune.ir.program import Program
+from graphprune.reorder.copy_costs import PRICES
+from graphprune.reorder.reindex import ends, reindexes
 
 NETS = ("resnet20", "resnet32", "resnet56", "densenet40")
 CRITERIA = ("l1", "l2", "lamp", "fpgm")

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from . import train
     from .api import Artifact, apply, compile, load, run, verify
     from .errors import GraphpruneError
-    from .ir import Program
-    from .pipeline import Pass, Recipe
+    from .ir.program import Program
+    from .pipeline.base import Pass
+    from .pipeline.recipe import Recipe
 
 __all__ = [
     "Artifact",
@@ -37,8 +38,9 @@ __all__ = [
 _HOME = {
     **dict.fromkeys(("Artifact", "apply", "compile", "load", "run", "verify"), "api"),
     "GraphpruneError": "errors",
-    "Program": "ir",
-    **dict.fromkeys(("Pass", "Recipe"), "pipeline"),
+    "Program": "ir.program",
+    "Pass": "pipeline.base",
+    "Recipe": "pipeline.recipe",
 }
 
 

@@ -10,22 +10,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from . import calibration
-from .artifact import check_code, describe, emit, latencies, loaded, new_folder, write
-from .backends.budget import Budget
+from .backends.effort import Budget
 from .backends.target import Target, on_device, target
+from .calibration import batches as calibration
+from .cost.latency.table import Table
+from .driver.artifact import check_code, describe, emit, latencies, loaded, new_folder, write
+from .driver.latency_search import has_latency, recorded, to_latency
+from .driver.no_slower import chooses, guarded
 from .errors import BudgetError, ModelError, RecipeError
-from .facts import Groups, Keep, Scores
-from .fallback import chooses, guarded
-from .ir import Host, Loss, Program
-from .latency.table import Table
+from .ir.facts import Groups, Keep, Scores
+from .ir.host import Host
+from .ir.program import Loss, Program
 from .passes.mask import Mask
-from .pipeline import Progress, Recipe, replay
-from .pipeline import run as run_recipe
-from .plan import read_plan
-from .proof import Check, verify
-from .proof import verify as prove
-from .targeting import has_latency, recorded, to_latency
+from .pipeline.base import Progress
+from .pipeline.plan_file import read_plan
+from .pipeline.recipe import Recipe
+from .pipeline.replay import replay
+from .pipeline.run import run as run_recipe
+from .pipeline.verify import Check, verify
+from .pipeline.verify import verify as prove
 
 T = TypeVar("T")
 
@@ -280,13 +283,13 @@ def _host(model: Any, example_inputs: Any, dynamic_shapes: Any) -> Host:
         return _from_text(os.fspath(model))
     kind = {part.__module__.partition(".")[0] for part in type(model).__mro__}
     if kind & {"onnx_ir", "onnx"}:
-        from .hosts.onnx import OnnxHost
+        from .hosts.onnx.host import OnnxHost
 
         return OnnxHost(model, example_inputs)
     if "torch" in kind:
         import torch
 
-        from .hosts.torch import TorchHost
+        from .hosts.torch.host import TorchHost
 
         if isinstance(model, torch.export.ExportedProgram):
             return TorchHost.from_exported(model)
@@ -305,11 +308,11 @@ def _host(model: Any, example_inputs: Any, dynamic_shapes: Any) -> Host:
 def _from_text(text: str) -> Host:
     path = Path(text)
     if path.suffix == ".onnx":
-        from .hosts.onnx import OnnxHost
+        from .hosts.onnx.host import OnnxHost
 
         return OnnxHost.load(path)
     if path.suffix == ".pt2":
-        from .hosts.torch import TorchHost
+        from .hosts.torch.host import TorchHost
 
         return TorchHost.load(path)
     if ":" in text and not path.exists():
@@ -319,7 +322,7 @@ def _from_text(text: str) -> Host:
 
 
 def _from_factory(module: str, name: str) -> Host:
-    from .hosts.torch import TorchHost
+    from .hosts.torch.host import TorchHost
 
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)

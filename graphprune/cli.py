@@ -13,7 +13,7 @@ from . import __version__
 from .errors import GraphpruneError
 
 if TYPE_CHECKING:
-    from .pipeline import Recipe
+    from .pipeline.recipe import Recipe
 
 
 class _Commands(click.Group):
@@ -154,8 +154,8 @@ def compile(
         raise click.UsageError("a recipe has its budget in `mask{...}`; take one or the other")
 
     from . import api
-    from .progress import shown
-    from .report import table as shown_table
+    from .report.page import table as shown_table
+    from .report.progress import shown
 
     with shown() as progress:
         artifact = api.compile(
@@ -183,7 +183,7 @@ def compile(
 
 def _recipe(path: Path) -> Recipe:
     from .errors import RecipeError
-    from .pipeline import Recipe
+    from .pipeline.recipe import Recipe
 
     try:
         return Recipe.from_toml(path.read_text())
@@ -210,9 +210,9 @@ def inspect(model: str, graph: Path | None, text: bool) -> None:
       graphprune inspect mynet.models:resnet --text
     """
     from . import api
-    from .grouping import find_groups
-    from .listing import describe
-    from .progress import shown
+    from .coupling.groups import find_groups
+    from .report.listing import describe
+    from .report.progress import shown
 
     with shown() as progress:
         progress("reading the model", 0, 1)
@@ -223,7 +223,7 @@ def inspect(model: str, graph: Path | None, text: bool) -> None:
     else:
         click.echo(describe(groups))
     if graph:
-        from .draw import draw
+        from .report.dependency_graph import draw
 
         draw(groups, graph)
         click.echo(f"\ngraph: {graph}")
@@ -247,8 +247,8 @@ def sweep(model: str, data: Path, by: str, plot: Path | None) -> None:
       graphprune sweep model.onnx --data calibration.npz --plot sensitivity.svg
     """
     from . import api
-    from . import sweep as sensitivity
-    from .progress import shown
+    from .driver import sensitivity
+    from .report.progress import shown
 
     with shown() as progress:
         progress("reading the model", 0, 1)
@@ -281,9 +281,9 @@ def apply(plan: Path, model: str, out: Path, force: bool) -> None:
       graphprune apply out/plan.json model.onnx -o pruned.onnx
     """
     from . import api
-    from .plan import read_plan
-    from .progress import shown
-    from .save import save
+    from .driver.save import save
+    from .pipeline.plan_file import read_plan
+    from .report.progress import shown
 
     with shown() as progress:
         progress("replaying the plan", 0, 1)
@@ -318,7 +318,7 @@ def record(model: str, target_: str, threads: int, rpc: str | None, out: Path) -
       graphprune compile model.onnx --target raspberry-pi-4 --latency 0.5x --table pi.jsonl -o out
     """
     from . import api
-    from .progress import shown
+    from .report.progress import shown
 
     with shown() as progress:
         table = api.record(model, target_, threads=threads, rpc=rpc, out=out, progress=progress)
@@ -346,8 +346,8 @@ def bench(a: Path, b: Path, threads: int, repeats: int) -> None:
     """
     from .backends.measure import interleave
     from .backends.target import runnable
-    from .listing import compared
-    from .progress import shown
+    from .report.listing import compared
+    from .report.progress import shown
 
     with shown() as progress:
         progress("reading the models", 0, 1)
@@ -365,8 +365,8 @@ def passes() -> None:
       group,score{by=l2},mask{macs=0.5x grain=8},propagate,fold
     """
     from .api import default_recipe
-    from .listing import facts, indented, options, summary
-    from .pipeline import passes as every
+    from .pipeline.base import passes as every
+    from .report.listing import facts, indented, options, summary
 
     for name, kind in every().items():
         click.secho(name, bold=True)
@@ -392,7 +392,7 @@ def targets() -> None:
     """
     from .backends.boards import boards
     from .backends.target import targets as every
-    from .listing import indented, options, summary
+    from .report.listing import indented, options, summary
 
     for name, kind in every().items():
         click.secho(name, bold=True)

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from graphprune.hosts.torch.host.host import TorchHost
 from numpy.typing import NDArray
 from torch import nn
 
-from graphprune.hosts.torch import TorchHost
-from graphprune.ir import Program
+from graphprune.ir.program import Program
 
 
 @dataclass(frozen=True)

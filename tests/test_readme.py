@@ -19,7 +19,8 @@ def test_python_examples_run_in_order() -> None:
 
 
 def test_recipes_and_passes_are_real() -> None:
-    from graphprune.pipeline import Recipe, passes
+    from graphprune.pipeline.base import passes
+    from graphprune.pipeline.recipe import Recipe
 
     text = README.read_text()
     recipe = next(line.strip() for line in text.splitlines() if line.startswith("    group,"))

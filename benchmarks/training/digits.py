@@ -16,14 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from graphprune.__none__.loop import Run, accuracy, mean
+from graphprune.results import Results
 from torch import Tensor, nn
 
 import graphprune as gp
 from examples.digits import DigitsNet, digits
-from graphprune.facts import Groups
-
-from ..results import Results
-from .loop import Run, accuracy, mean
+from graphprune.ir.facts import Groups
 
 WIDTH, BATCH, EPOCHS = 16, 64, 20
 SPARSITIES = (50, 70, 80, 90)

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..axes.index import coordinates
 from ..compensation.statistics import recalibrate
-from ..correction import correct
-from ..dims import coordinates
-from ..facts import Keep
-from ..ir import Host
+from ..ir.facts import Keep
+from ..ir.host import Host
+from ..pipeline.correction import correct
 from .choice import Counts
 from .problem import Allocation, best
 

@@ -9,11 +9,13 @@ from math import ceil, gcd, prod
 
 import numpy as np
 
-from ..costs import Cost
-from ..dims import PRODUCT, Dim, Indices, find, leaves
+from ..axes.dim import PRODUCT, Dim, find, leaves
+from ..axes.index import Indices
+from ..cost.static import Cost
 from ..errors import BudgetError
-from ..facts import Group, Groups, Scores
-from ..ir import Array, Program
+from ..ir.facts import Group, Groups, Scores
+from ..ir.host import Array
+from ..ir.program import Program
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from ..correction import Correction, addition, correct
-from ..dims import coordinates
-from ..elimination import eliminate, problems, scales
-from ..facts import Group, Groups, Losses, Scores
-from ..ir import Array, Batch, Program
-from ..regression import Curvature, Layer, NormalEquations, equations, layers
-from ..walk import Walk
+from ..axes.index import coordinates
+from ..calibration.activations import Walk
+from ..calibration.least_squares import Curvature, NormalEquations, equations
+from ..calibration.optimal_brain_surgeon import eliminate, problems, scales
+from ..coupling.contractions import Layer, layers
+from ..ir.facts import Group, Groups, Losses, Scores
+from ..ir.host import Array, Batch
+from ..ir.program import Program
+from ..pipeline.correction import Correction, addition, correct
 from .choice import Counts, choose, trade
 from .problem import Allocation
 

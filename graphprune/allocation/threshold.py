@@ -8,7 +8,7 @@ from math import floor
 import numpy as np
 
 from ..criteria.magnitude import lamp_of
-from ..ir import Array
+from ..ir.host import Array
 from .choice import Counts
 from .problem import Allocation
 

@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..ir import Batch, Program
-from .budget import Budget
+from ..ir.host import Batch
+from ..ir.program import Program
+from .effort import Budget
 from .measure import Progress, Runnable, interleave
-from .onnx import Onnx
+from .onnxruntime.target import Onnx
 from .target import Target
-from .tvm import Tvm
+from .tvm.target import Tvm
 
 _FOUND = "best.json"
 

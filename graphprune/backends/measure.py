@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 
-from ..facts import Latency
-from ..ir import Array, Batch
+from ..ir.facts import Latency
+from ..ir.host import Array, Batch
 
 Progress = Callable[[str, int, int], None]
 

@@ -15,12 +15,13 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ..cost.latency.table import Point
 from ..errors import TargetError, nearest
-from ..facts import Latency
-from ..ir import Array, Batch, Program
-from ..latency.table import Point
+from ..ir.facts import Latency
+from ..ir.host import Array, Batch
+from ..ir.program import Program
 from .boards import boards
-from .budget import Budget
+from .effort import Budget
 from .measure import Progress, Runnable, interleave
 
 
@@ -153,13 +154,13 @@ _BUILT_IN = {
     "torch": "torch:Torch",
     "torch-compile": "torch:TorchCompile",
     "torch-cuda": "torch:TorchCuda",
-    "onnx": "onnx:Onnx",
-    "ort-cuda": "onnx:OrtCuda",
-    "ort-tensorrt": "onnx:OrtTensorrt",
-    "tvm": "tvm:Tvm",
-    "edge": "edge:Edge",
+    "onnx": "onnxruntime.target:Onnx",
+    "ort-cuda": "onnxruntime.target:OrtCuda",
+    "ort-tensorrt": "onnxruntime.target:OrtTensorrt",
+    "tvm": "tvm.target:Tvm",
+    "edge": "edge.target:Edge",
     "best-cpu": "best:Best",
-    "cuda": "cuda:Cuda",
+    "cuda": "tvm.cuda:Cuda",
 }
 _SPEC = re.compile(r"\s*([A-Za-z_./~][\w./~-]*)\s*(?:\{([^{}]*)\})?\s*")
 

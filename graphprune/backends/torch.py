@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import TargetError
-from ..ir import Array, Batch, Program
+from ..ir.host import Array, Batch
+from ..ir.program import Program
 from .measure import Runnable
 from .target import Target, first_line
 
 if TYPE_CHECKING:
-    from ..hosts.torch import TorchHost
+    from ..hosts.torch.host import TorchHost
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Torch(Target):
         return path
 
     def load(self, path: Path, *, threads: int = 1, example: Batch | None = None) -> Runnable:
-        from ..hosts.torch import TorchHost
+        from ..hosts.torch.host import TorchHost
 
         return self._ready(TorchHost.load(path), threads, example)
 
@@ -90,13 +91,13 @@ class TorchCuda(TorchCompile):
     def _placed(self, host: TorchHost) -> TorchHost:
         from torch.export.passes import move_to_device_pass
 
-        from ..hosts.torch import TorchHost
+        from ..hosts.torch.host import TorchHost
 
         return TorchHost.from_exported(move_to_device_pass(host.exported(), "cuda"))
 
 
 def _torch_host(program: Program) -> TorchHost:
-    from ..hosts.torch import TorchHost
+    from ..hosts.torch.host import TorchHost
 
     if not isinstance(program.host, TorchHost):
         raise TargetError("target `torch`: the model is an ONNX model", "use the target `onnx` or `tvm`")
@@ -113,7 +114,7 @@ class _TorchRunnable(Runnable):
     def run(self, batch: Batch) -> list[Array]:
         from torch.utils import _pytree as pytree
 
-        from ..hosts.torch_run import to_numpy
+        from ..hosts.torch.run import to_numpy
 
         return [to_numpy(leaf) for leaf in pytree.tree_leaves(self.bind(batch)()) if hasattr(leaf, "detach")]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ..correction import Correction
-from ..facts import Keep
-from ..ir import Program
+from ..ir.facts import Keep
+from ..ir.program import Program
+from ..pipeline.correction import Correction
 from .lsq import least_squares
 from .mean import means
 from .statistics import recalibrate, renormalise

@@ -8,15 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from ..correction import Correction, addition
-from ..dims import Dim, Indices
-from ..facts import Keep
-from ..grouping import find_groups
-from ..ir import Array, Graph, Op, Program, Value
-from ..pipeline import original
-from ..reads import Read, reads
-from ..regression import ROWS, Layer, NormalEquations, affine, draw, layers
-from ..walk import Walk
+from ..axes.dim import Dim
+from ..axes.index import Indices
+from ..calibration.activations import Walk
+from ..calibration.least_squares import ROWS, NormalEquations, affine, draw
+from ..coupling.contractions import Layer, Read, layers, reads
+from ..coupling.groups import find_groups
+from ..ir.facts import Keep
+from ..ir.graph import Graph, Op, Value
+from ..ir.host import Array
+from ..ir.program import Program
+from ..pipeline.correction import Correction, addition
+from ..pipeline.replay import original
 
 ROUNDS = 1
 """Further rounds of a fit behind a ReLU. More come a little closer: see docs/benchmarks.md."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..correction import Correction, addition
-from ..facts import Keep
-from ..grouping import find_groups
-from ..ir import Array, Host, Program
-from ..pipeline import original
-from ..reads import Read, moments, reads
+from ..calibration.moments import moments
+from ..coupling.contractions import Read, reads
+from ..coupling.groups import find_groups
+from ..ir.facts import Keep
+from ..ir.host import Array, Host
+from ..ir.program import Program
+from ..pipeline.correction import Correction, addition
+from ..pipeline.replay import original
 
 
 def means(program: Program, keep: Keep) -> Correction:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..correction import Correction
-from ..facts import Keep
-from ..grouping import find_groups
-from ..ir import Array, Graph, Op, Program, Value
-from ..pipeline import original
-from ..walk import Walk
+from ..calibration.activations import Walk
+from ..coupling.groups import find_groups
+from ..ir.facts import Keep
+from ..ir.graph import Graph, Op, Value
+from ..ir.host import Array
+from ..ir.program import Program
+from ..pipeline.correction import Correction
+from ..pipeline.replay import original
 
 SMALL = 1e-3
 """A channel whose deviation fell under this share of the original is not stretched back."""

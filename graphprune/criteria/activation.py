@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..dims import leaves
-from ..ir import Array
-from ..reads import Moments, Read, moments, reads
+from ..axes.dim import leaves
+from ..calibration.moments import Moments, moments
+from ..coupling.contractions import Read, reads
+from ..ir.host import Array
 from .magnitude import l2
 from .scoring import ScoresByGroup, Scoring, criterion
 

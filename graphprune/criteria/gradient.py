@@ -8,7 +8,8 @@ from functools import partial
 import numpy as np
 
 from ..errors import RecipeError
-from ..ir import Array, Loss
+from ..ir.host import Array
+from ..ir.program import Loss
 from .scoring import ScoresByGroup, Scoring, criterion
 
 PROBES = 8

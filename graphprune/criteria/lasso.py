@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..elimination import Problem, problems, scales
-from ..ir import Array
+from ..calibration.optimal_brain_surgeon import Problem, problems, scales
+from ..ir.host import Array
 from .magnitude import l2
 from .obs import curvature
 from .scoring import ScoresByGroup, Scoring, criterion

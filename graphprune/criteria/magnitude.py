@@ -6,8 +6,8 @@ import zlib
 
 import numpy as np
 
-from ..dims import shares
-from ..ir import Array
+from ..axes.index import shares
+from ..ir.host import Array
 from .scoring import ScoresByGroup, Scoring, criterion, folded
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..dims import leaves
-from ..elimination import eliminate, problems, scales
-from ..regression import Curvature, Layer, NormalEquations, equations, layers
+from ..axes.dim import leaves
+from ..calibration.least_squares import Curvature, NormalEquations, equations
+from ..calibration.optimal_brain_surgeon import eliminate, problems, scales
+from ..coupling.contractions import Layer, layers
 from .magnitude import l2
 from .scoring import COMBINE, ScoresByGroup, Scoring, criterion
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..dims import Dim, Indices, find, shares
-from ..facts import Group, Groups
-from ..ir import Array, Program
+from ..axes.dim import Dim, find
+from ..axes.index import Indices, shares
+from ..ir.facts import Group, Groups
+from ..ir.host import Array
+from ..ir.program import Program
 
 ScoresByGroup = dict[str, Array]
 

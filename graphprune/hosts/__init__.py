@@ -1,1 +1,1 @@
-"""Who owns weights, literals and execution: torch.fx from torch.export, or onnx_ir."""
+"""Who owns weights, literals and execution: torch.fx graph modules and ONNX models."""

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..compensation import METHODS
-from ..correction import correct
 from ..errors import RecipeError, nearest
-from ..facts import Keep
-from ..ir import Program
-from ..pipeline import Pass
+from ..ir.facts import Keep
+from ..ir.program import Program
+from ..pipeline.base import Pass
+from ..pipeline.correction import correct
 
 
 @dataclass(frozen=True)

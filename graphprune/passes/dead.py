@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..dims import Dim, coordinates, leaves, shares
-from ..facts import Group, Groups, Keep, Member
-from ..ir import Array, Program, random_array
-from ..pipeline import Pass
-from ..reads import reads
+from ..axes.dim import Dim, leaves
+from ..axes.index import coordinates, shares
+from ..coupling.contractions import reads
+from ..ir.facts import Group, Groups, Keep, Member
+from ..ir.host import Array, random_array
+from ..ir.program import Program
+from ..pipeline.base import Pass
 
 Live = dict[str, Array]
 

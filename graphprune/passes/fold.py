@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..ir import Array, Graph, Host, Op, Program, Value
-from ..pipeline import Pass
+from ..ir.graph import Graph, Op, Value
+from ..ir.host import Array, Host
+from ..ir.program import Program
+from ..pipeline.base import Pass
 
 _INTO = ("conv", "conv_transpose", "linear", "gemm")
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..coupling.groups import find_groups
 from ..errors import ModelError
-from ..facts import Groups
-from ..grouping import find_groups
-from ..ir import Program
-from ..pipeline import Pass
+from ..ir.facts import Groups
+from ..ir.program import Program
+from ..pipeline.base import Pass
 
 
 @dataclass(frozen=True)

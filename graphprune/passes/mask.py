@@ -12,17 +12,17 @@ from ..allocation import METHODS, WANT_DATA, Allocation
 from ..allocation.choice import Menu, Prices, trade
 from ..allocation.problem import best
 from ..allocation.rd import losses
-from ..costs import Cost, macs, memory, params
-from ..dims import Indices
+from ..axes.index import Indices
+from ..cost.latency.model import LatencyModel
+from ..cost.latency.model import budget as latency_budget
+from ..cost.static import Cost, macs, memory, params
 from ..errors import BudgetError, RecipeError, nearest
-from ..facts import Budget, Groups, Keep, Scores
-from ..ir import Program
-from ..latency.model import LatencyModel
-from ..latency.model import budget as latency_budget
-from ..mixed import agree
-from ..pipeline import Pass
-from ..prices import PRICES
-from ..unconstrained import MODES, Links, loosen
+from ..ir.facts import Budget, Groups, Keep, Scores
+from ..ir.program import Program
+from ..pipeline.base import Pass
+from ..reorder.copy_costs import PRICES
+from ..reorder.mixed import agree
+from ..reorder.per_reader import MODES, Links, loosen
 
 FOLLOWED = 6
 """Choices among readers, each with what the last one left of the layers that they read."""

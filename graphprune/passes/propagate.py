@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from ..collector import paused
-from ..dims import Index, find
+from ..axes.dim import find
+from ..axes.index import Index
+from ..coupling.relate import literals
 from ..errors import ShapeError
-from ..facts import Groups, Keep, Order
-from ..ir import Graph, Host, Program
-from ..pipeline import Pass
-from ..relate import literals
-from ..selection import positions, selections
+from ..ir.facts import Groups, Keep, Order
+from ..ir.gc_paused import paused
+from ..ir.graph import Graph
+from ..ir.host import Host
+from ..ir.program import Program
+from ..pipeline.base import Pass
+from ..reorder.reindex import positions, selections
 
 
 @dataclass(frozen=True)

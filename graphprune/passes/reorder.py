@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from ..costs import macs, memory, params
+from ..cost.static import macs, memory, params
 from ..errors import RecipeError, nearest
-from ..facts import Budget, Groups, Keep, Order
-from ..ir import Program
-from ..menu import MENU, Layout, Pricing
-from ..ordering import Ordering
-from ..pipeline import Pass
-from ..planning import best
-from ..prices import PRICES, read_prices
-from ..segments import Lists, Segments, Taker
-from ..upscale import upscale_order
+from ..ir.facts import Budget, Groups, Keep, Order
+from ..ir.program import Program
+from ..pipeline.base import Pass
+from ..reorder.access import MENU, Layout, Pricing
+from ..reorder.channel_order import Ordering
+from ..reorder.copy_costs import PRICES, read_prices
+from ..reorder.planner import best
+from ..reorder.segments import Lists, Segments, Taker
+from ..reorder.upscale_baseline import upscale_order
 
 
 @dataclass(frozen=True)

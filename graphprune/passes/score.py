@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from ..criteria import COMBINE, CRITERIA, NORMALIZE, Scoring
 from ..errors import RecipeError, nearest
-from ..facts import Groups, Scores
-from ..ir import Program
-from ..pipeline import Pass
+from ..ir.facts import Groups, Scores
+from ..ir.program import Program
+from ..pipeline.base import Pass
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ir import Program
+from ..ir.program import Program
 from .masked import Masked
 from .penalty import shares_of
 

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import RecipeError
-from ..ir import Program
+from ..ir.program import Program
 from .penalty import Penalty, shares_of
 
 CLOSED = 1e-2

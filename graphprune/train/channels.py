@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..dims import Indices, shares
+from ..axes.index import Indices, shares
 from ..errors import ModelError, RecipeError, nearest
-from ..facts import Group, Groups
-from ..ir import Array, Program
+from ..ir.facts import Group, Groups
+from ..ir.host import Array
+from ..ir.program import Program
 
 ROLES = {"writers": ("writer", "carrier"), "readers": ("reader",), "all": ("writer", "carrier", "reader")}
 """What ``over`` may say. A norm's scale and a bias make the channel, so they count as writers."""

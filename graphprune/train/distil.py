@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..dims import Index
+from ..axes.index import Index
+from ..coupling.groups import find_groups
 from ..errors import ModelError, nearest
-from ..facts import Keep
-from ..grouping import find_groups
-from ..ir import Program
+from ..ir.facts import Keep
+from ..ir.program import Program
 from .channels import unwrapped
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import RecipeError
-from ..facts import Keep
-from ..ir import Program
+from ..ir.facts import Keep
+from ..ir.program import Program
 from .penalty import Penalty
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..costs import macs
-from ..facts import Groups
-from ..ir import Program
+from ..cost.static import macs
+from ..ir.facts import Groups
+from ..ir.program import Program
 from .masked import Masked
 
 

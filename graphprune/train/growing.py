@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ir import Program
+from ..ir.program import Program
 from .dress import DReSS
 
 

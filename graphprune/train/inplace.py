@@ -15,10 +15,10 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import ModelError
-from ..hosts.torch import TorchHost
-from ..ir import Program
-from ..pipeline import replay
-from ..proof import relative
+from ..hosts.torch.host import TorchHost
+from ..ir.program import Program
+from ..pipeline.replay import replay
+from ..pipeline.verify import relative
 from .channels import unwrapped
 
 Keep = Mapping[str, Mapping[int, Tensor]]

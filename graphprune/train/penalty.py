@@ -26,9 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError, RecipeError, nearest
-from ..facts import Groups, Keep, Scores
-from ..ir import Program
-from ..pipeline import Recipe, run
+from ..ir.facts import Groups, Keep, Scores
+from ..ir.program import Program
+from ..pipeline.recipe import Recipe
+from ..pipeline.run import run
 from .channels import Channels, parameters, unwrapped
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from ..ir import Program
+from ..ir.program import Program
 from .penalty import Penalty
 
 

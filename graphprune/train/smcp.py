@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..facts import Keep, Scores
-from ..ir import Program
-from ..pipeline import Recipe, run
+from ..ir.facts import Keep, Scores
+from ..ir.program import Program
+from ..pipeline.recipe import Recipe
+from ..pipeline.run import run
 from .masked import Masked
 
 

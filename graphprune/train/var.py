@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ir import Program
+from ..ir.program import Program
 from .channels import wide
 from .penalty import Penalty
 

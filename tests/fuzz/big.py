@@ -15,8 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import onnx
 import onnx.helper as oh
-
-from .kinds import Onnx
+from graphprune.__none__.kinds import Onnx
 
 WIDTH = 4
 Made = tuple[str, int]
@@ -112,7 +111,7 @@ def build(shape: str, ops: int) -> onnx.ModelProto:
 def measure(shape: str, ops: int) -> dict[str, float]:
     """Seconds of processor time for each step of the compiler, all but the numeric proof."""
     import graphprune as gp
-    from graphprune.ir import Program
+    from graphprune.ir.program import Program
 
     model = build(shape, ops)
     times: dict[str, float] = {"ops": len(model.graph.node)}
@@ -136,7 +135,7 @@ def measure(shape: str, ops: int) -> dict[str, float]:
 
 
 def main() -> None:
-    from .run import write_section
+    from graphprune.__none__.run import write_section
 
     every = len(sys.argv) < 2
     shapes = list(SHAPES) if every else sys.argv[1].split(",")

@@ -10,16 +10,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import graphprune as gp
-from graphprune.costs import params
-from graphprune.dims import Dim, leaves
-from graphprune.errors import GraphpruneError
-from graphprune.facts import Groups
-from graphprune.ir import Graph, Program
-from graphprune.proof import relative
-from graphprune.relate import role
+from graphprune.__none__.catalogue import Architecture
 
-from .catalogue import Architecture
+import graphprune as gp
+from graphprune.axes.dim import Dim, leaves
+from graphprune.cost.static import params
+from graphprune.coupling.relate import role
+from graphprune.errors import GraphpruneError
+from graphprune.ir.facts import Groups
+from graphprune.ir.graph import Graph
+from graphprune.ir.program import Program
+from graphprune.pipeline.verify import relative
 
 FLOOR = 0.1
 Recipe = tuple[str, float, str]
@@ -119,7 +120,7 @@ def dense(graph: Graph) -> dict[str, set[Dim]]:
 
 
 def _channel_axes(graph: Graph) -> Iterator[tuple[str, Dim]]:
-    from graphprune.grouping import sources
+    from graphprune.coupling.groups import sources
 
     origin = sources(graph)
     for op in graph.ops:

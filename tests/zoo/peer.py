@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from graphprune.__none__.catalogue import Architecture
 from torch import nn
 
-from graphprune.proof import relative
-
-from .catalogue import Architecture
+from graphprune.pipeline.verify import relative
 
 Indices = np.ndarray[Any, Any]
 Axis = tuple[str, bool]  # a layer's name, and whether its input channels are meant
@@ -115,10 +114,10 @@ def _normalises(dependency: Any) -> bool:
 
 def _makers_of_the_output(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Iterator[nn.Module]:
     """The layers whose output channels are those of an output, as graphprune sees them."""
-    import graphprune as gp
-    from graphprune.dims import leaves
+    from graphprune.__none__.measure import dense
 
-    from .measure import dense
+    import graphprune as gp
+    from graphprune.axes.dim import leaves
 
     graph = gp.load(copy.deepcopy(module), inputs).graph
     parts = dict(module.named_modules())

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from graphprune.backends.target import Target
-from graphprune.facts import Groups, Scores
-from graphprune.ir import Program
-from graphprune.pipeline import Pass
+from graphprune.ir.facts import Groups, Scores
+from graphprune.ir.program import Program
+from graphprune.pipeline.base import Pass
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 """The rule of tiny::scale: an activation and one number a channel."""
 
-from graphprune.rules import rule
+from graphprune.ops.rules import rule
 
 rule("tiny.scale.default", axes="n c ~, c -> n c ~")

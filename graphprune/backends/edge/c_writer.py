@@ -1,0 +1,134 @@
+"""A plan as C: tables that device/runtime.c walks, and the line that builds them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...errors import TargetError
+from ..boards import Board
+from .call_sequence import Buffer, Plan
+
+_SOURCES = Path(__file__).with_name("device")
+_CODES = {"int": 0, "uint": 1, "float": 2, "bool": 6}  # DLDataTypeCode
+
+
+def write(plan: Plan, kernels: Any, board: Board, folder: Path) -> None:
+    """The sources, the weights, the kernels' code and ``build.sh`` into ``folder``."""
+    for path in sorted(_SOURCES.iterdir()):
+        shutil.copyfile(path, folder / path.name)
+    (folder / "weights.bin").write_bytes(plan.packed())
+    (folder / "model.h").write_text(_HEADER)
+    (folder / "model.c").write_text(_tables(plan))
+    if board.code == "c":
+        (folder / "kernels.c").write_text(_portable(kernels.inspect_source()))
+    else:
+        kernels.write_to_file(str(folder / "kernels.o"), "o")
+    (folder / "build.sh").write_text(_build(board))
+    (folder / "build.sh").chmod(0o755)
+
+
+_HEADER = """\
+/* The network. See runtime.h for gp_run, run.c for a program that uses it. */
+#ifndef GP_MODEL_H
+#define GP_MODEL_H
+#include "runtime.h"
+#ifdef __cplusplus
+extern "C"
+#endif
+extern const gp_model model;
+#endif
+"""
+
+
+def _tables(plan: Plan) -> str:
+    """model.c: every buffer once, every call as a kernel and the buffers' numbers."""
+    buffers = {buffer: None for _, used in plan.calls for buffer in used}
+    number = {buffer: k for k, buffer in enumerate(buffers)}
+    shapes = {b.shape: None for b in (*buffers, *plan.inputs, *plan.outputs)}
+    names = {shape: f"shape{k}" for k, shape in enumerate(shapes)}
+    kernels = dict.fromkeys(kernel for kernel, _ in plan.calls if kernel is not None)
+    lines = ['#include "model.h"', ""]
+    lines += [f"static const int64_t {name}[] = {{{_row(shape or (1,))}}};" for shape, name in names.items()]
+    lines += ["", *(f"int32_t __tvm_ffi_{kernel}(void *, void *, int32_t, void *);" for kernel in kernels), ""]
+    lines += [_array("gp_tensor tensors", [_tensor(buffer, names) for buffer in buffers])]
+    lines += [f"static const uint16_t args{k}[] = {{{_row(number[b] for b in used)}}};" for k, (_, used) in
+              enumerate(plan.calls)]  # fmt: skip
+    calls = [
+        f"{{{f'__tvm_ffi_{kernel}' if kernel else 'NULL'}, {len(used)}, args{k}}}"
+        for k, (kernel, used) in enumerate(plan.calls)
+    ]
+    lines += ["", _array("gp_call calls", calls)]
+    for what, ends in (("inputs", plan.inputs), ("outputs", plan.outputs)):
+        lines += [_array(f"gp_tensor {what}", [_tensor(buffer, names) for buffer in ends])]
+    lines += [
+        "const gp_model model = {tensors, calls, "
+        f"{len(calls)}, inputs, outputs, {len(plan.inputs)}, {len(plan.outputs)}, "
+        f"{plan.weight_bytes}, {plan.arena_bytes}}};",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _array(declared: str, rows: Sequence[str]) -> str:
+    kind, name = declared.split()
+    return f"static const {kind} {name}[] = {{\n" + "".join(f"  {row},\n" for row in rows or ["{0}"]) + "};"
+
+
+def _tensor(buffer: Buffer, names: dict[tuple[int, ...], str]) -> str:
+    match = re.fullmatch(r"([a-z]+)(\d*)", buffer.dtype)
+    assert match is not None, buffer.dtype
+    dtype = f"{{{_CODES[match[1]]}, {match[2] or 8}, 1}}"
+    shape = names[buffer.shape]
+    return f"{{GP_{buffer.place.upper()}, {buffer.at}, {buffer.bytes}, {dtype}, {len(buffer.shape)}, {shape}}}"
+
+
+def _row(numbers: Any) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def _portable(source: str) -> str:
+    """TVM's C without TVM's headers."""
+    body = re.sub(r"^#(include|define TVM_EXPORTS).*\n", "", source, flags=re.MULTILINE)
+    return _PROLOGUE + re.sub(r'^#ifdef __cplusplus\nextern "C"\n#endif\n', "", body, flags=re.MULTILINE)
+
+
+_PROLOGUE = """\
+#include <math.h>
+#include <stdbool.h>
+#include <string.h>
+#include "runtime.h"
+#define TVM_DLL
+void *TVMBackendAllocWorkspace(int device, int id, uint64_t bytes, int code, int bits);
+int TVMBackendFreeWorkspace(int device, int id, void *memory);
+"""
+
+
+def _build(board: Board) -> str:
+    kernels = "kernels.c" if board.code == "c" else "kernels.o"
+    flags = " ".join(shlex.quote(flag) for flag in board.flags)
+    return _SCRIPT.format(cc=board.cc, flags=f" {flags}" if flags else "", kernels=kernels)
+
+
+_SCRIPT = """\
+#!/bin/sh
+# Builds libmodel.so and the program `run`. On the device itself: CC=cc sh build.sh
+set -e
+cd "$(dirname "$0")"
+: "${{CC:={cc}}}" "${{CFLAGS:=-O3 -fopenmp}}"
+$CC $CFLAGS -std=c99{flags} -fPIC -shared model.c runtime.c {kernels} -o libmodel.so -lm
+$CC $CFLAGS -std=c99{flags} run.c -o run -L. -lmodel -lm -Wl,-rpath,'$ORIGIN'
+"""
+
+
+def no_compiler(label: str, board: Board) -> TargetError:
+    package = board.cc.replace("_", "-") if board.cc.endswith("-gcc") else "gcc"
+    install = f"gcc-{package.removesuffix('-gcc')}" if package != "gcc" else "gcc"
+    return TargetError(
+        f"target `{label}`: no `{board.cc}` on the PATH to link with",
+        f"Debian: apt-get install {install}; or the option link=false, and run build.sh on the device",
+    )

@@ -1,0 +1,179 @@
+"""A network of static shapes as straight-line code: kernels, and the buffers they read and write.
+
+Relax plans the memory (``StaticPlanBlockMemory``); what its virtual machine would interpret is read off
+here, so that nothing of TVM is left to run. device.py writes it down as C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from ...errors import TargetError
+from ...ir.host import Array
+
+ALIGN = 64  # bytes: a cache line, and the widest vector register
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Where a tensor lives: ``at`` is a byte offset into the weights or the arena, or the number of an
+    input or output."""
+
+    place: str  # weight, input, output or arena
+    at: int
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def bytes(self) -> int:
+        return prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+@dataclass
+class Plan:
+    """Calls in order, each a kernel's name and its buffers; None copies the first to the second."""
+
+    inputs: list[Buffer]
+    outputs: list[Buffer] = field(default_factory=list)
+    calls: list[tuple[str | None, tuple[Buffer, ...]]] = field(default_factory=list)
+    weights: list[Array] = field(default_factory=list)  # in the order of their offsets
+    weight_bytes: int = 0
+    arena_bytes: int = 0
+
+    def packed(self) -> bytes:
+        """The weights as one file."""
+        out, at = bytearray(self.weight_bytes), 0
+        for array in self.weights:
+            out[at : at + array.nbytes] = array.tobytes()
+            at += aligned(array.nbytes)
+        return bytes(out)
+
+
+def aligned(size: int) -> int:
+    return -(-size // ALIGN) * ALIGN
+
+
+def plan(module: Any, label: str) -> tuple[Plan, Any]:
+    """The plan of a lowered Relax module (see relax.lowered), and its kernels as a module to build.
+    ``label``: the target's, for messages. Raises TargetError for what only the virtual machine can do."""
+    import tvm
+    from tvm import relax, tirx
+
+    steps = relax.transform
+    for step in (
+        steps.RewriteDataflowReshape(),
+        steps.ToNonDataflow(),
+        steps.RemovePurityChecking(),
+        steps.CallTIRRewrite(),
+        steps.StaticPlanBlockMemory(),
+    ):
+        module = step(module)
+    kernels = {
+        name.name_hint: func.with_attr("global_symbol", name.name_hint)
+        for name, func in module.functions_items()
+        if isinstance(func, tirx.PrimFunc)
+    }
+    return _Reader(label).read(module["main"]), tvm.IRModule(kernels)
+
+
+class _Reader:
+    """Reads the body of ``main``: allocations, kernel calls, and other names for the same tensor."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.values: dict[Any, Any] = {}  # of a variable: a Buffer, a tuple of such, or a storage's offset
+        self.weights: dict[tuple[Any, ...], Buffer] = {}
+        self.results = 0  # buffers that leave the network, numbered as they are made
+        self.plan = Plan([])
+
+    def read(self, main: Any) -> Plan:
+        self.plan.inputs = [Buffer("input", k, *_type(var)) for k, var in enumerate(main.params)]
+        self.values.update(zip(main.params, self.plan.inputs, strict=True))
+        for block in main.body.blocks:
+            for binding in block.bindings:
+                self.values[binding.var] = self._value(binding.value)
+        self._finish(list(_flat(self._value(main.body.body))))
+        return self.plan
+
+    def _finish(self, found: list[Buffer]) -> None:
+        """Results are written where the caller wants them; what is one for another reason (an input, a
+        weight, a result given twice) is copied there."""
+        homes: dict[int, int] = {}
+        for k, buffer in enumerate(found):
+            if buffer.place == "result":
+                homes.setdefault(buffer.at, k)
+
+        def home(buffer: Buffer) -> Buffer:
+            return replace(buffer, place="output", at=homes[buffer.at]) if buffer.place == "result" else buffer
+
+        self.plan.calls = [(kernel, tuple(map(home, buffers))) for kernel, buffers in self.plan.calls]
+        self.plan.outputs = [replace(buffer, place="output", at=k) for k, buffer in enumerate(found)]
+        for buffer, output in zip(map(home, found), self.plan.outputs, strict=True):
+            if buffer != output:
+                self.plan.calls.append((None, (buffer, output)))
+
+    def _value(self, value: Any) -> Any:
+        from tvm import ir
+
+        if isinstance(value, ir.Var):
+            return self.values[value]
+        if isinstance(value, ir.GenericConst):
+            return self._weight(value.value.numpy())
+        if isinstance(value, ir.Tuple):
+            return tuple(self._value(part) for part in value.fields)
+        if isinstance(value, ir.TupleGetItem):
+            return self._value(value.tuple_value)[value.index]
+        if isinstance(value, ir.Call):
+            return self._call(value)
+        raise self._beyond(type(value).__name__)
+
+    def _call(self, call: Any) -> Any:
+        from tvm.ir import GlobalVar
+
+        if isinstance(call.op, GlobalVar):
+            self.plan.calls.append((call.op.name_hint, tuple(_flat(tuple(map(self._value, call.args))))))
+            return ()
+        name = getattr(call.op, "name", str(call.op))
+        if name == "relax.memory.alloc_storage":
+            at = self.plan.arena_bytes
+            self.plan.arena_bytes += aligned(int(call.args[0].values[0]))
+            return at
+        if name == "relax.memory.alloc_tensor":
+            return Buffer("arena", self.values[call.args[0]] + int(call.args[1].value), *_type(call))
+        if name == "relax.builtin.alloc_tensor":
+            self.results += 1
+            return Buffer("result", self.results - 1, *_type(call))
+        if name == "relax.reshape":  # the same bytes under another shape
+            found = self._value(call.args[0])
+            return Buffer(found.place, found.at, *_type(call))
+        raise self._beyond(name)
+
+    def _weight(self, array: Array) -> Buffer:
+        key = (array.tobytes(), str(array.dtype), array.shape)
+        if key not in self.weights:
+            self.weights[key] = Buffer("weight", self.plan.weight_bytes, array.shape, str(array.dtype))
+            self.plan.weights.append(array)
+            self.plan.weight_bytes += aligned(array.nbytes)
+        return self.weights[key]
+
+    def _beyond(self, what: str) -> TargetError:
+        message = f"target `{self.label}`: `{what}` needs TVM's virtual machine, which a device does not have"
+        return TargetError(message, "use the target `tvm` or `onnx`, or take the op out of the model")
+
+
+def _type(value: Any) -> tuple[tuple[int, ...], str]:
+    """Shape and dtype of a Relax tensor."""
+    return tuple(int(size) for size in value.ty.shape.values), str(value.ty.dtype)
+
+
+def _flat(value: Any) -> Iterator[Buffer]:
+    if isinstance(value, Buffer):
+        yield value
+    else:
+        for part in value:
+            yield from _flat(part)

@@ -1,0 +1,219 @@
+"""The edge target: a network as a small library of its own for a device that has neither Python nor TVM."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ...cost.latency.table import Point
+from ...errors import ModelError, TargetError, nearest
+from ...ir.facts import Latency
+from ...ir.host import Array, Batch
+from ...ir.program import Program
+from ..boards import Board, board
+from ..effort import Budget
+from ..measure import Progress, Runnable
+from ..target import Target, first_line, fits
+from ..tvm.lower import imported, interface, last_line, lowered, toolchain
+from ..tvm.records import Records
+from ..tvm.tune import best_loops, search
+from ..tvm.worker import Device, Workers
+from . import c_writer as standalone
+from .call_sequence import plan
+
+_INTERFACE = "model.json"
+
+
+@dataclass(frozen=True)
+class Edge(Target):
+    """``libmodel.so`` with ``weights.bin`` and ``run``, a program that uses them, cross-compiled for a
+    board; the sources, and the line that builds them. No runtime is needed but libc."""
+
+    name: ClassVar[str] = "edge"
+    summary: ClassVar[str] = "libmodel.so and weights.bin for a board, compiled by TVM and LLVM; needs libc alone"
+    tolerance: ClassVar[float] = 1e-4
+    grain: ClassVar[int] = 8  # lanes of two NEON registers
+    packages: ClassVar[tuple[str, ...]] = ("apache-tvm", "apache-tvm-ffi")
+    remark: ClassVar[str] = "untuned: loops follow a fixed schedule and were not tuned on the device"
+
+    board: str = "aarch64"  # a name that `graphprune targets` lists, or a .toml file
+    link: bool = True  # False: write the sources and the object; build.sh links on the device
+    rpc: str = ""  # where the device answers, to measure on it: host:port, or host:port/key for a tracker
+    layout: str = "NHWC"  # of convolutions: NHWC vectorises over channels; NCHW as imported
+    tuned: int = 0  # with the schedules that a search on so many threads recorded; 0: the fixed ones alone
+
+    def __post_init__(self) -> None:
+        if self.layout not in ("NHWC", "NCHW"):
+            hint = nearest(self.layout, ["NHWC", "NCHW"])
+            raise TargetError(f"`edge`: option `layout` is NHWC or NCHW, not `{self.layout}`", hint)
+        board(self.board)
+
+    @property
+    def label(self) -> str:
+        return Path(self.board).stem
+
+    def emit(self, program: Program, folder: Path) -> Path:
+        device = board(self.board)
+        if self.link and not shutil.which(device.cc):
+            raise standalone.no_compiler(self.label, device)
+        names = _compile(self, device, program, folder)
+        example = program.host.example()
+        facts = {
+            "target": self.text(),
+            "board": device.name,
+            "triple": device.triple,
+            **interface(names, example, program.host.run(example)),
+        }
+        (folder / _INTERFACE).write_text(json.dumps(facts, indent=2) + "\n")
+        if not self.link:
+            return folder / "build.sh"
+        done = subprocess.run(["sh", "build.sh"], cwd=folder, capture_output=True, text=True)
+        if done.returncode:
+            raise TargetError(f"target `{self.label}`: build.sh failed: {_complaint(done.stderr)}")
+        return folder / "libmodel.so"
+
+    def load(self, path: Path, *, threads: int = 1, example: Batch | None = None) -> Runnable:
+        return _Emulated(path, board(self.board), threads, example)
+
+    def unable(self) -> str | None:
+        if not self.link:
+            return "not linked here"
+        try:
+            board(self.board).runner()
+        except TargetError as error:
+            return error.message
+        return None
+
+    def unmeasured(self) -> str | None:
+        return None if self.rpc else "an emulator's time says nothing about the device's; --rpc measures on it"
+
+    def runnable(self, program: Program, *, threads: int = 1) -> Runnable:
+        """On the device, where one answers: in TVM's virtual machine, with the kernels that `emit` writes."""
+        if not self.rpc:
+            return super().runnable(program, threads=threads)
+        from ..tvm import rpc
+
+        device, tvm = board(self.board), toolchain()
+        code = tvm.target.Target(device.llvm())
+        module, _ = imported(program.host, self.label)
+        executable = tvm.compile(self.loops(module, code), code)
+        return rpc.Remote(executable, device, self.rpc, self.label, threads, program.host.example())
+
+    def time_ops(self, points: Sequence[Point], *, threads: int = 1) -> Iterator[dict[Point, Latency]]:
+        if not self.rpc:
+            raise TargetError(
+                f"target `{self.label}`: no device to time ops on",
+                "--rpc HOST:PORT, or --table with one that `graphprune record` wrote",
+            )
+        from ..tvm import rpc
+
+        return rpc.time_ops(points, threads, self.label, board(self.board), self.rpc)
+
+    def tune(
+        self, program: Program, budget: Budget, *, threads: int = 1, seed: int = 0, progress: Progress | None = None
+    ) -> tuple[Target, dict[str, Any]]:
+        device = board(self.board)
+        if not self.rpc or device.code != "object":
+            said = "no device to tune on" if not self.rpc else "only machine code can be tuned, not C"
+            raise TargetError(f"target `{self.label}`: {said}", "--rpc HOST:PORT, with a board that LLVM compiles for")
+        code = toolchain().target.Target(device.llvm())
+        module, _ = imported(program.host, self.label)
+        records, workers = self.records(threads), Workers(threads, Device(device, self.rpc))
+        found = search(module, code, self.layout, budget, records, workers, cores=threads, seed=seed, progress=progress)
+        return replace(self, tuned=threads), found
+
+    def records(self, threads: int) -> Records:
+        """The schedules recorded for the board."""
+        return Records.of(replace(self, tuned=0).key(threads))
+
+    def loops(self, module: Any, code: Any) -> Any:
+        """An imported module's loops, scheduled."""
+        if self.tuned:
+            return best_loops(module, code, self.layout, self.records(self.tuned))[0]
+        return lowered(module, code, self.layout)
+
+    def key(self, threads: int) -> dict[str, Any]:
+        """The device is the machine; where it answers is not what it is."""
+        return {**super().key(threads), "target": replace(self, rpc="").text(), "machine": self.label}
+
+    def describe(self) -> dict[str, Any]:
+        device = board(self.board)
+        return {**super().describe(), "tuned": self.tuned > 0, "mcpu": device.mcpu, "triple": device.triple}
+
+
+def _compile(target: Edge, device: Board, program: Program, folder: Path) -> list[str]:
+    """Everything but the linking; the names of the inputs."""
+    tvm = toolchain()
+    module, names = imported(program.host, target.label)
+    # Nobody catches an assertion on the device, and every caller of these kernels is a table of ours.
+    config = {"tirx.disable_assert": True, "tirx.disable_vectorize": device.code == "c"}
+    with tvm.transform.PassContext(opt_level=3, config=config):
+        try:
+            code = tvm.target.Target(device.llvm())
+            made, kernels = plan(target.loops(module, code), target.label)
+            built = tvm.tirx.build(kernels, target=code)
+        except TargetError:
+            raise
+        except Exception as error:  # TVM's passes share no base class for what they raise
+            raise TargetError(f"target `{target.label}`: cannot compile the model: {last_line(error)}") from error
+    standalone.write(made, built, device, folder)
+    return names
+
+
+def _complaint(said: str) -> str:
+    lines = [line for line in said.splitlines() if "error" in line] or said.splitlines()
+    return lines[0][:300] if lines else "it said nothing"
+
+
+class _Emulated(Runnable):
+    """The program ``run``: as it is where this machine can, else in qemu's user mode."""
+
+    def __init__(self, path: Path, device: Board, threads: int, example: Batch | None) -> None:
+        self._program = path.with_name("run")
+        described = path.with_name(_INTERFACE)
+        try:
+            facts: Mapping[str, Any] = json.loads(described.read_text())
+            self._inputs: Sequence[Mapping[str, Any]] = facts["inputs"]
+            self._outputs: Sequence[Mapping[str, Any]] = facts["outputs"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            message = f"{described}: not what the edge target writes beside a library ({first_line(error)})"
+            raise ModelError(message) from error
+        self._command = device.runner()
+        self._holes = [np.zeros(hole["shape"], hole["dtype"]) for hole in self._inputs]
+        super().__init__("edge", threads, self._holes if example is None else example)
+
+    def run(self, batch: Batch) -> list[Array]:
+        fits(self._holes, batch, f"{self._program}")
+        with tempfile.TemporaryDirectory(prefix="graphprune-") as name:
+            folder = Path(name)
+            self._call(folder, batch)
+            return [
+                np.fromfile(folder / f"output{k}.bin", out["dtype"]).reshape(out["shape"])
+                for k, out in enumerate(self._outputs)
+            ]
+
+    def bind(self, batch: Batch) -> Callable[[], object]:
+        return lambda: self.run(batch)
+
+    def _call(self, folder: Path, batch: Batch) -> None:
+        files = []
+        for k, (array, hole) in enumerate(zip(batch, self._holes, strict=True)):
+            np.ascontiguousarray(array, hole.dtype).tofile(folder / f"input{k}.bin")
+            files.append(str(folder / f"input{k}.bin"))
+        command = [*self._command, str(self._program.resolve()), str(folder), "-t", str(self.threads), *files]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True)
+        except OSError as error:
+            raise TargetError(f"{self._program}: cannot be run: {error}") from error
+        if done.returncode:
+            said = _complaint(done.stderr) if done.stderr else f"exit code {done.returncode}"
+            raise TargetError(f"{self._program}: {shlex.join(command[:2])} failed: {said}")

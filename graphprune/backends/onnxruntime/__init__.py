@@ -1,0 +1,1 @@
+"""ONNX Runtime: a target, and what its ops take."""

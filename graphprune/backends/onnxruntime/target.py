@@ -1,0 +1,197 @@
+"""The onnx target: an ONNX file, and ONNX Runtime to run it."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ...cost.latency.table import Point
+from ...errors import ModelError, TargetError
+from ...ir.facts import Latency
+from ...ir.host import Array, Batch, Host
+from ...ir.program import Program
+from ..measure import Runnable
+from ..target import Target, first_line
+from . import time_ops as ort_ops
+
+
+@dataclass(frozen=True)
+class Onnx(Target):
+    """One ``.onnx`` file with the weights inside (beside it above protobuf's 2 GB). An ONNX user's
+    model keeps its names and opset; a torch model keeps its parameter names, nothing folded away,
+    its open sizes open."""
+
+    name: ClassVar[str] = "onnx"
+    summary: ClassVar[str] = "model.onnx, run by ONNX Runtime (CPU)"
+    grain: ClassVar[int] = 16  # ONNX Runtime's blocked convolutions: 16 channels with AVX-512, else 8
+    packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "torch")
+    providers: ClassVar[tuple[str, ...]] = ("CPUExecutionProvider",)  # the first does what it can
+
+    def emit(self, program: Program, folder: Path) -> Path:
+        path = folder / "model.onnx"
+        if program.host.kind == "onnx":
+            program.host.save(path)
+        else:
+            _export(program.host, path)
+        return path
+
+    def load(self, path: Path, *, threads: int = 1, example: Batch | None = None) -> Runnable:
+        if example is None:
+            from ...hosts.onnx.host import OnnxHost
+
+            example = OnnxHost.load(path).example()
+        self.require("it is in the package onnxruntime-gpu")
+        return _Session(self.label, path, threads, example, self.providers)
+
+    def time_ops(self, points: Sequence[Point], *, threads: int = 1) -> Iterator[dict[Point, Latency]]:
+        return ort_ops.time_ops(points, threads, self.label)
+
+    def profile(self, program: Program, *, threads: int = 1) -> dict[str, float]:
+        with tempfile.TemporaryDirectory(prefix="graphprune-") as folder:
+            path = self.emit(program, Path(folder))
+            return ort_ops.profile(
+                path, _Session(self.label, path, 1, program.host.example()).feed(), program.graph, threads
+            )
+
+
+@dataclass(frozen=True)
+class OrtCuda(Onnx):
+    """The same file, run by ONNX Runtime on an NVIDIA GPU."""
+
+    name: ClassVar[str] = "ort-cuda"
+    summary: ClassVar[str] = "model.onnx, run by ONNX Runtime's CUDA provider; needs onnxruntime-gpu"
+    grain: ClassVar[int] = 8  # what tensor cores take in fp16
+    tolerance: ClassVar[float] = 1e-3  # convolutions in TF32
+    packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime-gpu", "torch")
+    remark: ClassVar[str] = "the time holds the copies of inputs and outputs to and from the GPU"
+    providers: ClassVar[tuple[str, ...]] = ("CUDAExecutionProvider",)
+
+    def unable(self) -> str | None:
+        import onnxruntime
+
+        wanted, there = self.providers[0], onnxruntime.get_available_providers()
+        return None if wanted in there else f"this ONNX Runtime has no {wanted}, only {', '.join(there)}"
+
+    def time_ops(self, points: Sequence[Point], *, threads: int = 1) -> Iterator[dict[Point, Latency]]:
+        return Target.time_ops(self, points, threads=threads)
+
+    def profile(self, program: Program, *, threads: int = 1) -> dict[str, float]:
+        return {}
+
+
+@dataclass(frozen=True)
+class OrtTensorrt(OrtCuda):
+    """The same file, run by TensorRT within ONNX Runtime; what TensorRT does not take runs in CUDA."""
+
+    name: ClassVar[str] = "ort-tensorrt"
+    summary: ClassVar[str] = "model.onnx, run by ONNX Runtime's TensorRT provider; needs onnxruntime-gpu and TensorRT"
+    providers: ClassVar[tuple[str, ...]] = ("TensorrtExecutionProvider", "CUDAExecutionProvider")
+
+
+def _export(host: Host, path: Path) -> None:
+    import torch
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    exported = host.exported()  # type: ignore[attr-defined]
+    try:
+        with _quiet():
+            # The optimizer would fold BatchNorm and rename parameters: ONNX Runtime does the first anyway.
+            made = torch.onnx.export(exported, dynamo=True, optimize=False, verbose=False)
+            assert made is not None
+            _without_zero_biases(made.model)
+            _without_casts(made.model)
+            RemoveUnusedNodesPass()(made.model)
+            made.save(path)
+    except Exception as error:  # the exporter raises whatever its decompositions raise
+        said = first_line(error.__cause__ or error)
+        raise TargetError(f"target `onnx`: torch.onnx cannot express the model: {said}") from error
+
+
+def _without_zero_biases(model: Any) -> None:
+    """The exporter gives a convolution without bias one of zeros that is computed at run time, and
+    ONNX Runtime fuses nothing with a convolution whose bias is computed."""
+    for node in model.graph:
+        if node.op_type in ("Conv", "ConvTranspose") and len(node.inputs) > 2 and _zeros(node.inputs[2]):
+            node.replace_input_with(2, None)
+
+
+def _without_casts(model: Any) -> None:
+    """The exporter casts the bounds of a clip to what they are already, by the type of what is clipped: as
+    if the bounds were computed from it."""
+    from onnx_ir.convenience import get_const_tensor
+
+    for node in model.graph:
+        if node.op_type == "CastLike" and node.inputs[0] is not None:
+            tensor, like = get_const_tensor(node.inputs[0]), node.inputs[1].dtype
+            if tensor is not None and tensor.dtype == like and not node.outputs[0].is_graph_output():
+                node.outputs[0].replace_all_uses_with(node.inputs[0])
+
+
+def _zeros(value: Any) -> bool:
+    """Whether ``value`` is zero whatever the inputs are: Expand(CastLike(0.0, anything), any shape)."""
+    from onnx_ir.convenience import get_const_tensor
+
+    while value is not None and (node := value.producer()) and node.op_type in ("Expand", "CastLike"):
+        value = node.inputs[0]
+    tensor = None if value is None else get_const_tensor(value)
+    return tensor is not None and not np.any(tensor.numpy())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter logs and warns about its own workings."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+class _Session(Runnable):
+    def __init__(
+        self, label: str, path: Path, threads: int, example: Batch, providers: Sequence[str] = Onnx.providers
+    ) -> None:
+        super().__init__(label, threads, example)
+        import onnxruntime as ort
+
+        try:
+            self._session: Any = ort.InferenceSession(
+                str(path), ort_ops.session_options(threads), providers=list(providers)
+            )
+        except Exception as error:  # ONNX Runtime has no common base for what it raises
+            raise ModelError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from error
+        if (used := self._session.get_providers()[0]) != providers[0]:  # it falls back without an error
+            raise TargetError(f"{path}: ONNX Runtime could not start {providers[0]} and fell back to {used}")
+
+    def run(self, batch: Batch) -> list[Array]:
+        return [np.asarray(array) for array in self._session.run(None, self.feed(batch))]
+
+    def bind(self, batch: Batch) -> Callable[[], object]:
+        session, feed = self._session, self.feed(batch)
+        return lambda: session.run(None, feed)
+
+    def feed(self, batch: Batch | None = None) -> dict[str, Array]:
+        batch = self.example if batch is None else batch
+        wanted = self._session.get_inputs()
+        if len(wanted) != len(batch):
+            raise TargetError(f"{len(batch)} arrays for {len(wanted)} inputs ({', '.join(i.name for i in wanted)})")
+        return {
+            hole.name: np.ascontiguousarray(array, _DTYPES.get(hole.type, array.dtype))
+            for hole, array in zip(wanted, batch, strict=True)
+        }
+
+
+_DTYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16,
+           "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}  # fmt: skip

@@ -1,0 +1,1 @@
+"""TVM: lowering, schedules, tuning and timing."""

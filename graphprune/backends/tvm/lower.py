@@ -1,0 +1,198 @@
+"""From a host's model to scheduled loops, through TVM's Relax: what every target that TVM compiles for shares.
+
+TVM is an extra and slow to import, so every import of it is inside a function.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from ...errors import TargetError
+from ...ir.host import Array, Host
+from ...ir.program import Program
+from ...passes.fold import Fold
+from ..target import first_line
+from . import schedule
+from .channel_selection import selections_into_readers
+from .rewrites import clips, moved_weights, norms, rewritten
+from .winograd import filtered
+
+_OPSET = 13  # the frontend reads older forms of Slice, Squeeze, ... as if they were of this opset
+
+
+def toolchain() -> Any:
+    """The package, its environment set first. Raises TargetError where it is not installed."""
+    # Its DLPack bridge to torch is compiled when first needed, and nothing here needs it.
+    os.environ.setdefault("TVM_FFI_DISABLE_TORCH_C_DLPACK", "1")
+    os.environ.setdefault("TVM_NUM_THREADS", str(os.cpu_count() or 1))  # the most a run may ask for
+    os.environ.setdefault("TVM_BIND_THREADS", "0")  # pinning this thread would pin torch's and ONNX Runtime's too
+    # Threads that wait for work in a busy loop for 50 ms take the cores from what is timed in turns with them.
+    os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "2000")  # 1 ms: longer than any op leaves them idle
+    try:
+        import tvm
+    except ImportError as error:
+        message = f"target `tvm`: TVM is not installed ({first_line(error)})"
+        raise TargetError(message, "pip install graphprune[tvm]") from error
+    return tvm
+
+
+def imported(host: Host, label: str = "tvm") -> tuple[Any, list[str]]:
+    """The Relax module at the example's shapes, and the names of its inputs. ``label``: the target's, for
+    messages. Raises TargetError for what TVM's frontends cannot read."""
+    host = _folded(host)
+    said = io.StringIO()  # the ONNX frontend prints which op it stumbled on
+    try:
+        with redirect_stdout(said):
+            module = _from_torch(host) if host.kind == "torch" else _from_onnx(host)
+    except Exception as error:  # the frontends raise whatever their converters raise
+        op = re.search(r"Error converting operator (\w+)", said.getvalue())
+        message = f"target `{label}`: cannot import the model: {f'{op[1]}: ' if op else ''}{last_line(error)}"
+        raise TargetError(message, "use the target `onnx`, or report the op to TVM") from error
+    return module, [str(value.name) for value in module["main"].params]
+
+
+def _folded(host: Host) -> Host:
+    """BatchNorm folded into what comes before it, where that is exact: four ops less each."""
+    return Fold().run(Program(host=host, source=host)).host
+
+
+def _from_torch(host: Any) -> Any:
+    from tvm.relax.frontend.torch import from_exported_program
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return from_exported_program(host.exported(static=True))
+
+
+def _from_onnx(host: Host) -> Any:
+    """ONNX Runtime folds what is constant at these shapes first: the frontend reads few of the
+    chains of Shape, Gather and Concat that exporters write."""
+    import onnx
+    import onnx.version_converter
+    import onnxruntime as ort
+    from tvm.relax.frontend.onnx import from_onnx
+
+    with tempfile.TemporaryDirectory(prefix="graphprune-") as folder:
+        given, simple = Path(folder) / "given.onnx", Path(folder) / "simple.onnx"
+        host.save(given)
+        model = onnx.load(str(given))
+        weights = {tensor.name for tensor in model.graph.initializer}
+        holes = [value for value in model.graph.input if value.name not in weights]
+        for value, array in zip(holes, host.example(), strict=True):
+            value.type.tensor_type.shape.CopyFrom(onnx.helper.make_tensor_type_proto(1, array.shape).tensor_type.shape)
+        del model.graph.value_info[:]
+        if any(entry.domain in ("", "ai.onnx") and entry.version < _OPSET for entry in model.opset_import):
+            model = onnx.version_converter.convert_version(model, _OPSET)
+        onnx.save(model, str(given))
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC  # standard ops only
+        options.optimized_model_filepath = str(simple)
+        options.log_severity_level = 4
+        ort.InferenceSession(str(given), options, providers=["CPUExecutionProvider"])
+        return from_onnx(onnx.load(str(simple)))
+
+
+def lowered(module: Any, target: Any, layout: str = "NHWC", scheduled: bool = True) -> Any:
+    """From the imported graph to loops for ``target``, one function per fused op, its schedule fixed
+    (``scheduled``) or none."""
+    from tvm import relax
+
+    steps = relax.transform
+    module = clips(steps.DecomposeOpsForInference()(norms(module)))
+    if layout == "NHWC":
+        module = steps.ConvertLayout({"relax.nn.conv2d": ["NHWC", "HWIO"]})(module)
+    module = steps.CanonicalizeBindings()(moved_weights(steps.CanonicalizeBindings()(module)))
+    module = selections_into_readers(filtered(module))
+    return scheduled_loops(steps.FoldConstant()(module), target, scheduled)
+
+
+def scheduled_loops(module: Any, target: Any, scheduled: bool = True) -> Any:
+    """The last part of ``lowered``: from ops to loops, fused, their schedule fixed or none."""
+    from tvm import relax
+
+    with target:
+        module = relax.transform.FoldConstant()(relax.get_pipeline("zero")(module))
+    module = relax.transform.AttachAttrLayoutFreeBuffers()(module)  # constants: they may be packed
+    return packed(fixed(module, target)) if scheduled else module
+
+
+def fixed(module: Any, target: Any) -> Any:
+    """A module of loops with the fixed schedule for each function that has none."""
+    return schedule.schedule(module, target, _registers(target))
+
+
+def variants(function: Any, target: Any) -> Iterator[Any]:
+    """Other schedules for one function, see schedule.variants."""
+    return schedule.variants(function, target, _registers(target))
+
+
+def packed(module: Any) -> Any:
+    """What schedules do to weights before they read them, done now: one build for all of them, where
+    FoldConstant would start the compiler for each."""
+    import tvm
+    from tvm import ir, relax
+
+    module = relax.transform.SplitLayoutRewritePreproc()(module)
+    packers = {
+        name: function.with_attr("global_symbol", name.name_hint)
+        for name, function in module.functions_items()
+        if name.name_hint.endswith("_weight_prepack")
+    }
+    if not packers:
+        return module
+    loops = tvm.IRModule({name.name_hint: function for name, function in packers.items()})
+    built = tvm.tirx.build(loops, target=tvm.target.Target("llvm"))
+
+    @relax.expr_functor.mutator
+    class Packer(relax.PyExprMutator):  # type: ignore[misc]
+        def visit_call_(self, call: Any) -> Any:
+            call = self.visit_expr_post_order(call)
+            if getattr(call.op, "name", "") != "relax.call_tir" or not call.args[0].name_hint.endswith(
+                "_weight_prepack"
+            ):
+                return call
+            given = [field.value for field in call.args[1].fields]
+            made = [tvm.runtime.empty([int(n) for n in ty.shape.values], ty.dtype) for ty in _parts(call.ty)]
+            built[call.args[0].name_hint](*given, *made)
+            constants = [relax.const(each) for each in made]
+            return relax.Tuple(constants) if isinstance(call.ty, ir.TupleType) else constants[0]
+
+    steps = relax.transform
+    return steps.DeadCodeElimination()(steps.CanonicalizeBindings()(rewritten(module, Packer)))
+
+
+def _parts(ty: Any) -> list[Any]:
+    return list(ty.fields) if hasattr(ty, "fields") else [ty]
+
+
+def _registers(target: Any) -> schedule.Registers:
+    from tvm.target import codegen
+
+    return schedule.WIDE if codegen.llvm_cpu_has_features("avx512f", target) else schedule.NARROW
+
+
+def interface(names: Sequence[str], inputs: Sequence[Array], outputs: Sequence[Array]) -> dict[str, Any]:
+    """What goes in and comes out, as model.json says it."""
+    return {
+        "inputs": [_tensor(name, array) for name, array in zip(names, inputs, strict=True)],
+        "outputs": [_tensor(f"output{k}", array) for k, array in enumerate(outputs)],
+    }
+
+
+def _tensor(name: str, array: Array) -> dict[str, Any]:
+    return {"name": name, "shape": list(array.shape), "dtype": str(array.dtype)}
+
+
+def last_line(error: BaseException) -> str:
+    """What TVM complains of: its messages begin with a trace."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = [line for line in lines if not line.startswith(("Traceback", "File", "[bt]", "Stack trace"))]
+    return (said[-1] if said else type(error).__name__)[:300]

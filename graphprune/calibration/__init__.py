@@ -1,0 +1,1 @@
+"""Calibration data, and what is computed from it: activations, moments, least squares."""

@@ -1,0 +1,1 @@
+"""What a network costs at any widths: parameters, multiply-accumulates, memory, latency."""

@@ -1,0 +1,139 @@
+"""What every op of a network takes at any widths, as arrays. A search asks thousands of times and moves one group
+at a time: widths are polynomials of how many channels the groups keep, and only what a step touches is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...axes.dim import Dim
+from .table import Surface
+from .workload import Family, Work
+
+Array = NDArray[Any]
+Counts = Mapping[str, float]
+
+
+class Sheet:
+    """Milliseconds of ``works`` by the surfaces of their families. ``dims``: the groups' axes, by name;
+    ``sizes``: of dynamic symbols. Groups that are not among the counts asked for keep everything."""
+
+    def __init__(
+        self,
+        works: Sequence[Work],
+        surfaces: Mapping[Family, Surface],
+        dims: Mapping[str, Dim],
+        sizes: Mapping[str, int],
+    ) -> None:
+        self.works, self.dims = tuple(works), dict(dims)
+        families = {family: k for k, family in enumerate(dict.fromkeys(work.family for work in works))}
+        self._surfaces = [surfaces[family] for family in families]
+        self._family = np.array([families[work.family] for work in works], int)
+        self._number = {name: k for k, name in enumerate(dims)}
+        variables = {dim: Polynomial({(k,): 1.0}) for k, dim in enumerate(dims.values())}
+        widths = [Polynomial.of(width) for work in works for width in work.widths(variables, sizes)]
+        self._tabulate(widths, len(dims))
+        self._full = np.array([*(float(dim.size) for dim in dims.values()), 1.0])
+        self._at = self._full
+        everything = np.arange(len(self.works))
+        self._widths = self._evaluated(everything)
+        self._ms = self._priced(everything, self._widths)
+
+    def each(self, counts: Counts) -> Array:
+        """Milliseconds of every work."""
+        self._move(counts)
+        return self._ms
+
+    def sums(self, counts: Counts, group: str, options: Array) -> Array:
+        """Milliseconds of all works with ``group`` at each of ``options``."""
+        self._move(counts)
+        g = self._number[group]
+        works, terms = self._touched[g], self._holding[g]
+        mine = self._factors[terms] == g
+        others = self._scale[terms] * np.where(mine, 1.0, self._at[self._factors[terms]]).prod(1)
+        power = mine.sum(1)
+        change = others[:, None] * (np.asarray(options, float) ** power[:, None] - (self._at[g] ** power)[:, None])
+        row = np.searchsorted(works, self._row[terms] // 3) * 3 + self._row[terms] % 3
+        widths = np.repeat(self._widths[works].reshape(-1, 1), change.shape[1], 1)
+        np.add.at(widths, row, change)
+        moved = self._priced(works, widths.reshape(len(works), 3, -1))
+        return np.asarray(self._ms.sum() - self._ms[works].sum() + moved.sum(0))
+
+    def _tabulate(self, widths: Sequence[Polynomial], groups: int) -> None:
+        """The terms of all polynomials: scale, factors (of as many as the most have, filled up with a variable
+        that is 1) and row; and by group the works that it touches and the terms that hold it."""
+        terms = [(row, product, scale) for row, width in enumerate(widths) for product, scale in width.terms.items()]
+        most = max((len(product) for _, product, _ in terms), default=0)
+        self._row = np.array([row for row, _, _ in terms], int)
+        self._scale = np.array([scale for _, _, scale in terms])
+        filled = [[*product, *[groups] * (most - len(product))] for _, product, _ in terms]
+        self._factors = np.array(filled, int).reshape(len(terms), most)
+        self._holding = [np.flatnonzero((self._factors == g).any(1)) for g in range(groups)]
+        self._touched = [np.unique(self._row[terms] // 3) for terms in self._holding]
+
+    def _move(self, counts: Counts) -> None:
+        """To other counts: the works that they touch are priced anew."""
+        at = self._full.copy()
+        for name, count in counts.items():
+            if name in self._number:
+                at[self._number[name]] = count
+        changed = np.flatnonzero(at != self._at)
+        if not len(changed):
+            return
+        self._at = at
+        works = np.unique(np.concatenate([self._touched[g] for g in changed]))
+        self._widths[works] = self._evaluated(works)
+        self._ms = self._ms.copy()  # whoever asked before may hold it
+        self._ms[works] = self._priced(works, self._widths[works])
+
+    def _evaluated(self, works: Array) -> Array:
+        """Inner width, outer width and repetitions of some works."""
+        chosen = np.zeros(len(self.works), bool)
+        chosen[works] = True
+        terms = np.flatnonzero(chosen[self._row // 3])
+        values = self._scale[terms] * self._at[self._factors[terms]].prod(1)
+        return np.bincount(self._row[terms], values, 3 * len(self.works)).reshape(-1, 3)[works]
+
+    def _priced(self, works: Array, widths: Array) -> Array:
+        """Milliseconds of works at ``widths``: one of each, or one for each option."""
+        out = np.zeros((len(works), *widths.shape[2:]))
+        family = self._family[works]
+        for k in np.unique(family):
+            own = np.flatnonzero(family == k)
+            inner, outer, times = np.moveaxis(widths[own], 1, 0)
+            out[own] = self._surfaces[k](inner, outer) * times
+        return out
+
+
+@dataclass(frozen=True)
+class Polynomial:
+    """The scale of every product of variables (their numbers, rising; a number twice is a square)."""
+
+    terms: Mapping[tuple[int, ...], float]
+
+    @classmethod
+    def of(cls, value: float | Polynomial) -> Polynomial:
+        return value if isinstance(value, Polynomial) else cls({(): float(value)})
+
+    def __add__(self, other: float | Polynomial) -> Polynomial:
+        out = dict(self.terms)
+        for product, scale in Polynomial.of(other).terms.items():
+            out[product] = out.get(product, 0.0) + scale
+        return Polynomial(out)
+
+    def __mul__(self, other: float | Polynomial) -> Polynomial:
+        out: dict[tuple[int, ...], float] = {}
+        for first, scale in self.terms.items():
+            for second, more in Polynomial.of(other).terms.items():
+                product = tuple(sorted(first + second))
+                out[product] = out.get(product, 0.0) + scale * more
+        return Polynomial(out)
+
+    def __truediv__(self, number: float) -> Polynomial:
+        return Polynomial({product: scale / number for product, scale in self.terms.items()})
+
+    __radd__, __rmul__ = __add__, __mul__

@@ -1,0 +1,175 @@
+"""Workloads: what an op is to a target, whatever network it comes from.
+
+A workload has a family (everything but its widths) and two widths (input and output channels). One
+table per family serves every op of every network that is alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from ...axes.dim import Dim, count
+from ...ir.graph import Graph, Op
+from ...ir.host import Host
+from ..static import evaluate, symbols
+
+Widths = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Family:
+    """``conv``: batch, groups (0: depthwise), then per spatial axis size, kernel and stride, padding being
+    what the output's size implies. ``product``: rows. ``stream``: nothing, an op that reads and writes.
+
+    Widths: input and output channels; of a depthwise convolution channels and outputs per channel; of a
+    stream 1 and thousands of numbers read and written.
+    """
+
+    kind: str
+    sizes: tuple[int, ...] = ()
+    dtype: str = "float32"
+
+    def text(self) -> str:
+        return " ".join([self.kind, *map(str, self.sizes), self.dtype])
+
+    @classmethod
+    def parse(cls, text: str) -> Family:
+        kind, *sizes, dtype = text.split()
+        return cls(kind, tuple(map(int, sizes)), dtype)
+
+
+@dataclass(frozen=True)
+class Work:
+    """One op: its family, and the axes that its widths are. ``times``: axes along which the same work
+    repeats (heads, tokens), relative to ``per`` repetitions in the family. ``streams``: the axes of all that
+    is read and written, of an op that does nothing else."""
+
+    op: str  # its name
+    family: Family
+    inner: tuple[Dim, ...] = ()
+    outer: tuple[Dim, ...] = ()
+    times: tuple[Dim, ...] = ()
+    per: int = 1
+    streams: tuple[tuple[Dim, ...], ...] = ()
+
+    def widths(self, kept: Mapping[Dim, Any], sizes: Mapping[str, int]) -> tuple[Any, Any, Any]:
+        """Inner width, outer width and repetitions; arrays where ``kept`` holds arrays."""
+
+        def length(dims: tuple[Dim, ...]) -> Any:
+            return prod(_length(dim, kept, sizes) for dim in dims)
+
+        if self.family.kind == "stream":
+            return 1, sum(map(length, self.streams)) / 1000, 1
+        return length(self.inner), length(self.outer), length(self.times) / self.per
+
+
+def _length(dim: Dim, kept: Mapping[Dim, Any], sizes: Mapping[str, int]) -> Any:
+    if isinstance(dim.size, str):
+        return evaluate(dim.size, sizes)
+    return count(dim, lambda leaf: kept[leaf] if leaf in kept else evaluate(leaf.size, sizes))
+
+
+def works(graph: Graph, host: Host) -> list[Work]:
+    """Every op that takes time of its own. Element-wise ops on what one conv or product makes for them
+    alone are part of it, as compilers fuse them."""
+    sizes, fused = symbols(graph, host), _fused(graph)
+    out: list[Work] = []
+    for op in graph.ops:
+        if op.name not in fused and op.outputs and not op.outputs[0].constant and op.outputs[0].shape is not None:
+            out.extend(_KINDS.get(op.kind, _stream)(op, graph, sizes))
+    return out
+
+
+EPILOGUE = ("pointwise", "batch_norm", "prelu")
+_FREE = ("reshape", "size", "create", "fill", "split", "identity")
+"""Ops that move nothing: other names for the same memory."""
+
+
+def _fused(graph: Graph) -> set[str]:
+    users: dict[str, int] = {}
+    for op in graph.ops:
+        for value in op.inputs:
+            if value is not None:
+                users[value.name] = users.get(value.name, 0) + 1
+    heads: set[str] = set()  # values that a conv or product makes, with what was fused to it
+    fused: set[str] = set()
+    for op in graph.ops:
+        if op.kind in _KINDS:
+            heads.update(out.name for out in op.outputs)
+        elif op.kind in EPILOGUE:
+            mine = [v for v in op.inputs if v is not None and v.name in heads and users[v.name] == 1]
+            if mine:
+                fused.add(op.name)
+                heads.update(out.name for out in op.outputs)
+    return fused
+
+
+def _numbers(dims: tuple[Dim, ...], sizes: Mapping[str, int]) -> list[int]:
+    return [int(_length(dim, {}, sizes)) for dim in dims]
+
+
+def _conv(op: Op, graph: Graph, sizes: Mapping[str, int]) -> Iterator[Work]:
+    x, weight, y = op.inputs[0], op.inputs[1], op.outputs[0]
+    assert x is not None and weight is not None
+    groups, channels = int(op.attrs["groups"]), len(y.dims) - (len(weight.dims) - 2) - 1
+    inside, outside = _numbers(x.dims[channels + 1 :], sizes), _numbers(y.dims[channels + 1 :], sizes)
+    kernel = _numbers(weight.dims[2:], sizes)
+    if op.kind == "conv_transpose":  # as many products as a convolution of its input
+        outside = inside
+    batch = prod(_numbers(y.dims[:channels], sizes))
+    cin, cout = _numbers((x.dims[channels], y.dims[channels]), sizes)
+    axes = [n for a, b, k in zip(inside, outside, kernel, strict=True) for n in (a, k, max(1, round(a / b)))]
+    if groups > 1 and groups == cin:
+        family = Family("conv", (batch, 0, *axes))
+        yield Work(op.name, family, (x.dims[channels],), (Dim(max(1, cout // cin)),))
+    else:
+        yield Work(op.name, Family("conv", (batch, groups, *axes)), (x.dims[channels],), (y.dims[channels],))
+
+
+def _product(op: Op, graph: Graph, sizes: Mapping[str, int]) -> Iterator[Work]:
+    """``rows x inner`` times ``inner x outer``."""
+    y = op.outputs[0]
+    if op.kind == "linear":
+        weight = op.inputs[1]
+        assert weight is not None
+        inner = weight.dims[1:]
+    else:
+        relation = graph.relations[op.name]
+        inner = tuple(dim for name, dim in relation.dims.items() if name not in relation.outputs)
+    yield _rows(op, y.dims[:-1], inner, y.dims[-1:], sizes)
+
+
+def _attention(op: Op, graph: Graph, sizes: Mapping[str, int]) -> Iterator[Work]:
+    q, k = op.inputs[0], op.inputs[1]
+    assert q is not None and k is not None
+    y = op.outputs[0]
+    yield _rows(op, q.dims[:-1], q.dims[-1:], (k.dims[-2],), sizes)
+    yield _rows(op, y.dims[:-1], (k.dims[-2],), y.dims[-1:], sizes)
+
+
+def _rows(
+    op: Op, rows: tuple[Dim, ...], inner: tuple[Dim, ...], outer: tuple[Dim, ...], sizes: Mapping[str, int]
+) -> Work:
+    per = prod(_numbers(rows, sizes))
+    return Work(op.name, Family("product", (per,)), inner, outer, rows, per)
+
+
+def _stream(op: Op, graph: Graph, sizes: Mapping[str, int]) -> Iterator[Work]:
+    if op.kind in _FREE:
+        return
+    values = [v for v in (*op.inputs, *op.outputs) if v is not None and not v.constant and v.shape is not None]
+    yield Work(op.name, Family("stream"), streams=tuple(value.dims for value in values))
+
+
+_KINDS = {
+    "conv": _conv,
+    "conv_transpose": _conv,
+    "linear": _product,
+    "gemm": _product,
+    "matmul": _product,
+    "einsum": _product,
+    "attention": _attention,
+}

@@ -1,0 +1,206 @@
+"""Parameters and multiply-accumulates, as functions of how many channels each dim keeps."""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from ..axes.dim import LEAF, Dim, Size, count, find
+from ..ir.graph import Graph, Op
+from ..ir.host import Host
+
+Term = tuple[Dim, ...]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A sum of products of axis sizes, in units of ``unit`` a sample."""
+
+    unit: str
+    terms: tuple[Term, ...]
+    sizes: Mapping[str, int]  # what the dynamic symbols were in the example
+    scale: float = 1.0
+
+    def __call__(self, kept: Mapping[Dim, float] | None = None) -> float:
+        """The cost when each leaf in ``kept`` has that many positions, the others all of theirs."""
+        kept = kept or {}
+        done: dict[int, float] = {}
+
+        def length(dim: Dim) -> float:
+            if id(dim) not in done:
+                done[id(dim)] = self._length(dim, kept)
+            return done[id(dim)]
+
+        return self.scale * sum(prod(map(length, map(find, term))) for term in self.terms)
+
+    def _length(self, dim: Dim, kept: Mapping[Dim, float]) -> float:
+        if dim.kind == LEAF and dim in kept:
+            return kept[dim]
+        if isinstance(dim.size, str):
+            return evaluate(dim.size, self.sizes)
+        if dim.kind == LEAF:
+            return dim.size
+        return count(dim, lambda leaf: kept[leaf] if leaf in kept else evaluate(leaf.size, self.sizes))
+
+
+def params(graph: Graph, host: Host) -> Cost:
+    """Trained floating-point numbers. Running statistics of BatchNorm do not count."""
+    used: dict[str, None] = {}
+    for op in graph.ops:
+        operands = op.inputs[:3] if op.kind in ("batch_norm", "instance_norm") else op.inputs
+        used.update(dict.fromkeys(value.name for value in operands if value is not None))
+    terms = [v.dims for v in graph.parameters.values() if v.name in used and "float" in v.dtype]
+    return Cost("parameters", tuple(terms), symbols(graph, host))
+
+
+def macs(graph: Graph, host: Host) -> Cost:
+    """Multiply-accumulates of convolutions, linear layers, matrix products and attention, a sample."""
+    example = host.example()
+    batch = example[0].shape[0] if example and example[0].ndim else 1
+    terms = [term for op in graph.ops for term in _MACS.get(op.kind, _none)(op, graph)]
+    return Cost("MACs", tuple(terms), symbols(graph, host), 1 / batch)
+
+
+@dataclass(frozen=True)
+class Peak(Cost):
+    """The largest, over moments, of a sum of products of axis sizes: ``moments`` lists for each the
+    numbers of the ``terms`` that count, ``bytes_each`` what an entry of each term takes."""
+
+    moments: tuple[tuple[int, ...], ...] = ()
+    bytes_each: tuple[int, ...] = ()
+
+    def __call__(self, kept: Mapping[Dim, float] | None = None) -> float:
+        sizes = [
+            size * Cost(self.unit, (term,), self.sizes, self.scale)(kept)
+            for term, size in zip(self.terms, self.bytes_each, strict=True)
+        ]
+        return max((sum(sizes[k] for k in live) for live in self.moments), default=0.0)
+
+
+def memory(graph: Graph, host: Host) -> Peak:
+    """The most bytes of activations that live at once, a sample: inputs and results of each op in turn
+    and what later ops read. What a runtime does in place or fuses is not known here."""
+    example = host.example()
+    batch = example[0].shape[0] if example and example[0].ndim else 1
+    values = [v for v in (*graph.inputs, *(out for op in graph.ops for out in op.outputs)) if not v.constant]
+    number = {value.name: k for k, value in enumerate(values)}
+    last = {value.name: len(graph.ops) for value in graph.outputs}
+    for position, op in enumerate(graph.ops):
+        last.update({v.name: max(position, last.get(v.name, 0)) for v in op.inputs if v is not None})
+    born = {value.name: position for position, op in enumerate(graph.ops) for value in op.outputs}
+    moments = tuple(
+        tuple(
+            number[v.name] for v in values if born.get(v.name, 0) <= position <= last.get(v.name, born.get(v.name, 0))
+        )
+        for position in range(len(graph.ops))
+    )
+    sizes = tuple(_BYTES.get(value.dtype, 4) for value in values)
+    return Peak("bytes", tuple(value.dims for value in values), symbols(graph, host), 1 / batch, moments, sizes)
+
+
+_BYTES = {"float64": 8, "int64": 8, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1, "bool": 1}
+
+
+def symbols(graph: Graph, host: Host) -> dict[str, int]:
+    """Each dynamic symbol's size in the host's example inputs."""
+    found: dict[str, int] = {}
+    for value, array in zip(graph.inputs, host.example(), strict=True):
+        for size, actual in zip(value.shape or (), array.shape, strict=True):
+            if isinstance(size, str):
+                found[size] = int(actual)
+    return found
+
+
+_OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Pow: operator.pow,
+}
+
+
+def evaluate(size: Size, sizes: Mapping[str, int]) -> int:
+    """A dynamic size in numbers; 1 where its symbols are not known."""
+    if isinstance(size, int):
+        return size
+    try:
+        return int(_number(ast.parse(size, mode="eval").body, sizes))
+    except (SyntaxError, KeyError, TypeError):
+        return 1
+
+
+def _number(node: ast.expr, sizes: Mapping[str, int]) -> int:
+    if isinstance(node, ast.Constant):
+        return int(node.value)  # type: ignore[arg-type]
+    if isinstance(node, ast.Name):
+        return sizes[node.id]
+    if isinstance(node, ast.BinOp):
+        result: int = _OPERATORS[type(node.op)](_number(node.left, sizes), _number(node.right, sizes))
+        return result
+    raise KeyError(ast.dump(node))
+
+
+def _none(op: Op, graph: Graph) -> Iterator[Term]:
+    yield from ()
+
+
+def _weighted(op: Op, graph: Graph) -> Iterator[Term]:
+    """Every output element takes one product per input channel of its group and kernel tap."""
+    weight = op.inputs[1]
+    assert weight is not None
+    yield (*op.outputs[0].dims, *weight.dims[1:])
+
+
+def _transposed(op: Op, graph: Graph) -> Iterator[Term]:
+    x, weight = op.inputs[0], op.inputs[1]
+    assert x is not None and weight is not None
+    yield (*x.dims, *weight.dims[1:])
+
+
+def _contraction(op: Op, graph: Graph) -> Iterator[Term]:
+    """A matrix product: the output, once per position of the contracted axes."""
+    relation = graph.relations[op.name]
+    gone = [dim for name, dim in relation.dims.items() if name not in relation.outputs]
+    yield (*op.outputs[0].dims, *gone)
+
+
+def _attention(op: Op, graph: Graph) -> Iterator[Term]:
+    q, k = op.inputs[0], op.inputs[1]
+    assert q is not None and k is not None
+    yield (*q.dims, k.dims[-2])
+    yield (*op.outputs[0].dims, k.dims[-2])
+
+
+def _packed_heads(op: Op, graph: Graph) -> Iterator[Term]:
+    """Queries with keys, and those products with values, over (batch, length, heads x width)."""
+    q, k = op.inputs[0], op.inputs[1] or op.inputs[0]  # keys may be packed into the queries
+    assert q is not None and k is not None
+    values = op.outputs[0].dims[-1]
+    yield (*q.dims[:2], k.dims[1], values if op.attrs.get("packed") else q.dims[-1])
+    yield (*q.dims[:2], k.dims[1], values)
+
+
+def _own_heads(op: Op, graph: Graph) -> Iterator[Term]:
+    """As above, with the projection to queries, keys and values before it."""
+    x, weight, out = op.inputs[0], op.inputs[1], op.outputs[0]
+    assert x is not None and weight is not None
+    yield (*x.dims[:-1], *weight.dims)
+    yield (*out.dims[:2], out.dims[1], out.dims[-1])
+    yield (*out.dims[:2], out.dims[1], out.dims[-1])
+
+
+_MACS: dict[str, Callable[[Op, Graph], Iterator[Term]]] = {
+    **dict.fromkeys(("conv", "fused_conv", "integer_conv", "linear"), _weighted),
+    "conv_transpose": _transposed,
+    **dict.fromkeys(
+        ("gemm", "fused_gemm", "integer_gemm", "matmul", "fused_matmul", "integer_matmul", "einsum"), _contraction
+    ),
+    "attention": _attention,
+    "multi_head_attention": _packed_heads,
+    "packed_attention": _own_heads,
+}

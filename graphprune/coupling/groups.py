@@ -1,0 +1,131 @@
+"""From related axes to groups: what lives or dies together, and what may not be pruned and why."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
+
+from ..axes.dim import Dim, find, leaves
+from ..ir.facts import Frozen, Group, Groups, Member, Role
+from ..ir.graph import Graph, Value
+from .relate import role
+
+_RANK: dict[Role, int] = {"reader": 0, "writer": 1, "carrier": 2}
+
+
+def find_groups(graph: Graph, *, normalised: bool = False, freeze: Sequence[str] = ()) -> Groups:
+    """Every leaf dim that weights have, with the parameter axes that contain it.
+
+    ``normalised`` also offers dims that LayerNorm or GroupNorm normalise across, where a pruned
+    network no longer computes what the masked one does. ``freeze``: name patterns (``*``) to leave
+    alone. Names depend on neither.
+    """
+    import networkx as nx
+
+    members, ops = _members(graph)
+    names = _names(members)
+    dependency = nx.Graph()
+    groups, frozen = [], []
+    for leaf, found in members.items():
+        name = names[leaf]
+        reason = _reason(leaf, name, normalised, freeze)
+        dependency.add_node(name, kind="dim", size=leaf.size, frozen=reason or "")
+        for member in found:
+            axis = f"{member.parameter}:{member.axis}"  # not str(member), which may be the name of a dim
+            dependency.add_node(axis, kind="axis")
+            dependency.add_edge(name, axis, role=member.role, ops=tuple(ops[leaf, member.parameter]))
+        if reason is None and isinstance(leaf.size, int):
+            groups.append(Group(name, leaf, leaf.size, tuple(found)))
+        else:
+            frozen.append(Frozen(name, leaf.size, reason or f"dynamic size {leaf.size}"))
+    return Groups(tuple(groups), tuple(frozen), dependency)
+
+
+def sources(graph: Graph) -> dict[str, tuple[Value, ...]]:
+    """For every constant value, the parameters that it is computed from."""
+    found: dict[str, tuple[Value, ...]] = {name: (value,) for name, value in graph.parameters.items()}
+    for op in graph.ops:
+        for out in op.outputs:
+            if out.constant:
+                inputs = [value for value in op.inputs if value is not None]
+                found[out.name] = tuple(dict.fromkeys(p for value in inputs for p in found.get(value.name, ())))
+    return found
+
+
+def _members(graph: Graph) -> tuple[dict[Dim, list[Member]], dict[tuple[Dim, str], list[str]]]:
+    """Per leaf, the parameter axes that contain it, in graph order; and the ops that say so."""
+    roles: dict[tuple[Dim, str, int], Role] = {}
+    ops: dict[tuple[Dim, str], list[str]] = defaultdict(list)
+    for leaf, parameter, axis, part, where in _uses(graph):
+        key = (leaf, parameter.name, axis)
+        if key not in roles or _RANK[part] < _RANK[roles[key]]:
+            roles[key] = part
+        ops[leaf, parameter.name].append(where)
+    members: dict[Dim, list[Member]] = defaultdict(list)
+    for (leaf, name, axis), part in roles.items():
+        members[leaf].append(Member(name, axis, part, graph.parameters[name].dims[axis]))
+    return members, ops
+
+
+def _uses(graph: Graph) -> Iterator[tuple[Dim, Value, int, Role, str]]:
+    """(leaf, parameter, axis, role, op) wherever an op says that a parameter's axis has that leaf."""
+    yield from _stored_uses(graph)
+    for leaf, parameter, axis, op in graph.maskers:  # zeroed like a reader, for want of one
+        yield leaf, graph.parameters[parameter], axis, "reader", op
+
+
+def _stored_uses(graph: Graph) -> Iterator[tuple[Dim, Value, int, Role, str]]:
+    origin = sources(graph)
+    axes_of = {name: _axes(value) for name, value in graph.parameters.items()}
+    for op in graph.ops:
+        relation = graph.relations[op.name]
+        if not relation.dims:  # no rule: whatever it does, its weights stay as they are
+            weights = [value for value in op.inputs if value is not None and value.name in graph.parameters]
+            for parameter in weights:
+                for leaf, axes in axes_of[parameter.name].items():
+                    yield from ((leaf, parameter, axis, "carrier", op.origin or op.name) for axis in axes)
+        for name, dim in relation.dims.items():
+            part = role(op, relation, name)
+            if part is None:
+                continue
+            constants = [v for k, _ in relation.inputs[name] if (v := op.inputs[k]) is not None and v.constant]
+            for value in constants:
+                for parameter in origin.get(value.name, ()):
+                    for leaf in leaves(dim):
+                        for axis in axes_of[parameter.name].get(leaf, ()):
+                            yield leaf, parameter, axis, part, op.origin or op.name
+
+
+def _axes(value: Value) -> dict[Dim, list[int]]:
+    """Leaf -> the axes of a parameter that contain it; axes of size one do not count."""
+    found: dict[Dim, list[int]] = defaultdict(list)
+    for axis, dim in enumerate(value.dims):
+        for leaf in leaves(dim):
+            if leaf.size != 1:
+                found[leaf].append(axis)
+    return found
+
+
+def _names(members: dict[Dim, list[Member]]) -> dict[Dim, str]:
+    """A readable, unique name per leaf: the first axis that writes it."""
+    names: dict[Dim, str] = {}
+    taken: set[str] = set()
+    for leaf, found in members.items():
+        first = min(found, key=lambda member: member.role != "writer")  # stable: the first of its kind
+        base = first.parameter.removesuffix(".weight")
+        parts = list(leaves(first.dim))
+        place = f".{parts.index(leaf)}" if len(parts) > 1 else ""
+        name = f"{base}{place}" if first.role == "writer" else f"{first.parameter}[{first.axis}]{place}"
+        names[leaf] = name if name not in taken else f"{first.parameter}[{first.axis}]{place}"
+        taken.add(names[leaf])
+    return names
+
+
+def _reason(leaf: Dim, name: str, normalised: bool, freeze: Sequence[str]) -> str | None:
+    if find(leaf).frozen:
+        return leaf.frozen
+    if leaf.mixed and not normalised:
+        return f"{leaf.mixed} normalises across it (`group{{normalised=true}}` prunes it all the same)"
+    pattern = next((pattern for pattern in freeze if fnmatch(name, pattern)), None)
+    return f"asked for by `{pattern}`" if pattern else None

@@ -1,0 +1,146 @@
+"""How an axis is masked: which parameters to zero so that a channel counts for nothing.
+
+Usually those that read it. Where two activations are contracted (queries with keys), nothing stored
+reads the axis, and what *writes* one of the two is zeroed instead. Where neither can be had, the axis
+is frozen: there would be no masked model to compare the pruned one with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from ..axes.dim import Dim, freeze, leaves
+from ..ir.graph import Graph, Op, Value
+
+Axes = frozenset[tuple[str, int]]
+"""Parameter axes: (name, axis number)."""
+
+_MOVES = frozenset(
+    "reshape transpose slice split select unbind concat stack expand repeat interleave windows unfold fold".split()
+)
+_FOLLOWS = frozenset(("reshape_as", "take_along"))  # they move their first operand
+_WRITES = frozenset("conv conv_transpose linear gemm matmul fused_matmul einsum gather index".split())
+_DEPTH = 200  # ops to look back through; further away nothing is tried
+
+
+def settle(graph: Graph) -> None:
+    """Freeze what cannot be masked, and note in ``graph.maskers`` what masks a contraction."""
+    search = _Search(graph)
+    for op in graph.ops:
+        relation = graph.relations[op.name]
+        if op.kind == "reindex":
+            _reindex(op, relation.dims["i"], search)
+            continue
+        for name, dim in relation.dims.items():
+            if name in relation.outputs:
+                continue
+            operands = [value for k, _ in relation.inputs[name] if (value := op.inputs[k]) is not None]
+            constants = [value for value in operands if value.constant]
+            if len(constants) == len(operands):
+                freeze(dim, f"{op.where} reduces over it")
+            elif constants:
+                _reader(op, dim, constants, search)
+            elif len({id(value) for value in operands}) > 1:
+                _contraction(op, dim, operands, search)
+            else:
+                freeze(dim, f"{op.where} reduces over it")
+
+
+def maskable(graph: Graph, value: Value, leaf: Dim) -> bool:
+    """Whether zeros in parameters can make ``value`` zero at a position of ``leaf``."""
+    return _Search(graph)(value, leaf) is not None
+
+
+def _reader(op: Op, dim: Dim, weights: Sequence[Value], search: _Search) -> None:
+    """A weight that is computed must be zero where the parameters it is computed from are."""
+    for value in weights:
+        for leaf in leaves(dim):
+            if value.name in search.makers and not leaf.frozen and search(value, leaf) is None:
+                maker = search.makers[value.name].where
+                freeze(leaf, f"{op.where} reads it with a weight that is not zero where {maker} gets zeros")
+
+
+def _reindex(op: Op, dim: Dim, search: _Search) -> None:
+    """What is left out is not read further on; what is filled up must be zero in the masked model."""
+    if op.attrs["fills"]:
+        _contraction(op, dim, [value for value in op.inputs if value is not None], search)
+
+
+def _contraction(op: Op, dim: Dim, operands: Iterable[Value], search: _Search) -> None:
+    for leaf in leaves(dim):
+        found = None if leaf.frozen else next((axes for v in operands if (axes := search(v, leaf))), None)
+        if found is None:
+            freeze(leaf, f"{op.where} contracts it between activations")
+        else:
+            search.graph.maskers += [(leaf, name, axis, op.name) for name, axis in sorted(found)]
+
+
+@dataclass
+class _Search:
+    """Finds the parameter axes that, zeroed at a position of a leaf, make a value zero there."""
+
+    graph: Graph
+    makers: dict[str, Op] = field(init=False)
+    _known: dict[tuple[str, int], Axes | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.makers = {out.name: op for op in self.graph.ops for out in op.outputs}
+
+    def __call__(self, value: Value, leaf: Dim, depth: int = 0) -> Axes | None:
+        key = (value.name, id(leaf))
+        if key not in self._known:
+            self._known[key] = self._find(value, leaf, depth) if depth < _DEPTH else None
+        return self._known[key]
+
+    def _find(self, value: Value, leaf: Dim, depth: int) -> Axes | None:
+        if not _has(value, leaf):
+            return None
+        op = self.makers.get(value.name)
+        if op is None:
+            own = value.name in self.graph.parameters
+            return frozenset((value.name, k) for k, dim in enumerate(value.dims) if _in(dim, leaf)) if own else None
+        operands = [operand for operand in op.inputs if operand is not None]
+        if op.kind == "pointwise":
+            return self._pointwise(op, operands, leaf, depth)
+        if op.kind in _FOLLOWS:
+            return self(operands[0], leaf, depth + 1)
+        if op.kind in _MOVES:
+            return self._all([operand for operand in operands if _has(operand, leaf)], leaf, depth)
+        if op.kind == "batch_norm" and op.inputs[1] is not None and op.inputs[2] is not None:
+            return self._all([op.inputs[1], op.inputs[2]], leaf, depth)
+        return self._written(op, leaf, depth) if op.kind in _WRITES else None
+
+    def _pointwise(self, op: Op, operands: Sequence[Value], leaf: Dim, depth: int) -> Axes | None:
+        zero = op.attrs.get("zero")
+        if zero == "any":
+            return next((axes for operand in operands if (axes := self(operand, leaf, depth + 1))), None)
+        if zero == "first":
+            return self(operands[0], leaf, depth + 1)
+        return self._all(operands, leaf, depth) if zero == "both" else None
+
+    def _written(self, op: Op, leaf: Dim, depth: int) -> Axes | None:
+        """Weight and bias rows that make the output's positions, all of them constants."""
+        relation = self.graph.relations[op.name]
+        makers: list[Value] = []
+        for name, dim in relation.dims.items():
+            if name in relation.outputs and _in(dim, leaf):
+                makers += [value for k, _ in relation.inputs.get(name, ()) if (value := op.inputs[k]) is not None]
+        return self._all(makers, leaf, depth) if all(value.constant for value in makers) else None
+
+    def _all(self, operands: Sequence[Value], leaf: Dim, depth: int) -> Axes | None:
+        found: set[tuple[str, int]] = set()
+        for operand in operands:
+            axes = self(operand, leaf, depth + 1)
+            if axes is None:
+                return None
+            found |= axes
+        return frozenset(found) if operands else None
+
+
+def _in(dim: Dim, leaf: Dim) -> bool:
+    return any(part is leaf for part in leaves(dim))
+
+
+def _has(value: Value, leaf: Dim) -> bool:
+    return any(_in(dim, leaf) for dim in value.dims)

@@ -1,0 +1,220 @@
+"""Rules applied: every axis of a graph becomes a Dim, and ops tie Dims together."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from ..axes.dim import PRODUCT, Dim, Size, find, freeze, leaves, mix, product, same, total
+from ..axes.index import Index
+from ..axes.notation import Axis, Compound, Pattern, Term, fit, parse
+from ..errors import ShapeError
+from ..ir.facts import Role
+from ..ir.graph import Graph, Op, Relation, Value
+from ..ops.rules import table
+from .maskable import settle
+
+
+def relate(graph: Graph) -> Graph:
+    """Give every value its dims and record what the rules say of each op; returns ``graph``.
+
+    Raises ShapeError, naming op, rule, axis and both sizes, where one axis has two sizes.
+    """
+    for value in graph.values():
+        value.dims = tuple(Dim(size) for size in value.shape or ())
+    for value in graph.inputs:
+        _freeze_all([value], "graph input")
+    for op in graph.ops:
+        graph.relations[op.name] = _apply(op)
+    for value in graph.outputs:
+        _freeze_all([value], "reaches the graph output")
+    for op in graph.ops:
+        _freeze_computed(op, graph.relations[op.name])
+    settle(graph)
+    return graph
+
+
+def role(op: Op, relation: Relation, name: str) -> Role | None:
+    """The part that the op's weights play in the axis ``name``; None where they have none in it."""
+    from_weights, from_data = _sources(op, relation, name)
+    if not from_weights or not any(value is not None and not value.constant for value in op.inputs):
+        return None
+    if name not in relation.outputs:
+        return "reader" if from_data else None
+    return "carrier" if from_data else "writer"
+
+
+def literals(op: Op, relation: Relation, index: Index) -> dict[str, Any]:
+    """The op's literals after ``index`` is applied, where they change; None in a list: leave it."""
+    out: dict[str, Any] = {}
+    for name, text in relation.literals.items():
+        if text.startswith("rsqrt("):  # a default that depends on the size: spell out what it was
+            dim = relation.dims[text[6:-1]]
+            if index.touches(dim) and isinstance(size := find(dim).size, int):
+                out[name] = size**-0.5
+        elif text == "*":
+            dims: list[Dim] = list(op.outputs[0].dims)
+            if any(map(index.touches, dims)):
+                out[name] = [n if isinstance(n := index.length(dim), int) else None for dim in dims]
+        elif any(index.touches(relation.dims[part]) for part in _parts(op, relation, text)):
+            values = [_evaluate(item, relation, index) for item in text.split(",")]
+            out[name] = values[0] if name == "groups" else values
+    return out
+
+
+def _parts(op: Op, relation: Relation, text: str) -> list[str]:
+    """The axes that a literal depends on. A slice's bound may be counted from the end: on all, then."""
+    if op.kind == "slice":
+        return list(relation.dims)
+    return [part for part in text.replace(",", "+").split("+") if part in relation.dims]
+
+
+def _evaluate(text: str, relation: Relation, index: Index) -> int | None:
+    if text == "none":
+        return None
+    sizes = [int(part) if part.isdigit() else index.length(relation.dims[part]) for part in text.split("+")]
+    return sum(size for size in sizes if isinstance(size, int))
+
+
+def _sources(op: Op, relation: Relation, name: str) -> tuple[bool, bool]:
+    values = [op.inputs[k] for k, _ in relation.inputs.get(name, ())]
+    constant = [value.constant for value in values if value is not None]
+    return any(constant), not all(constant)
+
+
+def _freeze_all(values: list[Value], reason: str) -> None:
+    for value in values:
+        for dim in value.dims:
+            freeze(dim, reason)
+
+
+def _apply(op: Op) -> Relation:
+    values = [value for value in (*op.inputs, *op.outputs) if value is not None]
+    rule = table().get(op.kind)
+    unknown = [value.name for value in values if value.shape is None]
+    if rule is None or unknown:
+        why = f"the shape of {unknown[0]} is not known" if unknown else f"no rule for `{op.kind}`"
+        _freeze_all(values, f"{op.origin or op.name}: {why}")
+        return Relation({}, {}, {})
+    binder = _Binder(op, parse(rule if isinstance(rule, str) else rule(op)))
+    binder.bind()
+    return Relation(binder.dims, dict(binder.inputs), dict(binder.outputs), binder.pattern.literals)
+
+
+def _freeze_computed(op: Op, relation: Relation) -> None:
+    """A size that is computed from a dynamic one (``4*s0``) stays as it is computed, so the rest of it
+    may not change; unless the op infers it (``inferred``: those output axes)."""
+    if "*" not in relation.literals.values():
+        return
+    for axis, dim in enumerate(op.outputs[0].dims):
+        if isinstance(find(dim).size, str) and axis not in op.attrs.get("inferred", ()):
+            for leaf in leaves(dim):
+                if isinstance(leaf.size, int):
+                    freeze(leaf, f"{op.where} computes with its size")
+
+
+class _Binder:
+    """Binds the names of one pattern to the dims of one op's operands."""
+
+    def __init__(self, op: Op, pattern: Pattern) -> None:
+        self.op, self.pattern = op, pattern
+        self.dims: dict[str, Dim] = {}
+        self.inputs: dict[str, tuple[tuple[int, int], ...]] = defaultdict(tuple)
+        self.outputs: dict[str, tuple[tuple[int, int], ...]] = defaultdict(tuple)
+
+    def bind(self) -> None:
+        for structured in (False, True):  # plain names first: they size the structured terms
+            for term, dim in self._axes():
+                if isinstance(term, Compound) is structured:
+                    self._bind(term, dim)
+        for operand in self.pattern.outputs[len(self.op.outputs) :]:  # pieces that nobody takes
+            for term in operand:
+                self._note(term, self.outputs, (-1, -1))
+
+    def _axes(self) -> Iterator[tuple[Term, Dim]]:
+        sides = (
+            (self.op.inputs, self.pattern.inputs, self.inputs),
+            (self.op.outputs, self.pattern.outputs, self.outputs),
+        )
+        for values, operands, uses in sides:
+            for k, (value, operand) in enumerate(zip(values, operands, strict=False)):
+                if value is None:
+                    continue
+                try:
+                    terms = fit(operand, len(value.dims), self.pattern.text)
+                except ShapeError as error:
+                    raise ShapeError(f"{self.op.where}: {error.message}") from error
+                for axis, (term, dim) in enumerate(zip(terms, value.dims, strict=True)):
+                    if not (self._spread(term) and find(dim).size == 1):
+                        self._note(term, uses, (k, axis))
+                        yield term, dim
+
+    @staticmethod
+    def _spread(term: Term) -> bool:
+        return isinstance(term, Axis) and (term.name == "1" or term.name.startswith("..."))
+
+    def _note(self, term: Term, uses: dict[str, tuple[tuple[int, int], ...]], at: tuple[int, int]) -> None:
+        if isinstance(term, Compound):
+            for part in term.parts:
+                self._note(part, uses, at)
+        elif term.name not in ("_", "1") and at not in uses[term.name]:
+            uses[term.name] += (at,)
+
+    def _bind(self, term: Term, dim: Dim) -> None:
+        where = f"{self.op.where}, rule `{self.pattern.text.strip()}`"
+        if isinstance(term, Compound):
+            same(dim, self._build(term, find(dim).size), where)
+        elif term.name == "_":
+            freeze(dim, f"{self.op.where} tells its positions apart")
+        elif term.name == "1":
+            if find(dim).size != 1:
+                raise ShapeError(f"{where}: an axis of size {find(dim).size} where 1 was expected")
+        elif term.name in self.dims:
+            same(self.dims[term.name], dim, f"{where}, axis `{term.name}`")
+        else:
+            self.dims[term.name] = dim
+        self._mark(term)
+
+    def _mark(self, term: Term) -> None:
+        if isinstance(term, Compound):
+            for part in term.parts:
+                self._mark(part)
+        elif term.mixed:
+            mix(self.dims[term.name], self.op.where)
+
+    def _build(self, term: Term, size: Size | None) -> Dim:
+        """The Dim of a term; at most one part of a compound may be of unknown size, and gets the rest."""
+        if isinstance(term, Axis):
+            return self._named(term, size)
+        known = [self._size(part) for part in term.parts]
+        missing = [k for k, n in enumerate(known) if n is None]
+        if missing:
+            known[missing[0]] = self._rest(term, size, [n for n in known if n is not None])
+        kids = [self._build(part, n) for part, n in zip(term.parts, known, strict=True)]
+        return product(kids) if term.kind == PRODUCT else total(kids)
+
+    def _named(self, term: Axis, size: Size | None) -> Dim:
+        assert size is not None
+        if term.name == "_":
+            dim = Dim(size)
+            freeze(dim, f"{self.op.where} tells its positions apart")
+            return dim
+        return self.dims.setdefault(term.name, Dim(size))
+
+    def _size(self, term: Term) -> Size | None:
+        if isinstance(term, Compound):
+            return self._build(term, None).size
+        return find(self.dims[term.name]).size if term.name in self.dims else term.size
+
+    def _rest(self, term: Compound, size: Size | None, known: list[Size]) -> int:
+        if isinstance(size, int) and all(isinstance(n, int) for n in known):
+            sizes = [n for n in known if isinstance(n, int)]
+            if term.kind != PRODUCT:
+                return size - sum(sizes)
+            volume = 1
+            for n in sizes:
+                volume *= n
+            if volume and size % volume == 0:
+                return size // volume
+        raise ShapeError(f"{self.op.where}: an axis of size {size} does not split as `{self.pattern.text.strip()}`")

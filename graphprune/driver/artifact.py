@@ -1,0 +1,273 @@
+"""The artifact: a folder with the model, the plan, the report and code for each target."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..backends.measure import Runnable, interleave
+from ..backends.target import Target, host_cpu
+from ..cost import static as costs
+from ..coupling.groups import find_groups
+from ..errors import OutputError, VerificationError
+from ..ir.facts import Latency
+from ..ir.program import Program
+from ..pipeline.base import Progress
+from ..pipeline.plan_file import write_plan
+from ..pipeline.replay import original
+from ..pipeline.verify import Check, relative
+
+SUFFIX = {"torch": "pt2", "onnx": "onnx"}
+
+
+@contextmanager
+def new_folder(out: str | os.PathLike[str] | None, force: bool) -> Iterator[Path | None]:
+    """A folder beside ``out`` that takes its place when the block ends well, and vanishes otherwise.
+
+    Raises OutputError if ``out`` exists (unless ``force``) or cannot be written.
+    """
+    if out is None:
+        yield None
+        return
+    path = Path(out)
+    if path.exists() and not force:
+        raise OutputError(f"{path} exists", "choose another path, or replace it with --force")
+    if path.exists() and not (path / "plan.json").is_file() and (not path.is_dir() or any(path.iterdir())):
+        raise OutputError(
+            f"{path} exists and was not written by graphprune", "remove it yourself, or choose another path"
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror})") from error
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        _replace(temporary, path)
+    except OSError as error:
+        full = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+        raise OutputError(f"{path} cannot be written ({full})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace(new: Path, path: Path) -> None:
+    if not path.exists():
+        new.rename(path)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+    path.rename(old / path.name)
+    try:
+        new.rename(path)
+    except OSError:
+        (old / path.name).rename(path)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def emit(folder: Path, program: Program, targets: Sequence[Target], progress: Progress | None) -> dict[str, Path]:
+    """Write the model and a folder of code per target; returns each target's main file."""
+    model = folder / f"model.{SUFFIX[program.host.kind]}"
+    program.host.save(model)
+    files = {}
+    for number, one in enumerate(targets):
+        files[one.label] = model
+        if one.name != program.host.kind:  # the model itself is the code for that one
+            if progress:
+                progress(f"emit {one.label}", number, len(targets))
+            place = folder / one.label
+            place.mkdir()
+            files[one.label] = one.emit(program, place)
+    return files
+
+
+def write(folder: Path, program: Program, report: dict[str, Any]) -> None:
+    """plan.json (with plan.safetensors), report.json and report.html."""
+    from ..report.page import render
+
+    plan = {"version": 1, "model": report["model"], "recipe": report["recipe"], "seed": program.seed, **program.plan}
+    write_plan(folder, plan)
+    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    (folder / "report.html").write_text(render(report))
+
+
+def size_bytes(folder: Path, model: Path) -> int:
+    """The model file with what it keeps beside itself."""
+    return sum(path.stat().st_size for path in folder.glob(f"{model.name}*"))
+
+
+def loaded(
+    program: Program, targets: Sequence[Target], files: Mapping[str, Path], threads: int = 1
+) -> dict[str, Runnable]:
+    """The compiled code of each target that this machine can run, ready to: from ``files`` where it was
+    emitted already."""
+    example = program.host.example()
+    return {
+        one.label: one.load(files[one.label], threads=threads, example=example)
+        if one.label in files
+        else one.runnable(program, threads=threads)
+        for one in targets
+        if one.unable() is None
+    }
+
+
+def check_code(program: Program, targets: Sequence[Target], code: Mapping[str, Runnable]) -> list[Check]:
+    """Each target's code computes what the program computes. Raises VerificationError."""
+    example = program.host.example()
+    expected = program.host.run(example)
+    checks = []
+    for one in targets:
+        if one.label not in code:
+            continue
+        found = code[one.label].run(example)
+        error = max((relative(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
+        if not error <= one.tolerance:
+            raise VerificationError(
+                f"the code for `{one.label}` differs from the model by {error:.3g} relative "
+                f"(allowed: {one.tolerance:g})",
+                "compile for another target, or report it with the model",
+            )
+        checks.append(Check(f"code for {one.label} = model, float32", error, one.tolerance))
+    return checks
+
+
+def latencies(
+    source: Program,
+    program: Program,
+    targets: Sequence[Target],
+    code: Mapping[str, Runnable],
+    progress: Progress | None,
+    threads: int = 1,
+) -> dict[str, dict[str, Latency]]:
+    """``{target: {"before": ..., "after": ...}}``, the two interleaved on each target."""
+    out = {}
+    for number, one in enumerate(targets):
+        if one.unmeasured():
+            continue
+        # A device behind RPC runs what is sent to it, not what this machine could load.
+        after = one.runnable(program, threads=threads) if one.options().get("rpc") else code[one.label]
+        if progress:
+            progress(f"measure {one.label}", number, len(targets))
+        out[one.label] = interleave({"before": one.runnable(source, threads=threads), "after": after})
+    return out
+
+
+def describe(
+    model: str,
+    data: str | None,
+    source: Program,
+    program: Program,
+    recipe: str,
+    checks: Sequence[Check] | None,
+    targets: Sequence[Target],
+    measured: dict[str, dict[str, Latency]],
+    files: Mapping[str, Path] | None = None,
+) -> dict[str, Any]:
+    """The report: plain data, what report.json holds."""
+    files = files or {}
+    kept = {name: len(step["keep"][name]) for step in program.plan.get("steps", ()) for name in step.get("keep", ())}
+    groups = find_groups(original(program).lift(), **_options(program))
+    return {
+        "version": 1,
+        "model": model,
+        "data": data,
+        "host": program.host.kind,
+        "before": _side(source, "before", measured),
+        "after": _side(program, "after", measured),
+        "groups": [
+            {
+                "name": group.name,
+                "size": group.size,
+                "kept": kept.get(group.name, group.size),
+                "members": [{"parameter": m.parameter, "axis": m.axis, "role": m.role} for m in group.members],
+            }
+            for group in groups
+        ],
+        "frozen": [asdict(dim) for dim in groups.frozen],
+        **{key: program.plan[key] for key in ("segments",) if key in program.plan},
+        "passes": [asdict(step) for step in program.history],
+        "verification": _verification(checks),
+        "recipe": recipe,
+        "versions": _versions(),
+        "seed": program.seed,
+        "machine": {"cpu": host_cpu(), "system": f"{platform.system()} {platform.machine()}"},
+        "targets": {one.label: {**one.describe(), **_found(one, files)} for one in targets},
+        "notes": [*program.notes, *_left_out(targets)],
+    }
+
+
+def _found(one: Target, files: Mapping[str, Path]) -> dict[str, Any]:
+    return one.found(files[one.label]) if one.label in files else {}
+
+
+def _left_out(targets: Sequence[Target]) -> list[str]:
+    """What was not done with a target's code, and why."""
+    unable = [f"{one.label}: not run, {reason}" for one in targets if (reason := one.unable())]
+    return unable + [
+        f"{one.label}: not timed, {reason}" for one in targets if (reason := one.unmeasured()) and not one.unable()
+    ]
+
+
+def _options(program: Program) -> dict[str, Any]:
+    """The options that `group` ran with, so that the report lists what it saw."""
+    options = next((step.options for step in program.history if step.name == "group"), {})
+    return {
+        "normalised": options.get("normalised", False),
+        "freeze": [p for p in options.get("freeze", "").split("|") if p],
+    }
+
+
+def _side(program: Program, side: str, measured: dict[str, dict[str, Latency]]) -> dict[str, Any]:
+    per_target = {name: asdict(times[side]) for name, times in measured.items()}
+    return {
+        "params": int(costs.params(program.graph, program.host)()),
+        "macs": round(costs.macs(program.graph, program.host)()),
+        "size_bytes": _saved_size(program),
+        "latency_ms": next(iter(per_target.values()), None),
+        "per_target": per_target,
+    }
+
+
+def _saved_size(program: Program) -> int:
+    """The size of the model's own file; the model as it was given is written the same way as the result."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"model.{SUFFIX[program.host.kind]}"
+        program.host.save(path)
+        return size_bytes(Path(folder), path)
+
+
+def _verification(checks: Sequence[Check] | None) -> dict[str, Any]:
+    if checks is None:
+        return {"used": False}
+    worst = checks[0]
+    return {
+        "used": True,
+        "compared_with": "masked model",
+        "dtype": worst.what.rpartition(", ")[2],
+        "max_relative_error": worst.error,
+        "tolerance": worst.tolerance,
+        "checks": [{"what": c.what, "max_relative_error": c.error, "tolerance": c.tolerance} for c in checks],
+    }
+
+
+def _versions() -> dict[str, str]:
+    out = {"graphprune": __version__, "python": platform.python_version()}
+    for name in ("torch", "onnx", "onnx-ir", "onnxruntime", "apache-tvm", "numpy", "networkx"):
+        try:
+            out[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return out

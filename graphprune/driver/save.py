@@ -1,0 +1,54 @@
+"""One model written to a file or a folder, whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import OutputError
+from ..ir.program import Program
+from ..pipeline.plan_file import write_plan
+from .artifact import SUFFIX, new_folder
+
+
+def save(program: Program, plan: Mapping[str, Any], out: Path, force: bool = False) -> Path:
+    """Write the model; returns the model file.
+
+    ``out`` is the file itself where it ends in .onnx or .pt2 (external data lies beside it), and
+    else a folder for the model and its plan.json. Raises OutputError if it exists (unless
+    ``force``) or cannot be written.
+    """
+    suffix = SUFFIX[program.host.kind]
+    if out.suffix.removeprefix(".") not in SUFFIX.values():
+        with new_folder(out, force) as folder:
+            assert folder is not None
+            program.host.save(folder / f"model.{suffix}")
+            write_plan(folder, plan)
+        return out / f"model.{suffix}"
+    if out.suffix != f".{suffix}":
+        raise OutputError(
+            f"{out}: this model is saved as .{suffix}", f"name the output {out.with_suffix(f'.{suffix}')}"
+        )
+    if out.exists() and not (force and out.is_file()):
+        raise OutputError(f"{out} exists", "choose another path, or replace it with --force")
+    _save_file(program, out)
+    return out
+
+
+def _save_file(program: Program, out: Path) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written ({error.strerror})") from error
+    try:
+        program.host.save(temporary / out.name)
+        for path in sorted(temporary.iterdir(), reverse=True):  # the data before the model that points to it
+            path.replace(out.with_name(path.name))
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written ({error.strerror})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

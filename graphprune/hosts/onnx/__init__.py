@@ -1,0 +1,1 @@
+"""The ONNX host: an onnx_ir Model, run by ONNX Runtime."""

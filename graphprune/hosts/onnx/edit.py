@@ -1,0 +1,253 @@
+"""Edits of an onnx_ir Model: tensors, biases, removals.
+
+Nothing is edited that another reader shares without being asked to: it gets a copy of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from ...errors import ModelError
+from ...ir.graph import Op
+from ...ir.host import Array
+from .node import constant_tensor
+
+# ---- tensors -------------------------------------------------------------------------------------
+
+
+def set_tensor(value: ir.Value, array: Array) -> None:
+    """Give an initializer or Constant node a new tensor of the dtype it has."""
+    old = constant_tensor(value)
+    assert old is not None
+    new = ir.Tensor(
+        np.ascontiguousarray(array.astype(old.dtype.numpy(), copy=False)),
+        old.dtype,
+        name=value.name,
+        doc_string=old.doc_string,
+        metadata_props=dict(old.metadata_props),
+    )
+    if value.is_initializer():
+        value.const_value = new
+        value.shape = ir.Shape(new.shape)
+    else:
+        node = value.producer()
+        assert node is not None
+        node.attributes.clear()
+        node.attributes["value"] = ir.AttrTensor("value", new)
+        value.const_value, value.shape = None, None
+
+
+def untied(model: ir.Model) -> ir.Model:
+    """The model, or a copy of it in which every reader of a uniform vector (all ones, all zeros) has one
+    of its own. Exporters share them between layers that have nothing else in common."""
+    if not any(_uniform(value) for value in model.graph.initializers.values()):
+        return model
+    model = model.clone()
+    found = {value for value in model.graph.initializers.values() if _uniform(value)}
+    read: set[ir.Value] = set()
+    taken = _taken(model.graph)
+    for node in list(model.graph):
+        for k, value in enumerate(node.inputs):
+            if value in found and value not in read:
+                read.add(value)
+            elif value in found:
+                tensor = constant_tensor(value)
+                assert tensor is not None
+                own = make_tensor(model.graph, str(value.name), tensor.numpy(), tensor.dtype, taken)
+                taken.add(str(own.name))
+                node.replace_input_with(k, own)
+    return model
+
+
+def _uniform(value: ir.Value) -> bool:
+    tensor = constant_tensor(value)
+    if tensor is None or not shared(value) or value.is_graph_output() or value.is_graph_input():
+        return False
+    if len(tensor.shape) != 1 or not 1 < tensor.size <= 65536 or not tensor.dtype.is_floating_point():
+        return False
+    array = tensor.numpy()
+    return bool((array == array[0]).all())
+
+
+def make_tensor(
+    graph: ir.Graph, name: str, array: Array, dtype: ir.DataType, taken: set[str] | None = None
+) -> ir.Value:
+    """A new initializer, of that name or one like it; ``taken``: the names there are, if they are known."""
+    name = fresh(graph, name, taken)
+    tensor = ir.Tensor(np.ascontiguousarray(array.astype(dtype.numpy(), copy=False)), dtype, name=name)
+    value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(tensor.shape), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def fresh(graph: ir.Graph, name: str, taken: set[str] | None = None) -> str:
+    """``name``, or ``name_1``, ... where that is taken anywhere in the graph."""
+    taken = _taken(graph) if taken is None else taken
+    return next(n for n in (name, *(f"{name}_{k}" for k in range(1, len(taken) + 2))) if n not in taken)
+
+
+def _taken(graph: ir.Graph) -> set[str]:
+    taken = {str(value.name) for value in [*graph.inputs, *graph.initializers.values()]}
+    for node in graph.all_nodes():
+        taken |= {str(value.name) for value in [*node.inputs, *node.outputs] if value is not None} | {str(node.name)}
+    for inner in graph.subgraphs():
+        taken |= set(inner.initializers) | {str(value.name) for value in inner.inputs}
+    return taken
+
+
+def shared(value: ir.Value) -> bool:
+    return len(value.uses()) > 1 or value.is_graph_output() or value.is_graph_input()
+
+
+def drop_unread(graph: ir.Graph, values: Sequence[ir.Value | None]) -> None:
+    """Forget those constants that an edit has left without a reader."""
+    for value in values:
+        if value is None or value.uses() or value.is_graph_output() or value.is_graph_input():
+            continue
+        node = value.producer()
+        if value.is_initializer():
+            graph.initializers.pop(str(value.name), None)
+        elif node is not None and node.graph is graph and node.op_type == "Constant":
+            graph.remove(node, safe=True)
+
+
+def set_input(node: ir.Node, k: int, value: ir.Value) -> None:
+    if k >= len(node.inputs):
+        node.resize_inputs(k + 1)
+    node.replace_input_with(k, value)
+
+
+# ---- ops -----------------------------------------------------------------------------------------
+
+
+def insert(
+    graph: ir.Graph,
+    at: ir.Node,
+    op_type: str,
+    inputs: Sequence[ir.Value],
+    name: str,
+    dtype: ir.DataType | None,
+    before: bool = False,
+) -> ir.Node:
+    """A new node before or after ``at``, its output named like itself."""
+    name = fresh(graph, name)
+    node = ir.Node("", op_type, list(inputs), num_outputs=1, name=name)
+    node.outputs[0].name = name
+    node.outputs[0].type = ir.TensorType(dtype) if dtype is not None else None
+    (graph.insert_before if before else graph.insert_after)(at, node)
+    return node
+
+
+def add_bias(graph: ir.Graph, node: ir.Node, op: Op, bias: Array) -> None:
+    """See ir.Host.add_bias. A MatMul's goes into the Add that follows it, made where there is none."""
+    bias = np.asarray(bias, np.float64)
+    if op.kind in ("conv", "conv_transpose", "gemm"):
+        _add_to_input(graph, node, op, bias)
+    elif op.kind == "matmul" and len(op.inputs) > 1 and op.inputs[1] is not None and op.inputs[1].constant:
+        out = node.outputs[0]
+        readers = list(out.uses())
+        add = readers[0].node if len(readers) == 1 and not out.is_graph_output() else None
+        k = 1 - readers[0].idx if add is not None else 0
+        other = add.inputs[k] if add is not None and add.op_type == "Add" else None
+        if add is not None and other is not None and constant_tensor(other) is not None:
+            _raise(graph, add, k, other, f"{op.name}_bias", bias)
+        else:
+            _insert_add(graph, node, op, bias)
+    else:
+        raise ModelError(f"{op.where}: a bias can be added to a convolution, Gemm or MatMul with a constant weight")
+
+
+def _add_to_input(graph: ir.Graph, node: ir.Node, op: Op, bias: Array) -> None:
+    if op.kind == "gemm" and (beta := float(op.attrs.get("beta", 1.0))) != 1.0:
+        if beta == 0.0:
+            raise ModelError(f"{op.where}: beta is 0, its bias is not used")
+        bias = bias / beta
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    if value is None:
+        weight = node.inputs[1]
+        assert weight is not None
+        set_input(node, 2, make_tensor(graph, _bias_name(str(weight.name)), bias, _dtype(weight, op)))
+    elif constant_tensor(value) is not None:
+        _raise(graph, node, 2, value, f"{op.name}_bias", bias)
+    else:  # computed, as by DequantizeLinear
+        dtype = _dtype(value, op)
+        made = make_tensor(graph, f"{op.name}_bias", bias, dtype)
+        add = insert(graph, node, "Add", [value, made], f"{op.name}_bias_raised", dtype, before=True)
+        set_input(node, 2, add.outputs[0])
+
+
+def _dtype(value: ir.Value, op: Op) -> ir.DataType:
+    """The element type of a value, or else of what the op makes."""
+    spelled = op.outputs[0].dtype
+    return value.dtype or {"bfloat16": ir.DataType.BFLOAT16}.get(spelled) or ir.DataType.from_numpy(np.dtype(spelled))
+
+
+def _bias_name(weight: str) -> str:
+    stem, dot, leaf = weight.rpartition(".")
+    return f"{stem}.bias" if dot and leaf == "weight" else f"{weight}_bias"
+
+
+def _raise(graph: ir.Graph, node: ir.Node, k: int, value: ir.Value, name: str, bias: Array) -> None:
+    tensor = constant_tensor(value)
+    assert tensor is not None
+    raised = tensor.numpy().astype(np.float64) + bias
+    if shared(value):
+        set_input(node, k, make_tensor(graph, name, raised, tensor.dtype))
+    else:
+        set_tensor(value, raised)
+
+
+def _insert_add(graph: ir.Graph, node: ir.Node, op: Op, bias: Array) -> None:
+    out, weight = node.outputs[0], node.inputs[1]
+    assert weight is not None
+    dtype = out.dtype or _dtype(weight, op)
+    made = make_tensor(graph, _bias_name(str(weight.name)), bias, dtype)
+    readers = out.uses()
+    add = insert(graph, node, "Add", [out, made], f"{op.name}_biased", dtype)
+    for reader, k in readers:
+        reader.replace_input_with(k, add.outputs[0])
+    if out.is_graph_output():
+        _take_over(graph, out, add.outputs[0])
+
+
+def _take_over(graph: ir.Graph, out: ir.Value, new: ir.Value) -> None:
+    """``new`` becomes the graph output that ``out`` was, with its name."""
+    name = str(out.name)
+    out.name = fresh(graph, f"{name}_before")
+    new.name, new.type, new.shape, new.doc_string = name, out.type, out.shape, out.doc_string
+    new.metadata_props.update(out.metadata_props)
+    for k, value in enumerate(graph.outputs):
+        if value is out:
+            graph.outputs[k] = new
+
+
+def remove(graph: ir.Graph, node: ir.Node) -> None:
+    """Drop a node; its readers read its first input, and a graph output keeps its name."""
+    out, source = node.outputs[0], node.inputs[0]
+    assert source is not None
+    if out.is_graph_output():
+        if source.producer() is None or source.is_graph_output() or source.graph is not graph:
+            source = insert(graph, node, "Identity", [source], f"{out.name}_kept", out.dtype).outputs[0]
+        for reader, k in out.uses():
+            reader.replace_input_with(k, source)
+        _take_over(graph, out, source)
+    else:
+        for reader, k in out.uses():
+            reader.replace_input_with(k, source)
+    inputs = list(node.inputs)
+    for k in range(len(node.inputs)):
+        node.replace_input_with(k, None)
+    graph.remove(node)
+    drop_unread(graph, inputs)
+
+
+def stale(model: ir.Model) -> Iterator[ir.Value]:
+    """The values whose recorded shapes an edit may make wrong: all that nodes make, but the outputs."""
+    for node in model.graph.all_nodes():
+        yield from (value for value in node.outputs if not value.is_graph_output())
+    for function in model.functions.values():
+        for node in function.all_nodes():
+            yield from node.outputs

@@ -1,0 +1,142 @@
+"""ONNX files: read with care, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from ...errors import ModelError, OutputError
+from ..boundary import refusing
+from .checker import check_proto
+
+_INLINE_BYTES = 3 * 2**29  # 1.5 GB: protobuf ends at 2
+
+
+def read(path: Path) -> ir.Model:
+    """Read a file. Raises ModelError for what is not a whole, self-contained ONNX model."""
+    if not path.is_file():
+        raise ModelError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        raise ModelError(f"{path}: not an ONNX file, or a truncated one") from error
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error
+    model = from_proto(proto, str(path))
+    ir.external_data.set_base_dir(model.graph, path.parent.resolve())
+    with refusing(f"{path}: its external data cannot be read"):
+        check_external(model, str(path))
+    return model
+
+
+def from_proto(proto: onnx.ModelProto, where: str) -> ir.Model:
+    """Deserialise; refuse what would be lost."""
+    if not proto.ir_version or not proto.HasField("graph") or not (proto.graph.node or proto.graph.output):
+        raise ModelError(f"{where}: not an ONNX model, or an empty one")
+    for field, what in (
+        (proto.graph.sparse_initializer, "sparse initializers"),
+        (proto.training_info, "training information"),
+    ):
+        if field:
+            raise ModelError(
+                f"{where}: {what} cannot be carried through", "export the model for inference, with dense weights"
+            )
+    check_proto(proto, where)
+    try:
+        model = ir.from_proto(proto)
+        _hold_weights(model)
+        return model
+    except Exception as error:  # onnx_ir raises plain ValueErrors and RuntimeErrors for broken graphs
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise ModelError(f"{where}: not a valid ONNX model ({str(cause).splitlines()[0][:200]})") from error
+
+
+def _hold_weights(model: ir.Model) -> None:
+    """Where every weight is an input as well, as IR 3 had to have it and PyTorch long wrote it, none is any more:
+    what a caller could replace ONNX Runtime neither folds nor lays out anew, which can double the latency. Where
+    only some are, they are meant as inputs with a default."""
+    weights, inputs = model.graph.initializers, model.graph.inputs
+    if weights and all(value.is_graph_input() for value in weights.values()):
+        inputs[:] = [value for value in inputs if value.name not in weights]
+        model.ir_version = max(model.ir_version, 4)
+
+
+def external(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    """Every tensor whose data is in another file."""
+    graphs: list[Any] = [*model.graphs(), *model.functions.values()]
+    for graph in graphs:
+        for value in getattr(graph, "initializers", {}).values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                yield value.const_value
+        for node in graph:
+            for attribute in node.attributes.values():
+                if isinstance(attribute.value, ir.ExternalTensor):
+                    yield attribute.value
+
+
+def check_external(model: ir.Model, where: str) -> None:
+    """Raises ModelError for external data that is missing, too short, or outside the model's folder."""
+    for tensor in external(model):
+        location = os.fspath(tensor.location)
+        base = Path(tensor.base_dir).resolve()
+        target = base / location
+        what = f"{where}: the data of `{tensor.name}`"
+        if Path(location).is_absolute() or not target.resolve().is_relative_to(base):
+            raise ModelError(
+                f"{what} is at `{location}`, outside the model's folder", "keep external data beside the model"
+            )
+        if not target.is_file():
+            raise ModelError(
+                f"{what} should be at `{location}`, which is missing", "copy the data file along with the model"
+            )
+        end = (tensor.offset or 0) + (tensor.nbytes if tensor.length is None else max(tensor.length, tensor.nbytes))
+        if target.stat().st_size < end:
+            raise ModelError(f"{what} ends at byte {end} of `{location}`, which has {target.stat().st_size}")
+        if tensor.length is not None and tensor.length < tensor.nbytes:
+            raise ModelError(f"{what} takes {tensor.nbytes} bytes, {tensor.length} are given")
+
+
+def write(model: ir.Model, path: Path, data_beside: bool) -> None:
+    """Write ``path``, and ``path``.data beside it for large models and where ``data_beside``.
+
+    Raises OutputError; then nothing is left behind.
+    """
+    tensors = [
+        v.const_value for graph in model.graphs() for v in graph.initializers.values() if v.const_value is not None
+    ]
+    size = sum(tensor.nbytes for tensor in tensors)
+    data = f"{path.name}.data" if data_beside or size > _INLINE_BYTES else None
+    copy = model.clone()
+    for tensor in external(copy):
+        tensor.numpy()  # mapped now: the file may be the one that is replaced
+    if data is None:
+        _load_inline(copy)
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+    try:
+        ir.save(copy, folder / path.name, external_data=data)
+        for name in [*([data] if data and (folder / data).exists() else []), path.name]:
+            (folder / name).replace(path.parent / name)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _load_inline(model: ir.Model) -> None:
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(tensor := value.const_value, ir.ExternalTensor):
+                value.const_value = ir.Tensor(tensor.numpy(), tensor.dtype, name=tensor.name)

@@ -1,0 +1,292 @@
+"""The ONNX host: the user's own onnx_ir Model, run by ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from ...axes.dim import Size
+from ...axes.index import Indices
+from ...errors import GraphpruneError, ModelError, ShapeError
+from ...ir.gc_paused import paused
+from ...ir.graph import Graph, Op, Piece, Site
+from ...ir.host import Array, Batch
+from ..boundary import refusing
+from . import edit
+from .file import check_external, external, from_proto, read, write
+from .float32_reference import halves, widened
+from .lift import lift
+from .literal_tracking import Written
+from .literals import Literals, pin
+from .node import constant_tensor
+from .reindex import build, insert
+from .run import Session, feed
+from .shape_probe import Seen, Watcher
+from .size_flow import Flow, as_numpy
+from .zero_points import dequantised, is_quantiser, stored_zero
+
+
+class OnnxHost:
+    """See ir.Host. ``example``: one array per input, where the declared shapes leave sizes open.
+
+    Names are the file's: a value's is its ONNX name, an op's is that of its first output.
+    Parameters are the initializers and Constant nodes. What is quantised is read as the numbers that it
+    stands for. ONNX Runtime runs next to nothing in bfloat16 on a CPU: such a model is run in float32.
+    """
+
+    kind = "onnx"
+
+    def __init__(self, model: ir.Model | onnx.ModelProto, example: Sequence[Array] | None = None) -> None:
+        if isinstance(model, onnx.ModelProto):
+            model = from_proto(model, model.graph.name or "model")
+            check_external(model, str(model.graph.name or "model"))
+        self.model: ir.Model = edit.untied(model)
+        self._given = None if example is None else list(example)
+        self._beside = any(True for _ in external(model))  # the source has external data: so has the result
+        self._edited = False
+        self._exact = False
+        self._nodes: dict[str, ir.Node] | None = None
+        self._known: dict[tuple[str, int], Written] = {}  # the literals, by op name and input
+        self._forget()
+
+    def _forget(self) -> None:
+        """What was learnt by running no longer holds."""
+        self._seen: Seen | None = None
+        self._example: list[Array] | None = None
+        self._session: Session | None = None
+        self._watched: tuple[tuple[tuple[str, ...], tuple[str, ...]], Session] | None = None
+        self._widened: ir.Model | None = None
+
+    def _runnable(self) -> ir.Model:
+        """The model, or its copy in float32 where it is in bfloat16."""
+        if self._widened is None:
+            self._widened = widened(self.model) if ir.DataType.BFLOAT16 in halves(self.model) else self.model
+        return self._widened
+
+    # ---- making one ------------------------------------------------------------------------------
+
+    @classmethod
+    def load(cls, path: str | Path, example: Sequence[Array] | None = None) -> OnnxHost:
+        """Read an ONNX file. Raises ModelError for anything that is not a whole one, and for
+        external data that is missing or outside the file's folder."""
+        return cls(read(Path(path)), example)
+
+    def own(self) -> None:
+        """See ir.Host.own. Tensors of an ONNX model are replaced, never written to: nothing to do."""
+
+    def copy(self, dtype: str | None = None) -> OnnxHost:
+        """See ir.Host.copy. Raises GraphpruneError for any ``dtype`` but float32: ONNX Runtime has no
+        float64 convolutions. A float32 copy computes without the rounding of half precision and of
+        quantised activations: what it computes can be compared to 1e-5."""
+        if dtype not in (None, "float32"):
+            raise GraphpruneError(f"an ONNX model cannot be run in {dtype}", "compare in float32, with 1e-5 to spare")
+        if dtype is not None and (halves(self.model) or _quantises(self.model)):
+            host = OnnxHost(widened(self.model), self._given)
+            host._edited, host._beside, host._exact = self._edited, self._beside, True
+            return host
+        host = OnnxHost(self.model.clone(), self._given)
+        host._edited, host._beside, host._exact = self._edited, self._beside, self._exact
+        host._known, host._example = dict(self._known), self._example
+        host._seen, host._session = self._seen, self._session
+        return host
+
+    # ---- reading ---------------------------------------------------------------------------------
+
+    def lift(self) -> Graph:
+        with refusing("the model cannot be read"), paused():
+            graph, self._known = lift(self.model, Flow(self.model), self._look())
+        return graph
+
+    def _look(self) -> Seen:
+        """Run the model to see its shapes, once. Raises ModelError where the user's own model does
+        not run, ShapeError where an edited one does not."""
+        if self._seen is None:
+            flow = Flow(self.model)
+            try:
+                watcher = Watcher(self._runnable(), flow.to_watch(), self._given)
+                self._seen = watcher.see()
+                self._example = list(watcher.first_feed.values())
+            except ShapeError as error:
+                if self._edited:
+                    raise
+                raise ModelError(error.message, error.hint) from error
+        return self._seen
+
+    def parameter(self, name: str) -> Array:
+        """See ir.Host.parameter. A quantised tensor: what it stands for, in float64."""
+        quantised = dequantised(self._constant(name))
+        if quantised is None:
+            return as_numpy(self._tensor(name))
+        scale, zero = quantised
+        numbers: Array = (self._tensor(name).numpy().astype(np.float64) - zero) * scale
+        return numbers
+
+    def _tensor(self, name: str) -> ir.TensorProtocol:
+        tensor = constant_tensor(self._constant(name))
+        assert tensor is not None, name
+        return tensor
+
+    def _constant(self, name: str) -> ir.Value:
+        if name in self.model.graph.initializers:
+            return self.model.graph.initializers[name]
+        node = self._by_output().get(name)
+        if node is None or constant_tensor(node.outputs[0]) is None:
+            raise ModelError(f"no parameter `{name}`")
+        return node.outputs[0]
+
+    def _by_output(self) -> dict[str, ir.Node]:
+        if self._nodes is None:
+            self._nodes = {str(value.name): node for node in self.model.graph for value in node.outputs if value.name}
+        return self._nodes
+
+    def _node(self, op: Op) -> ir.Node:
+        node = self._by_output().get(op.name)
+        if node is None:
+            raise ModelError(f"{op.where}: not in the model any more")
+        return node
+
+    # ---- edits -----------------------------------------------------------------------------------
+
+    def set_parameter(self, name: str, value: Array) -> None:
+        """See ir.Host.set_parameter. Floats are rounded to what a quantised tensor can stand for."""
+        array, held = np.asarray(value), self._constant(name)
+        quantised = dequantised(held) if np.issubdtype(array.dtype, np.floating) else None
+        if quantised is not None:
+            scale, zero = quantised
+            limits = ir.DataType(self._tensor(name).dtype)
+            array = np.clip(np.rint(array / scale) + zero, limits.min, limits.max)
+        self._change()
+        edit.set_tensor(held, array)
+
+    def take(self, name: str, axis: int, keep: Indices) -> None:
+        self.set_parameter(name, np.take(self._tensor(name).numpy(), keep, axis))
+
+    def zero(self, name: str, axis: int, drop: Indices) -> None:
+        """See ir.Host.zero. In a quantised tensor its zero point stands for zero; scales and zero points
+        themselves stay."""
+        held = self._constant(name)
+        if is_quantiser(held):
+            return
+        array, zero = self._tensor(name).numpy().copy(), stored_zero(held)
+        at = (slice(None),) * axis + (drop,)
+        array[at] = 0 if zero is None else np.broadcast_to(zero, array.shape)[at]
+        self.set_parameter(name, array)
+
+    def set_literal(self, op: Op, name: str, value: Any) -> None:
+        self._change()
+        known = {k: written for (owner, k), written in self._known.items() if owner == op.name}
+        Literals(self.model.graph, self._node(op), op, known, self._version()).set(name, value)
+
+    def add_bias(self, op: Op, bias: Array) -> None:
+        self._change()
+        edit.add_bias(self.model.graph, self._node(op), op, bias)
+        self._nodes = None
+
+    def insert_reindex(self, site: Site) -> None:
+        self._change()
+        node = self._by_output().get(site.op)
+        if node is None:
+            raise ModelError(f"no op `{site.op}` in the model", "is it the same model?")
+        insert(self.model.graph, node, site)
+        self._nodes = None
+
+    def set_reindex(self, op: Op, pieces: Sequence[Piece]) -> None:
+        self._change()
+        found = []
+        for piece in pieces:
+            value = self._node(piece.op).inputs[piece.operand]
+            assert value is not None
+            found.append((value, piece.at, piece.size))
+        build(self.model.graph, self._node(op), found, len(op.outputs[0].dims), self._version())
+        self._nodes = None
+
+    def _version(self) -> int:
+        versions = self.model.graph.opset_imports
+        return versions.get("", versions.get("ai.onnx", 1))
+
+    def remove(self, op: Op) -> None:
+        self._change()
+        edit.remove(self.model.graph, self._node(op))
+        self._nodes = None
+
+    def _change(self) -> None:
+        """Before an edit: what was learnt by running, and the shapes recorded in the file, go."""
+        for (name, k), written in self._known.items():
+            if written.pinned and name in self._by_output():
+                self._known[name, k] = pin(self.model.graph, self._by_output()[name], k, name, written)
+        if not self._edited:
+            for value in edit.stale(self.model):
+                value.shape = None
+        self._edited = True
+        self._forget()
+
+    # ---- running ---------------------------------------------------------------------------------
+
+    def example(self) -> list[Array]:
+        if self._example is None:
+            self._look()
+        assert self._example is not None
+        return [_wide(array) for array in self._example]
+
+    def run(self, batch: Batch) -> list[Array]:
+        given = feed(self._runnable(), batch)
+        if self._session is None:
+            self._session = self._running(lambda: Session(self._runnable(), exact=self._exact))
+        session = self._session
+        return [_wide(np.asarray(array)) for array in self._running(lambda: session.run(given))]
+
+    def watch(self, batch: Batch, names: Sequence[str], known: Mapping[str, Array] | None = None) -> dict[str, Array]:
+        given = {**feed(self._runnable(), batch), **(known or {})}
+        made = [name for name in names if name in self._by_output() and name not in given]
+        seen: dict[str, Array] = {}
+        if made:
+            session = self._watching(tuple(made), tuple(sorted(known or {})))
+            seen = dict(zip(session.outputs, self._running(lambda: session.run(given)), strict=True))
+        fixed = {name: self.parameter(name) for name in names if name in self.model.graph.initializers}
+        return {name: _wide(np.asarray(seen.get(name, given.get(name, fixed.get(name))))) for name in names}
+
+    def _watching(self, made: tuple[str, ...], known: tuple[str, ...]) -> Session:
+        """A session for some values, the last one again where it is asked for once more."""
+        key, session = self._watched or (None, None)
+        if session is None or key != (made, known):
+            session = self._running(lambda: Session(self._runnable(), made, exact=self._exact, known=known))
+            self._watched = (made, known), session
+        return session
+
+    def _running(self, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except ShapeError as error:
+            if self._edited:
+                raise
+            raise ModelError(error.message, error.hint) from error
+
+    def gradients(
+        self, batch: Batch, loss: Callable[..., Any], rest: Batch, probe: Mapping[str, Array] | None = None
+    ) -> dict[str, Array]:
+        raise GraphpruneError(
+            "an ONNX model has no gradients", "score{by=obs} or {by=wifv} with data alone, or load the torch module"
+        )
+
+    def shapes(self) -> dict[str, tuple[Size, ...]]:
+        return {name: shape for name, shape in self._look().shapes.items() if shape is not None}
+
+    # ---- writing ---------------------------------------------------------------------------------
+
+    def save(self, path: Path) -> None:
+        """See ir.Host.save. Weights go into ``<name>.data`` beside the file where the source had
+        external data, or where they take more than 1.5 GB. Raises OutputError, leaving nothing."""
+        write(self.model, Path(path).absolute(), self._beside)
+
+
+def _quantises(model: ir.Model) -> bool:
+    return any(node.op_type == "QuantizeLinear" for node in model.graph)
+
+
+def _wide(array: Array) -> Array:
+    return array.astype(np.float32) if array.dtype == np.float16 else array

@@ -1,0 +1,280 @@
+"""ONNX names onto the kinds of rules.py: which tensor operands, in which order, with which attributes.
+
+One line an op, where one is enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+from .node import Call, Reader, Reading, Unreadable, shape_of
+
+ONNX: dict[str, Reader] = {}
+MICROSOFT: dict[str, Reader] = {}
+
+
+def _enter(names: str, read: Reader) -> None:
+    ONNX.update(dict.fromkeys(names.split(), read))
+
+
+# ---- element by element ----------------------------------------------------------------------------
+
+
+ZERO = {  # see the rule of pointwise; what is not listed may make something of nothing
+    "Mul": "any",
+    **dict.fromkeys("Add Max Min Sub Sum".split(), "both"),
+    **dict.fromkeys(
+        "Abs Cast CastLike Celu Div Dropout Elu Erf Gelu HardSwish Identity LeakyRelu Mish Neg PRelu QuickGelu "
+        "FastGelu Relu Round Selu Sign Sin Softsign Sqrt Swish Tan Tanh".split(),
+        "first",
+    ),
+}
+"""Where the result of a pointwise op is zero for sure."""
+
+
+def _pointwise(c: Call) -> Reading:
+    zero = ZERO.get(c.node.op_type) if c.node.op_type != "FastGelu" or c.input(1) is None else None
+    known = {"Add": {"function": "add"}, "Relu": {"function": "relu"}}.get(c.node.op_type, {})
+    return "pointwise", list(c.inputs), {**known, **({"zero": zero} if zero else {})}
+
+
+_enter(
+    "Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast Ceil "
+    "Celu Clip Cos Cosh Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish Identity "
+    "IsInf IsNaN LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not Or PRelu Pow Reciprocal Relu "
+    "Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Where "
+    "Xor",
+    _pointwise,
+)
+_enter("Dropout CastLike", lambda c: ("pointwise", [c.input(0)], {"zero": "first"}))
+MICROSOFT.update(dict.fromkeys(("Gelu", "QuickGelu", "FastGelu"), _pointwise))
+
+
+# ---- with weights ----------------------------------------------------------------------------------
+
+
+def _conv(c: Call) -> Reading:
+    return "conv", [c.input(0), c.input(1), c.input(2)], {"groups": c.attr("group", 1), **_windows(c)}
+
+
+def _windows(c: Call) -> dict[str, Any]:
+    """Where a convolution's windows lie: ``stride`` and ``dilation`` per spatial axis, ``pads`` before
+    and after each (None: it depends on a size that is not known)."""
+    kernel, sizes = c.shape(1)[2:], c.shape(0)[2:]
+    stride, dilation = (list(c.attr(name, [1] * len(kernel))) for name in ("strides", "dilations"))
+    given = list(c.attr("pads", [0] * 2 * len(kernel)))
+    pads: list[int] | None = [n for k in range(len(kernel)) for n in (given[k], given[k + len(kernel)])]
+    auto = c.attr("auto_pad", "NOTSET")
+    if auto in ("SAME_UPPER", "SAME_LOWER"):
+        pads = [] if all(isinstance(n, int) for n in (*sizes, *kernel)) else None
+        for n, k, s, d in zip(sizes, kernel, stride, dilation, strict=True) if pads is not None else ():
+            total = max((-(-n // s) - 1) * s + (k - 1) * d + 1 - n, 0)  # type: ignore[operator]
+            less, more = total // 2, total - total // 2
+            pads += [less, more] if auto == "SAME_UPPER" else [more, less]  # type: ignore[operator]
+    return {"stride": stride, "pads": pads, "dilation": dilation}
+
+
+def _gemm(c: Call) -> Reading:
+    attrs = {"transA": bool(c.attr("transA", 0)), "transB": bool(c.attr("transB", 0))}
+    scales = {name: c.attr(name) for name in ("alpha", "beta") if c.attr(name, 1.0) != 1.0}
+    return "gemm", [c.input(0), c.input(1), c.input(2)], {**attrs, **scales}
+
+
+def _batch_norm(c: Call) -> Reading:
+    if c.attr("training_mode", 0) or (c.version < 9 and not c.attr("spatial", 1)):
+        raise Unreadable
+    c.only_output()
+    return "batch_norm", list(c.inputs[:5]), {"eps": c.attr("epsilon", 1e-5), "training": False}
+
+
+def _layer_norm(kind: str) -> Reader:
+    def read(c: Call) -> Reading:
+        c.only_output()
+        rank = len(c.shape(0))
+        trailing = rank - c.attr("axis", -1) % rank
+        weights = [c.input(k) for k in range(1, 3 if kind == "layer_norm" else 2)]
+        if any(w is not None and shape_of(w) != c.shape(0)[rank - trailing :] for w in weights):
+            raise Unreadable  # a weight that is broadcast
+        return kind, [c.input(0), *weights], {"trailing": trailing, "eps": c.attr("epsilon", 1e-5)}
+
+    return read
+
+
+def _group_norm(c: Call) -> Reading:
+    groups, channels, scales = c.attr("num_groups"), c.shape(0)[1], c.shape(1)
+    if scales not in ((channels,), (groups,)):
+        raise Unreadable("`GroupNormalization` has a scale neither for each channel nor for each group")
+    attrs = {"groups": groups, "eps": c.attr("epsilon", 1e-5)}
+    if scales != (channels,):  # before opset 21
+        attrs["per_group"] = True
+    return "group_norm", [c.input(0), c.input(1), c.input(2)], attrs
+
+
+def _einsum(c: Call) -> Reading:
+    equation = c.attr("equation").replace(" ", "")
+    terms = equation.partition("->")[0].split(",")
+    if "->" not in equation or any(len(set(t.replace("...", ""))) != len(t.replace("...", "")) for t in terms):
+        raise Unreadable
+    return "einsum", list(c.inputs), {"equation": equation}
+
+
+_enter("Conv", _conv)
+_enter(
+    "ConvTranspose",
+    lambda c: ("conv_transpose", [c.input(0), c.input(1), c.input(2)], {"groups": c.attr("group", 1)}),
+)
+_enter("Gemm", _gemm)
+_enter("MatMul", lambda c: ("matmul", [c.input(0), c.input(1)], {}))
+_enter("BatchNormalization", _batch_norm)
+_enter("InstanceNormalization", lambda c: ("instance_norm", list(c.inputs[:3]), {"eps": c.attr("epsilon", 1e-5)}))
+_enter("LayerNormalization", _layer_norm("layer_norm"))
+_enter("RMSNormalization SimplifiedLayerNormalization", _layer_norm("rms_norm"))
+_enter("GroupNormalization", _group_norm)
+_enter("Einsum", _einsum)
+
+
+# ---- moving things about ---------------------------------------------------------------------------
+
+
+def _slice(c: Call) -> Reading:
+    starts, ends = c.numbers(1, "starts"), c.numbers(2, "ends")
+    axes = c.numbers(3, "axes", range(len(starts)))
+    steps = c.numbers(4, "steps", [1] * len(starts))
+    if None in axes or None in steps:
+        raise Unreadable
+    return "slice", [c.input(0)], {"axes": axes, "starts": starts, "ends": ends, "steps": steps}
+
+
+def _pad(c: Call) -> Reading:
+    rank = len(c.shape(0))
+    flat = c.numbers(1, "pads")
+    axes = [axis % rank for axis in c.numbers(3, "axes", range(rank))]
+    if None in flat:
+        raise Unreadable
+    pads = [0] * (2 * rank)
+    for k, axis in enumerate(axes):
+        pads[2 * axis], pads[2 * axis + 1] = flat[k], flat[k + len(axes)]
+    mode = c.attr("mode", "constant")
+    return "pad", [c.input(0)], {"pads": pads, "mode": mode}
+
+
+def _reshape(c: Call) -> Reading:
+    """Of the dynamic sizes, those written as -1 are worked out anew; the rest stay as computed."""
+    shape = c.result()
+    written = c.literals[1] or () if c.node.op_type == "Reshape" else (-1,) * len(shape)
+    inferred = [k for k, (n, given) in enumerate(zip(shape, written, strict=False)) if given == -1 and "*" in str(n)]
+    return "reshape", [c.input(0)], {"inferred": inferred} if inferred else {}
+
+
+def _resize(c: Call) -> Reading:
+    before, after = c.shape(0), c.result()
+    if len(before) < 3 or before[:2] != after[:2]:
+        raise Unreadable
+    return "resize", [c.input(0)], {"spatial": len(before) - 2}
+
+
+def _pool(c: Call) -> Reading:
+    c.only_output()  # the indices of a max pool count channels, too
+    return "pool", [c.input(0)], {"spatial": len(c.shape(0)) - 2}
+
+
+def _tile(c: Call) -> Reading:
+    repeats = c.numbers(1, "repeats")
+    if None in repeats:
+        raise Unreadable
+    return "repeat", [c.input(0)], {"repeats": repeats}
+
+
+def _gather_nd(c: Call) -> Reading:
+    """As many axes as the last axis of the numbers is long, from ``batch_dims`` on."""
+    first, deep = c.attr("batch_dims", 0), c.shape(1)[-1]
+    if not isinstance(deep, int):
+        raise Unreadable
+    return "index", [c.input(0), c.input(1)], {"axes": list(range(first, first + deep))}
+
+
+def _col2im(c: Call) -> Reading:
+    block = c.numbers(2, "block_shape")
+    if len(block) != 2 or None in block:
+        raise Unreadable
+    return "fold", [c.input(0)], {"taps": prod(block)}
+
+
+_enter("Concat", lambda c: ("concat", list(c.inputs), {"axis": c.attr("axis", 1)}))
+_enter("Split", lambda c: ("split", [c.input(0)], {"axis": c.attr("axis", 0)}))
+_enter("Slice", _slice)
+_enter("Pad", _pad)
+_enter("Gather", lambda c: ("gather", [c.input(0), c.input(1)], {"axis": c.attr("axis", 0)}))
+_enter("GatherElements", lambda c: ("take_along", [c.input(0), c.input(1)], {"axis": c.attr("axis", 0)}))
+_enter("GatherND", _gather_nd)
+_enter("GridSample", lambda c: ("grid_sample", [c.input(0), c.input(1)], {}))
+_enter("Col2Im", _col2im)
+_enter("Reshape Flatten Squeeze Unsqueeze", _reshape)
+_enter("Transpose", lambda c: ("transpose", [c.input(0)], {"perm": list(c.attr("perm", range(len(c.shape(0)))[::-1]))}))
+_enter("Expand", lambda c: ("expand", [c.input(0)], {}))
+_enter("Tile", _tile)
+_enter("Resize Upsample", _resize)
+_enter("ConstantOfShape Range", lambda c: ("create", [], {}))
+_enter("Shape Size", lambda c: ("size", [c.input(0)], {}))
+_enter("AveragePool LpPool MaxPool", _pool)
+
+
+def _to_depth(kind: str, depth_first: Callable[[Call], bool]) -> Reader:
+    return lambda c: (kind, [c.input(0)], {"factor": c.attr("blocksize"), "depth_first": depth_first(c)})
+
+
+_enter("DepthToSpace", _to_depth("pixel_shuffle", lambda c: c.attr("mode", "DCR") == "DCR"))
+_enter("SpaceToDepth", _to_depth("pixel_unshuffle", lambda c: True))
+
+
+# ---- along axes --------------------------------------------------------------------------------------
+
+
+def _reduce(c: Call) -> Reading:
+    axes = c.numbers(1, "axes", ())
+    if None in axes:
+        raise Unreadable
+    if not axes and c.attr("noop_with_empty_axes", 0):
+        return "pointwise", [c.input(0)], {}
+    return "reduce", [c.input(0)], {"axes": axes, "keepdim": bool(c.attr("keepdims", 1))}
+
+
+def _softmax(c: Call) -> Reading:
+    rank = len(c.shape(0))
+    if c.version >= 13:
+        return "along", [c.input(0)], {"axes": [c.attr("axis", -1) % rank]}
+    return "along", [c.input(0)], {"axes": list(range(c.attr("axis", 1) % rank, rank))}  # flattened to a matrix
+
+
+def _cumsum(c: Call) -> Reading:
+    axis = c.numbers(1, "axis")
+    if None in axis:
+        raise Unreadable
+    return "along", [c.input(0)], {"axes": axis}
+
+
+def _along(default: int) -> Reader:
+    return lambda c: ("along", [c.input(0)], {"axes": [c.attr("axis", default)]})
+
+
+_enter(
+    "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum "
+    "ReduceSumSquare",
+    _reduce,
+)
+_enter(
+    "ArgMax ArgMin",
+    lambda c: ("reduce", [c.input(0)], {"axes": [c.attr("axis", 0)], "keepdim": bool(c.attr("keepdims", 1))}),
+)
+_enter(
+    "GlobalAveragePool GlobalMaxPool GlobalLpPool",
+    lambda c: ("reduce", [c.input(0)], {"axes": list(range(2, len(c.shape(0)))), "keepdim": True}),
+)
+_enter("Softmax LogSoftmax Hardmax", _softmax)
+_enter("CumSum", _cumsum)
+_enter("LpNormalization TopK", _along(-1))
+_enter("LRN", lambda c: ("along", [c.input(0)], {"axes": [1]}))
+_enter("MeanVarianceNormalization", lambda c: ("along", [c.input(0)], {"axes": list(c.attr("axes", (0, 2, 3)))}))
+_enter("Trilu", lambda c: ("along", [c.input(0)], {"axes": [-2, -1]}))

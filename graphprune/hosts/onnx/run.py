@@ -1,0 +1,312 @@
+"""Running an onnx_ir Model in ONNX Runtime: sessions, and what may be fed to them."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+
+from ...axes.dim import Size
+from ...errors import DataError, ModelError, ShapeError
+from ...ir.host import Array
+from .checker import all_nodes
+from .float32_reference import unround
+
+_PATIENCE_S = 8.0  # for a model with loops, which only running shows to end
+_LARGEST_INPUT = 2**31  # elements
+_INLINE = 1024  # tensors of more elements are handed to ONNX Runtime as they lie in memory
+SHAPE_OF = "graphprune_shape_of:"  # prefix of the outputs that tell shapes
+
+
+# ---- sessions ------------------------------------------------------------------------------------
+
+
+class Session:
+    """A model in ONNX Runtime on the CPU. Weights are shared with it, not copied.
+
+    ``watch``: values to return instead of the model's outputs; ``known``: values that are fed like inputs,
+    so that what only they depend on is not computed. ``shapes``: also return every
+    tensor's shape. ``exact``: without the rounding of quantised activations. Raises ShapeError naming
+    the node that ONNX Runtime refuses.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        watch: Sequence[str] | None = None,
+        shapes: bool = False,
+        exact: bool = False,
+        known: Sequence[str] = (),
+    ) -> None:
+        self.proto, self._weights = _light(model, exact)
+        names = _name_nodes(self.proto)
+        _check_crashes(self.proto)
+        graph = self.proto.graph
+        if watch is not None:
+            del graph.output[:]
+            graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(watch))
+            if known:
+                _start_at(self.proto, known)
+        if shapes:
+            graph.output.extend(_shape_outputs(self.proto))
+        self.outputs = [value.name for value in graph.output]
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = 1 if shapes else min(4, os.cpu_count() or 1)  # others share the machine
+        level = ort.GraphOptimizationLevel
+        options.graph_optimization_level = level.ORT_ENABLE_BASIC if watch is None else level.ORT_DISABLE_ALL
+        kept = {tensor.name for tensor in graph.initializer}
+        self._weights = {name: array for name, array in self._weights.items() if name in kept}
+        if self._weights:
+            values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self._weights.values()]
+            options.add_external_initializers(list(self._weights), values)
+        try:
+            self._session = ort.InferenceSession(self.proto.SerializeToString(), options, ["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime has no common base for what it raises
+            raise _refused(error, names) from error
+        self._names = names
+        self._inputs = {value.name: value.type for value in self._session.get_inputs()}
+        self._loops = any(node.op_type in ("Loop", "Scan") for node in all_nodes(self.proto))
+
+    def run(self, feed: Mapping[str, Array]) -> list[Any]:
+        """Every output for one feed. Raises ShapeError naming the node that ONNX Runtime refuses, and
+        ModelError for a loop that does not end."""
+        options = ort.RunOptions()
+        watch = threading.Timer(_PATIENCE_S, setattr, (options, "terminate", True))
+        if self._loops:
+            watch.start()
+        try:
+            given = {name: _narrow(feed[name], kind) for name, kind in self._inputs.items() if name in feed}
+            return list(self._session.run(None, given, options))
+        except Exception as error:
+            if options.terminate:
+                raise ModelError(f"its loops do not end within {_PATIENCE_S:g} seconds") from error
+            raise _refused(error, self._names) from error
+        finally:
+            watch.cancel()
+
+
+def _narrow(array: Array, kind: str) -> Array:
+    """What was widened to be looked at, as the model has it."""
+    return array.astype(np.float16, copy=False) if kind == "tensor(float16)" else array
+
+
+def _light(model: ir.Model, exact: bool) -> tuple[onnx.ModelProto, dict[str, Array]]:
+    """The model as a proto without its large weights, and these as arrays by name."""
+    copy = model.clone()
+    if exact:
+        unround(copy)
+    weights: dict[str, Array] = {}
+    for value in copy.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is None:
+            continue
+        if tensor.size > _INLINE and tensor.dtype in _NATIVE:
+            array = weights[str(value.name)] = np.ascontiguousarray(tensor.numpy())
+            value.const_value = ir.ExternalTensor(
+                "memory", 0, array.nbytes, tensor.dtype, shape=ir.Shape(array.shape), name=str(value.name)
+            )
+        elif isinstance(tensor, ir.ExternalTensor):
+            value.const_value = ir.Tensor(tensor.numpy(), tensor.dtype, name=tensor.name)
+    for graph in copy.graph.subgraphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = ir.Tensor(value.const_value.numpy(), value.const_value.dtype, name=value.name)
+    return ir.to_proto(copy), weights
+
+
+def _start_at(proto: onnx.ModelProto, known: Sequence[str]) -> None:
+    """Drop the nodes that the outputs do not need, or need only for ``known`` values, which become inputs."""
+    graph = proto.graph
+    types = {v.name: v.type for v in onnx.shape_inference.infer_shapes(proto).graph.value_info}
+    makers = {name: node for node in graph.node for name in node.output if name}
+    needed: set[str] = set()
+    stack, fed = [value.name for value in graph.output], set(known)
+    used: set[int] = set()
+    while stack:
+        name = stack.pop()
+        if name in needed:
+            continue
+        needed.add(name)
+        if name not in fed and name in makers:
+            used.add(id(makers[name]))
+            stack += _reads(makers[name])
+    nodes = [node for node in graph.node if id(node) in used]
+    for node in nodes:  # of several results, some may be known
+        node.output[:] = [f"{name}:unread" if name in fed else name for name in node.output]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    kept = [value for value in graph.input if value.name in needed]
+    del graph.input[:]
+    graph.input.extend(kept)
+    for name in sorted(fed & needed - {value.name for value in kept}):
+        kind = types[name].tensor_type.elem_type if name in types else onnx.TensorProto.FLOAT
+        graph.input.append(onnx.helper.make_tensor_value_info(name, kind, None))
+    weights = [tensor for tensor in graph.initializer if tensor.name in needed]
+    del graph.initializer[:]
+    graph.initializer.extend(weights)
+    del graph.value_info[:]
+
+
+def _reads(node: onnx.NodeProto) -> list[str]:
+    """The names a node reads, those that its subgraphs take from outside included."""
+    names = [name for name in node.input if name]
+    for attribute in node.attribute:
+        for inner in (attribute.g, *attribute.graphs):
+            names += [name for part in inner.node for name in _reads(part)]
+            names += [value.name for value in inner.output]
+    return names
+
+
+_NATIVE = {
+    ir.DataType.FLOAT,
+    ir.DataType.DOUBLE,
+    ir.DataType.FLOAT16,
+    ir.DataType.INT8,
+    ir.DataType.UINT8,
+    ir.DataType.INT32,
+    ir.DataType.INT64,
+    ir.DataType.BOOL,
+}
+
+
+def _name_nodes(proto: onnx.ModelProto) -> dict[str, str]:
+    """Name the nameless, so that errors can say where; returns op types by name."""
+    taken = {node.name for node in proto.graph.node}
+    for node in proto.graph.node:
+        if not node.name:
+            name = next((output for output in node.output if output), node.op_type)
+            node.name = name if name not in taken else f"{name}:{node.op_type}"
+            taken.add(node.name)
+    return {node.name: node.op_type for node in proto.graph.node}
+
+
+def _check_crashes(proto: onnx.ModelProto) -> None:
+    """Raises ShapeError for what ends the process in ONNX Runtime (1.31) instead of being refused."""
+    for node in proto.graph.node:
+        heads = [a for a in node.attribute if a.name in ("q_num_heads", "kv_num_heads", "num_heads") and a.i < 1]
+        said = f"{node.name} ({node.op_type}): ONNX Runtime cannot run it"
+        if "Attention" in node.op_type and heads:
+            raise ShapeError(f"{said}: its `{heads[0].name}` is {heads[0].i}")
+        if (node.domain, node.op_type) == ("com.microsoft", "Attention") and not "".join(node.input[2:3]):
+            raise ShapeError(f"{said}: it has no bias")
+
+
+def _shape_outputs(proto: onnx.ModelProto) -> Iterator[onnx.ValueInfoProto]:
+    """A Shape node for every tensor a node makes: cheap to run, where the tensors would be large."""
+    graph = proto.graph
+    versions = {entry.domain: entry.version for entry in proto.opset_import}
+    if not {"", "ai.onnx"} & set(versions):
+        proto.opset_import.add(domain="", version=17)
+    known = {value.name for value in graph.output}  # asked for as they are
+    for node in list(graph.node):
+        for k, name in enumerate(node.output):
+            if not name:
+                continue
+            if _makes_tensor(node, k, versions):
+                graph.node.add(op_type="Shape", name=f"{SHAPE_OF}{name}", input=[name], output=[f"{SHAPE_OF}{name}"])
+                yield onnx.ValueInfoProto(name=f"{SHAPE_OF}{name}")
+            elif name not in known:
+                yield onnx.ValueInfoProto(name=name)
+
+
+def _makes_tensor(node: onnx.NodeProto, output: int, versions: Mapping[str, int]) -> bool:
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    try:
+        schema = onnx.defs.get_schema(node.op_type, versions.get(domain, versions.get("ai.onnx", 1)), domain)
+    except onnx.defs.SchemaError:
+        return False
+    formal = schema.outputs[min(output, len(schema.outputs) - 1)]
+    return all(kind.startswith("tensor(") for kind in formal.types)
+
+
+def _refused(error: Exception, names: Mapping[str, str]) -> ShapeError:
+    """What ONNX Runtime said, with the node first. ``names``: op types by node name."""
+    text = " ".join(str(error).split())
+    said = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)[:400]
+    quoted = re.findall(r"Name:'([^']*)'|node with name '([^']*)'|Node:? ?\(([^)]*)\)", text)
+    mentioned = [part for parts in quoted for part in parts if part in names]
+    unknown = re.search(r":(\w+)\(-?\d+\) is not a registered", text)
+    if unknown:
+        mentioned += [name for name, op_type in names.items() if op_type == unknown[1]]
+    where = f"{mentioned[0]} ({names[mentioned[0]]}): " if mentioned else ""
+    return ShapeError(f"{where}ONNX Runtime cannot run it: {said}")
+
+
+# ---- inputs --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Hole:
+    """A graph input: its declared shape (open sizes by symbol; None: rank not declared) and dtype."""
+
+    name: str
+    shape: tuple[Size, ...] | None
+    dtype: str
+
+
+def holes(model: ir.Model) -> list[Hole]:
+    """The inputs a caller has to give (initializers listed as inputs are not)."""
+    out = []
+    for value in model.graph.inputs:
+        if value.name in model.graph.initializers:
+            continue
+        if value.type is not None and not isinstance(value.type, ir.TensorType):
+            raise ModelError(f"input `{value.name}` is not a tensor but a {type(value.type).__name__}")
+        if value.dtype is None:
+            raise ModelError(f"input `{value.name}` declares no element type")
+        sizes = None if value.shape is None else tuple(_symbol(value, k) for k in range(len(value.shape)))
+        if sizes is not None and any(isinstance(n, int) and n < 1 for n in sizes):
+            raise ModelError(f"input `{value.name}` has shape {_text(sizes)}: an axis of size zero")
+        if sizes is not None and prod(n for n in sizes if isinstance(n, int)) > _LARGEST_INPUT:
+            raise ModelError(f"input `{value.name}` has shape {_text(sizes)}, which no memory holds")
+        out.append(Hole(str(value.name), sizes, dtype_name(value.dtype)))
+    return out
+
+
+def _symbol(value: ir.Value, axis: int) -> Size:
+    assert value.shape is not None
+    size = value.shape[axis]
+    if isinstance(size, int):
+        return size
+    return re.sub(r"\W", "_", size.value or f"{value.name}_{axis}")
+
+
+def _text(shape: Sequence[Size]) -> str:
+    return f"({', '.join(map(str, shape))})"
+
+
+def dtype_name(dtype: ir.DataType | None) -> str:
+    """numpy's spelling: ``float32``, ``bfloat16``, ``int64``."""
+    return "float32" if dtype is None else {"FLOAT": "float32", "DOUBLE": "float64"}.get(dtype.name, dtype.name.lower())
+
+
+def feed(model: ir.Model, batch: Sequence[Array]) -> dict[str, Array]:
+    """A batch by input name, in the declared dtypes. Raises DataError where it does not fit."""
+    wanted = holes(model)
+    if len(batch) != len(wanted):
+        raise DataError(f"{len(batch)} arrays for {len(wanted)} inputs ({', '.join(hole.name for hole in wanted)})")
+    out = {}
+    for hole, given in zip(wanted, batch, strict=True):
+        array = np.asarray(given)
+        fits = hole.shape is None or (
+            array.ndim == len(hole.shape)
+            and all(isinstance(want, str) or want == got for want, got in zip(hole.shape, array.shape, strict=True))
+        )
+        if not fits:
+            raise DataError(f"input `{hole.name}` has shape {_text(hole.shape or ())}, the data {_text(array.shape)}")
+        if hole.dtype == "bfloat16":
+            raise DataError(f"input `{hole.name}` is bfloat16, which ONNX Runtime cannot take on a CPU")
+        if not np.can_cast(array.dtype, hole.dtype, "same_kind"):
+            raise DataError(f"input `{hole.name}` is {hole.dtype}, the data {array.dtype}")
+        out[hole.name] = np.ascontiguousarray(array.astype(hole.dtype, copy=False))
+    return out

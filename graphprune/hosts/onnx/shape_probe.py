@@ -1,0 +1,214 @@
+"""Learning a model's shapes by watching it run.
+
+Legacy exports compute the sizes of views by chains of Shape, Gather and Div. Instead of inferring
+what they come to, the model is run once, and once more for every size its inputs leave open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from ...axes.dim import Size
+from ...errors import GraphpruneError, ModelError, ShapeError
+from ...ir.host import Array, random_array
+from .node import Literal
+from .run import SHAPE_OF, Session, dtype_name, feed, holes
+
+SMALL = 64  # literals of up to this many elements are read: sizes, indices, pads
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What running a model showed: every tensor's shape, small tensors' values, open sizes' examples."""
+
+    shapes: Mapping[str, tuple[Size, ...] | None]
+    literals: Mapping[str, Literal]
+    dtypes: Mapping[str, str]
+    sizes: Mapping[str, int]
+
+
+class Watcher:
+    """Runs a model on growing inputs until it is known which sizes follow which.
+
+    ``example``: arrays to start from; without them sizes are tried until the model runs.
+    """
+
+    def __init__(self, model: ir.Model, literals: Sequence[str], example: Sequence[Array] | None) -> None:
+        self.model, self.holes = model, holes(model)
+        self.extra = list(literals)
+        self.session = Session(model, self.extra, shapes=True)
+        self.given = None if example is None else feed(model, example)
+
+    def see(self) -> Seen:
+        base, first = self._start()
+        self.first_feed = self._feed(base)
+        groups, runs = self._vary(base)
+        namer = _Namer([group[0] for group in groups], [base[group[0]] for group in groups], list(groups.values()))
+        shapes: dict[str, tuple[Size, ...] | None] = {}
+        for name, shape in first.shapes.items():
+            others = [run.shapes.get(name) for run in runs]
+            if shape is None or any(other is None or len(other) != len(shape) for other in others):
+                shapes[name] = None
+            else:
+                shapes[name] = tuple(namer(v) for v in zip(shape, *(o for o in others if o is not None), strict=True))
+        literals = {name: _steady(first, runs, name) for name in first.small}
+        return Seen(shapes, literals, _dtypes(self.session.proto), base)
+
+    def _start(self) -> tuple[dict[str, int], _Run]:
+        failure: GraphpruneError | None = None
+        for sizes in self._candidates():
+            try:
+                return sizes, self._run(sizes)
+            except ShapeError as error:
+                failure = failure or error
+        assert failure is not None
+        symbols = any(isinstance(n, str) for hole in self.holes for n in hole.shape or ())
+        hint = "give example inputs of a shape that it takes" if symbols and self.given is None else None
+        raise ShapeError(failure.message, hint) from failure
+
+    def _candidates(self) -> Iterator[dict[str, int]]:
+        if self.given is not None:
+            yield {
+                n: array.shape[k]
+                for hole, array in zip(self.holes, self.given.values(), strict=True)
+                for k, n in enumerate(hole.shape or ())
+                if isinstance(n, str)
+            }
+            return
+        unknown = [hole.name for hole in self.holes if hole.shape is None]
+        if unknown:
+            raise ModelError(f"input `{unknown[0]}` does not declare its shape", "give example inputs")
+        seen: list[dict[str, int]] = []
+        for batch, scale in ((2, 1), (1, 1), (2, 2), (2, 7), (2, 8), (1, 7)):
+            sizes: dict[str, int] = {}
+            for hole in self.holes:
+                shape = hole.shape or ()
+                for k, n in enumerate(shape):
+                    if isinstance(n, str):
+                        sizes.setdefault(n, batch if k == 0 else (32 if len(shape) > 3 else 8) * scale)
+            if sizes not in seen:
+                seen.append(sizes)
+                yield sizes
+
+    def _feed(self, sizes: Mapping[str, int]) -> dict[str, Array]:
+        rng, out = np.random.default_rng(_SEED), {}
+        for hole in self.holes:
+            if self.given is not None:
+                array = self.given[hole.name]
+                for axis, n in enumerate(hole.shape or ()):
+                    if isinstance(n, str) and sizes[n] != array.shape[axis]:  # more of the same data
+                        array = np.take(array, np.arange(sizes[n]) % array.shape[axis], axis)
+                out[hole.name] = np.ascontiguousarray(array)
+            else:
+                shape = [n if isinstance(n, int) else sizes[n] for n in hole.shape or ()]
+                wide = "float32" if hole.dtype in ("float16", "bfloat16") else hole.dtype
+                out[hole.name] = random_array(rng, shape, wide)
+        return feed(self.model, list(out.values()))
+
+    def _run(self, sizes: Mapping[str, int]) -> _Run:
+        given = self._feed(sizes)
+        made = dict(zip(self.session.outputs, self.session.run(given), strict=True))
+        shapes: dict[str, tuple[int, ...] | None] = {name: array.shape for name, array in given.items()}
+        small: dict[str, Array] = {}
+        for name, value in made.items():
+            if name.startswith(SHAPE_OF):
+                shapes[name.removeprefix(SHAPE_OF)] = tuple(map(int, value))
+            elif isinstance(value, np.ndarray):
+                shapes.setdefault(name, value.shape)
+                if name in self.extra and value.size <= SMALL:
+                    small[name] = value
+            else:
+                shapes[name] = None
+        return _Run(shapes, small)
+
+    def _vary(self, base: Mapping[str, int]) -> tuple[dict[tuple[str, ...], int], list[_Run]]:
+        """Change every open size alone, then together those that will not be changed alone.
+
+        Returns the sizes that moved with what they became, and the runs. A size that cannot be
+        changed at all is taken as the number it is.
+        """
+        groups: dict[tuple[str, ...], int] = {}
+        runs: list[_Run] = []
+        stuck: dict[int, tuple[str, ...]] = {}
+        for symbol, size in base.items():
+            if not self._try((symbol,), base, groups, runs):
+                stuck[size] = (*stuck.get(size, ()), symbol)
+        for together in stuck.values():
+            if len(together) > 1:
+                self._try(together, base, groups, runs)
+        return groups, runs
+
+    def _try(
+        self, symbols: tuple[str, ...], base: Mapping[str, int], groups: dict[tuple[str, ...], int], runs: list[_Run]
+    ) -> bool:
+        size = base[symbols[0]]
+        leading = any(hole.shape and hole.shape[0] == symbols[0] for hole in self.holes)
+        for new in (size + 1, size * 2) if leading else (size * 2, size // 2, size + 1):
+            if new > 0:
+                try:
+                    runs.append(self._run({**base, **dict.fromkeys(symbols, new)}))
+                except ShapeError:
+                    continue
+                groups[symbols] = new
+                return True
+        return False
+
+
+@dataclass(frozen=True)
+class _Run:
+    shapes: Mapping[str, tuple[int, ...] | None]
+    small: Mapping[str, Array]
+
+
+def _steady(first: _Run, runs: Sequence[_Run], name: str) -> Literal:
+    """A small tensor's entries, None where a run changed them."""
+    array = first.small[name]
+    flat = array.ravel().tolist()
+    for run in runs:
+        other = run.small[name]
+        if other.shape != array.shape:
+            return (None,) * len(flat)
+        flat = [a if a == b else None for a, b in zip(flat, other.ravel().tolist(), strict=True)]
+    return tuple(flat)
+
+
+class _Namer:
+    """Names a size by how it moved: a number, ``s``, ``k*s``, ``k*s*t``, or a name of its own."""
+
+    def __init__(self, symbols: Sequence[str], base: Sequence[int], changed: Sequence[int]) -> None:
+        self.symbols, self.base, self.changed = symbols, base, changed
+        self.opaque: dict[tuple[int, ...], str] = {}
+
+    def __call__(self, sizes: tuple[int, ...]) -> Size:
+        first, *others = sizes
+        moved = [k for k, size in enumerate(others) if size != first]
+        if not moved:
+            return first
+        factor, rest = divmod(first, prod(self.base[k] for k in moved))
+        exact = not rest and all(
+            others[k] == factor * prod(self.changed[j] if j == k else self.base[j] for j in moved) for k in moved
+        )
+        if exact:
+            return "*".join([*([str(factor)] if factor > 1 else []), *sorted(self.symbols[k] for k in moved)])
+        return self.opaque.setdefault(sizes, f"dyn{len(self.opaque) + 1}")
+
+
+def _dtypes(proto: onnx.ModelProto) -> dict[str, str]:
+    """Element types of what nodes make, as far as the operators' definitions say."""
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto).graph
+    except onnx.shape_inference.InferenceError:
+        inferred = proto.graph
+    infos = [*inferred.value_info, *inferred.output]
+    return {
+        info.name: dtype_name(ir.DataType(info.type.tensor_type.elem_type))
+        for info in infos
+        if info.type.WhichOneof("value") == "tensor_type" and info.type.tensor_type.elem_type
+    }

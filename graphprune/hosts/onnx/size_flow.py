@@ -1,0 +1,247 @@
+"""What flows through an ONNX graph: constants, sizes read off tensors, and data.
+
+Exporters write the arguments of Reshape and its kin as arithmetic on Shape ops. Such values are
+literals, not operands. This module tells them apart, and knows for each of their entries which
+tensors' axes it was computed from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ...ir.host import Array
+from .node import SLOTS, TYPES, constant_tensor, standard
+from .shape_probe import SMALL, Seen
+
+_FLOATS = {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One number of a literal. ``reads``: the (value name, axis) whose sizes it was computed from;
+    ``exact``: it is that size itself."""
+
+    reads: frozenset[tuple[str, int]] = frozenset()
+    exact: bool = False
+
+
+Entries = NDArray[Any]
+"""An array of Entry, shaped like the value it describes (0-d where that is too large to follow)."""
+
+
+def slots(node: ir.Node) -> frozenset[int]:
+    """The inputs of a node that are literals."""
+    return SLOTS.get(node.op_type, frozenset()) if standard(node) else frozenset()
+
+
+def operands(node: ir.Node) -> list[ir.Value | None]:
+    """The inputs of a node that its outputs are computed from; None in place of those whose type alone matters."""
+    idle = TYPES.get(node.op_type, frozenset[int]()) if standard(node) else frozenset[int]()
+    return [None if k in idle else value for k, value in enumerate(node.inputs)]
+
+
+def captured(node: ir.Node, outer: Mapping[ir.Value, Any] | set[ir.Value]) -> list[ir.Value]:
+    """The values of the main graph that a node's subgraphs use."""
+    found: dict[ir.Value, None] = {}
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            graphs = [attribute.as_graph()]
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            graphs = list(attribute.as_graphs())
+        else:
+            continue
+        for graph in graphs:
+            used = [value for inner in graph.all_nodes() for value in inner.inputs if value is not None]
+            found.update(dict.fromkeys(value for value in [*used, *graph.outputs] if value in outer))
+    return list(found)
+
+
+class Flow:
+    """Sorts a model's values into constants, sizes and data, before it is run."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.nodes = list(model.graph)
+        self.constant: set[ir.Value] = set(model.graph.initializers.values())
+        self.sized: set[ir.Value] = set()
+        self._weighty = {v for v in self.constant if _weighty(v.const_value)}
+        self.inside = self.constant | set(model.graph.inputs) | {out for node in self.nodes for out in node.outputs}
+        for node in self.nodes:
+            self._sort(node)
+
+    def _sort(self, node: ir.Node) -> None:
+        inputs = [value for value in operands(node) if value is not None] + captured(node, self.inside)
+        outputs = set(node.outputs)
+        literal = slots(node)
+        weighty = any(v in self._weighty for k, v in enumerate(operands(node)) if k not in literal)
+        if standard(node) and node.op_type == "Constant":
+            self.constant |= outputs
+            if (tensor := constant_tensor(node.outputs[0])) is not None and _weighty(tensor):
+                self._weighty |= outputs
+        elif standard(node) and node.op_type in ("Shape", "Size"):
+            self.sized |= outputs
+        elif inputs and all(v in self.constant for v in inputs):
+            self.constant |= outputs
+            self._weighty |= outputs if weighty else set()
+        elif inputs and not weighty and all(v in self.constant or v in self.sized for v in inputs):
+            self.sized |= outputs
+
+    def literal(self, node: ir.Node) -> bool:
+        """Whether every literal input of the node is a literal indeed, not data."""
+        given = [node.inputs[k] for k in slots(node) if k < len(node.inputs)]
+        return all(v is None or v in self.constant or v in self.sized for v in given)
+
+    def to_watch(self) -> list[str]:
+        """The literals that have to be computed to be known."""
+        names: dict[str, None] = {}
+        for node in self.nodes:
+            wanted = {v for k, v in enumerate(node.inputs) if k in slots(node) and v is not None}
+            if self.sized & set(node.outputs) and node.op_type in ("Gather", "Slice"):
+                wanted |= {v for v in node.inputs[1:] if v is not None}
+            for value in sorted(wanted, key=lambda v: str(v.name)):
+                if value in self.sized or (value in self.constant and constant_tensor(value) is None):
+                    names[str(value.name)] = None
+        return list(names)
+
+
+def _weighty(tensor: ir.TensorProtocol | None) -> bool:
+    return tensor is not None and tensor.dtype in _FLOATS and tensor.size > 1
+
+
+def known(value: ir.Value, seen: Seen) -> tuple[Any, ...] | None:
+    """A literal's entries, flat (None for one that varies), or None where it was too large to read."""
+    tensor = constant_tensor(value)
+    if tensor is None:
+        return seen.literals.get(str(value.name))
+    return tuple(tensor.numpy().ravel().tolist()) if tensor.size <= SMALL else None
+
+
+class Sizes:
+    """Follows sizes from the Shape ops that read them, entry by entry."""
+
+    def __init__(self, flow: Flow, seen: Seen) -> None:
+        self.flow, self.seen = flow, seen
+        self.entries: dict[ir.Value, Entries] = {}
+        for node in flow.nodes:
+            for value in node.outputs:
+                if value in flow.sized:
+                    self.entries[value] = self._entries(node, value)
+
+    def of(self, value: ir.Value) -> list[Entry]:
+        """The entries of a literal, flat; a constant has none that read anything."""
+        return list(self._given(value).ravel())
+
+    def reads(self, value: ir.Value) -> Iterator[tuple[str, int]]:
+        """Every (value name, axis) whose size a value was computed from."""
+        yield from dict.fromkeys(read for entry in self.of(value) for read in sorted(entry.reads))
+
+    def _shape(self, value: ir.Value) -> tuple[int, ...] | None:
+        shape = self.seen.shapes.get(str(value.name))
+        if shape is None and (tensor := constant_tensor(value)) is not None:
+            shape = tuple(tensor.shape.numpy())
+        if shape is None or any(isinstance(n, str) for n in shape):
+            return None
+        static = tuple(int(n) for n in shape)
+        return static if np.prod(static) <= SMALL else None
+
+    def _given(self, value: ir.Value) -> Entries:
+        if value in self.entries:
+            return self.entries[value]
+        return _filled(self._shape(value) or (), Entry())
+
+    def _entries(self, node: ir.Node, value: ir.Value) -> Entries:
+        shape = self._shape(value)
+        if node.op_type in ("Shape", "Size") and standard(node):
+            return self._read(node, shape or ())
+        given = [self._given(v) for v in node.inputs if v is not None]
+        try:
+            made = self._moved(node, given, shape or ())
+        except (ValueError, IndexError, TypeError):
+            made = None
+        if made is None or shape is None or made.shape != shape:
+            reads: frozenset[tuple[str, int]] = frozenset().union(*(e.reads for g in given for e in g.ravel()))
+            made = _filled(shape or (), Entry(reads))
+        return made
+
+    def _read(self, node: ir.Node, shape: tuple[int, ...]) -> Entries:
+        source = node.inputs[0]
+        assert source is not None
+        seen = self.seen.shapes.get(str(source.name))
+        rank = len(seen) if seen is not None else 0
+        if source in self.flow.sized:  # the shape of a shape
+            return _filled(shape, Entry(frozenset(self.reads(source))))
+        axes = [(str(source.name), axis) for axis in range(rank)]
+        if node.op_type == "Size":
+            return _filled((), Entry(frozenset(axes)))
+        first = node.attributes["start"].value if "start" in node.attributes else 0
+        last = node.attributes["end"].value if "end" in node.attributes else None
+        out = np.empty(len(axes[first:last]), dtype=object)
+        out[:] = [Entry(frozenset({read}), exact=True) for read in axes[first:last]]
+        return out
+
+    def _moved(self, node: ir.Node, given: list[Entries], shape: tuple[int, ...]) -> Entries:
+        """Entries that are moved about, or computed from one another element by element."""
+        kind = node.op_type if standard(node) else ""
+        if kind in ("Cast", "Identity"):
+            return given[0]
+        if kind in ("Unsqueeze", "Squeeze", "Reshape"):
+            return given[0].reshape(shape)
+        if kind == "Concat":
+            return np.concatenate(given, axis=node.attributes["axis"].value)
+        if kind == "Gather":
+            axis = node.attributes["axis"].value if "axis" in node.attributes else 0
+            return _array(given[0].take(np.asarray(self._numbers(node, 1)).reshape(given[1].shape), axis))
+        if kind == "Slice":
+            return given[0][self._cut(node, given[0].ndim)]
+        spread: list[Any] = [np.broadcast_to(g, shape) for g in given]
+        out = np.empty(shape, dtype=object)
+        for at in np.ndindex(shape):
+            out[at] = Entry(frozenset().union(*(s[at].reads for s in spread)))
+        return out
+
+    def _numbers(self, node: ir.Node, k: int) -> tuple[int, ...]:
+        value = node.inputs[k]
+        numbers = known(value, self.seen) if value is not None else None
+        if numbers is None or None in numbers:
+            raise ValueError
+        return numbers
+
+    def _cut(self, node: ir.Node, rank: int) -> tuple[slice, ...]:
+        if "starts" in node.attributes:
+            starts, ends = node.attributes["starts"].value, node.attributes["ends"].value
+            axes = node.attributes["axes"].value if "axes" in node.attributes else range(len(starts))
+            steps = [1] * len(starts)
+        else:
+            starts, ends = self._numbers(node, 1), self._numbers(node, 2)
+            axes = self._numbers(node, 3) if len(node.inputs) > 3 and node.inputs[3] else range(len(starts))
+            steps = list(self._numbers(node, 4)) if len(node.inputs) > 4 and node.inputs[4] else [1] * len(starts)
+        cut = [slice(None)] * rank
+        for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+            cut[axis] = slice(start, end, step)
+        return tuple(cut)
+
+
+def _filled(shape: tuple[int, ...], entry: Entry) -> Entries:
+    out = np.empty(shape, dtype=object)
+    out.fill(entry)
+    return out
+
+
+def _array(taken: Any) -> Entries:
+    """``take`` of one element gives the element."""
+    if isinstance(taken, np.ndarray):
+        return taken
+    return _filled((), taken)
+
+
+def as_numpy(tensor: ir.TensorProtocol) -> Array:
+    """A tensor as numpy, fp16 and bf16 widened to float32, small integers to int64: squares fit."""
+    array: Array = tensor.numpy()
+    if tensor.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+        return array.astype(np.float32)
+    return array.astype(np.int64) if tensor.dtype.is_integer() and tensor.dtype.bitwidth < 32 else array

@@ -1,0 +1,1 @@
+"""The torch host: a torch.fx GraphModule from torch.export."""

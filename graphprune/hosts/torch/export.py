@@ -1,0 +1,98 @@
+"""Tracing with torch.export: the user's module on the way in, the compiled network on the way out."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from ...errors import ModelError
+from ..boundary import first_line
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""``args, kwargs``."""
+
+
+def trace(module: torch.nn.Module, inputs: Any, dynamic_shapes: Any = None) -> torch.export.ExportedProgram:
+    """``module`` in eval mode; it is left in the mode it was in. Raises ModelError."""
+    args, kwargs = (inputs["args"], inputs["kwargs"]) if _is_call(inputs) else (_tuple(inputs), {})
+    modes = {name: part.training for name, part in module.named_modules()}
+    module.eval()
+    try:
+        return _trace(module, args, kwargs, dynamic_shapes)
+    finally:
+        for name, part in module.named_modules():
+            part.training = modes[name]
+
+
+def retrace(model: fx.GraphModule, example: Sequence[Any], static: bool = False) -> torch.export.ExportedProgram:
+    """A network that torch.export made once, edited since; dynamic where it was dynamic (``static``: nowhere)."""
+    holes = [node.meta.get("val") for node in model.graph.nodes if node.op == "placeholder"]
+    spec = [
+        {k: torch.export.Dim.AUTO for k, n in enumerate(val.shape) if not isinstance(n, int)}
+        if isinstance(val, torch.Tensor) and not static
+        else None
+        for val in holes
+    ]
+    (args, kwargs), (open_args, open_kwargs) = call_of(model, example), call_of(model, spec)
+    shapes: Any = open_args
+    if kwargs:  # then torch.export wants all by name
+        names = model.graph._codegen.pytree_info.orig_args  # type: ignore[attr-defined]
+        shapes = {**dict(zip(names, open_args, strict=False)), **{name: open_kwargs[name] for name in kwargs}}
+    training, model.training = model.training, False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
+    finally:
+        model.training = training
+
+
+def call_of(model: fx.GraphModule, flat: Sequence[Any]) -> Call:
+    """Flat inputs as ``model`` takes them."""
+    info = model.graph._codegen.pytree_info  # type: ignore[attr-defined]
+    args, kwargs = pytree.tree_unflatten(list(flat), info.in_spec)
+    return args, kwargs
+
+
+def _is_call(inputs: Any) -> bool:
+    return isinstance(inputs, Mapping) and set(inputs) == {"args", "kwargs"}
+
+
+def _tuple(inputs: Any) -> tuple[Any, ...]:
+    return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+
+
+def _trace(
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Any
+) -> torch.export.ExportedProgram:
+    tries = [_batched(module, args, kwargs), None] if dynamic is None else [dynamic]
+    failure: BaseException | None = None
+    for spec in tries:
+        try:
+            # Without gradients `torch.no_grad` regions (rotary embeddings) stay plain ops.
+            with warnings.catch_warnings(), torch.no_grad():
+                warnings.simplefilter("ignore")
+                return torch.export.export(module, args, kwargs, dynamic_shapes=spec)
+        except Exception as error:  # torch.export raises whatever the module's code raises
+            failure = error
+    raise ModelError(
+        f"{type(module).__name__}: torch.export could not trace it ({first_line(failure or ModelError(''))})",
+        "call torch.export.export on it yourself to see the whole trace, or give an ONNX file",
+    ) from failure
+
+
+def _batched(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The first axis of every tensor left open, as torch.export spells it: by the names in ``forward``."""
+    try:
+        named = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+    except TypeError:  # torch.export will say what is wrong
+        return None
+    return pytree.tree_map(
+        lambda x: {0: torch.export.Dim.AUTO} if isinstance(x, torch.Tensor) and x.ndim else None, dict(named)
+    )

@@ -1,0 +1,328 @@
+"""The torch host: a torch.fx GraphModule that torch.export made from the user's module."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+from torch.fx.graph_module import _assign_attr, _get_attr
+from torch.utils import _pytree as pytree
+
+from ...axes.dim import Size
+from ...axes.index import Indices
+from ...coupling.relate import relate
+from ...errors import ModelError, OutputError
+from ...ir.gc_paused import paused
+from ...ir.graph import Graph, Op, Piece, Site
+from ...ir.host import Array, Batch
+from ..boundary import first_line, refusing
+from .edit import LITERALS, arguments, pointwise, set_argument, stored
+from .export import Call, call_of, retrace, trace
+from .gradients import differentiate
+from .lift import Reader
+from .network import find, network
+from .reindex import build, insert
+from .run import Shapes, to_numpy
+from .run import watch as watch_values
+
+
+class TorchHost:
+    """See ir.Host. ``example``: the flat list of inputs the model was exported with."""
+
+    kind = "torch"
+
+    def __init__(self, model: fx.GraphModule, example: Sequence[Any]) -> None:
+        self._module = model
+        self._example = list(example)
+        self._stale = False  # the graph was edited since its code was made
+        self._borrowed: set[int] = set()  # tensors shared with the host this is a copy of
+
+    @property
+    def model(self) -> fx.GraphModule:
+        if self._stale:
+            self._module.recompile()
+            self._stale = False
+        return self._module
+
+    # ---- making one ------------------------------------------------------------------------------
+
+    @classmethod
+    def export(cls, module: torch.nn.Module, inputs: Any, dynamic_shapes: Any = None) -> TorchHost:
+        """Trace ``module`` in eval mode with torch.export. ``dynamic_shapes`` as torch.export takes
+        it; None lets the batch axis vary where the model allows. Raises ModelError."""
+        return cls.from_exported(trace(module, inputs, dynamic_shapes))
+
+    @classmethod
+    def from_exported(cls, exported: torch.export.ExportedProgram) -> TorchHost:
+        module = exported.module(check_guards=False)
+        inputs = exported.example_inputs
+        if inputs is None:
+            raise ModelError(
+                "the exported program has no example inputs", "save it with the inputs it was exported with"
+            )
+        return cls(network(module), pytree.tree_leaves(inputs))
+
+    @classmethod
+    def load(cls, path: Path) -> TorchHost:
+        """Read a ``.pt2`` file. Raises ModelError for anything that is not one, or that would have
+        to be unpickled."""
+        from .archive import check_archive
+
+        check_archive(path)
+        with refusing(f"{path}: not a torch.export program"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return cls.from_exported(torch.export.load(path))
+
+    def copy(self, dtype: str | None = None) -> TorchHost:
+        host = TorchHost(network(self.model), self._example)
+        host._borrowed = {id(tensor) for _, tensor in host._named()}
+        if dtype is not None:
+            host._cast(getattr(torch, dtype))
+        return host
+
+    def own(self) -> None:
+        clones: dict[int, torch.Tensor] = {}  # a tensor under several names stays one
+        for name, tensor in self._named():
+            if id(tensor) in self._borrowed:
+                if id(tensor) not in clones:
+                    clone = tensor.detach().clone()
+                    trained = isinstance(tensor, torch.nn.Parameter)
+                    clones[id(tensor)] = torch.nn.Parameter(clone, tensor.requires_grad) if trained else clone
+                owner, _, leaf = name.rpartition(".")
+                setattr(self._module.get_submodule(owner), leaf, clones[id(tensor)])
+        self._borrowed = set()
+
+    def _named(self) -> list[tuple[str, torch.Tensor]]:
+        """Every parameter and buffer under every name it has."""
+        module = self._module
+        return [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+
+    def _cast(self, dtype: torch.dtype) -> None:
+        for name, tensor in [*self.model.named_parameters(), *self.model.named_buffers()]:
+            if tensor.is_floating_point():
+                self._assign(name, tensor.detach().to(dtype))
+        floats = (torch.float32, torch.float16, torch.bfloat16)
+        for node in list(self.model.graph.nodes):
+            if node.op == "call_function" and "_assert_tensor_metadata" in str(node.target):
+                self.model.graph.erase_node(node)
+            else:
+                node.args = fx.node.map_aggregate(node.args, lambda a: dtype if a in floats else a)
+                node.kwargs = fx.node.map_aggregate(node.kwargs, lambda a: dtype if a in floats else a)
+            if node.op == "placeholder" and isinstance(val := node.meta.get("val"), torch.Tensor):
+                node.meta["val"] = val.to(dtype) if val.is_floating_point() else val
+            elif node.op == "get_attr":
+                value = _get_attr(self.model, node.target)
+                if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != dtype:
+                    self._assign(node.target, value.to(dtype))  # a constant that is no buffer
+        self._stale = True
+        self._example = [
+            x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in self._example
+        ]
+
+    # ---- reading ---------------------------------------------------------------------------------
+
+    def lift(self) -> Graph:
+        with refusing("the model cannot be read"), paused():
+            return relate(Reader(self.model).graph())
+
+    def parameter(self, name: str) -> Array:
+        return to_numpy(self._tensor(name))
+
+    def _tensor(self, name: str) -> torch.Tensor:
+        tensor: torch.Tensor = _get_attr(self._module, name)
+        return tensor
+
+    # ---- edits -----------------------------------------------------------------------------------
+
+    def set_parameter(self, name: str, value: Array) -> None:
+        old = self._tensor(name)
+        self._assign(name, torch.from_numpy(np.ascontiguousarray(value)).to(old.dtype).to(old.device))
+
+    def _assign(self, name: str, tensor: torch.Tensor) -> None:
+        old = find(self._module, name)
+        if isinstance(old, torch.nn.Parameter) or old is None:
+            tensor = torch.nn.Parameter(tensor, requires_grad=old is None or old.requires_grad)
+        if old is None:
+            _assign_attr(tensor, self._module, name)
+            return
+        for same in (name, *self._ties.get(name, ())):
+            owner, _, leaf = same.rpartition(".")
+            setattr(self._module.get_submodule(owner), leaf, tensor)
+
+    @cached_property
+    def _ties(self) -> dict[str, list[str]]:
+        """Per parameter that the graph reads, the names of the same tensor that it does not read."""
+        read = {node.target for node in self._module.graph.nodes if node.op == "get_attr" and node.users}
+        where = {
+            name: (tensor.data_ptr(), tensor.shape, tensor.stride()) for name, tensor in self._named() if tensor.numel()
+        }
+        unread: dict[Any, list[str]] = {}
+        for name in where.keys() - read:
+            unread.setdefault(where[name], []).append(name)
+        return {name: sorted(unread[where[name]]) for name in where if name in read and where[name] in unread}
+
+    def take(self, name: str, axis: int, keep: Indices) -> None:
+        tensor = self._tensor(name).detach()
+        self._assign(name, tensor.index_select(axis, torch.from_numpy(keep).to(tensor.device)))
+
+    def zero(self, name: str, axis: int, drop: Indices) -> None:
+        tensor = self._tensor(name).detach().clone()
+        self._assign(name, tensor.index_fill(axis, torch.from_numpy(drop).to(tensor.device), 0))
+
+    def set_literal(self, op: Op, name: str, value: Any) -> None:
+        node = self._node(op)
+        setter = LITERALS.get((op.kind, name))
+        if setter is None:
+            raise ModelError(f"{op.where}: no way to set its `{name}`")
+        setter(node, value)
+        self._stale = True
+
+    def add_bias(self, op: Op, bias: Array) -> None:
+        node = self._node(op)
+        named = arguments(node)
+        old, added = named.get("bias"), torch.from_numpy(np.asarray(bias, np.float64))
+        if old is not None and old.op == "get_attr" and self._uses(old.target) == 1:
+            whole = self._tensor(old.target).detach()
+            self._assign(old.target, (whole.double() + added.to(whole.device)).to(whole.dtype))
+            return
+        weight = stored(next(named[name] for name in ("weight", "other", "mat2") if name in named))
+        with self._module.graph.inserting_before(node):
+            new = self._new_parameter(str(weight.target), "bias", added)
+            if old is not None:  # shared with another layer, or computed
+                new = pointwise(self._module.graph, torch.ops.aten.add.Tensor, new, old)
+        if "bias" in named:
+            set_argument(node, "bias", new)
+        else:  # a bare matrix product
+            with self._module.graph.inserting_after(node):
+                total = pointwise(self._module.graph, torch.ops.aten.add.Tensor, node, new)
+            node.replace_all_uses_with(total, lambda user: user is not total)
+        self._stale = True
+
+    def _uses(self, target: Any) -> int:
+        """How many ops read a parameter."""
+        holders = (node for node in self._module.graph.nodes if node.op == "get_attr" and node.target == target)
+        return sum(len(node.users) for node in holders)
+
+    def _new_parameter(self, beside: str, name: str, value: torch.Tensor) -> fx.Node:
+        """A parameter in the module, and of the dtype and device, of the parameter ``beside``."""
+        like, owner = self._tensor(beside), beside.rpartition(".")[0]
+        base = f"{owner}.{name}" if owner else name
+        names = (base, *(f"{base}_{k}" for k in range(1, 1000)))
+        free = next(name for name in names if find(self._module, name) is None)
+        self._assign(free, value.to(like.dtype).to(like.device))
+        node: fx.Node = self._module.graph.create_node("get_attr", free)
+        node.meta["val"] = self._tensor(free)
+        return node
+
+    def insert_reindex(self, site: Site) -> None:
+        node = self._find_node(site.op)
+        insert(self._module.graph, node, Reader(self._module).operands(node)[site.operand], site)
+        self._stale = True
+
+    def set_reindex(self, op: Op, pieces: Sequence[Piece]) -> None:
+        reader = Reader(self._module)
+        nodes = [reader.operands(self._node(piece.op))[piece.operand] for piece in pieces]
+        build(
+            self._node(op),
+            [(node, piece.at, piece.size) for node, piece in zip(nodes, pieces, strict=True)],
+            self._constant,
+        )
+        self._stale = True
+
+    def _constant(self, name: str, value: torch.Tensor) -> fx.Node:
+        """A buffer of the module."""
+        free = next(n for n in (name, *(f"{name}_{k}" for k in range(1, 10000))) if find(self._module, n) is None)
+        self._module.register_buffer(free, value)
+        node: fx.Node = self._module.graph.create_node("get_attr", free)
+        node.meta["val"] = value
+        return node
+
+    def remove(self, op: Op) -> None:
+        node = self._node(op)
+        source = next(arg for arg in node.args if isinstance(arg, fx.Node))
+        for user in list(node.users):
+            if user.target is operator.getitem:  # an op with several outputs, of which the first is used
+                user.replace_all_uses_with(source)
+                self._module.graph.erase_node(user)
+        node.replace_all_uses_with(source)
+        weights = [arg for arg in node.all_input_nodes if arg.op == "get_attr"]
+        self._module.graph.erase_node(node)
+        for weight in weights:
+            if not weight.users:
+                self._module.graph.erase_node(weight)
+                owner, _, leaf = str(weight.target).rpartition(".")
+                delattr(self._module.get_submodule(owner), leaf)
+        self._stale = True
+
+    def _node(self, op: Op) -> fx.Node:
+        return self._find_node(op.name)
+
+    def _find_node(self, name: str) -> fx.Node:
+        found: fx.Node | None = next((node for node in self._module.graph.nodes if node.name == name), None)
+        if found is None:
+            raise ModelError(f"no op `{name}` in the model", "is it the same model?")
+        return found
+
+    # ---- running ---------------------------------------------------------------------------------
+
+    def example(self) -> list[Array]:
+        return [to_numpy(x) for x in self._example if isinstance(x, torch.Tensor)]
+
+    def inputs(self, batch: Batch) -> list[Any]:
+        """The flat inputs of the model with the tensors of ``batch`` in place."""
+        arrays = iter(batch)
+        return [
+            torch.from_numpy(np.require(next(arrays), None, ["C", "W"])).to(x.device, x.dtype)
+            if isinstance(x, torch.Tensor)
+            else x
+            for x in self._example
+        ]
+
+    def run(self, batch: Batch) -> list[Array]:
+        with torch.no_grad(), refusing("the model cannot be run"):
+            args, kwargs = self.call_arguments(batch)
+            out = self.model(*args, **kwargs)
+        return [to_numpy(leaf) for leaf in pytree.tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+
+    def watch(self, batch: Batch, names: Sequence[str], known: Mapping[str, Array] | None = None) -> dict[str, Array]:
+        with torch.no_grad(), refusing("the model cannot be run"):
+            return watch_values(self._module, self.inputs(batch), names, known or {})
+
+    def gradients(
+        self, batch: Batch, loss: Callable[..., Any], rest: Batch, probe: Mapping[str, Array] | None = None
+    ) -> dict[str, Array]:
+        with refusing("the loss cannot be differentiated"):
+            labels = [torch.from_numpy(np.ascontiguousarray(array)) for array in rest]
+            return differentiate(self.model, *self.call_arguments(batch), lambda output: loss(output, *labels), probe)
+
+    def call_arguments(self, batch: Batch) -> Call:
+        """``args, kwargs`` to call the model with for one batch."""
+        return call_of(self.model, self.inputs(batch))
+
+    def shapes(self) -> dict[str, tuple[Size, ...]]:
+        Shapes(self.model, self._example).infer()
+        return {value.name: value.shape for value in Reader(self.model).graph().values() if value.shape is not None}
+
+    # ---- writing ---------------------------------------------------------------------------------
+
+    def exported(self, static: bool = False) -> torch.export.ExportedProgram:
+        """The model as an ExportedProgram, dynamic where it was dynamic; ``static``: at the example's shapes."""
+        return retrace(self.model, self._example, static)
+
+    def save(self, path: Path) -> None:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                exported = self.exported()
+                torch.export.save(exported, path)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+        except RuntimeError as error:  # what torch's own writer raises for a path it cannot open
+            raise OutputError(f"{path}: cannot be written ({first_line(error)})") from error

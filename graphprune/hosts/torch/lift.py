@@ -1,0 +1,188 @@
+"""From an fx graph of ATen ops to the thin graph."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.graph_module import _get_attr
+
+from ...axes.dim import Size
+from ...ir.graph import Graph, Op, Value
+from .edit import arguments
+from .ops import ATEN, ZERO
+from .reindex import MARK
+
+_IGNORED = ("_assert", "sym_constrain_range")
+
+
+def _size(n: Any) -> Size:
+    text = str(n).replace(" ", "")  # a symbol that torch.export found to be fixed is a number too
+    return int(text) if text.isdigit() else text
+
+
+class Reader:
+    """Lifts the fx graph to the thin graph."""
+
+    def __init__(self, model: fx.GraphModule) -> None:
+        self.model = model
+        self.values: dict[fx.Node, Any] = {}  # a Value, or a tuple of them
+
+    def graph(self) -> Graph:
+        inputs: list[Value] = []
+        outputs: list[Value] = []
+        ops: list[Op] = []
+        parameters: dict[str, Value] = {}
+        for node in self.model.graph.nodes:
+            if node.op == "placeholder":
+                if isinstance(node.meta.get("val"), torch.Tensor):
+                    self.values[node] = self._value(node.name, node.meta["val"])
+                    inputs.append(self.values[node])
+            elif node.op == "get_attr":
+                tensor = _get_attr(self.model, node.target)
+                if isinstance(tensor, torch.Tensor):
+                    known = parameters.get(node.target) or self._value(node.target, tensor, constant=True)
+                    self.values[node] = parameters.setdefault(node.target, known)
+            elif node.op == "output":
+                outputs = [v for arg in node.all_input_nodes for v in self._all(arg)]
+            elif node.target is operator.getitem and isinstance(self.values.get(node.args[0]), tuple):
+                self.values[node] = self.values[node.args[0]][node.args[1]]
+            elif node.op == "call_function" and not any(word in str(node.target) for word in _IGNORED):
+                op = self._op(node)
+                if op is not None:
+                    ops.append(op)
+        return Graph(ops, inputs, outputs, parameters)
+
+    def _value(self, name: str, val: Any, constant: bool = False) -> Value:
+        return Value(name, tuple(map(_size, val.shape)), str(val.dtype).removeprefix("torch."), constant)
+
+    def _all(self, node: fx.Node) -> list[Value]:
+        value = self.values.get(node)
+        return [v for v in value if v] if isinstance(value, tuple) else [value] if value is not None else []
+
+    def _op(self, node: fx.Node) -> Op | None:
+        val = node.meta.get("val")
+        operands = [v for arg in node.all_input_nodes for v in self._all(arg)]
+        constant = all(v.constant for v in operands)
+        if isinstance(val, (tuple, list)):
+            made: Any = tuple(
+                self._value(f"{node.name}#{k}" if k else node.name, v, constant)
+                if isinstance(v, torch.Tensor)
+                else None
+                for k, v in enumerate(val)
+            )
+        elif isinstance(val, torch.Tensor):
+            made = self._value(node.name, val, constant)
+        elif val is None and operands:
+            made = Value(node.name, None, constant=constant)
+        else:
+            made = ()  # a number: sizes, conditions
+        self.values[node] = made
+        outputs = tuple(v for v in (made if isinstance(made, tuple) else (made,)) if v is not None)
+        kind, nodes, attrs = self._read(node)
+        inputs = tuple(operands) if nodes is None else tuple(self._one(arg) for arg in nodes)
+        if not outputs and kind != "size":
+            return None if not operands else Op(node.name, kind, inputs, (), attrs, origin(node))
+        if nodes is not None and not _fits(kind, inputs, outputs, attrs):
+            kind, inputs = str(node.target), tuple(operands)
+        return Op(node.name, kind, inputs, outputs, attrs, origin(node))
+
+    def _one(self, arg: Any) -> Value | None:
+        value = self.values.get(arg) if isinstance(arg, fx.Node) else None
+        return value if isinstance(value, Value) else None
+
+    def operands(self, node: fx.Node) -> list[Any]:
+        """The nodes that the operands of a node's op stand for."""
+        return self._read(node)[1] or []
+
+    def _read(self, node: fx.Node) -> tuple[str, list[Any] | None, dict[str, Any]]:
+        """Kind, operands and attributes; no operands where aten.py does not know the op."""
+        if MARK in node.meta:
+            return "reindex", [node.args[0]], dict(node.meta[MARK])
+        schema = getattr(node.target, "_schema", None)
+        if schema is None or not schema.name.startswith("aten::"):
+            return str(node.target), None, {}
+        name = schema.name.removeprefix("aten::")
+        read = ATEN.get(f"{name}.{schema.overload_name}") or ATEN.get(name)
+        if read is None:
+            return str(node.target), None, {}
+        kind, nodes, attrs = read(arguments(node))
+        if kind == "prelu" and nodes[1].meta["val"].numel() == 1:
+            kind = "pointwise"  # one slope for all channels
+        if kind == "pointwise" and name in ZERO and (ZERO[name] != "both" or len(nodes) == 2):
+            attrs = {**attrs, "zero": ZERO[name]}
+        return kind, nodes, _concrete(kind, node, attrs)
+
+
+def _concrete(kind: str, node: fx.Node, attrs: dict[str, Any]) -> dict[str, Any]:
+    """Attributes in the form rules.py documents."""
+    first = next((arg for arg in node.all_input_nodes if isinstance(arg.meta.get("val"), torch.Tensor)), None)
+    rank = first.meta["val"].ndim if first is not None else 0
+    if kind == "transpose" and "swap" in attrs:
+        perm = list(range(rank))
+        a, b = attrs["swap"]
+        if rank > 1:
+            perm[a], perm[b] = perm[b], perm[a]
+        return {"perm": perm}
+    if kind == "pad":
+        flat = attrs["pads"]
+        pads = [0] * (2 * rank)
+        for k in range(len(flat) // 2):
+            axis = rank - 1 - k
+            pads[2 * axis], pads[2 * axis + 1] = flat[2 * k], flat[2 * k + 1]
+        name = str(node.target)
+        mode = (
+            "reflect" if "reflection" in name else "replicate" if "replication" in name else attrs["mode"] or "constant"
+        )
+        return {"pads": pads, "mode": mode}
+    if kind == "slice":
+        return {key: [_number(v) for v in value] for key, value in attrs.items()}
+    if kind == "repeat":  # by a dynamic size: its spelling
+        return {"repeats": [n if isinstance(n, int) else str(n.meta["val"]) for n in attrs["repeats"]]}
+    return attrs
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, fx.Node):
+        val = value.meta.get("val")
+        return int(val) if isinstance(val, int) else None
+    return value
+
+
+def _fits(kind: str, inputs: Sequence[Value | None], outputs: Sequence[Value], attrs: Mapping[str, Any]) -> bool:
+    """Whether an overload has the shape of result that its kind's rule speaks of."""
+    shapes = [value.shape for value in (*inputs, *outputs) if value is not None]
+    if any(shape is None for shape in shapes) or (
+        kind not in ("create", "fill", "pointwise") and (not inputs or inputs[0] is None)
+    ):
+        return False
+    if kind == "along":
+        return inputs[0] is not None and outputs[0].shape == inputs[0].shape
+    if kind == "reduce":
+        gone = len(attrs["axes"]) or len(inputs[0].shape or ())  # type: ignore[union-attr]
+        rank = len(inputs[0].shape or ()) - (0 if attrs["keepdim"] else gone)  # type: ignore[union-attr]
+        return all(len(out.shape or ()) == rank for out in outputs)
+    if kind == "pad":
+        return all(isinstance(n, int) for n in attrs["pads"])
+    if kind == "batch_norm":
+        return not attrs.get("training")
+    if kind == "recurrent":
+        return bool(attrs["weights"])
+    if kind == "index":
+        axes = attrs["axes"]
+        whole = all("int" in value.dtype for value in inputs[1:] if value is not None)
+        return whole and axes == list(range(axes[0], axes[-1] + 1))
+    if kind == "interleave":
+        return isinstance(attrs["axis"], int) and isinstance(attrs["times"], int)
+    if kind in ("unfold", "fold"):  # with a batch axis
+        return len(inputs[0].shape or ()) == (4 if kind == "unfold" else 3)  # type: ignore[union-attr]
+    return True
+
+
+def origin(node: fx.Node) -> str:
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path = str(stack[-1][0]) if stack else ""
+    return path.removeprefix("L['self'].") or node.name

@@ -1,0 +1,134 @@
+"""Running an fx graph: reading intermediate values, and inferring shapes on fake tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.graph_module import _get_attr
+from torch.utils import _pytree as pytree
+
+from ...errors import ShapeError
+from ...ir.host import Array
+from ..boundary import first_line
+from .lift import origin
+
+
+def to_numpy(tensor: torch.Tensor) -> Array:
+    """On the host and in a dtype numpy has: fp16 and bf16 are widened."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor).numpy()
+
+
+def watch(
+    model: fx.GraphModule, inputs: Sequence[Any], names: Iterable[str], known: Mapping[str, Array]
+) -> dict[str, Array]:
+    """Values by name. Only what they need is run; ``known`` values are taken as they are."""
+    seen = {name: known[name] for name in names if name in known}
+    missing = set(names) - known.keys()
+    if not missing:
+        return seen
+    env = _given(model, known)
+    needed = _needed(model, missing, env)
+    holes = iter(inputs)
+    given = {node: next(holes) for node in model.graph.nodes if node.op == "placeholder"}
+    order = [node for node in model.graph.nodes if node in needed]
+    last_use = {value: node for node in order for value in node.all_input_nodes}
+    for node in order:
+        env[node] = value = given[node] if node in given else _result(model, node, env)
+        several = isinstance(value, (tuple, list))
+        for k, part in enumerate(value if several else (value,)):  # named as torch_lift names them
+            name = f"{node.name}#{k}" if k else node.name
+            if name in missing:
+                seen[name] = to_numpy(part)
+        for used in (*node.all_input_nodes, node):
+            if last_use.get(used, node) is node:
+                env.pop(used, None)
+    return seen
+
+
+def _result(model: fx.GraphModule, node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
+    if node.op == "get_attr":
+        return _get_attr(model, str(node.target))
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
+    called: Any = node.target if callable(node.target) else _get_attr(model, node.target)
+    return called(*args, **kwargs)
+
+
+def _given(model: fx.GraphModule, known: Mapping[str, Array]) -> dict[fx.Node, Any]:
+    """Known values as the nodes' results; of several results, only those that are known."""
+    given: dict[fx.Node, Any] = {}
+    makers = {name.partition("#")[0] for name in known}
+    for node in model.graph.nodes if makers else ():
+        val = node.meta.get("val")
+        if node.op != "call_function" or node.name not in makers:
+            continue
+        if isinstance(val, torch.Tensor):
+            given[node] = _tensor(known[node.name], val)
+        else:
+            names = [f"{node.name}#{k}" if k else node.name for k in range(len(val))]
+            given[node] = tuple(_tensor(known[n], v) if n in known else None for n, v in zip(names, val, strict=True))
+    return given
+
+
+def _tensor(array: Array, like: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(np.require(array, None, ["C", "W"])).to(like.device, like.dtype)
+
+
+def _needed(model: fx.GraphModule, names: Iterable[str], given: Mapping[fx.Node, Any]) -> set[fx.Node]:
+    wanted = {name.partition("#")[0] for name in names}
+    needed: set[fx.Node] = set()
+    stack = [node for node in model.graph.nodes if node.name in wanted]
+    while stack:
+        node = stack.pop()
+        if node not in needed and node not in given:
+            needed.add(node)
+            stack += node.all_input_nodes
+    return needed
+
+
+class Shapes(fx.Interpreter):
+    """Runs the graph on fake tensors of the example's sizes and refreshes the shape of every node.
+
+    Sizes that were dynamic stay dynamic: no edit changes what they depend on.
+    """
+
+    def __init__(self, model: fx.GraphModule, example: Sequence[Any]) -> None:
+        super().__init__(model)
+        self.mode = FakeTensorMode()
+        self.inputs = [self._fake(x) for x in example]
+
+    def _fake(self, value: Any) -> Any:
+        return self.mode.from_tensor(value, static_shapes=True) if isinstance(value, torch.Tensor) else value
+
+    def infer(self) -> None:
+        with torch.no_grad():
+            self.run(*self.inputs, enable_io_processing=False)
+
+    def run_node(self, n: fx.Node) -> Any:
+        try:
+            with self.mode:
+                value = super().run_node(n)
+        except Exception as error:
+            raise ShapeError(f"{origin(n)} ({n.target}): shapes disagree after the cut: {first_line(error)}") from error
+        if n.op == "call_function" and "val" in n.meta:
+            old, spec = pytree.tree_flatten(n.meta["val"])  # a list, where a saved program was read: not value's tuple
+            n.meta["val"] = pytree.tree_unflatten(map(_resized, old, pytree.tree_leaves(value)), spec)
+        return value
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return self._fake(super().get_attr(target, args, kwargs))
+
+
+def _resized(old: Any, new: Any) -> Any:
+    """The old fake tensor with the new static sizes."""
+    if not isinstance(old, torch.Tensor) or not isinstance(new, torch.Tensor):
+        return old
+    sizes = [n if str(o).isdigit() else o for o, n in zip(old.shape, new.shape, strict=True)]  # 6 may be a SymInt
+    if list(old.shape) == sizes:
+        return old
+    return old.new_empty(sizes)

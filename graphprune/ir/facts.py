@@ -1,0 +1,141 @@
+"""What passes tell each other: frozen dataclasses, learned by one pass and read by the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from numpy.typing import NDArray
+
+from ..axes.dim import Dim
+from ..axes.index import Index, Indices
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+Role = Literal["writer", "reader", "carrier"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One parameter axis of a group. Its positions may be a product or sum that the group is part of.
+
+    writer: makes the channels (a conv's output channels). reader: contracts over them (the next
+    conv's input channels). carrier: goes along (BatchNorm, bias, depthwise, PReLU).
+    """
+
+    parameter: str
+    axis: int
+    role: Role
+    dim: Dim  # the whole axis
+
+    def __str__(self) -> str:
+        return f"{self.parameter}[{self.axis}]"
+
+
+@dataclass(frozen=True)
+class Group:
+    """A leaf dim with every parameter axis that contains it: what lives or dies together."""
+
+    name: str
+    dim: Dim
+    size: int
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A dim that parameters have and that may not be pruned."""
+
+    name: str
+    size: int | str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Groups:
+    """What can be pruned, what cannot and why, and the dependency graph.
+
+    ``graph`` has a node per parameter axis (``kind="axis"``) and per dim (``kind="dim"``, with
+    ``size`` and ``frozen``); an edge says that the axis contains the dim, with the ``role`` of the
+    axis and the ``ops`` that couple them. A group is a dim and its neighbours; the connected
+    components are the segments that share axes.
+    """
+
+    groups: tuple[Group, ...]
+    frozen: tuple[Frozen, ...]
+    graph: nx.Graph
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per group, one number a channel: higher is more worth keeping."""
+
+    by: str
+    scores: Mapping[str, NDArray[Any]]
+
+    def __getitem__(self, group: Group) -> NDArray[Any]:
+        return self.scores[group.name]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Per group and count, what the network loses when the group keeps so many of its best channels."""
+
+    losses: Mapping[str, Mapping[int, float]]
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Per group, the ordered indices that survive. A group that is not listed keeps all.
+
+    ``blank``: survivors that count for nothing all the same, per group; what reads them is zero. They fill
+    the gaps between the channels that a reader takes, so that it takes a run. A channel that is listed
+    twice is made twice.
+    """
+
+    keep: Mapping[str, Indices]
+    blank: Mapping[str, Indices] = field(default_factory=dict)
+
+    def index(self, groups: Groups) -> Index:
+        """The same, as a function from any axis to its surviving positions."""
+        return Index({group.dim: self.keep[group.name] for group in groups if group.name in self.keep})
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may remain: at most ``limit`` of ``unit`` (parameters or MACs)."""
+
+    unit: str
+    limit: float
+
+
+@dataclass(frozen=True)
+class Order:
+    """How readers with a choice of their own get their channels.
+
+    ``sinks``: the ``reindex`` ops whose selection goes into the concatenation that they read. What is taken
+    of one part of it in up to so many runs is put together of slices, else it is gathered.
+    ``segments``: what the report says of each set of layers that share channels.
+    """
+
+    sinks: Mapping[str, int] = field(default_factory=dict)
+    segments: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Latency:
+    """A measurement on a target. Units: milliseconds; spread is the interquartile range."""
+
+    median_ms: float
+    spread_ms: float
+    repeats: int
+    threads: int
+    target: str

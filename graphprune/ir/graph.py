@@ -1,0 +1,113 @@
+"""The thin graph that passes see: ops, values, and what the rules say of them.
+
+The graph is a *view*: weights, literals and execution stay with the Host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..axes.dim import Dim, Size
+from ..axes.index import Indices
+
+
+@dataclass(eq=False, slots=True)
+class Value:
+    """A tensor. ``constant`` says that it depends on weights and literals alone."""
+
+    name: str
+    shape: tuple[Size, ...] | None  # None: unknown rank, nothing of it can be pruned
+    dtype: str = "float32"
+    constant: bool = False
+    dims: tuple[Dim, ...] = ()  # filled in by rules.relate
+
+    def __str__(self) -> str:
+        shape = "?" if self.shape is None else "x".join(map(str, self.shape))
+        return f"%{self.name}:{shape}"
+
+
+@dataclass(eq=False, slots=True)
+class Op:
+    """One operation. ``origin`` (module path or node name) is what every message shows."""
+
+    name: str  # unique in its graph, stable across edits that keep the op
+    kind: str  # canonical kind, a key of rules.RULES, or the host's own name where there is none
+    inputs: tuple[Value | None, ...]  # tensor operands in the rule's order; None: absent
+    outputs: tuple[Value, ...]
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    origin: str = ""
+
+    def __str__(self) -> str:
+        outs = ", ".join(map(str, self.outputs))
+        ins = ", ".join("_" if value is None else f"%{value.name}" for value in self.inputs)
+        attrs = "".join(f" {key}={value}" for key, value in sorted(self.attrs.items()))
+        return f"{outs} = {self.kind}({ins}){attrs}"
+
+    @property
+    def where(self) -> str:
+        """How messages name this op."""
+        return f"{self.origin or self.name} ({self.kind})"
+
+
+@dataclass(eq=False)
+class Graph:
+    """Ops in execution order. ``parameters``: every weight, buffer and constant tensor by name.
+    ``relations``: what the rules said of each op, by op name. ``maskers``: where no weight reads a
+    dim (queries with keys), the parameter axes that mask it, with the op that contracts it."""
+
+    ops: list[Op]
+    inputs: list[Value]
+    outputs: list[Value]
+    parameters: dict[str, Value]
+    relations: dict[str, Relation] = field(default_factory=dict)
+    maskers: list[tuple[Dim, str, int, str]] = field(default_factory=list)
+
+    def values(self) -> Iterator[Value]:
+        yield from self.inputs
+        yield from self.parameters.values()
+        for op in self.ops:
+            yield from op.outputs
+
+    def text(self) -> str:
+        """The program as text: what tests compare and ``graphprune inspect --text`` prints."""
+        lines = [f"input  {value}" for value in self.inputs]
+        used = {id(value) for op in self.ops for value in op.inputs}
+        lines += [f"weight {value}" for value in self.parameters.values() if id(value) in used]
+        lines += [str(op) for op in self.ops]
+        lines += [f"output %{value.name}" for value in self.outputs]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place before one operand of one op where an axis may be reindexed: see the rule of ``reindex``."""
+
+    op: str
+    operand: int
+    axis: int
+    inner: int = 1
+    fills: bool = False
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Positions, in order, of an axis of ``size`` of one operand of an op; -1 stands for zeros."""
+
+    op: Op
+    operand: int
+    at: Indices
+    size: int
+
+
+@dataclass(frozen=True)
+class Relation:
+    """What a rule says of one op: its named axes, where each occurs, and the literals they set.
+
+    ``inputs`` and ``outputs`` map an axis name to (operand position, axis number) pairs.
+    """
+
+    dims: Mapping[str, Dim]
+    inputs: Mapping[str, tuple[tuple[int, int], ...]]
+    outputs: Mapping[str, tuple[tuple[int, int], ...]]
+    literals: Mapping[str, str] = field(default_factory=dict)

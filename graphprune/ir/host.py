@@ -1,0 +1,103 @@
+"""Who owns weights, literals and execution: the handful of edits that passes ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..axes.dim import Size
+from ..axes.index import Indices
+from .graph import Graph, Op, Piece, Site
+
+Array = NDArray[Any]
+
+Batch = Sequence[Array]
+"""One array per model input, in the model's order."""
+
+
+class Host(Protocol):
+    """Who owns weights, literals and execution. Editing methods change the host they are called on:
+    a pass edits a ``copy``, never the host it was given."""
+
+    kind: str  # "torch" or "onnx"
+
+    @property
+    def model(self) -> Any:
+        """The fx.GraphModule or onnx_ir.Model."""
+
+    def lift(self) -> Graph:
+        """The thin graph, built anew, its axes related by ``rules.relate``."""
+
+    def copy(self, dtype: str | None = None) -> Host:
+        """An independent host that shares weight storage until edited; ``dtype`` casts every
+        floating tensor (``"float64"``)."""
+
+    def own(self) -> None:
+        """Share no storage with the host this one was copied from: the result may be trained in place."""
+
+    def parameter(self, name: str) -> Array:
+        """The tensor as numpy (bf16 and fp16 widened to float32). Not to be written to."""
+
+    def set_parameter(self, name: str, value: Array) -> None:
+        """Replace a tensor; the dtype it has is kept."""
+
+    def take(self, name: str, axis: int, keep: Indices) -> None:
+        """Keep only ``keep`` of one axis of a tensor, in that order, exactly."""
+
+    def zero(self, name: str, axis: int, drop: Indices) -> None:
+        """Set the given slices of a tensor to zero, in a copy of its own. In a quantised tensor the zero
+        point is what stands for zero."""
+
+    def set_literal(self, op: Op, name: str, value: Any) -> None:
+        """Set a literal of the op (rules.py says which ops have which): an int or a list of ints.
+        In a list, None stands for a dynamic size, which stays what it was."""
+
+    def add_bias(self, op: Op, bias: Array) -> None:
+        """Add ``bias`` (one entry per output channel) to a conv's or linear's bias, making one if
+        there is none."""
+
+    def insert_reindex(self, site: Site) -> None:
+        """Put an op of the kind ``reindex`` there. It changes nothing until ``set_reindex``."""
+
+    def set_reindex(self, op: Op, pieces: Sequence[Piece]) -> None:
+        """Replace a ``reindex`` op by the concatenation of ``pieces``: by nothing where that is all of its
+        operand, a slice where it is a run, else by a gather."""
+
+    def remove(self, op: Op) -> None:
+        """Drop an op; its readers read its first input instead."""
+
+    def example(self) -> list[Array]:
+        """Inputs of the right names, shapes and dtypes to run on."""
+
+    def run(self, batch: Batch) -> list[Array]:
+        """The outputs for one batch of inputs."""
+
+    def watch(self, batch: Batch, names: Sequence[str], known: Mapping[str, Array] | None = None) -> dict[str, Array]:
+        """Run once and return intermediate values by name. ``known`` values are taken as they are:
+        nothing that only they depend on is computed."""
+
+    def gradients(
+        self, batch: Batch, loss: Callable[..., Any], rest: Batch, probe: Mapping[str, Array] | None = None
+    ) -> dict[str, Array]:
+        """The gradient of ``loss(output, *rest)``, a scalar, for every parameter; with ``probe`` v, a vector
+        per parameter, v * (H v) entry by entry, H the Hessian. Raises GraphpruneError on a host that has
+        no gradients."""
+
+    def shapes(self) -> dict[str, tuple[Size, ...]]:
+        """Every value's shape, inferred anew. Raises ShapeError naming the op that disagrees."""
+
+    def save(self, path: Path) -> None:
+        """Write the model in the host's own format (``model.pt2``, ``model.onnx``)."""
+
+
+def random_array(rng: np.random.Generator, shape: Sequence[int], dtype: str) -> Array:
+    """Example data of a dtype: normal floats, small non-negative integers, coin flips."""
+    if dtype == "bool":
+        return rng.random(tuple(shape)) < 0.5
+    if dtype.startswith(("int", "uint")):
+        return rng.integers(0, 2, tuple(shape)).astype(dtype)
+    return rng.standard_normal(tuple(shape)).astype(dtype)

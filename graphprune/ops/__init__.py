@@ -1,0 +1,1 @@
+"""What every op kind is: what it does to axes (rules) and everything else (traits)."""

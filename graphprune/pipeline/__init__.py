@@ -1,0 +1,1 @@
+"""Passes and recipes, running and replaying them, and the proof that the result is right."""

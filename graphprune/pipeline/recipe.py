@@ -1,0 +1,129 @@
+"""Recipes: a sequence of passes as text or TOML, read, checked and written.
+
+group,score{by=l2},mask{macs=0.5x grain=8},propagate"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ..errors import RecipeError, nearest
+from .base import Pass, _default, _spell, passes
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A sequence of passes. ``Recipe.parse(recipe.text()) == recipe``, and the same for TOML."""
+
+    steps: tuple[Pass, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Recipe:
+        """Read ``name{option=value ...},...``. Raises RecipeError at the first thing amiss."""
+        return cls(tuple(make(name, options) for name, options in _steps(text)))
+
+    @classmethod
+    def from_toml(cls, text: str) -> Recipe:
+        """Read ``[[pass]]`` tables: ``name`` and options."""
+        try:
+            tables = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise RecipeError(f"the recipe is not TOML: {error}") from error
+        extra = sorted(set(tables) - {"pass"})
+        if extra or not isinstance(tables.get("pass"), list) or not all(isinstance(t, dict) for t in tables["pass"]):
+            raise RecipeError(
+                f"a recipe file holds [[pass]] tables, not {extra or 'nothing'}", '[[pass]]\n  name = "group"'
+            )
+        return cls(
+            tuple(
+                make(str(table.get("name", "")), {k: v for k, v in table.items() if k != "name"})
+                for table in tables["pass"]
+            )
+        )
+
+    def text(self) -> str:
+        return ",".join(step.text() for step in self.steps)
+
+    def toml(self) -> str:
+        out = []
+        for step in self.steps:
+            changed = {k: v for k, v in step.options().items() if v != _default(type(step), k)}
+            out.append(
+                "\n".join(["[[pass]]", f'name = "{step.name}"', *(f"{k} = {_toml(v)}" for k, v in changed.items())])
+            )
+        return "\n\n".join(out) + "\n"
+
+    def check(self, *, known: Iterable[type] = (), has_data: bool = False) -> None:
+        """Every need is met before any weight moves. Raises RecipeError."""
+        have = set(known)
+        for number, step in enumerate(self.steps, 1):
+            for need in step.needs:
+                if need not in have:
+                    givers = [name for name, kind in passes().items() if need in kind.gives]
+                    raise RecipeError(
+                        f"step {number} `{step.name}` needs {need.__name__}, which no earlier step gives",
+                        f"put `{givers[0]}` before it" if givers else None,
+                    )
+            if step.wants_data() and not has_data:
+                raise RecipeError(
+                    f"step {number} `{step.text()}` needs calibration data",
+                    "give --data FILE, or gp.load(..., data=...)",
+                )
+            have = (set() if step.rewrites else have) | set(step.gives)
+
+
+def make(name: str, options: Mapping[str, Any]) -> Pass:
+    """One pass from its name and options as text or TOML values. Raises RecipeError."""
+    kind = passes().get(name)
+    if kind is None:
+        raise RecipeError(f"unknown pass `{name}`", nearest(name, passes()))
+    types = typing.get_type_hints(kind)
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    values = {}
+    for key, value in options.items():
+        if key not in known:
+            raise RecipeError(f"`{name}` has no option `{key}`", nearest(key, known) if known else "it has none")
+        values[key] = _value(name, key, value, types[key])
+    return kind(**values)
+
+
+_STEP = re.compile(r"\s*([A-Za-z_][\w.-]*)\s*(?:\{([^{}]*)\})?\s*(,|$)")
+
+
+def _steps(text: str) -> Iterator[tuple[str, dict[str, str]]]:
+    at = 0
+    while at < len(text) or at == 0:
+        found = _STEP.match(text, at)
+        if not found:
+            raise RecipeError(
+                f"cannot read the recipe at `{text[at : at + 30]}`",
+                "write it as group,score{by=l2},mask{channels=0.5x},propagate",
+            )
+        name, body, _ = found.groups()
+        options = {}
+        for item in (body or "").split():
+            key, equals, value = item.partition("=")
+            if not equals or not value:
+                raise RecipeError(f"`{name}`: cannot read option `{item}`", "write option=value, separated by spaces")
+            options[key] = value
+        yield name, options
+        at = found.end()
+
+
+def _value(name: str, key: str, value: Any, kind: Any) -> Any:
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[str(value).lower()]
+        if isinstance(value, (bool, list, dict)) or (kind is int and isinstance(value, float)):
+            raise ValueError
+        return kind(value)
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecipeError(f"`{name}`: option `{key}` takes a {kind.__name__}, not `{value}`") from error
+
+
+def _toml(value: Any) -> str:
+    return _spell(value) if isinstance(value, (bool, int, float)) else f'"{value}"'

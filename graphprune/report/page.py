@@ -1,0 +1,327 @@
+"""The report: ``report.json`` as a page for people (``render``) and as a few lines for a terminal (``table``)."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .segments import picture, segments
+from .units import count, duration, error, ratio, size
+
+Report = Mapping[str, Any]
+
+ROWS_LIMIT = 40
+"""With more groups than this the page opens with a skyline and keeps the named bars folded away."""
+FOLD_LIMIT = 10
+"""Longer lists are folded away."""
+
+
+# ---- the comparison ------------------------------------------------------------------------------
+
+
+def comparison(report: Report) -> list[dict[str, Any]]:
+    """The rows of the before/after table: ``label``, ``before``, ``after``, ``remains`` (texts),
+    ``share`` (after / before, None where that means nothing), ``exact`` and ``note``."""
+    rows = [] if "accuracy" not in report else [_accuracy(report["accuracy"])]
+    for key, label, show in (
+        ("params", "parameters", count),
+        ("macs", "MACs", count),
+        ("size_bytes", "file size", size),
+    ):
+        before, after = report["before"][key], report["after"][key]
+        rows.append(
+            {
+                "label": label,
+                "before": show(before),
+                "after": show(after),
+                "remains": ratio(before, after),
+                "share": after / before if before else None,
+                "exact": f"{before:,} to {after:,}",
+                "note": "",
+            }
+        )
+    rows.extend(_latency_row(*pair) for pair in latencies(report))
+    return rows
+
+
+def _accuracy(accuracy: Mapping[str, Any]) -> dict[str, Any]:
+    before, after = accuracy["before"], accuracy["after"]
+    return {
+        "label": "accuracy",
+        "before": f"{before:.2%}",
+        "after": f"{after:.2%}",
+        "remains": f"{100 * (after - before):+.2f} pt",
+        "share": None,
+        "exact": f"{before} to {after}",
+        "note": str(accuracy["what"]),
+    }
+
+
+def latencies(report: Report) -> list[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
+    """(target, before, after) of every target that both models were measured on."""
+    before = _per_target(report["before"])
+    after = _per_target(report["after"])
+    return [(name, before[name], after[name]) for name in before if name in after]
+
+
+def _per_target(side: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    main = side.get("latency_ms")
+    first = {main["target"]: main} if main else {}
+    return {**first, **{name: one for name, one in (side.get("per_target") or {}).items() if one}}
+
+
+def _latency_row(target: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    slow, fast = before["median_ms"], after["median_ms"]
+    spreads = f"{duration(before['spread_ms'])} and {duration(after['spread_ms'])}"
+    return {
+        "label": f"latency, {target}",
+        "before": duration(slow),
+        "after": duration(fast),
+        "remains": ratio(slow, fast),
+        "share": fast / slow if slow else None,
+        "exact": f"{slow} ms to {fast} ms",
+        "note": f"median of {after['repeats']}, {_threads(after['threads'])}; interquartile range {spreads}",
+    }
+
+
+def _threads(threads: int) -> str:
+    return "1 thread" if threads == 1 else f"{threads} threads"
+
+
+def speed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """How the two latencies compare, in words; a difference within the spread is called none."""
+    slow, fast = before["median_ms"], after["median_ms"]
+    if abs(slow - fast) <= max(before["spread_ms"], after["spread_ms"]) or not (slow and fast):
+        return "as fast as before (within the spread)"
+    return f"{slow / fast:.2f} times as fast" if fast < slow else f"{fast / slow:.2f} times as slow"
+
+
+def verdict(report: Report) -> str:
+    """One sentence: what is left, how much faster it is, and whether that is proven."""
+    before, after = report["before"], report["after"]
+    kept = [
+        f"{ratio(before[key], after[key])} of the {word}" for key, word in (("macs", "MACs"), ("params", "parameters"))
+    ]
+    measured = latencies(report)
+    if measured:
+        target, slow, fast = measured[0]
+        kept.append(f"{speed(slow, fast)} on {target}")
+    return f"{', '.join(kept)}."
+
+
+def targeted(report: Report) -> list[str]:
+    """How a latency budget was met, in one sentence; nothing where there was none."""
+    if "latency" not in report:
+        return []
+    facts = report["latency"]
+    took = facts["measured_ms"]
+    found = f"not measured ({facts['not_measured']})" if took is None else f"measured {duration(took)}"
+    rounds = f"{len(facts['rounds'])} round{'' if len(facts['rounds']) == 1 else 's'}"
+    return [
+        f"latency {facts['budget']} on {facts['target']}: goal {duration(facts['goal_ms'])}, predicted "
+        f"{duration(facts['predicted_ms'])}, {found}; {facts['importance']:.1%} of the importance kept, {rounds}."
+    ]
+
+
+def verified(report: Report) -> str:
+    """One sentence on the verification, with its numbers."""
+    proof = report["verification"]
+    if not proof["used"]:
+        return "Not verified: --no-verify was given."
+    return (
+        f"Computes what the {proof['compared_with']} computes: {proof['dtype']}, "
+        f"relative error {error(proof['max_relative_error'])}, tolerance {error(proof['tolerance'])}."
+    )
+
+
+def command(report: Report) -> str:
+    """What reproduces the result: a shell line, or Python where the model has no name on disk."""
+    model, recipe = str(report["model"]), str(report["recipe"])
+    targets = [str(facts.get("target", name)) for name, facts in report["targets"].items()]
+    if not (model.endswith((".onnx", ".pt2")) or ":" in model):
+        options = [f"recipe={recipe!r}", f"seed={report['seed']}"]
+        options += [f"targets={tuple(targets)!r}"] if targets else []
+        options += ["data=data"] if report.get("data") else []
+        options += [] if report["verification"]["used"] else ["verify=False"]
+        return f"gp.compile(model, example_inputs, {', '.join(options)}, out='out')"
+    parts = [["graphprune", "compile", model], ["--passes", recipe], ["--seed", str(report["seed"])]]
+    parts += [["--data", str(report["data"])]] if report.get("data") else []
+    parts += [["--target", name] for name in targets]
+    parts += [] if report["verification"]["used"] else [["--no-verify"]]
+    return " \\\n    ".join(shlex.join(part) for part in [*parts, ["-o", "out"]])
+
+
+# ---- for a terminal ------------------------------------------------------------------------------
+
+
+def table(report: Report) -> str:
+    """The before/after table as aligned text, with the verification in one line below it."""
+    rows = comparison(report)
+    lines = [("", "before", "after", "remains", "")]
+    lines += [(row["label"], row["before"], row["after"], row["remains"], row["note"]) for row in rows]
+    widths = [max(len(line[k]) for line in lines) for k in range(4)]
+    text = [
+        f"{line[0]:<{widths[0]}}  "
+        + "  ".join(f"{cell:>{width}}" for cell, width in zip(line[1:4], widths[1:], strict=True))
+        + (f"   {line[4]}" if line[4] else "")
+        for line in lines
+    ]
+    auto = [f"Recipe: auto, which is {report['recipe']}"] if report.get("auto") else []
+    return "\n".join([*(line.rstrip() for line in text), "", *auto, *targeted(report), verified(report)])
+
+
+# ---- for a browser -------------------------------------------------------------------------------
+
+
+def render(report: Report) -> str:
+    """One HTML page that needs nothing else: no network, no scripts, light and dark.
+
+    The same report always gives the same bytes.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("graphprune.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"count": count, "duration": duration, "error": error, "facts": _facts}
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        rows=comparison(report),
+        verdict=verdict(report),
+        verified=verified(report),
+        targeted=targeted(report),
+        ops=_op_bars(report),
+        command=command(report),
+        groups=_groups(report["groups"]),
+        segments=segments(report.get("segments", ())),
+        picture=picture(report.get("segments", ())),
+        fallback=report.get("fallback"),
+        latencies=_bars(report),
+        passes=_passes(report["passes"]),
+        checks=[_check(one) for one in _checks(report["verification"])],
+        rows_limit=ROWS_LIMIT,
+        fold_limit=FOLD_LIMIT,
+    )
+
+
+def _groups(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each group with the lengths of its bar, in percent of the widest group."""
+    widest = max((group["size"] for group in groups), default=1)
+    return [
+        {
+            **group,
+            "total_percent": round(100 * group["size"] / widest, 3),
+            "kept_percent": round(100 * group["kept"] / widest, 3),
+            "share": f"{group['kept'] / group['size']:.0%}" if group["size"] else "-",
+            "title": f"{group['name']}: {group['kept']} of {group['size']} channels kept",
+        }
+        for group in groups
+    ]
+
+
+def _bars(report: Report) -> list[dict[str, Any]]:
+    """Two bars per target, with whiskers of one interquartile range, on one scale."""
+    pairs = latencies(report)
+    longest = max((one["median_ms"] + one["spread_ms"] / 2 for _, *two in pairs for one in two), default=0) or 1
+
+    def bar(side: str, one: Mapping[str, Any]) -> dict[str, Any]:
+        half = one["spread_ms"] / 2
+        return {
+            **one,
+            "side": side,
+            "percent": round(100 * one["median_ms"] / longest, 3),
+            "low": round(100 * max(0, one["median_ms"] - half) / longest, 3),
+            "high": round(100 * (one["median_ms"] + half) / longest, 3),
+        }
+
+    return [
+        {
+            "target": name,
+            "bars": (bar("before", before), bar("after", after)),
+            "speed": speed(before, after),
+            "remark": report["targets"].get(name, {}).get("remark", ""),
+        }
+        for name, before, after in pairs
+    ]
+
+
+def _op_bars(report: Report) -> list[dict[str, Any]]:
+    """The ops of a latency budget, the slowest first: before, predicted and measured on one scale."""
+    ops = report.get("latency", {}).get("ops", [])
+    longest = max((op["before_ms"] for op in ops), default=0) or 1
+    return [
+        {
+            **op,
+            "before_percent": round(100 * op["before_ms"] / longest, 3),
+            "predicted_percent": round(100 * op["predicted_ms"] / longest, 3),
+        }
+        for op in sorted(ops, key=lambda op: -op["before_ms"])
+    ]
+
+
+def _passes(passes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    slowest = max((one["seconds"] for one in passes), default=0) or 1
+    return [
+        {
+            **one,
+            "percent": round(100 * one["seconds"] / slowest, 3),
+            "time": duration(1e3 * one["seconds"]),
+            "settings": ", ".join(_defaults(one)),
+        }
+        for one in passes
+    ]
+
+
+def _defaults(step: Mapping[str, Any]) -> list[str]:
+    """The options that the canonical text leaves out because nobody changed them."""
+    given = step["text"].partition("{")[2].removesuffix("}").split()
+    return [option for option in _facts(step["options"]) if option not in given]
+
+
+def _facts(value: Mapping[str, Any]) -> list[str]:
+    """What a dict says, without what is empty and what the page shows elsewhere."""
+    return [
+        text for text in _flat(value) if not text.endswith(("=", "={}")) and not text.startswith(("name=", "remark="))
+    ]
+
+
+def _checks(proof: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """Every comparison that was made; the overall result alone where they are not listed."""
+    if not proof["used"]:
+        return ()
+    return proof.get("checks") or ({**proof, "what": f"compiled = {proof['compared_with']}, {proof['dtype']}"},)
+
+
+def _check(check: Mapping[str, Any]) -> dict[str, Any]:
+    """Where error and tolerance lie on a logarithmic scale from 1e-18 to 1, in percent."""
+
+    def place(number: float) -> float:
+        return round(100 * min(1.0, max(0.0, 1 + math.log10(number) / 18)), 3) if number > 0 else 0.0
+
+    found, allowed = check["max_relative_error"], check["tolerance"]
+    return {**check, "at": place(found), "limit": place(allowed), "holds": found <= allowed}
+
+
+def _flat(value: Any) -> list[str]:
+    """A dict as ``key=value`` texts, nested keys joined by dots."""
+    if not isinstance(value, Mapping):
+        return [str(value)]
+    out: list[str] = []
+    for key, item in value.items():
+        nested = isinstance(item, Mapping) and item
+        out += [f"{key}.{text}" for text in _flat(item)] if nested else [f"{key}={_plain(item)}"]
+    return out
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_plain, value)) + "]"
+    return (
+        {True: "true", False: "false", None: "none"}[value] if value is None or isinstance(value, bool) else str(value)
+    )

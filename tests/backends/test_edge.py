@@ -1,0 +1,263 @@
+"""Code for devices: it runs without TVM, on other machines too, and computes what ONNX Runtime computes."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from graphprune.backends.edge.target.target import Edge
+from torch import nn
+
+import graphprune as gp
+from graphprune.backends import target
+from graphprune.backends.boards import Board, board, boards, read
+from graphprune.backends.onnxruntime.target import Onnx
+from graphprune.cli import main
+from graphprune.errors import GraphpruneError, TargetError
+from graphprune.ir.program import Program
+
+TOLERANCE = 1e-4
+DETECTOR = Path(__file__).parents[3] / "shared" / "data" / "onnx" / "version-RFB-320.onnx"
+Made = Callable[[str], tuple[Edge, Path]]
+MACHINES = ["aarch64", "armv7", "riscv64", "x86_64", "c"]
+
+
+class Net(nn.Module):
+    """Dense, strided, depthwise and grouped convolutions, a sum, a concat, two outputs, one a view of an
+    input, one given twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16)
+        self.deep, self.wide = nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.Conv2d(16, 16, 3, padding=1, groups=4)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = torch.relu(self.norm(self.stem(x)))
+        z = torch.cat([y, torch.relu(self.deep(y) + self.wide(y))], 1)
+        logits = self.head(z.mean((2, 3)))
+        return logits.softmax(-1), z.flatten(1), x.flatten(1), logits
+
+
+@pytest.fixture(scope="module")
+def net() -> Program:
+    torch.manual_seed(0)
+    module = Net().eval()
+    with torch.no_grad():
+        for name, buffer in module.named_buffers():
+            if buffer.dtype == torch.float32:
+                buffer.copy_(torch.rand(buffer.shape) + 0.5 if name.endswith("var") else torch.randn(buffer.shape))
+    return gp.load(module, torch.randn(2, 3, 18, 18))
+
+
+def need(name: str) -> Edge:
+    """The target, or a skip that says what this machine lacks."""
+    pytest.importorskip("tvm")
+    made = target(name)
+    assert isinstance(made, Edge)
+    if not shutil.which(board(name).cc):
+        pytest.skip(f"no {board(name).cc}")
+    if reason := made.unable():
+        pytest.skip(reason)
+    return made
+
+
+def error(got: list[np.ndarray], want: list[np.ndarray]) -> float:
+    assert [(a.shape, a.dtype) for a in got] == [(a.shape, a.dtype) for a in want]
+    return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(got, want, strict=True))
+
+
+# ---- code for devices --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made(net: Program, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Edge, Path]]:
+    """The target of a name and its library, compiled once."""
+
+    @cache
+    def make(name: str) -> tuple[Edge, Path]:
+        on = need(name)
+        return on, on.emit(net, tmp_path_factory.mktemp(name))
+
+    return make
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_a_device_computes_what_onnx_runtime_computes(name: str, net: Program, made: Made) -> None:
+    (on, path), batch = made(name), net.host.example()
+    for threads in (1, 2):
+        assert error(on.load(path, threads=threads).run(batch), Onnx().run(net, batch)) <= TOLERANCE
+    other = [array + 1 for array in batch]
+    assert error(on.load(path).run(other), Onnx().run(net, other)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_the_folder_is_small_and_needs_libc_alone(name: str, net: Program, made: Made) -> None:
+    _, library = made(name)
+    weights = sum(net.host.parameter(name).nbytes for name in net.graph.parameters)
+    assert library.stat().st_size + library.with_name("weights.bin").stat().st_size <= 1.1 * weights + 2**20
+    said = subprocess.run(["readelf", "-d", library], capture_output=True, text=True)
+    if said.returncode == 0:
+        needed = [line.split("[")[1].rstrip("]") for line in said.stdout.splitlines() if "NEEDED" in line]
+        allowed = ("libc.", "libm.", "libgomp.", "ld-linux", "libgcc_s.")
+        assert needed and all(one.startswith(allowed) for one in needed), needed
+
+
+def test_build_sh_builds_what_was_not_linked(net: Program, tmp_path: Path) -> None:
+    need("x86_64" if platform.machine() == "x86_64" else "c")
+    on = target("c{link=false}")
+    assert on.emit(net, tmp_path) == tmp_path / "build.sh"
+    assert not (tmp_path / "run").exists() and on.unable() == "not linked here"
+    subprocess.run(
+        ["sh", "build.sh"],
+        cwd=tmp_path,
+        check=True,
+        env={"PATH": "/usr/bin:/bin", "CFLAGS": "-O1 -Wall -Wno-unused -Werror"},
+    )
+    batch = net.host.example()
+    assert error(target("c").load(tmp_path / "libmodel.so").run(batch), Onnx().run(net, batch)) <= TOLERANCE
+
+
+def test_the_program_says_what_is_wrong_with_its_inputs(net: Program, made: Made, tmp_path: Path) -> None:
+    program = made("c")[1].with_name("run")
+    (tmp_path / "short.bin").write_bytes(b"1234")
+
+    def run(*args: str) -> tuple[int, str]:
+        done = subprocess.run([program, tmp_path, *args], capture_output=True, text=True, cwd=tmp_path)
+        return done.returncode, done.stderr
+
+    assert run() == (2, "0 inputs given, the model takes 1\n")
+    assert run("short.bin") == (1, "short.bin: cannot be read, or is not 7776 bytes long\n")
+    assert run("none.bin")[0] == 1
+    net.host.example()[0].tofile(tmp_path / "x.bin")
+    done = subprocess.run([program, tmp_path, "-n", "5", "-t", "2", tmp_path / "x.bin"], capture_output=True)
+    assert done.returncode == 0 and done.stdout.startswith(b"median ") and b"5 runs" in done.stdout
+
+
+def test_other_shapes_are_refused(made: Made) -> None:
+    on, path = made("c")
+    with pytest.raises(TargetError, match="compiled for inputs of shape"):
+        on.load(path).run([np.zeros((1, 3, 18, 18), np.float32)])
+
+
+def test_the_same_model_gives_the_same_bytes(net: Program, tmp_path: Path) -> None:
+    need("c")
+    on = target("c{link=false}")
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        on.emit(net, tmp_path / name)
+    for file in sorted((tmp_path / "a").iterdir()):
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
+
+
+def test_what_is_missing_is_said(net: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(TargetError) as caught:
+        target("armv7").emit(net, tmp_path)
+    assert str(caught.value) == (
+        "target `armv7`: no `arm-linux-gnueabihf-gcc` on the PATH to link with\n"
+        "  hint: Debian: apt-get install gcc-arm-linux-gnueabihf; "
+        "or the option link=false, and run build.sh on the device"
+    )
+    assert list(tmp_path.iterdir()) == []
+    if platform.machine() != "riscv64":
+        assert target("riscv64").unable() == "programs for `riscv64` do not run here: no `qemu-riscv64` on the PATH"
+
+
+def test_compile_writes_and_verifies_code_for_a_device(tmp_path: Path) -> None:
+    need("aarch64")
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.Flatten(), nn.Linear(512, 4))
+    model = Onnx().emit(gp.load(nn.Sequential(*layers), torch.randn(1, 3, 8, 8)), tmp_path)
+    done = CliRunner().invoke(
+        main, ["compile", str(model), "--macs", "0.6x", "--target", "aarch64", "-o", str(tmp_path / "out")]
+    )
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (tmp_path / "out" / "aarch64" / "libmodel.so").is_file()
+    checks = {check["what"]: check["max_relative_error"] for check in report["verification"]["checks"]}
+    assert checks["code for aarch64 = model, float32"] <= TOLERANCE
+    assert report["targets"]["aarch64"]["target"] == "edge" and report["after"]["per_target"] == {}
+    assert (
+        "aarch64: not timed, an emulator's time says nothing about the device's; --rpc measures on it"
+        in report["notes"]
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["aarch64", "armv7"])
+def test_a_detector_runs_on_a_device(name: str, tmp_path: Path) -> None:
+    if not DETECTOR.is_file():
+        pytest.skip(f"no {DETECTOR}")
+    on, program = need(name), gp.load(DETECTOR)
+    batch = program.host.example()
+    assert error(on.load(on.emit(program, tmp_path)).run(batch), program.host.run(batch)) <= TOLERANCE
+
+
+# ---- boards ------------------------------------------------------------------------------------------
+
+
+def test_a_board_is_a_target() -> None:
+    made = target("raspberry-pi-4")
+    assert made == Edge(board="raspberry-pi-4") and made.label == "raspberry-pi-4"
+    assert target(made.text()) == made and target("raspberry-pi-4{link=false}").text() == (
+        "edge{board=raspberry-pi-4 link=false}"
+    )
+    with pytest.raises(TargetError, match="unknown target `rasberry-pi-4`\n  hint: did you mean `raspberry-pi-4`"):
+        target("rasberry-pi-4")
+
+
+@pytest.mark.parametrize("name", sorted(boards()))
+def test_llvm_knows_every_board(name: str) -> None:
+    from graphprune.backends.tvm.target.lower import toolchain
+
+    pytest.importorskip("tvm")
+    tvm, one = toolchain(), boards()[name]
+    made = tvm.target.Target(one.llvm())
+    if one.code == "object":
+        known = [str(cpu) for cpu in tvm.target.codegen.llvm_get_cpu_archlist(made)]
+        assert one.mcpu in known
+    assert one.summary and one.cores >= 1
+
+
+def test_a_board_of_ones_own_starts_from_another(tmp_path: Path) -> None:
+    path = tmp_path / "my-board.toml"
+    path.write_text('base = "armv7"\nmcpu = "cortex-a15"\ncores = 2\n')
+    mine, base = board(str(path)), board("armv7")
+    assert (mine.name, mine.mcpu, mine.cores, mine.triple) == ("my-board", "cortex-a15", 2, base.triple)
+    made = target(f"{path}{{link=false}}")
+    assert made.label == "my-board" and target(made.text()) == made
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("tripel = 'x'", "a board has no `tripel`\n  hint: did you mean `triple`?"),
+        ("triple = 3", "`triple` is 3\n  hint: it takes a text"),
+        ("triple = 'x'\nmattr = [1]", "`mattr` is [1]\n  hint: it takes a list of texts"),
+        ("base = 'arch64'", "base `arch64` is not a board\n  hint: did you mean `aarch64`?"),
+        ("mcpu = 'generic'", "`code` is object, which needs a `triple`, or c"),
+        ("triple = ", "not a board (Invalid value"),
+    ],
+)
+def test_a_wrong_board_is_one_clear_error(text: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "board.toml"
+    path.write_text(text)
+    with pytest.raises(TargetError) as caught:
+        read(path)
+    assert str(caught.value).startswith(f"{path}: {says}")
+
+
+def test_a_board_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(GraphpruneError, match="not a board"):
+        target(str(tmp_path / "none.toml"))
+    assert Board("x", code="c").llvm() == {"kind": "c"}

@@ -1,0 +1,152 @@
+"""Tuning: candidates in a process of their own, records that survive, code that computes the same."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from graphprune.backends.tvm.target.records import Records, alone, fingerprint
+from graphprune.backends.tvm.target.target import Tvm
+from graphprune.backends.tvm.target.worker import Workers
+from torch import nn
+
+import graphprune as gp
+from graphprune.backends import target
+from graphprune.backends.effort import Budget
+from graphprune.errors import TargetError
+from graphprune.ir.program import Program
+
+pytest.importorskip("tvm")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("GRAPHPRUNE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, stride=2), nn.Flatten(2)
+    ).eval()
+    return gp.load(net, torch.randn(1, 16, 14, 14))
+
+
+@pytest.fixture(scope="module")
+def loops(program: Program) -> tuple[Any, dict[str, Any]]:
+    """The TVM target, and the scheduled loops of every op."""
+    from graphprune.backends.tvm.target.lower import imported, lowered
+
+    code = target("tvm")._llvm()  # type: ignore[attr-defined]
+    module = lowered(imported(program.host)[0], code)
+    return code, {name.name_hint: f for name, f in module.functions_items() if name.name_hint != "main"}
+
+
+def test_a_candidate_that_crashes_or_hangs_takes_nothing_down(
+    loops: tuple[Any, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, functions = loops
+    conv = alone(next(f for name, f in functions.items() if "conv2d" in name)).script()
+    with Workers() as workers:
+        (worker,) = workers.each
+        assert 0 < worker.timed(conv, str(code)) < 1000
+        first = worker._process.pid
+        os.kill(first, signal.SIGSEGV)  # as a bad candidate does
+        assert worker.timed(conv, str(code)) == math.inf
+        assert worker.failures[-1].startswith("the process that ran it died (exit code -")
+        good, bad = workers.timed([(conv, str(code)), ("not a module", str(code))], math.inf)
+        assert 0 < good < 1000 and bad == math.inf and worker._process.pid != first
+        os.kill(worker._process.pid, signal.SIGSTOP)  # as one that never ends
+        monkeypatch.setattr("graphprune.backends.tvm.worker.BUILD_SECONDS", 0.1)
+        monkeypatch.setattr("graphprune.backends.tvm.worker.RUN_SECONDS", 0.1)
+        assert worker.timed(conv, str(code)) == math.inf and "took longer" in worker.failures[-1]
+
+
+def test_records_survive_and_keep_the_best(loops: tuple[Any, dict[str, Any]], tmp_path: Path) -> None:
+    one, two = list(loops[1].values())[:2]
+    path = tmp_path / "records.jsonl"
+    records = Records(path)
+    records.add(one, 2.0, "first")
+    records.add(one, 3.0, "worse")
+    records.add(one, 1.0, "best")
+    records.add(two, 5.0, "other")
+    with path.open("a") as file:
+        file.write('{"op": "cut sh')
+    again = Records(path)
+    assert again.get(one) == (1.0, "best") and again.get(two) == (5.0, "other")
+    assert len(path.read_text().splitlines()) == 4, "what is not better is not written"
+    assert fingerprint(one) != fingerprint(two)
+    assert fingerprint(one) == fingerprint(one.with_attr("global_symbol", "another_name"))
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [("10min", Budget(minutes=10)), ("90s", Budget(minutes=1.5)), ("1h", Budget(minutes=60)), ("2000", Budget(2000))],
+)
+def test_a_budget_is_time_or_trials(text: str, budget: Budget) -> None:
+    assert Budget.parse(text) == budget
+
+
+@pytest.mark.parametrize("text", ["", "0", "0min", "-3", "1.5", "10 parsecs"])
+def test_a_budget_that_is_none(text: str) -> None:
+    with pytest.raises(TargetError, match="10min, 90s, 1h, or a number of trials"):
+        Budget.parse(text)
+
+
+def test_targets_without_schedules_have_nothing_to_tune(program: Program) -> None:
+    with pytest.raises(TargetError, match="target `onnx` has nothing to tune\n  hint: give a target that has"):
+        gp.compile(program, macs="0.5x", targets=["ort"], tune="16")
+
+
+@pytest.mark.slow
+def test_a_search_ends_early_goes_on_and_serves_the_compiler(program: Program, cache: Path) -> None:
+    said: list[tuple[str, int, int]] = []
+
+    def interrupting(what: str, done: int, total: int) -> None:
+        said.append((what, done, total))
+        if what.startswith("tune") and done >= 48:
+            raise KeyboardInterrupt
+
+    on = Tvm()
+    _, found = on.tune(program, Budget(200), progress=interrupting)
+    assert 48 <= found["trials"] == said[-1][1] < 100 and said[-1][2] == 200
+    (trials,) = cache.glob("tuning/*.trials.json")
+    measured = len(trials.read_text().splitlines())
+    assert 0 < measured <= found["trials"]
+    with trials.open("a") as file:
+        file.write("[0, [[], [1.0")  # as a crash leaves it
+    records = on.records(on._llvm(), 1)
+    before = dict(records.best)
+    tuned, found = on.tune(program, Budget(16))
+    assert found["trials"] == 16 and tuned == Tvm(tuned=1)
+    assert len(trials.read_text().splitlines()) > measured, "it went on from what was measured"
+    after = on.records(on._llvm(), 1).best
+    assert before and all(after[op][0] <= ms for op, (ms, _) in before.items())
+    artifact = gp.compile(program, macs="0.99x", targets=["tvm"], tune="4")
+    assert artifact.report["targets"]["tvm"]["tuned"] and artifact.report["tuning"]["trials"] == 4
+    assert tuned.run(program, program.host.example())[0] == pytest.approx(
+        program.host.run(program.host.example())[0], abs=1e-4
+    )
+
+
+@pytest.mark.slow
+def test_weights_are_packed_as_the_schedule_reads_them(program: Program, tmp_path: Path) -> None:
+    from graphprune.backends.tvm.target.lower import imported
+    from graphprune.backends.tvm.target.tune import best_loops
+
+    on = Tvm()
+    on.tune(program, Budget(32))
+    target = on._llvm()
+    loops, found = best_loops(imported(program.host)[0], target, on.layout, on.records(target, 1))
+    assert found > 0
+    names = [name.name_hint for name, _ in loops.functions_items()]
+    assert not any("weight_prepack" in name for name in names), "what packs constants ran at compile time"
+    weights = sum(program.host.parameter(name).nbytes for name in program.graph.parameters)
+    assert Tvm(tuned=1).emit(program, tmp_path).stat().st_size <= 1.1 * weights + 2**20, "packed, not kept twice"

@@ -1,0 +1,132 @@
+"""A few dozen random networks, always the same ones; ``python -m tests.fuzz.run`` draws thousands."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from fuzz import checks, network
+from fuzz.network import Network, Step
+from fuzz.run import sample
+from graphprune.axes.dim import Dim
+from graphprune.axes.index import Index
+
+torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_random_networks_obey_the_law_and_the_oracle(part):
+    made = sample(100 + part, 10, lambda net: checks.check(net, onnx_too=part == 0, masks=2))
+    assert made["failure"] is None, made["failure"]["error"] + made["failure"]["program"]
+    assert made["checked"]["masks"] >= 8
+    assert made["checked"]["members"] >= 15
+
+
+NET = Network(
+    (("image", (7, 3, 4, 4)),),
+    (
+        Step("conv", 0, {"out": 6, "groups": 1, "kernel": 3, "stride": 1, "bias": True}, 0),
+        Step("batch_norm", 1, {}, 1),
+        Step("conv", 2, {"out": 4, "groups": 1, "kernel": 1, "stride": 1, "bias": True}, 2),
+    ),
+    (3,),
+    5,
+)
+
+
+def test_a_network_is_printed_as_a_program_and_as_python_that_makes_it_again():
+    assert repr(NET).splitlines()[1:-1] == [
+        "v0 = image(7, 3, 4, 4)",
+        "v1 = s0:conv(v0, out=6, groups=1, kernel=3, stride=1, bias=True)  # (7, 6, 4, 4)",
+        "v2 = s1:batch_norm(v1)  # (7, 6, 4, 4)",
+        "v3 = s2:conv(v2, out=4, groups=1, kernel=1, stride=1, bias=True)  # (7, 4, 4, 4)",
+        "return v3",
+    ]
+    assert eval(NET.plain()) == NET
+
+
+def test_the_fuzzer_counts_what_it_checks():
+    tally = checks.check(NET, onnx_too=True)
+    assert tally == Counter(
+        {
+            "networks": 1,
+            "networks in ONNX": 1,
+            "groups": 2,
+            "frozen dims": 4,
+            "members": 14,
+            "masks": 4,
+            "channels cut": tally["channels cut"],
+        }
+    )
+    assert tally["channels cut"] > 0
+
+
+def test_the_fuzzer_notices_a_mask_that_differs(monkeypatch):
+    """Its oracle has teeth: one channel too few in the reference, and it says so."""
+    real = checks._zeroed
+
+    def forgetful(array, axes):
+        fewer = {
+            k: {**entry, "keep": entry["keep"][:-1]} if entry["role"] == "reader" else entry
+            for k, entry in axes.items()
+        }
+        return real(array, fewer)
+
+    monkeypatch.setattr(checks, "_zeroed", forgetful)
+    with pytest.raises(checks.Broken, match="torch: pruned is not masked"):
+        checks.check(NET, onnx_too=False)
+
+
+def test_the_fuzzer_notices_a_member_too_few(monkeypatch):
+    """Its law has teeth: where the table forgets what BatchNorm couples, permuting moves the output."""
+    from graphprune.ops import rules
+
+    monkeypatch.setitem(rules.RULES, "batch_norm", "n c ~, d, c, c, c -> n c ~")
+    with pytest.raises(checks.Broken, match=r"permuting s0 .* moves the output"):
+        checks.check(NET, onnx_too=False)
+
+
+FOUND = {
+    "a slice counted from the end, whose tail is cut": Network(
+        (("vector", (7, 6)),),
+        (
+            Step("linear", 0, {"out": 4, "bias": False, "form": "plain"}, 0),
+            Step("batch_norm", 1, {}, 1),
+            Step("slice", 2, {"axis": 1, "start": -3, "end": 2, "step": 1}, 2),
+            Step("linear", 3, {"out": 3, "bias": True, "form": "plain"}, 3),
+        ),
+        (4,),
+        2,
+    ),
+    "queries and keys that are one value": Network(
+        (("image", (7, 3, 4, 4)),),
+        (
+            Step("conv", 0, {"out": 6, "groups": 1, "kernel": 1, "stride": 1, "bias": False}, 0),
+            Step("reshape", 1, {"to": (7, 6, 16), "computed": False}, 1),
+            Step("matmul_values", 2, {"with": 2, "of": "xT y"}, 2),
+            Step("linear", 3, {"out": 3, "bias": True, "form": "plain"}, 3),
+        ),
+        (4,),
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("what", FOUND)
+def test_what_the_fuzzer_found(what):
+    assert checks.check(FOUND[what], onnx_too=True, masks=6)["masks"] == 12
+
+
+def test_channels_may_be_kept_from_last_to_first():
+    """A reversed list is a view with negative strides, which torch does not take as it is."""
+    index = Index({(axis := Dim(4)): np.arange(4)[::-1]})
+    assert torch.from_numpy(index(axis)).tolist() == [3, 2, 1, 0]
+
+
+def test_every_kind_of_step_is_drawn():
+    """All that can be drawn is: nothing of the table is left out by a predicate that never holds."""
+    made = sample(1, 400, lambda net: Counter(drawn=1))
+    assert set(network.KINDS) <= set(made["kinds"])

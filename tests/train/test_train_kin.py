@@ -1,0 +1,311 @@
+"""The other methods that train towards pruning: each does what its formula says."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from test_train_methods import finite_differences, pair, task
+from torch import nn
+
+import graphprune as gp
+from graphprune.cost.static import macs
+from graphprune.errors import ModelError, RecipeError
+from graphprune.ir.facts import Groups, Keep
+
+
+def sgd(module, rate=0.1):
+    return torch.optim.SGD(module.parameters(), lr=rate)
+
+
+def convolutions(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(2, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(64, 3)
+    ).double()
+
+
+def images():
+    return torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+# ---- terms of the loss -------------------------------------------------------------------------------
+
+
+def test_group_lasso_is_its_formula():
+    module, program = pair()
+    lasso = gp.train.GroupLasso(program, module)
+    rows = torch.cat([module[0].weight, module[0].bias[:, None]], 1)
+    torch.testing.assert_close(lasso.value(), (6**0.5 * rows.norm(dim=1)).sum())
+    finite_differences(lasso, list(module.parameters()))
+
+
+def test_slimming_is_the_sum_of_the_scales():
+    module = convolutions()
+    with torch.no_grad():
+        module[1].weight.copy_(torch.linspace(-1, 1, 6))
+    slimming = gp.train.Slimming(gp.load(module, images()), module)
+    torch.testing.assert_close(slimming.value(), module[1].weight.abs().sum())
+    torch.testing.assert_close(slimming.importance()[:6], module[1].weight.abs())
+    assert (slimming.importance()[6:] == 1).all()
+    mlp, program = pair()
+    with pytest.raises(ModelError, match="no BatchNorm scales any channel"):
+        gp.train.Slimming(program, mlp)
+
+
+@pytest.mark.parametrize("kind", ["DReSS", "GrowingRegularization"])
+def test_only_what_will_go_is_regularised(kind):
+    module, program = pair()
+    with pytest.raises(RecipeError, match="does not know what"):
+        getattr(gp.train, kind)(program, module)
+    known = gp.run("group,score,mask{channels=0.5x}", program)
+    penalty = getattr(gp.train, kind)(known, module, strength=0.5)
+    penalty.steps.fill_(1)
+    penalty().backward()
+    stays = known.fact(Keep).keep["0"]
+    moved = module[0].weight.grad.abs().sum(1) > 0
+    assert not moved[torch.from_numpy(stays)].any()
+    assert int(moved.sum()) == 6
+    np.testing.assert_array_equal(penalty.keep().keep["0"], stays)
+    again = gp.run("mask{channels=0.5x}", penalty.learned()).fact(Keep).keep["0"]
+    np.testing.assert_array_equal(again, stays)
+
+
+def test_growing_regularisation_grows_to_its_ceiling():
+    module, program = pair()
+    known = gp.run("group,score,mask{channels=0.5x}", program)
+    penalty = gp.train.GrowingRegularization(known, module, strength=0.1, every=2, ceiling=0.25)
+    seen = []
+    for _ in range(8):
+        seen.append(penalty.grown())
+        penalty.step()
+    np.testing.assert_allclose(seen, [0, 0, 0.1, 0.1, 0.2, 0.2, 0.25, 0.25])
+    goes = (penalty.goes * penalty.channels.norms().square()).sum()
+    torch.testing.assert_close(penalty(), 0.25 * goes / 2)
+
+
+# ---- masks -------------------------------------------------------------------------------------------
+
+GATED = {"LAPP": {"temperature": 0.3}, "Polarization": {}, "StochasticMasks": {"total_steps": 10}}
+
+
+@pytest.mark.parametrize("kind", sorted(GATED))
+def test_the_gates_gradient_is_what_finite_differences_say(kind):
+    """Of the task's loss, through mask * weight, as the optimizer sees it."""
+    module = convolutions().eval()
+    optimizer = sgd(module, rate=0.0)
+    penalty = getattr(gp.train, kind)(gp.load(module, images()), module, optimizer, **GATED[kind])
+    (own,) = penalty.parameters()
+    seen = []
+    optimizer.register_step_pre_hook(lambda *_: seen.append(own.grad.clone()))
+
+    def loss():
+        penalty.impose()
+        return module(images()).square().mean()
+
+    optimizer.zero_grad()
+    loss().backward()
+    optimizer.step()
+    for k in range(len(own)):
+        values = []
+        for step in (1e-4, -1e-4):
+            with torch.no_grad():
+                own[k] += step
+            values.append(float(loss().detach()))
+            with torch.no_grad():
+                own[k] -= step
+        assert float(seen[0][k]) == pytest.approx((values[0] - values[1]) / 2e-4, rel=2e-3, abs=1e-7)
+
+
+def test_the_gates_cost_is_the_compilers():
+    """With gates of zero and one, the differentiable MACs are those of the network that is then cut."""
+    module = convolutions().eval()
+    program = gp.load(module, images())
+    penalty = gp.train.Polarization(program, module, sgd(module))
+    with torch.no_grad():
+        penalty.auxiliary.copy_(torch.tensor([1, 0, 1, 1, 0, 1, 0, 1, 1, 0]))
+    penalty.impose()
+    share = penalty.macs(penalty.gates())
+    cut = gp.run("propagate", penalty.learned())
+    assert float(share.detach()) == pytest.approx(macs(cut.graph, cut.host)() / macs(program.graph, program.host)())
+    torch.testing.assert_close(cut.model(images()), module(images()), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["LAPP", "StochasticMasks"])
+def test_the_cost_reaches_its_target(kind):
+    module, program = pair(width=16)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
+    options = {"total_steps": 200} if kind == "StochasticMasks" else {}
+    penalty = getattr(gp.train, kind)(program, module, optimizer, target=0.5, **options)
+    for step in range(200):
+        optimizer.zero_grad()
+        (0.1 * task(module, step) + penalty()).backward()
+        optimizer.step()
+        penalty.step()
+    assert float(penalty.macs(penalty.gates()).detach()) == pytest.approx(0.5, abs=0.12)
+
+
+def polarized(t):
+    module, program = pair(width=16)
+    optimizer = sgd(module, rate=0.05)
+    penalty = gp.train.Polarization(program, module, optimizer, strength=0.1, t=t)
+    with torch.no_grad():
+        penalty.auxiliary.copy_(torch.linspace(0.05, 0.95, 16))
+    return penalty, optimizer
+
+
+def test_polarization_leaves_none_in_between():
+    penalty, optimizer = polarized(0.0)
+    for _ in range(300):
+        optimizer.zero_grad()
+        penalty().backward()
+        optimizer.step()
+        penalty.step()
+    gates = penalty.gates().detach()
+    assert ((gates < 0.02) | (gates > 0.98)).all()
+    assert int((gates < 0.02).sum()) == 8
+
+
+@pytest.mark.parametrize("t", [0.0, 1.0, 1.6])
+def test_polarizations_own_choice_is_a_half_and_a_quarter_of_t(t):
+    """Brute force over how many of 40 gates are at zero, the others at one (theorem 1 of the paper)."""
+    penalty, _ = polarized(t)
+    values = []
+    for zeros in range(40):
+        with torch.no_grad():
+            penalty.auxiliary = nn.Parameter(torch.tensor([0.0] * zeros + [1.0] * (40 - zeros)))
+        values.append(float(penalty.value().detach()))
+    assert int(np.argmin(values)) / 40 == pytest.approx(0.5 + t / 4, abs=0.026)
+
+
+def test_movement_gathers_what_its_formula_says_and_counts_exactly():
+    module, program = pair(width=10)
+    optimizer = sgd(module)
+    penalty = gp.train.Movement(program, module, optimizer, keep=0.3, total_steps=4)
+    expected, counts = torch.zeros(10, dtype=torch.float64), []
+    for step in range(6):
+        weight = penalty.dense()["2.weight"].clone()
+        optimizer.zero_grad()
+        task(module, step).backward()
+        expected -= (weight * module[2].weight.grad).sum(0)
+        optimizer.step()
+        penalty.step()
+        counts.append(int((module[2].weight != 0).any(0).sum()))
+    torch.testing.assert_close(penalty.movement.double(), expected, rtol=1e-5, atol=1e-7)
+    assert counts == [round(10 * share) for share in gp.train.cubic(4, 0.3)] + [3, 3]
+
+
+def test_smcp_trains_what_it_masks_and_rewires_within_the_budget():
+    module, program = pair(width=12)
+    optimizer = sgd(module)
+    penalty = gp.train.SMCP(program, module, optimizer, budget="macs=0.5x", every=3)
+    cost = macs(program.graph, program.host)
+    known = gp.run("group", program)
+    dims = {group.name: group.dim for group in known.fact(Groups)}
+    cost = macs(known.graph, known.host)
+    before, alive = penalty.dense()["2.weight"].clone(), []
+    for step in range(9):
+        alive.append(penalty.alive.clone())
+        left = {dims[name]: float(own.sum()) for name, own in penalty.channels.split(penalty.alive).items()}
+        assert cost(left) <= 0.5 * cost()
+        assert torch.equal((module[2].weight != 0).any(0), penalty.alive > 0)
+        optimizer.zero_grad()
+        task(module, step).backward()
+        optimizer.step()
+        penalty.step()
+        assert torch.equal(alive[-1], penalty.alive) or (step + 1) % 3 == 0
+    masked = alive[0] == 0
+    assert (penalty.dense()["2.weight"][:, masked] != before[:, masked]).all()
+    assert any(not torch.equal(alive[0], later) for later in alive)
+
+
+# ---- perturbation, schedules, distillation -----------------------------------------------------------
+
+
+def test_adasap_moves_the_unimportant_most_and_moves_back():
+    module, program = pair()
+    penalty = gp.train.AdaSAP(program, module, low=0.01, high=0.1)
+    task(module, 0).backward()
+    before = copy.deepcopy(module.state_dict())
+    norms = penalty.channels.norms().detach()
+    with penalty.perturbed():
+        moved = torch.cat([module[0].weight - before["0.weight"], (module[0].bias - before["0.bias"])[:, None]], 1)
+        lengths = moved.detach().norm(dim=1)
+        assert all(parameter.grad is None for parameter in module.parameters())
+    live = lengths > 0  # a dead unit has no gradient to follow
+    place = (norms - norms.min()) / (norms.max() - norms.min())
+    torch.testing.assert_close(lengths[live], (0.1 - 0.09 * place)[live])
+    assert live.sum() > 6
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_schedules():
+    assert list(gp.train.one_shot(0.3)) == [0.3]
+    np.testing.assert_allclose(list(gp.train.linear(4, 0.2)), [0.8, 0.6, 0.4, 0.2])
+    np.testing.assert_allclose(list(gp.train.cubic(2, 0.2)), [0.2 + 0.8 / 8, 0.2])
+    with pytest.raises(RecipeError, match="is no schedule"):
+        list(gp.train.linear(0, 0.5))
+
+
+def test_answers_are_the_divergence_of_softened_logits():
+    a, b = torch.randn(5, 7, dtype=torch.float64), torch.randn(5, 7, dtype=torch.float64)
+    p, q = torch.softmax(b / 3, 1), torch.softmax(a / 3, 1)
+    expected = 9 * (p * (p.log() - q.log())).sum(1).mean()
+    torch.testing.assert_close(gp.train.answers(a, b, 3.0).double(), expected, rtol=1e-5, atol=1e-7)
+    assert float(gp.train.answers(a, a)) == pytest.approx(0, abs=1e-6)
+
+
+def test_inner_distillation_compares_the_channels_that_both_have():
+    module = convolutions().eval()
+    teacher = copy.deepcopy(module)
+    program = gp.run("group,score{by=random},mask{channels=0.5x},propagate", gp.load(module, images()))
+    done = gp.apply(program, module, in_place=True)
+    inner = gp.train.InnerDistillation(done, module, teacher, at=("2", "3"))
+    with pytest.raises(ModelError, match="the student has not run yet"):
+        inner(images())
+    module(images())
+    loss = inner(images())
+    keep = program.plan["steps"][-1]["keep"]
+    expected = []
+    for depth, group in ((3, "0"), (4, "3")):
+        mine, theirs = module[:depth](images()), teacher[:depth](images())[:, keep[group]]
+        expected.append(F.mse_loss(mine, theirs) / theirs.square().mean())
+    torch.testing.assert_close(loss.double(), torch.stack(expected).mean(), rtol=1e-5, atol=1e-8)
+    loss.backward()
+    assert module[0].weight.grad is not None
+    assert teacher[0].weight.grad is None
+    with pytest.raises(ModelError, match="has no submodule `9`"):
+        gp.train.InnerDistillation(done, module, teacher, at=("9",))
+    inner.remove()
+    assert not module[2]._forward_hooks
+    assert not teacher[2]._forward_hooks
+
+
+def test_a_teacher_of_itself_has_nothing_to_say():
+    module = convolutions().eval()
+    inner = gp.train.InnerDistillation(gp.load(module, images()), module, copy.deepcopy(module), at=("2",))
+    module(images())
+    assert float(inner(images()).detach()) == 0
+
+
+def test_all_is_what_there_is():
+    assert sorted(gp.train.__all__) == sorted(set(gp.train.__all__))
+    for name in gp.train.__all__:
+        assert getattr(gp.train, name).__doc__, name
+
+
+def test_the_examples_of_the_page_run_in_order():
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 3
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(block, names)
+    for name in re.findall(r"`(\w+)`", page.split("|---|---|---|")[1].split("\n\n")[0]):
+        assert name == "keep" or hasattr(gp.train, name), name
