@@ -27,9 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from graphprune.__none__ import accuracy_sides as sides
-from graphprune.__none__.accuracy_report import ALONE, AUTO, MEAN, PEER, TUNED, report
-from graphprune.__none__.cifar import TRAINED, network
+
+from . import accuracy_sides as sides
+from .accuracy_report import ALONE, AUTO, MEAN, PEER, TUNED, report
+from .cifar import TRAINED, network
 
 RESULTS = Path("docs/accuracy/accuracy.jsonl")
 BUDGETS = ("0.5x", "0.7x", "0.3x")
@@ -205,7 +206,7 @@ def main() -> None:
     options = parser.parse_args()
     results = Results(RESULTS)
     if options.settle:
-        from graphprune.__none__.accuracy_settle import settle
+        from .accuracy_settle import settle
 
         settle(results)
     elif not options.report:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from graphprune.__none__.cifar import TRAINED
+from .cifar import TRAINED
 
 Results = Mapping[tuple[str, str, str], Mapping[str, Any]]
 BUDGETS = ("0.7x", "0.5x", "0.3x")

@@ -10,12 +10,13 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
-from graphprune.__none__ import accuracy_sides as sides
-from graphprune.__none__.cifar import TRAIN_IMAGES, accuracy, images, normalised
 
 import graphprune as gp
 from graphprune.compensation import lsq
 from graphprune.coupling import contractions as regression
+
+from . import accuracy_sides as sides
+from .cifar import TRAIN_IMAGES, accuracy, images, normalised
 
 rd: Any = import_module("graphprune.allocation.rd")  # the package has the function under its name
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from graphprune.__none__.cifar import TRAIN_IMAGES, accuracy, calibration, images, network, normalised
 
 import graphprune as gp
+
+from .cifar import TRAIN_IMAGES, accuracy, calibration, images, network, normalised
 
 MODELS = Path("build/accuracy")
 """Compiled models, kept so that nothing is compiled twice."""

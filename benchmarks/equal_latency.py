@@ -18,9 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from graphprune.__none__.cifar import TRAINED, calibration, images, network, normalised
-from graphprune.__none__.latency import within
-from graphprune.__none__.results import Results
 
 import graphprune as gp
 from graphprune.allocation.rd import measured_losses
@@ -32,6 +29,10 @@ from graphprune.ir.facts import Groups
 from graphprune.ir.program import Program
 from graphprune.pipeline.recipe import Recipe
 from graphprune.pipeline.run import run
+
+from .cifar import TRAINED, calibration, images, network, normalised
+from .latency import within
+from .results import Results
 
 GRAINS = (Onnx.grain, Onnx.grain // 2)
 SIDES = {"global": "one threshold", "knapsack": "knapsack", "rd": "distortion"}

@@ -19,14 +19,13 @@ import sys
 import time
 from typing import Any
 
-from graphprune.__none__.networks import NETWORKS, make
+from .networks import NETWORKS, make
 
 
 def ours(name: str) -> dict[str, float]:
     """export: torch.export. work: group, score, mask, propagate, with every shape inferred again."""
-    from graphprune.hosts.torch.host.host import TorchHost
-
     import graphprune.passes.propagate  # noqa: F401 - imports are not what is measured
+    from graphprune.hosts.torch.host import TorchHost
     from graphprune.ir.program import Program
     from graphprune.pipeline.recipe import Recipe
     from graphprune.pipeline.run import run

@@ -18,9 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from graphprune.__none__ import convnets
-from graphprune.__none__.networks import NETWORKS, Sample
-from graphprune.__none__.results import Results
 
 import graphprune as gp
 from graphprune.backends import Target, share, target
@@ -31,6 +28,10 @@ from graphprune.ir.facts import Groups, Scores
 from graphprune.ir.program import Program
 from graphprune.pipeline.recipe import Recipe
 from graphprune.pipeline.run import run
+
+from . import convnets
+from .networks import NETWORKS, Sample
+from .results import Results
 
 DETECTOR = Path(__file__).parents[2] / "shared" / "data" / "onnx" / "version-RFB-320.onnx"
 

@@ -27,9 +27,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from graphprune.__none__.cifar import images, network, normalised
-from graphprune.__none__.convnets import CONVNETS, make
-from graphprune.__none__.results import Results
 
 import graphprune as gp
 from graphprune.axes.dim import leaves
@@ -40,6 +37,10 @@ from graphprune.ir.facts import Groups, Keep, Order
 from graphprune.ir.program import Program
 from graphprune.reorder.copy_costs import PRICES
 from graphprune.reorder.reindex import ends, reindexes
+
+from .cifar import images, network, normalised
+from .convnets import CONVNETS, make
+from .results import Results
 
 NETS = ("resnet20", "resnet32", "resnet56", "densenet40")
 CRITERIA = ("l1", "l2", "lamp", "fpgm")

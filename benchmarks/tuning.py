@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from graphprune.__none__.latency import MODELS, load
-from graphprune.__none__.results import Results
-from graphprune.backends.tvm.target.target import Tvm
-from graphprune.report.page.progress import shown
 
 import graphprune as gp
 from graphprune.backends import interleave
 from graphprune.backends.effort import Budget
 from graphprune.backends.onnxruntime.target import Onnx
+from graphprune.backends.tvm.target import Tvm
+from graphprune.report.progress import shown
+
+from .latency import MODELS, load
+from .results import Results
 
 RECIPE = "group,score,mask{macs=0.5x allocate=global grain=16},propagate"
 REPEATS = 60

@@ -131,7 +131,7 @@ def accuracy(logits: np.ndarray, labels: Tensor) -> float:
 
 def evaluate(compiled: Path) -> None:
     """Run both networks on the held-out digits, the compiled one from its file, and put the result in the report."""
-    from graphprune.report.page import page
+    from graphprune.report import page
 
     _, _, x, y = digits()
     net, _ = factory()

@@ -10,10 +10,11 @@ import argparse
 import copy
 
 import torch
-from graphprune.__none__.digits import DigitsNet, digits
 from torch.nn import functional as F
 
 import graphprune as gp
+
+from .digits import DigitsNet, digits
 
 EPOCHS, TUNE, BATCH = 15, 4, 64
 

@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from graphprune.hosts.torch.host.host import TorchHost
 from nets import randomise
 from torch import nn
 
+from graphprune.hosts.torch.host import TorchHost
 from graphprune.ir.program import Program
 
 WIDTH = 12

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from graphprune.hosts.torch.host.host import TorchHost
 from numpy.typing import NDArray
 from torch import nn
 
+from graphprune.hosts.torch.host import TorchHost
 from graphprune.ir.program import Program
 
 

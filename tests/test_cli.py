@@ -397,7 +397,7 @@ def test_bench_compares_two_models() -> None:
 def test_progress_is_lines_where_there_is_no_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from graphprune.report.page import progress
+    from graphprune.report import progress
 
     monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
     with progress.shown() as report:
@@ -408,7 +408,7 @@ def test_progress_is_lines_where_there_is_no_terminal(
 
 
 def test_short_work_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
-    from graphprune.report.page import progress
+    from graphprune.report import progress
 
     with progress.shown() as report:
         report("score", 0, 3)
@@ -418,7 +418,7 @@ def test_short_work_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
 def test_progress_on_a_terminal_is_a_bar_that_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     import io
 
-    from graphprune.report.page import progress
+    from graphprune.report import progress
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

@@ -22,14 +22,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from graphprune.__none__.loop import DEVICE, Run, accuracy, mean
-from graphprune.results import Results
 from torch import Tensor, nn
 
 import graphprune as gp
-from graphprune import cifar
 from graphprune.cost.static import macs
 from graphprune.ir.facts import Groups, Keep
+
+from .. import cifar
+from ..results import Results
+from .loop import DEVICE, Run, accuracy, mean
 
 GROUP = "group{freeze=conv1*|*.conv2|*.conv2.*}"
 MASK = "mask{macs=0.5x}"

@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from graphprune.__none__.loop import Run, accuracy, mean
-from graphprune.results import Results
 from torch import Tensor, nn
 
 import graphprune as gp
 from examples.digits import DigitsNet, digits
 from graphprune.ir.facts import Groups
+
+from ..results import Results
+from .loop import Run, accuracy, mean
 
 WIDTH, BATCH, EPOCHS = 16, 64, 20
 SPARSITIES = (50, 70, 80, 90)

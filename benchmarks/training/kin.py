@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from graphprune.__none__.digits import batches, held, network, training
-from graphprune.__none__.loop import Run, mean
-from graphprune.results import Results
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import graphprune as gp
 from graphprune.ir.facts import Groups, Keep
+
+from ..results import Results
+from .digits import batches, held, network, training
+from .loop import Run, mean
 
 EPOCHS, TUNE = 8, 2
 MASK = "mask{macs=0.5x}"

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from graphprune.report.page.progress import shown
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from graphprune.report.progress import shown
 
 Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
 """Batches of one epoch, by its number: the same number, the same batches."""

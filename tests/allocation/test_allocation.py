@@ -9,8 +9,6 @@ import nets
 import numpy as np
 import pytest
 import torch
-from graphprune.calibration.batches.batches import batches
-from graphprune.hosts.torch.host.host import TorchHost
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -18,10 +16,12 @@ from torch import nn
 from graphprune.allocation import METHODS
 from graphprune.allocation.choice import choose, trade, undominated
 from graphprune.allocation.rd import distortions
+from graphprune.calibration.batches import batches
 from graphprune.cost import static as costs
 from graphprune.coupling.groups import find_groups
 from graphprune.driver import sensitivity as sweep
 from graphprune.errors import BudgetError
+from graphprune.hosts.torch.host import TorchHost
 from graphprune.ir.facts import Groups, Keep, Scores
 from graphprune.ir.program import Program
 from graphprune.pipeline.recipe import Recipe

@@ -16,10 +16,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from graphprune.backends.tvm.target.schedule import NARROW, WIDE, Registers, choose
-from graphprune.backends.tvm.target.target import Library, Tvm
-from graphprune.hosts.onnx.host.host import OnnxHost
-from graphprune.hosts.torch.host.host import TorchHost
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -27,8 +23,12 @@ from torch import nn
 from graphprune.backends import Target, interleave, measure, runnable, share, target, targets
 from graphprune.backends.onnxruntime.target import Onnx
 from graphprune.backends.torch import Torch
-from graphprune.backends.tvm.target import winograd
+from graphprune.backends.tvm import winograd
+from graphprune.backends.tvm.schedule import NARROW, WIDE, Registers, choose
+from graphprune.backends.tvm.target import Library, Tvm
 from graphprune.errors import ModelError, TargetError
+from graphprune.hosts.onnx.host import OnnxHost
+from graphprune.hosts.torch.host import TorchHost
 from graphprune.ir.host import Array
 from graphprune.ir.program import Program
 
@@ -474,7 +474,7 @@ class Joined(nn.Module):
 @pytest.mark.parametrize("widths", [(64, 32), (50, 20, 7, 1, 33), (16, 1, 1), (5, 4)])
 def test_tvm_copies_each_part_of_a_concatenation_by_itself(widths: Sequence[int]) -> None:
     """No question per element which part it is of, and BatchNorm is one product and one sum."""
-    from graphprune.backends.tvm.target.lower import imported, lowered, toolchain
+    from graphprune.backends.tvm.lower import imported, lowered, toolchain
 
     torch.manual_seed(0)
     made = Joined(widths)

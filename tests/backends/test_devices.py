@@ -100,7 +100,7 @@ def _wait(address: str, count: int) -> None:
 
 @pytest.mark.slow
 def test_two_devices_share_the_work(tracker: str) -> None:
-    from graphprune.backends.tvm.target.rpc import sessions
+    from graphprune.backends.tvm.rpc import sessions
 
     found = sessions(tracker)
     assert len(found) == 2
@@ -129,9 +129,8 @@ def test_a_network_is_measured_and_recorded_on_a_device(program: Program, tracke
 def test_devices_share_a_search_and_the_board_gets_what_it_found(
     program: Program, tracker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from graphprune.backends.tvm.target.worker import Device, Workers
-
     from graphprune.backends.effort import Budget
+    from graphprune.backends.tvm.worker import Device, Workers
 
     monkeypatch.setenv("GRAPHPRUNE_CACHE", str(tmp_path / "cache"))
     _wait(tracker, 2)
@@ -156,7 +155,7 @@ def test_a_board_is_tuned_on_the_device_and_in_machine_code(program: Program) ->
 
 
 def test_addresses_that_do_not_answer() -> None:
-    from graphprune.backends.tvm.target.rpc import sessions
+    from graphprune.backends.tvm.rpc import sessions
 
     with pytest.raises(TargetError, match="is not an RPC address"):
         sessions("nowhere")

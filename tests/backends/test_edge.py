@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from graphprune.backends.edge.target.target import Edge
 from torch import nn
 
 import graphprune as gp
 from graphprune.backends import target
 from graphprune.backends.boards import Board, board, boards, read
+from graphprune.backends.edge.target import Edge
 from graphprune.backends.onnxruntime.target import Onnx
 from graphprune.cli import main
 from graphprune.errors import GraphpruneError, TargetError
@@ -218,7 +218,7 @@ def test_a_board_is_a_target() -> None:
 
 @pytest.mark.parametrize("name", sorted(boards()))
 def test_llvm_knows_every_board(name: str) -> None:
-    from graphprune.backends.tvm.target.lower import toolchain
+    from graphprune.backends.tvm.lower import toolchain
 
     pytest.importorskip("tvm")
     tvm, one = toolchain(), boards()[name]

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from graphprune.backends.tvm.target.records import Records, alone, fingerprint
-from graphprune.backends.tvm.target.target import Tvm
-from graphprune.backends.tvm.target.worker import Workers
 from torch import nn
 
 import graphprune as gp
 from graphprune.backends import target
 from graphprune.backends.effort import Budget
+from graphprune.backends.tvm.records import Records, alone, fingerprint
+from graphprune.backends.tvm.target import Tvm
+from graphprune.backends.tvm.worker import Workers
 from graphprune.errors import TargetError
 from graphprune.ir.program import Program
 
@@ -42,7 +42,7 @@ def program() -> Program:
 @pytest.fixture(scope="module")
 def loops(program: Program) -> tuple[Any, dict[str, Any]]:
     """The TVM target, and the scheduled loops of every op."""
-    from graphprune.backends.tvm.target.lower import imported, lowered
+    from graphprune.backends.tvm.lower import imported, lowered
 
     code = target("tvm")._llvm()  # type: ignore[attr-defined]
     module = lowered(imported(program.host)[0], code)
@@ -138,8 +138,8 @@ def test_a_search_ends_early_goes_on_and_serves_the_compiler(program: Program, c
 
 @pytest.mark.slow
 def test_weights_are_packed_as_the_schedule_reads_them(program: Program, tmp_path: Path) -> None:
-    from graphprune.backends.tvm.target.lower import imported
-    from graphprune.backends.tvm.target.tune import best_loops
+    from graphprune.backends.tvm.lower import imported
+    from graphprune.backends.tvm.tune import best_loops
 
     on = Tvm()
     on.tune(program, Budget(32))

@@ -7,10 +7,10 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from graphprune.calibration.batches.batches import CHUNK, batches, with_rest
-from graphprune.calibration.batches.files import read_npz
 from PIL import Image
 
+from graphprune.calibration.batches import CHUNK, batches, with_rest
+from graphprune.calibration.files import read_npz
 from graphprune.errors import DataError
 from graphprune.ir.graph import Value
 

@@ -12,18 +12,18 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from graphprune.calibration.batches.activations import Walk
-from graphprune.calibration.batches.batches import batches
-from graphprune.calibration.batches.least_squares import NormalEquations
-from graphprune.hosts.onnx.host.host import OnnxHost
-from graphprune.hosts.torch.host.host import TorchHost
 from torch import nn
 
 from graphprune.api import default_recipe
+from graphprune.calibration.activations import Walk
+from graphprune.calibration.batches import batches
+from graphprune.calibration.least_squares import NormalEquations
 from graphprune.compensation import lsq
 from graphprune.coupling.contractions import layers
 from graphprune.coupling.groups import find_groups
 from graphprune.errors import RecipeError
+from graphprune.hosts.onnx.host import OnnxHost
+from graphprune.hosts.torch.host import TorchHost
 from graphprune.ir.facts import Keep
 from graphprune.ir.program import Program
 from graphprune.passes.propagate import Propagate

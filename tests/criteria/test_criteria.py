@@ -8,10 +8,10 @@ import nets
 import numpy as np
 import pytest
 import torch
-from graphprune.calibration.batches.batches import batches
 from torch import nn
 
 import graphprune as gp
+from graphprune.calibration.batches import batches
 from graphprune.criteria import CRITERIA
 from graphprune.criteria.lasso import survival
 from graphprune.criteria.magnitude import lamp_of
@@ -87,7 +87,7 @@ def test_lamp_gives_the_largest_of_a_group_exactly_one():
 def test_obs_takes_in_turn_what_least_squares_can_best_do_without(monkeypatch):
     """Against refitting from scratch for every candidate at every step."""
     monkeypatch.setattr("graphprune.calibration.optimal_brain_surgeon.DAMP", 1e-12)
-    monkeypatch.setattr("graphprune.regression.ROWS", 10**6)
+    monkeypatch.setattr("graphprune.calibration.least_squares.ROWS", 10**6)
     net = mlp()
     h, y = hidden(net), hidden(net) @ net[2].weight.detach().numpy().T
 

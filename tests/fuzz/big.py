@@ -15,7 +15,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import onnx
 import onnx.helper as oh
-from graphprune.__none__.kinds import Onnx
+
+from .kinds import Onnx
 
 WIDTH = 4
 Made = tuple[str, int]
@@ -135,7 +136,7 @@ def measure(shape: str, ops: int) -> dict[str, float]:
 
 
 def main() -> None:
-    from graphprune.__none__.run import write_section
+    from .run import write_section
 
     every = len(sys.argv) < 2
     shapes = list(SHAPES) if every else sys.argv[1].split(",")

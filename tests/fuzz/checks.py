@@ -11,19 +11,20 @@ import numpy as np
 import onnx
 import onnx.numpy_helper as nh
 import torch
-from graphprune.__none__.network import Module, Network, data, to_onnx
-from graphprune.hosts.onnx.host.host import OnnxHost
-from graphprune.hosts.torch.host.host import TorchHost
 from numpy.typing import NDArray
 
 from graphprune.axes.index import Index, coordinates
 from graphprune.coupling.groups import find_groups
+from graphprune.hosts.onnx.host import OnnxHost
+from graphprune.hosts.torch.host import TorchHost
 from graphprune.ir.facts import Group, Groups, Keep, Member
 from graphprune.ir.host import Host
 from graphprune.ir.program import Program
 from graphprune.passes.propagate import Propagate
 from graphprune.pipeline import verify as proof
 from graphprune.pipeline.run import run_pass
+
+from .network import Module, Network, data, to_onnx
 
 Outputs = list[NDArray[Any]]
 EXACT = {"torch": 1e-12, "onnx": 1e-5}

@@ -13,12 +13,12 @@ from collections import Counter
 
 import pytest
 import torch
-from graphprune.hosts.torch.host.archive import check_archive
-from graphprune.hosts.torch.host.size_expressions import is_size
 
 from fuzz import attacks, mutate
 from fuzz.worker import read_all
 from graphprune.errors import ModelError
+from graphprune.hosts.torch.archive import check_archive
+from graphprune.hosts.torch.size_expressions import is_size
 
 
 def ends(cases: list[str], jobs: int = 2) -> Counter[str]:

@@ -123,10 +123,10 @@ class Guard:
 
 def read(case: str, sandbox: Path, guard: Guard) -> dict[str, Any]:
     """Load, cut, prove and write the model of one case."""
-    from graphprune.__none__.attacks import MARKER
-    from graphprune.__none__.mutate import content
-
     import graphprune as gp
+
+    from .attacks import MARKER
+    from .mutate import content
 
     made = content(case)
     folder = sandbox / "in"
@@ -195,10 +195,11 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     import torch
-    from graphprune.__none__.mutate import onnx_file, pt2_file
 
     import graphprune.hosts.onnx.host
     import graphprune.hosts.torch.host  # noqa: F401
+
+    from .mutate import onnx_file, pt2_file
 
     torch.set_num_threads(1)
     for which in (0, 1):

@@ -14,13 +14,13 @@ import onnx.numpy_helper as nh
 import onnxruntime
 import pytest
 import torch
-from graphprune.hosts.onnx.host.host import OnnxHost
 from torch import nn
 
 from graphprune.axes.dim import Dim, leaves
 from graphprune.axes.index import Index
 from graphprune.coupling.relate import literals, role
 from graphprune.errors import DataError, GraphpruneError, ModelError, OutputError, ShapeError
+from graphprune.hosts.onnx.host import OnnxHost
 from graphprune.ir.graph import Graph, Op
 
 DETECTORS = Path(__file__).parents[3] / "shared" / "data" / "onnx"

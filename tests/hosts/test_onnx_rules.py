@@ -15,13 +15,13 @@ import onnx
 import onnx.helper as oh
 import onnx.numpy_helper as nh
 import pytest
-from graphprune.hosts.onnx.host.host import OnnxHost
 
 import graphprune as gp
 from graphprune.axes.dim import leaves
 from graphprune.axes.index import Index
 from graphprune.cost import static as costs
 from graphprune.coupling.groups import find_groups
+from graphprune.hosts.onnx.host import OnnxHost
 from graphprune.ir.facts import Keep, Scores
 from graphprune.ir.program import Program
 from graphprune.passes.propagate import Propagate

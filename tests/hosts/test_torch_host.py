@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from graphprune.hosts.torch.host.host import TorchHost
 from torch import nn
 
 import graphprune as gp
 from graphprune.coupling.groups import find_groups
 from graphprune.errors import ModelError, OutputError
+from graphprune.hosts.torch.host import TorchHost
 from graphprune.ir.program import Program
 from graphprune.pipeline import verify as proof
 from graphprune.pipeline.recipe import Recipe

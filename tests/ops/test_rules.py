@@ -291,7 +291,7 @@ class _Entry:
 
 
 def test_rules_of_plug_ins_are_loaded_and_cannot_replace_ours(monkeypatch):
-    import graphprune.rules as rules
+    import graphprune.ops.rules as rules
 
     def enter():
         rule("theirs", axes="a -> a")
@@ -312,7 +312,7 @@ def test_rules_of_plug_ins_are_loaded_and_cannot_replace_ours(monkeypatch):
 
 
 def test_a_plug_in_that_does_not_load_is_an_error(monkeypatch):
-    import graphprune.rules as rules
+    import graphprune.ops.rules as rules
 
     def broken():
         raise ImportError("no module named `x`")

@@ -10,17 +10,17 @@ import nets
 import numpy as np
 import pytest
 import torch
-from graphprune.calibration.batches.batches import batches
-from graphprune.hosts.torch.host.host import TorchHost
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import graphprune as gp
 from graphprune.allocation.problem import best
+from graphprune.calibration.batches import batches
 from graphprune.cost import static as costs
 from graphprune.coupling.groups import find_groups
 from graphprune.errors import BudgetError, ModelError, RecipeError, ShapeError, VerificationError
+from graphprune.hosts.torch.host import TorchHost
 from graphprune.ir.facts import Groups, Keep, Scores
 from graphprune.ir.program import Program
 from graphprune.passes.mask import share
@@ -366,8 +366,7 @@ def test_wifv_of_a_grouped_convolution_by_hand():
 
 
 def test_moments_of_many_batches_are_those_of_one_even_far_from_zero():
-    from graphprune.calibration.batches.moments import moments
-
+    from graphprune.calibration.moments import moments
     from graphprune.coupling.contractions import reads
 
     program = load(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)), randn(2, 4))

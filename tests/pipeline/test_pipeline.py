@@ -239,7 +239,7 @@ USE = """
 import json, torch
 import graphprune as gp
 from graphprune.coupling.groups import find_groups
-from graphprune.pipeline import passes
+from graphprune.pipeline.base import passes
 
 import graphprune_tiny
 
@@ -287,8 +287,8 @@ def test_a_package_brings_a_pass_a_rule_and_a_target(plugin):
 
 def test_without_the_package_there_is_none_of_it():
     code = """
-from graphprune.pipeline import passes
-from graphprune.rules import table
+from graphprune.pipeline.base import passes
+from graphprune.ops.rules import table
 print(sorted(passes()), "tiny.scale.default" in table())
 """
     assert python(code) == "['compensate', 'dead', 'fold', 'group', 'mask', 'propagate', 'reorder', 'score'] False\n"
@@ -304,7 +304,8 @@ import nets
 from dataclasses import replace
 from graphprune.calibration.batches import batches
 from graphprune.ir.facts import Groups
-from graphprune.pipeline import Recipe, run
+from graphprune.pipeline.recipe import Recipe
+from graphprune.pipeline.run import run
 from graphprune.pipeline.plan_file import write_plan
 digest = hashlib.sha256()
 for name in ("Residual", "Dense", "CrossedSums", "Packed", "GroupedQuery"):

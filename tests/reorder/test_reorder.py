@@ -295,9 +295,8 @@ def test_tvm_selects_within_the_convolutions():
     """Neither a slice nor a gather is a kernel of its own there, padded or not, and sums still follow in the same
     kernel: just as many kernels as the unpruned network has, and none that only moves channels."""
     pytest.importorskip("tvm")
-    from graphprune.backends.tvm.target.lower import imported, lowered, toolchain
-
     from graphprune.backends.target import target
+    from graphprune.backends.tvm.lower import imported, lowered, toolchain
 
     program = gp.load(Rough().eval(), torch.randn(1, 3, 8, 8))
     naive = gp.run("group,score,mask{channels=0.5x floor=0 unconstrained=readers},propagate", program)

@@ -9,9 +9,10 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from graphprune.report.page.page import command, comparison, render, speed, table
-from graphprune.report.page.segments import picture
-from graphprune.report.page.units import count, duration, size
+
+from graphprune.report.page import command, comparison, render, speed, table
+from graphprune.report.segments import picture
+from graphprune.report.units import count, duration, size
 
 VOID = {"meta", "link", "br", "rect", "line", "img", "input", "hr"}
 

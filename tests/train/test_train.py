@@ -410,7 +410,7 @@ dist.destroy_process_group()
 
 @pytest.mark.parametrize("method", [*THREE, "StochasticMasks"])
 def test_two_ranks_learn_the_same(method, tmp_path):
-    code = RANKS.format(path=[str(ROOT / "tests"), str(ROOT)])
+    code = RANKS.format(path=[str(Path(__file__).parent), str(ROOT / "tests"), str(ROOT)])
     ranks = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", code, method, str(tmp_path / "store"), str(rank)],

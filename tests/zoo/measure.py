@@ -10,8 +10,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from graphprune.__none__.catalogue import Architecture
-
 import graphprune as gp
 from graphprune.axes.dim import Dim, leaves
 from graphprune.cost.static import params
@@ -21,6 +19,8 @@ from graphprune.ir.facts import Groups
 from graphprune.ir.graph import Graph
 from graphprune.ir.program import Program
 from graphprune.pipeline.verify import relative
+
+from .catalogue import Architecture
 
 FLOOR = 0.1
 Recipe = tuple[str, float, str]

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from graphprune.__none__.catalogue import Architecture
 from torch import nn
 
 from graphprune.pipeline.verify import relative
+
+from .catalogue import Architecture
 
 Indices = np.ndarray[Any, Any]
 Axis = tuple[str, bool]  # a layer's name, and whether its input channels are meant
@@ -114,10 +115,10 @@ def _normalises(dependency: Any) -> bool:
 
 def _makers_of_the_output(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Iterator[nn.Module]:
     """The layers whose output channels are those of an output, as graphprune sees them."""
-    from graphprune.__none__.measure import dense
-
     import graphprune as gp
     from graphprune.axes.dim import leaves
+
+    from .measure import dense
 
     graph = gp.load(copy.deepcopy(module), inputs).graph
     parts = dict(module.named_modules())

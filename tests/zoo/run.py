@@ -16,11 +16,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from graphprune.__none__.table import document
-from graphprune.__none__.work import COLUMNS, PEER, measured
-from graphprune.report.page.progress import shown
-
 import graphprune
+from graphprune.report.progress import shown
+
+from .table import document
+from .work import COLUMNS, PEER, measured
 
 Results = dict[str, dict[str, Any]]
 PACKAGES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "torch-pruning")
@@ -31,7 +31,7 @@ MEASURED = ("catalogue", "vision", "language", "others", "unet", "measure", "wor
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
     os.environ["OMP_NUM_THREADS"] = "1"  # two pools of threads on few cores are many times slower
-    from graphprune.__none__.all import CATALOGUE
+    from .all import CATALOGUE
 
     unknown = sorted(set(options.only) - set(CATALOGUE))
     if unknown:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from graphprune.__none__.work import HOSTS, PEER
+from .work import HOSTS, PEER
 
 Results = Mapping[str, Mapping[str, Any]]
 

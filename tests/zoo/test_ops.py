@@ -9,12 +9,13 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
-from graphprune.__none__.catalogue import randomise
 from torch import nn
 
 import graphprune as gp
 from graphprune.errors import ModelError
 from graphprune.ir.facts import Groups
+
+from .catalogue import randomise
 
 
 class Base(nn.Module):
