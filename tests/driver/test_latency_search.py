@@ -126,7 +126,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     def measured(calls: dict[str, _Sleeper], *_: Any, **__: Any) -> dict[str, Latency]:
         return {name: Latency(call.ms, 0.0, 5, call.threads, "known") for name, call in calls.items()}
 
-    for where in ("targeting", "backends.best"):
+    for where in ("driver.latency_search", "backends.best"):
         monkeypatch.setattr(f"graphprune.{where}.interleave", measured)
     monkeypatch.setattr("graphprune.driver.latency_search.share", lambda original, other: other.ms / original.ms)
     Known.log.clear()
