@@ -90,13 +90,16 @@ def apply(
     *,
     in_place: bool = False,
     optimizer: Any = None,
+    allow_unread: Sequence[str] = (),
 ) -> Program:
     """Do to a fresh copy of the same model what ``plan`` (a plan.json, or a program that was compiled)
     did: the same weights, to the last bit.
 
     ``in_place``: cut the nn.Module itself, so that its training goes on, and the state of ``optimizer``
-    with it; the result is checked against the GraphModule of the program returned. With a program for
-    the plan the example inputs may be left out.
+    with it; the result is checked against the GraphModule of the program returned. What the traced forward
+    does not read (an auxiliary head, a buffer of training, a copy of weights) and has a width that is cut is
+    refused by name; ``allow_unread`` names, with wildcards, what needs no cut. With a program for the plan
+    the example inputs may be left out.
 
     Raises RecipeError if the plan does not fit the model, ModelError where it cannot be cut in place.
     """
@@ -110,7 +113,7 @@ def apply(
     if in_place:
         from .train.inplace import cut
 
-        return cut(plan, model, example_inputs, optimizer)
+        return cut(plan, model, example_inputs, optimizer, allow_unread)
     host = model.source if isinstance(model, Program) else _host(model, example_inputs, None)
     return replace(replay(plan, host), source=host)
 

@@ -7,7 +7,7 @@ same plan makes, and put back as it was, with the reason, where the two differ.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from ..ir.program import Program
 from ..pipeline.replay import replay
 from ..pipeline.verify import relative
 from .channels import unwrapped
+from .unread import refuse_unread, training_error
 
 Keep = Mapping[str, Mapping[int, Tensor]]
 """Parameter -> axis -> the original indices kept."""
@@ -28,13 +29,18 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4}
 
 
 def cut(
-    plan: Mapping[str, Any], module: nn.Module, inputs: Any, optimizer: torch.optim.Optimizer | None = None
+    plan: Mapping[str, Any],
+    module: nn.Module,
+    inputs: Any,
+    optimizer: torch.optim.Optimizer | None = None,
+    allow_unread: Sequence[str] = (),
 ) -> Program:
     """Cut ``module`` as ``plan`` says, and every state of ``optimizer`` that is shaped like a parameter
     (momentum, Adam's moments) along with it. Returns the program whose GraphModule it was compared with.
 
     Parameters become new tensors: what else holds the old ones (DistributedDataParallel, an average of
-    weights) is to be made anew. Raises ModelError where the module's forward would be wrong, or the
+    weights) is to be made anew. Raises ModelError where the module's forward would be wrong, where it holds
+    tensors of a width that is cut and that the traced graph does not read (but for ``allow_unread``), or the
     optimizer has state that cannot be cut; module and optimizer are then as they were.
     """
     if isinstance(module, nn.parallel.DistributedDataParallel):
@@ -50,10 +56,15 @@ def cut(
         for name, axes in plan.get("parameters", {}).items()
     }
     _check_steps(module, host, done)
+    refuse_unread(module, host.lift(), _widths(host, done), allow_unread)
+    args, kwargs = host.call_arguments(host.example())
+    trains = training_error(module, args, kwargs) is None
     states = _cut_states(module, optimizer, keep) if optimizer is not None else {}
     undo = [*_replace_tensors(module, done), *_resize_layers(module, done)]
     try:
         _compare(module, host, done)
+        if trains and (error := training_error(module, args, kwargs)):
+            raise _unfit(module, host, done, f"in training mode its forward now raises {error}")
     except ModelError:
         for owner, name, old in reversed(undo):
             setattr(owner, name, old)
@@ -73,6 +84,17 @@ def _check_steps(module: nn.Module, host: TorchHost, done: Program) -> None:
                 f"the plan {what} `{min(names)}`, which {type(module).__name__} does not allow for",
                 "leave out `fold`, and `compensate` where a layer has no bias, or train the GraphModule",
             )
+
+
+def _widths(host: TorchHost, done: Program) -> dict[int, str]:
+    """The widths of all axes that were cut, each with a parameter that has it."""
+    before, after = dict(_tensors(host.model)), dict(_tensors(done.model))
+    return {
+        old: name
+        for name, tensor in before.items()
+        for old, new in zip(tensor.shape, after[name].shape, strict=True)
+        if new != old
+    }
 
 
 def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
