@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 import graphprune as gp
+from graphprune.calibration import least_squares as regression
 from graphprune.compensation import lsq
-from graphprune.coupling import contractions as regression
 
 from . import accuracy_sides as sides
 from .cifar import TRAIN_IMAGES, accuracy, images, normalised

@@ -10,7 +10,7 @@ from ..axes.index import coordinates
 from ..calibration.activations import Walk
 from ..calibration.least_squares import Curvature, NormalEquations, equations
 from ..calibration.optimal_brain_surgeon import eliminate, problems, scales
-from ..coupling.contractions import Layer, layers
+from ..coupling.contractions import Contraction, contractions
 from ..ir.facts import Group, Groups, Losses, Scores
 from ..ir.host import Array, Batch
 from ..ir.program import Program
@@ -65,7 +65,7 @@ def distortions(
     will); between those, d follows the readers' own error, which costs no run. Distortions of different
     groups add, nearly (Xu et al. 2023, one-shot layer-wise rate-distortion theory).
     """
-    found = layers(program.graph)
+    found = contractions(program.graph, own=True)
     sums = _sums(program, found)
     batches = _some(program.data, SAMPLES)
     outputs = [value.name for value in program.graph.outputs if "float" in value.dtype]
@@ -94,7 +94,7 @@ def distortions(
     return {group.name: curves[group.name] for group in groups}
 
 
-def _sums(program: Program, found: Sequence[Layer]) -> Mapping[str, NormalEquations]:
+def _sums(program: Program, found: Sequence[Contraction]) -> Mapping[str, NormalEquations]:
     if program.knows(Curvature):
         return program.fact(Curvature).sums
     return equations(found, program.host, program.data, program.seed)
@@ -119,7 +119,7 @@ def _fitted(
     program: Program,
     group: Group,
     gone: Array,
-    found: Sequence[Layer],
+    found: Sequence[Contraction],
     sums: Mapping[str, NormalEquations],
     weights: Mapping[tuple[str, int], Array],
     count: Mapping[str, Array],
@@ -130,7 +130,7 @@ def _fitted(
         parts = {part: weight for (name, part), weight in weights.items() if name == layer.op.name}
         if not parts:
             continue
-        matrix = layer.matrix(host)
+        matrix = layer.flat_matrix(host)
         scale = count.get(layer.op.name, np.ones(matrix.shape[0] * matrix.shape[1])).reshape(matrix.shape[:2])
         changed = matrix.copy()
         for part, weight in parts.items():

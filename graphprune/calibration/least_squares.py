@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..coupling.contractions import Layer
+from ..coupling.contractions import Contraction
 from ..ir.graph import Op
 from ..ir.host import Array, Batch, Host
 
@@ -84,7 +84,9 @@ def draw(rng: np.random.Generator, positions: int, wanted: int) -> Array | None:
     return None if wanted >= positions else np.sort(rng.choice(positions, wanted, replace=False))
 
 
-def equations(found: Sequence[Layer], host: Host, batches: Sequence[Batch], seed: int) -> dict[str, NormalEquations]:
+def equations(
+    found: Sequence[Contraction], host: Host, batches: Sequence[Batch], seed: int
+) -> dict[str, NormalEquations]:
     """By op name, the normal equations of layers for what they give now: one pass over the data."""
     sums: dict[str, NormalEquations] = {}
     names = sorted({value.name for layer in found for value in (layer.value, layer.out)})
@@ -92,7 +94,7 @@ def equations(found: Sequence[Layer], host: Host, batches: Sequence[Batch], seed
         seen = host.watch(batch, names)
         for layer in found:
             x, y = seen[layer.value.name], seen[layer.out.name]
-            groups, outputs, inputs = layer.matrix(host).shape
+            groups, outputs, inputs = layer.flat_matrix(host).shape
             rng = np.random.default_rng([seed, number, zlib.crc32(layer.op.name.encode())])
             at = draw(rng, layer.positions(y), -(-ROWS * inputs // len(batches)))
             own = sums.setdefault(layer.op.name, NormalEquations(groups, inputs, groups * outputs))

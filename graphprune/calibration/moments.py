@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..coupling.contractions import Read
+from ..coupling.contractions import Contraction
 from ..ir.host import Array, Batch, Host
 
 
@@ -20,29 +20,38 @@ class Moments:
     magnitude: Array
 
 
-def moments(host: Host, found: Sequence[Read], batches: Sequence[Batch]) -> dict[tuple[str, int], Moments]:
-    """Per (value name, axis), over all batches, in one pass over the data.
+class RunningMoments:
+    """Moments of an axis over batches, one after the other.
 
     Chunks are merged with the update of Chan, Golub and LeVeque (1979), which does not lose digits
     when the mean is large.
     """
+
+    def __init__(self, axis: int) -> None:
+        self._axis, self._count = axis, 0.0
+        self._mean, self._square, self._magnitude = np.zeros(1), np.zeros(1), np.zeros(1)
+
+    def add(self, value: Array) -> None:
+        x = np.moveaxis(value, self._axis, -1).astype(np.float64)
+        x = x.reshape(-1, x.shape[-1])
+        count, delta = float(len(x)), x.mean(0) - self._mean
+        total = self._count + count
+        self._magnitude = self._magnitude + np.abs(x).sum(0)
+        self._square = self._square + x.var(0) * count + delta**2 * (self._count * count / total)
+        self._mean = self._mean + delta * (count / total)
+        self._count = total
+
+    def done(self) -> Moments:
+        return Moments(self._mean, self._square / self._count, self._magnitude / self._count)
+
+
+def moments(host: Host, found: Sequence[Contraction], batches: Sequence[Batch]) -> dict[tuple[str, int], Moments]:
+    """Per (value name, axis) that is contracted, over all batches, in one pass over the data."""
+    names = sorted({read.value.name for read in found})
     keys = sorted({(read.value.name, read.axis) for read in found})
-    names = sorted({name for name, _ in keys})
-    state: dict[tuple[str, int], tuple[float, Array, Array]] = {}
-    sizes: dict[tuple[str, int], Array] = {}
+    running = {key: RunningMoments(key[1]) for key in keys}
     for batch in batches:
         seen = host.watch(batch, names)
-        for key in keys:
-            x = np.moveaxis(seen[key[0]], key[1], -1).astype(np.float64)
-            x = x.reshape(-1, x.shape[-1])
-            sizes[key] = sizes.get(key, 0.0) + np.abs(x).sum(0)
-            state[key] = _merge(state.get(key), (float(len(x)), x.mean(0), x.var(0) * len(x)))
-    return {key: Moments(mean, square / n, sizes[key] / n) for key, (n, mean, square) in state.items()}
-
-
-def _merge(old: tuple[float, Array, Array] | None, new: tuple[float, Array, Array]) -> tuple[float, Array, Array]:
-    if old is None:
-        return new
-    (n, mean, square), (m, other, more) = old, new
-    delta = other - mean
-    return n + m, mean + delta * (m / (n + m)), square + more + delta**2 * (n * m / (n + m))
+        for (name, _), one in running.items():
+            one.add(seen[name])
+    return {key: one.done() for key, one in running.items()}

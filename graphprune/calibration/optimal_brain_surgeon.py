@@ -17,7 +17,7 @@ import numpy as np
 
 from ..axes.dim import find
 from ..axes.index import Indices, shares
-from ..coupling.contractions import Layer
+from ..coupling.contractions import Contraction
 from ..ir.facts import Group
 from ..ir.graph import Graph
 from ..ir.host import Array, Host
@@ -33,7 +33,7 @@ class Problem:
     and for each of ``channels`` the row numbers ``blocks`` that are its. ``scale``: what an error of each
     output counts."""
 
-    layer: Layer
+    layer: Contraction
     part: int
     weight: Array
     inverse: Array
@@ -61,7 +61,11 @@ class Problem:
 
 
 def problems(
-    group: Group, found: Sequence[Layer], sums: Mapping[str, NormalEquations], host: Host, scales: Mapping[str, Array]
+    group: Group,
+    found: Sequence[Contraction],
+    sums: Mapping[str, NormalEquations],
+    host: Host,
+    scales: Mapping[str, Array],
 ) -> list[Problem]:
     """What each of the layers that read the group has to solve. ``scales``: by op name, what an error of
     each output counts."""
@@ -70,7 +74,7 @@ def problems(
         at, index = shares(layer.dim).get(find(group.dim), (np.arange(0), np.arange(0)))
         if not len(at):
             continue
-        matrix = layer.matrix(host)
+        matrix = layer.flat_matrix(host)
         scale = scales.get(layer.op.name, np.ones(matrix.shape[0] * matrix.shape[1])).reshape(matrix.shape[:2])
         whole = matrix * scale[:, :, None]
         gram, _, _, _ = sums[layer.op.name].centred()

@@ -12,7 +12,7 @@ from ..axes.dim import Dim
 from ..axes.index import Indices
 from ..calibration.activations import Walk
 from ..calibration.least_squares import ROWS, NormalEquations, affine, draw
-from ..coupling.contractions import Layer, Read, layers, reads
+from ..coupling.contractions import Contraction, contractions
 from ..coupling.groups import find_groups
 from ..ir.facts import Keep
 from ..ir.graph import Graph, Op, Value
@@ -48,7 +48,7 @@ def least_squares(program: Program, keep: Keep) -> Correction:
     with Walk(fit.source, fit.whole, program.data) as theirs, Walk(fit.host, fit.graph, program.data) as mine:
         for number, layer in enumerate(todo):
             program.progress("least squares", number, len(todo))
-            if isinstance(layer, Layer):
+            if layer.own:
                 fit.layer(layer, theirs, mine)
             else:
                 fit.shift(layer, theirs, mine)
@@ -81,7 +81,7 @@ class _Fit:
         self.biases: dict[str, Any] = {}
         self.seed = program.seed
 
-    def todo(self) -> list[Layer | Read]:
+    def todo(self) -> list[Contraction]:
         """The layers whose input is not what it was in the original, in order of execution."""
         changed: set[str] = set()
         for op in self.graph.ops:
@@ -89,22 +89,15 @@ class _Fit:
             cut = before is None or any(map(self.index.touches, _contracted(before, self.whole)))
             if cut or any(value is not None and value.name in changed for value in op.inputs):
                 changed |= {out.name for out in op.outputs}
-        fitted = {layer.op.name: layer for layer in layers(self.graph)}
-        others = {
-            read.op.name: read
-            for read in reads(self.graph)
-            if read.op.name not in fitted and read.op.attrs.get("beta", 1)
-        }
-        found: dict[str, Layer | Read] = {**fitted, **others}
         return [
-            found[op.name]
-            for op in self.graph.ops
-            if op.name in found and op.name in self.whole_place and op.outputs[0].name in changed
+            layer
+            for layer in contractions(self.graph)
+            if layer.op.name in self.whole_place and layer.out.name in changed and layer.op.attrs.get("beta", 1)
         ]
 
-    def layer(self, layer: Layer, theirs: Walk, mine: Walk) -> None:
+    def layer(self, layer: Contraction, theirs: Walk, mine: Walk) -> None:
         target = self._target(layer)
-        start = layer.matrix(self.host)
+        start = layer.flat_matrix(self.host)
         sums = NormalEquations(start.shape[0], start.shape[2], start.shape[0] * start.shape[1])
         for x, offset, z in self._rows(layer, target, theirs, mine):
             sums.add(x, (z - offset) / target.scale)
@@ -116,9 +109,9 @@ class _Fit:
                 made = target.scale * made + offset
                 sums.aim(x, (np.where(z > 0, z, np.minimum(made, 0)) - offset) / target.scale)
             weight, bias = sums.solve(start, DAMP)
-        self._set(layer, self._kept(target.value, layer.axis), weight, bias)
+        self._set(layer, self._kept(target.value, layer.out_axis), weight, bias)
 
-    def shift(self, read: Read, theirs: Walk, mine: Walk) -> None:
+    def shift(self, read: Contraction, theirs: Walk, mine: Walk) -> None:
         """Bring the mean of every output back to the original's."""
         out, axis = read.op.outputs[0], read.out_axis
         whole = self._original(out)
@@ -127,7 +120,7 @@ class _Fit:
         pruned = mine.at(self.place[read.op.name], [out.name])
         change, rows = np.zeros(len(kept)), 0
         for there, here in zip(original, pruned, strict=True):
-            gap = there[whole.name].take(kept, axis) - here[out.name].astype(np.float64)
+            gap = self._surviving(there[whole.name], whole, axis) - here[out.name].astype(np.float64)
             gap = np.moveaxis(gap, axis, -1).reshape(-1, len(kept))
             change, rows = change + gap.sum(0), rows + len(gap)
         change /= max(rows, 1)
@@ -135,40 +128,48 @@ class _Fit:
         self.biases[read.op.name] = addition(change, kept, int(whole.shape[axis]))
         self.host.add_bias(read.op, change)
 
-    def _rows(self, layer: Layer, target: Target, theirs: Walk, mine: Walk) -> Iterator[tuple[Array, Array, Array]]:
+    def _rows(
+        self, layer: Contraction, target: Target, theirs: Walk, mine: Walk
+    ) -> Iterator[tuple[Array, Array, Array]]:
         """Per batch: what the layer reads, and where scale * y + offset should come to z."""
-        kept = self._kept(target.value, layer.axis)
         wanted = [layer.value.name, *([target.other.name] if target.other else [])]
         rng = np.random.default_rng([self.seed, self.place[layer.op.name]])
         original = theirs.at(self.whole_place[layer.op.name], [target.value.name])
-        unknowns = layer.matrix(self.host).shape[-1]
+        unknowns = layer.flat_matrix(self.host).shape[-1]
         for there, here in zip(original, mine.at(self.place[layer.op.name], wanted), strict=True):
-            y = there[target.value.name].take(kept, layer.axis)
+            y = self._surviving(there[target.value.name], target.value, layer.out_axis)
             at = draw(rng, layer.positions(y), -(-ROWS * unknowns // len(mine.batches)))
             z = layer.targets(y, at)
             other = layer.targets(here[target.other.name], at) if target.other is not None else np.zeros(1)
             yield layer.rows(here[layer.value.name], at), other + target.shift, z
 
-    def _set(self, layer: Layer, kept: Indices, weight: Array, bias: Array) -> None:
+    def _set(self, layer: Contraction, kept: Indices, weight: Array, bias: Array) -> None:
         old = self.host.parameter(layer.weight)
         new = layer.tensor(weight, old.shape).astype(old.dtype)
         self.weights[layer.weight] = new
         change = bias - layer.bias(self.host)
         whole = self._original(layer.out).shape
         assert whole is not None
-        self.biases[layer.op.name] = addition(change, kept, int(whole[layer.axis]))
+        self.biases[layer.op.name] = addition(change, kept, int(whole[layer.out_axis]))
         self.host.set_parameter(layer.weight, new)
         self.host.add_bias(layer.op, change)
+
+    def _surviving(self, whole: Array, value: Value, axis: int) -> Array:
+        """What of a value of the original the pruned network has, on ``axis`` and every other one."""
+        for other, dim in enumerate(value.dims):
+            if other == axis or self.index.touches(dim):
+                whole = whole.take(self.index(dim), other)
+        return whole
 
     def _kept(self, value: Value, axis: int) -> Indices:
         dim: Dim = value.dims[axis]
         return self.index(dim)
 
-    def _target(self, layer: Layer) -> Target:
+    def _target(self, layer: Contraction) -> Target:
         """The residual sum that the layer ends in, if nothing but a BatchNorm lies between."""
         op, value = self._only_user(layer.out), layer.out
         scale, shift = np.ones(1), np.zeros(1)
-        if op is not None and op.kind == "batch_norm" and op.name in self.whole_place and layer.axis == 1:
+        if op is not None and op.kind == "batch_norm" and op.name in self.whole_place and layer.out_axis == 1:
             scale, shift = affine(op, self.host)
             if np.abs(scale).min() < 1e-3 * np.abs(scale).max():
                 return Target(self._original(layer.out))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..calibration.moments import moments
-from ..coupling.contractions import Read, reads
+from ..coupling.contractions import Contraction, contractions
 from ..coupling.groups import find_groups
 from ..ir.facts import Keep
 from ..ir.host import Array, Host
@@ -25,7 +25,7 @@ def means(program: Program, keep: Keep) -> Correction:
     index, blank = keep.index(groups), keep.blank
     counting = {name: kept[~np.isin(kept, blank.get(name, []))] for name, kept in keep.keep.items()}
     reading = Keep(counting).index(groups)
-    found = [read for read in reads(graph) if index.touches(read.dim)]
+    found = [read for read in contractions(graph) if index.touches(read.dim)]
     stats = moments(source, found, program.data)
     bias = {}
     for read in found:
@@ -39,7 +39,7 @@ def means(program: Program, keep: Keep) -> Correction:
     return Correction(bias=bias)
 
 
-def _lost(host: Host, read: Read, mean: Array) -> Array:
+def _lost(host: Host, read: Contraction, mean: Array) -> Array:
     """What inputs of that mean give at the outputs."""
     weight = read.matrix(host).sum(-1)  # groups, outputs, inputs
     lost: Array = np.einsum("goi,gi->go", weight, mean.reshape(weight.shape[0], -1)).ravel()

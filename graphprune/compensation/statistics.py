@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..calibration.activations import Walk
+from ..calibration.moments import RunningMoments
 from ..coupling.groups import find_groups
 from ..ir.facts import Keep
 from ..ir.graph import Graph, Op, Value
@@ -80,12 +81,8 @@ def _running(op: Op, graph: Graph) -> list[Value]:
 
 def _moments(walk: Walk, position: int, value: Value) -> tuple[Array, Array]:
     """Mean and variance per channel (axis 1) over all batches, float64."""
-    total, mean, square = 0.0, np.zeros(1), np.zeros(1)
+    running = RunningMoments(1)
     for seen in walk.at(position, [value.name]):
-        x = np.moveaxis(seen[value.name], 1, -1).astype(np.float64)
-        x = x.reshape(-1, x.shape[-1])
-        delta, count = x.mean(0) - mean, float(len(x))
-        square = square + x.var(0) * count + delta**2 * (total * count / (total + count))
-        mean = mean + delta * (count / (total + count))
-        total += count
-    return mean, square / total
+        running.add(seen[value.name])
+    found = running.done()
+    return found.mean, found.variance

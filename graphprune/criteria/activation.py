@@ -8,7 +8,7 @@ import numpy as np
 
 from ..axes.dim import leaves
 from ..calibration.moments import Moments, moments
-from ..coupling.contractions import Read, reads
+from ..coupling.contractions import Contraction, contractions
 from ..ir.host import Array
 from .magnitude import l2
 from .scoring import ScoresByGroup, Scoring, criterion
@@ -21,13 +21,13 @@ def _by_reader(scoring: Scoring, of: PerInput) -> ScoresByGroup:
     """Groups that no conv or linear reads get their L2 norms, brought to the same mean by ``normalize``."""
     program = scoring.program
     mine = {group.dim for group in scoring.groups}
-    found = [read for read in reads(program.graph) if any(leaf in mine for leaf in leaves(read.dim))]
+    found = [read for read in contractions(program.graph) if any(leaf in mine for leaf in leaves(read.dim))]
     stats = moments(program.host, found, program.data)
     scored = ((read.dim, _of(scoring, read, stats[read.value.name, read.axis], of)) for read in found)
     return scoring.per_value(scored, l2(scoring))
 
 
-def _of(scoring: Scoring, read: Read, stats: Moments, of: PerInput) -> Array:
+def _of(scoring: Scoring, read: Contraction, stats: Moments, of: PerInput) -> Array:
     return of(stats, read.matrix(scoring.program.host))
 
 

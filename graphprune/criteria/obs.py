@@ -7,17 +7,17 @@ import numpy as np
 from ..axes.dim import leaves
 from ..calibration.least_squares import Curvature, NormalEquations, equations
 from ..calibration.optimal_brain_surgeon import eliminate, problems, scales
-from ..coupling.contractions import Layer, layers
+from ..coupling.contractions import Contraction, contractions
 from .magnitude import l2
 from .scoring import COMBINE, ScoresByGroup, Scoring, criterion
 
 
-def curvature(scoring: Scoring) -> tuple[list[Layer], dict[str, NormalEquations]]:
+def curvature(scoring: Scoring) -> tuple[list[Contraction], dict[str, NormalEquations]]:
     """The layers that read the groups' channels, and what calibration data says of their inputs, which is
     learned as a Curvature as well."""
     program = scoring.program
     mine = {group.dim for group in scoring.groups}
-    found = [la for la in layers(program.graph) if any(leaf in mine for leaf in leaves(la.dim))]
+    found = [la for la in contractions(program.graph, own=True) if any(leaf in mine for leaf in leaves(la.dim))]
     sums = equations(found, program.host, program.data, program.seed)
     scoring.learned.append(Curvature(sums))
     return found, sums

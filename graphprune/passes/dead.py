@@ -9,7 +9,7 @@ import numpy as np
 
 from ..axes.dim import Dim, leaves
 from ..axes.index import coordinates, shares
-from ..coupling.contractions import reads
+from ..coupling.contractions import contractions
 from ..ir.facts import Group, Groups, Keep, Member
 from ..ir.host import Array, random_array
 from ..ir.program import Program
@@ -82,7 +82,7 @@ def _silent(program: Program, groups: Groups, constant: bool) -> Live:
     example and on random inputs."""
     example, rng = program.host.example(), np.random.default_rng(program.seed)
     noise = [random_array(rng, x.shape, str(x.dtype)) if x.dtype.kind == "f" else x for x in example]
-    found = list(reads(program.graph))
+    found = contractions(program.graph)
     seen = [program.host.watch(batch, sorted({read.value.name for read in found})) for batch in (example, noise)]
     silent = {group.name: np.ones(group.size, bool) for group in groups}
     known = {group.name: False for group in groups}

@@ -8,7 +8,7 @@ from math import inf, prod
 
 from ..axes.dim import PRODUCT, Dim, find, leaves, terms
 from ..cost.static import evaluate
-from ..coupling.contractions import reads
+from ..coupling.contractions import contractions
 from ..coupling.maskable import maskable
 from ..ir.facts import Groups
 from ..ir.graph import Graph, Op, Site, Value
@@ -26,7 +26,7 @@ def reader_sites(graph: Graph, groups: Groups, sizes: Mapping[str, int]) -> Iter
     """
     shared = {group.dim for group in groups if len(_readers(groups, group.dim)) > 1}
     climb = _Climb(graph, sizes)
-    for read in reads(graph):
+    for read in contractions(graph):
         if read.op.attrs.get("groups", 1) == 1 and any(leaf in shared for leaf in leaves(read.dim)):
             site = climb(read.op, read.axis)
             if site is not None:

@@ -19,7 +19,7 @@ from graphprune.calibration.activations import Walk
 from graphprune.calibration.batches import batches
 from graphprune.calibration.least_squares import NormalEquations
 from graphprune.compensation import lsq
-from graphprune.coupling.contractions import layers
+from graphprune.coupling.contractions import contractions
 from graphprune.coupling.groups import find_groups
 from graphprune.errors import RecipeError
 from graphprune.hosts.onnx.host import OnnxHost
@@ -97,16 +97,16 @@ def outputs(program):
 def test_rows_times_matrix_is_what_the_layer_computes(layer):
     shape = {nn.Conv1d: (4, 9), nn.Conv2d: (4, 7, 8), nn.Conv3d: (4, 5, 4, 3), nn.Linear: (3, 5)}[type(layer)]
     program = load(nn.Sequential(layer), shape, samples=3)
-    (found,) = layers(program.graph)
+    (found,) = contractions(program.graph, own=True)
     batch = program.data[0]
     y = program.host.run(batch)[0]
     x = found.rows(batch[0])
-    made = np.einsum("rgi,goi->rgo", x, found.matrix(program.host)).reshape(len(x), -1) + found.bias(program.host)
+    made = np.einsum("rgi,goi->rgo", x, found.flat_matrix(program.host)).reshape(len(x), -1) + found.bias(program.host)
     np.testing.assert_allclose(made, found.targets(y), rtol=0, atol=1e-12)
     some = np.array([0, 2, found.positions(y) - 1])
     np.testing.assert_array_equal(found.rows(batch[0], some), x[some])
     weight = program.host.parameter(found.weight)
-    np.testing.assert_array_equal(found.tensor(found.matrix(program.host), weight.shape), weight)
+    np.testing.assert_array_equal(found.tensor(found.flat_matrix(program.host), weight.shape), weight)
 
 
 def test_normal_equations_over_batches_solve_what_lstsq_solves_at_once():
@@ -313,7 +313,7 @@ class Tied(nn.Module):
 
 def test_layers_that_cannot_be_fitted_get_their_mean_outputs_back():
     program = load(Tied(), (4,), samples=100)
-    assert [layer.op.origin for layer in layers(program.graph)] == ["a"]
+    assert [layer.op.origin for layer in contractions(program.graph, own=True)] == ["a"]
     cut = do(CUT, program)
     done = do("compensate", cut)
     errors = [np.abs(outputs(one).mean(0) - outputs(program).mean(0)).max() for one in (cut, done)]

@@ -367,12 +367,12 @@ def test_wifv_of_a_grouped_convolution_by_hand():
 
 def test_moments_of_many_batches_are_those_of_one_even_far_from_zero():
     from graphprune.calibration.moments import moments
-    from graphprune.coupling.contractions import reads
+    from graphprune.coupling.contractions import contractions
 
     program = load(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)), randn(2, 4))
     rng = np.random.default_rng(0)
     x = 1e6 + rng.standard_normal((300, 4))
-    found = [read for read in reads(program.graph) if read.weight == "0.weight"]
+    found = [read for read in contractions(program.graph) if read.weight == "0.weight"]
     for chunks in (1, 7, 300):
         stats = moments(program.host, found, [[part] for part in np.array_split(x, chunks)])
         (value,) = stats.values()
