@@ -21,7 +21,7 @@ $(OUT)/weights.npz: examples/digits.py | $(VENV)/.demo
 	$(BIN)/python -m examples.digits train
 
 test: lint
-	$(BIN)/pytest -q -n 2 -m "not slow"
+	$(BIN)/pytest -q -n 2 -m "not slow" --durations=10
 
 test-slow: $(VENV)/.test
 	$(BIN)/pytest -q -m slow

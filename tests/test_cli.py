@@ -8,9 +8,9 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import limits
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -91,14 +91,8 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     heavy = ("torch", "onnx", "onnx_ir", "onnxruntime", "tvm", "matplotlib", "networkx", "jinja2", "rich")
     code = f"import sys, graphprune, graphprune.cli; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True, env=ENVIRONMENT).strip() == "[]"
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "graphprune.cli", "--help"], check=True, capture_output=True, env=ENVIRONMENT
-        )
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.3
+    took = limits.least_s([sys.executable, "-m", "graphprune.cli", "--help"], ENVIRONMENT)
+    assert took < 5 * limits.imports_s("click", ENVIRONMENT)  # torch alone would be 50
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])

@@ -269,6 +269,8 @@ def content(case: str) -> bytes:
             return attacks.PT2_ATTACKS[which](pt2_file(0))
         made = attacks.ONNX_ATTACKS[which]()
         return made if isinstance(made, bytes) else made.SerializeToString()
+    if way == "sound":
+        return pt2_file(int(which)) if host == "pt2" else onnx_file(int(which))
     rng = random.Random(case)
     if host == "pt2":
         return WAYS[host][way](pt2_file(int(which) % len(_NETS)), rng)

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import io
 import pickle
+import subprocess
+import sys
+import time
 import zipfile
 from collections import Counter
+from subprocess import PIPE
 
+import limits
 import pytest
 import torch
 
-from fuzz import attacks, mutate
+from fuzz import attacks, mutate, worker
 from fuzz.worker import read_all
 from graphprune.errors import ModelError
 from graphprune.hosts.torch.archive import check_archive
@@ -40,6 +45,19 @@ def test_what_is_damaged_is_refused_or_right():
     found = ends(cases)
     assert found["refused"] > 20
     assert found["right"] > 5
+
+
+def test_what_does_not_end_is_ended_by_its_processor_time(tmp_path):
+    """By the kernel, however long the clock says that took; what only waits is left to wait."""
+    code = "import sys, time; sys.stdin.readline() == 'wait\\n' and time.sleep(1.5)\nwhile True: pass"
+    (tmp_path / worker.SAID).touch()
+    for case, least in (("spin", 0.9), ("wait", 2.4)):
+        endless = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=PIPE, stdout=PIPE, text=True, preexec_fn=limits.bounded(1)
+        )
+        start = time.monotonic()
+        assert worker._ask(endless, case, tmp_path)["end"] == "WRONG: hangs"
+        assert time.monotonic() - start > least
 
 
 @pytest.mark.slow

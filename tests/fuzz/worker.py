@@ -1,11 +1,16 @@
-"""Reads hostile files in processes of their own, which are watched: memory, time, what they write."""
+"""Reads hostile files in processes of their own, which are watched: memory, time, what they write.
+
+Time is the processor time of the process, so that a busy machine makes no case look like one that hangs.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import queue
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,9 +21,12 @@ from pathlib import Path
 from typing import Any
 
 MEMORY = 2 * 2**30
-SECONDS = 10.0  # of processor time
-PATIENCE = 90.0  # of the clock: the machine may be busy
+SECONDS = 10.0  # of processor time that one case may take
+YARDSTICKS = 100.0  # or so many times what a sound file takes here, where that is more: the machine may be slow
+ENDLESS = 6  # times the limit: there the kernel ends a case
+BACKSTOP = 1800.0  # seconds of the clock, for what waits and never wakes: the machine may be busy
 ROOT = Path(__file__).parents[2]
+SOUND = "pt2/sound/0"
 SAID = "stderr"  # of a worker, in its sandbox
 
 
@@ -70,7 +78,7 @@ def _start(sandbox: Path) -> subprocess.Popen[str]:
 
 def _ask(worker: subprocess.Popen[str], case: str, sandbox: Path) -> dict[str, Any]:
     assert worker.stdin is not None and worker.stdout is not None
-    start, killer = time.monotonic(), threading.Timer(PATIENCE, worker.kill)
+    start, killer = time.monotonic(), threading.Timer(BACKSTOP, worker.kill)
     killer.start()
     try:
         worker.stdin.write(case + "\n")
@@ -83,11 +91,11 @@ def _ask(worker: subprocess.Popen[str], case: str, sandbox: Path) -> dict[str, A
     if line:
         result: dict[str, Any] = json.loads(line)
         return result
-    seconds = time.monotonic() - start
     code = worker.wait()
+    waits = time.monotonic() - start >= BACKSTOP
     last = (sandbox / SAID).read_text(errors="replace").strip().rpartition("\n")[2]
-    why = "hangs" if seconds >= PATIENCE else f"the process died ({code}): {last}"
-    return {"case": case, "end": f"WRONG: {why}", "error": "", "seconds": seconds}
+    why = "hangs" if code == -signal.SIGXCPU else "waits" if waits else f"the process died ({code}): {last}"
+    return {"case": case, "end": f"WRONG: {why}", "error": "", "seconds": 0.0}
 
 
 # ---- in the worker -----------------------------------------------------------------------------------
@@ -121,8 +129,9 @@ class Guard:
                 self.seen.append(f"{event} {path}")
 
 
-def read(case: str, sandbox: Path, guard: Guard) -> dict[str, Any]:
-    """Load, cut, prove and write the model of one case."""
+def read(case: str, sandbox: Path, guard: Guard, limit: float = SECONDS) -> dict[str, Any]:
+    """Load, cut, prove and write the model of one case. Beyond ``limit`` seconds of processor time it is
+    wrong, and far beyond the process ends."""
     import graphprune as gp
 
     from .attacks import MARKER
@@ -138,6 +147,7 @@ def read(case: str, sandbox: Path, guard: Guard) -> dict[str, Any]:
     (folder / "link").symlink_to(sandbox / "secret")
     before = _files(sandbox)
     start = time.process_time()
+    resource.setrlimit(resource.RLIMIT_CPU, (int(start + ENDLESS * limit) + 1, resource.RLIM_INFINITY))
     guard.seen.clear()
     guard.on = True
     error = said = ""
@@ -152,7 +162,7 @@ def read(case: str, sandbox: Path, guard: Guard) -> dict[str, Any]:
         end, said = f"WRONG: {type(fault).__name__}", _where(fault)
     guard.on = False
     seconds = time.process_time() - start
-    if seconds > SECONDS:
+    if seconds > limit:
         end = f"WRONG: took {seconds:.1f} s"
     if guard.seen:
         end = f"WRONG: {guard.seen[0]}"
@@ -183,7 +193,6 @@ def _addresses() -> int:
 
 def main() -> None:
     import logging
-    import resource
     import warnings
 
     sandbox = Path(sys.argv[1])
@@ -206,12 +215,13 @@ def main() -> None:
         onnx_file(which), pt2_file(which)
     guard = Guard(sandbox)
     os.chdir(sandbox)
-    read("pt2/zip/0", sandbox, guard)  # what is imported late is imported now
+    read(SOUND, sandbox, guard)  # what is imported late is imported now
+    limit = max(SECONDS, YARDSTICKS * read(SOUND, sandbox, guard)["seconds"])
     used = _addresses()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for line in sys.stdin:
-        result = read(line.strip(), sandbox, guard)
+        result = read(line.strip(), sandbox, guard, limit)
         result["spent"] = _addresses() > used + MEMORY // 4
         replies.write(json.dumps(result) + "\n")
         replies.flush()

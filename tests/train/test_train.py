@@ -9,6 +9,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import limits
 import nets
 import numpy as np
 import pytest
@@ -417,11 +418,11 @@ def test_two_ranks_learn_the_same(method, tmp_path):
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=limits.bounded(120),  # each waits for the other, and may do so for ever
         )
         for rank in (0, 1)
     ]
-    # both must run at once
-    outcomes = [rank.communicate(timeout=120)[1] for rank in ranks]
+    outcomes = [rank.communicate(timeout=limits.BACKSTOP_S)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], outcomes
     first, second = (torch.load(tmp_path / f"store.{rank}", weights_only=True) for rank in (0, 1))
     for mine, theirs in zip(first, second, strict=True):
