@@ -1,0 +1,5 @@
+"""``python -m graphprune.cli``."""
+
+from . import main
+
+main(prog_name="graphprune")

@@ -1,0 +1,152 @@
+"""`graphprune compile`: prune, prove, measure and write a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from ..pipeline.recipe import Recipe
+
+
+def _budget(ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """At most one budget is given."""
+    given: list[str] = ctx.meta.setdefault("graphprune.budgets", [])
+    if value is not None:
+        given.append(f"--{option.name}")
+    if len(given) > 1:
+        raise click.UsageError(f"one budget at a time, not {' and '.join(given)}", ctx)
+    return value
+
+
+@click.command(short_help="Prune a model to a budget, verify it, and write it with a report.")
+@click.argument("model")
+@click.option("--channels", metavar="0.5x", callback=_budget, help="What remains of the channels of each group.")
+@click.option("--params", metavar="0.5x", callback=_budget, help="What remains of the parameters.")
+@click.option("--macs", metavar="0.5x", callback=_budget, help="What remains of the multiply-accumulates.")
+@click.option(
+    "--latency",
+    metavar="0.6x|12ms",
+    callback=_budget,
+    help="What remains of the latency, measured on the first target.",
+)
+@click.option("--passes", "passes_", metavar="RECIPE", help="The recipe as text; see `graphprune passes`.")
+@click.option(
+    "--recipe", metavar="FILE.toml", type=click.Path(dir_okay=False, path_type=Path), help="The recipe as TOML."
+)
+@click.option(
+    "--data",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Calibration data: an .npz (one array per input), or a folder of .npy files or images.",
+)
+@click.option(
+    "--target", "targets_", metavar="NAME", multiple=True, help="Compile for it and measure on it. May be repeated."
+)
+@click.option(
+    "--threads", metavar="N", type=click.IntRange(min=1), default=1, show_default=True, help="Threads to measure with."
+)
+@click.option(
+    "--table",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="A latency table that `graphprune record` wrote; else the cached one.",
+)
+@click.option(
+    "--rpc",
+    metavar="HOST:PORT[/KEY]",
+    help="Measure a board's code on the device there: one running TVM's rpc_server, or a tracker with a key.",
+)
+@click.option(
+    "--tune",
+    metavar="10min|2000",
+    help="Search faster schedules for the result on the first target, so long or so many trials.",
+)
+@click.option(
+    "--seed", metavar="N", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all randomness."
+)
+@click.option("--verify/--no-verify", default=True, help="Prove that pruned equals masked (on unless switched off).")
+@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+@click.option("-o", "--out", metavar="OUT", type=click.Path(path_type=Path), required=True, help="The folder to write.")
+def compile(
+    model: str,
+    channels: str | None,
+    params: str | None,
+    macs: str | None,
+    latency: str | None,
+    passes_: str | None,
+    recipe: Path | None,
+    data: Path | None,
+    targets_: tuple[str, ...],
+    threads: int,
+    table: Path | None,
+    rpc: str | None,
+    tune: str | None,
+    seed: int,
+    verify: bool,
+    force: bool,
+    out: Path,
+) -> None:
+    """Prune MODEL to a budget, verify the result, and write it to OUT with a report.
+
+    The budget says what remains: 0.5x is half. Without a recipe of your own `auto` runs: with --data it
+    measures what each group is worth and fits every layer after the cut to the original network, without
+    it goes by weights; `graphprune passes` shows it, the report names it. OUT holds model.onnx or model.pt2,
+    plan.json (what was kept, for `graphprune apply`), report.json, report.html and a folder of code per
+    target. It is written whole or not at all.
+
+    Tuning keeps every schedule it finds: interrupted (Ctrl-C ends it early) or run again it goes on where
+    it was, and ops of the same sizes in other networks start from them.
+
+    \b
+    Examples:
+      graphprune compile model.onnx --channels 0.7x -o out
+      graphprune compile model.onnx --macs 0.5x --data calibration.npz --target onnx --target tvm -o out
+      graphprune compile model.onnx --latency 0.6x --target cpu -o out
+      graphprune compile model.onnx --macs 0.5x --target best-cpu --tune 30min -o out
+      graphprune compile mynet.models:resnet --params 0.4x --seed 3 -o out --force
+      graphprune compile model.pt2 --passes 'group,score{by=l1},mask{macs=0.5x grain=8},propagate' -o out
+    """
+    if passes_ is not None and recipe is not None:
+        raise click.UsageError("--passes and --recipe both give a recipe; take one")
+    if (passes_ or recipe) and (channels or params or macs or latency):
+        raise click.UsageError("a recipe has its budget in `mask{...}`; take one or the other")
+
+    from .. import api
+    from ..report.page import table as shown_table
+    from ..report.progress import shown
+
+    with shown() as progress:
+        artifact = api.compile(
+            model,
+            channels=channels,
+            params=params,
+            macs=macs,
+            latency=latency,
+            recipe=_recipe(recipe) if recipe else passes_,
+            data=data,
+            targets=targets_,
+            threads=threads,
+            table=table,
+            rpc=rpc,
+            tune=tune,
+            seed=seed,
+            verify=verify,
+            out=out,
+            force=force,
+            progress=progress,
+        )
+    click.echo(shown_table(artifact.report))
+    click.echo(f"\nreport: {out / 'report.html'}")
+
+
+def _recipe(path: Path) -> Recipe:
+    from ..errors import RecipeError
+    from ..pipeline.recipe import Recipe
+
+    try:
+        return Recipe.from_toml(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read: {error}") from error

@@ -1,0 +1,46 @@
+"""The command that the others are part of: the order they are listed in, and how errors end."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any
+
+import click
+
+from .. import __version__
+from ..errors import GraphpruneError
+
+
+class _Commands(click.Group):
+    """Commands in the order of their definition; a GraphpruneError is a message and exit code 1."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except GraphpruneError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="graphprune")
+def main() -> None:
+    """Compile a trained network into a smaller one that provably computes what the masked one does.
+
+    A MODEL is an ONNX file (model.onnx), a torch.export file (model.pt2), or package.module:factory,
+    a function that returns (module, example_inputs), looked up from the current directory.
+
+    \b
+    Start here:
+      graphprune inspect model.onnx                          what can be pruned, and what not and why
+      graphprune compile model.onnx --macs 0.5x -o out       half the multiply-accumulates
+      open out/report.html                                   what happened
+
+    Exit codes: 0 done, 1 an error that is explained on stderr, 2 wrong usage.
+    """
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore", FutureWarning)  # of libraries, about libraries

@@ -1,0 +1,75 @@
+"""`graphprune inspect` and `sweep`: what can be pruned, and what it would cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command(short_help="Show what can be pruned, and what cannot and why.")
+@click.argument("model")
+@click.option(
+    "--graph", metavar="OUT.svg", type=click.Path(dir_okay=False, path_type=Path), help="Draw the dependency graph."
+)
+@click.option("--text", is_flag=True, help="Print the program as graphprune reads it, op by op.")
+def inspect(model: str, graph: Path | None, text: bool) -> None:
+    """Show what of MODEL can be pruned, and what cannot and why.
+
+    A group is a set of channels that live or die together. Its members are parameter axes: writers make
+    the channels, readers contract them, carriers (biases, norms, depthwise weights) go along.
+
+    \b
+    Examples:
+      graphprune inspect model.onnx
+      graphprune inspect model.onnx --graph groups.svg
+      graphprune inspect mynet.models:resnet --text
+    """
+    from .. import api
+    from ..coupling.groups import find_groups
+    from ..report.listing import describe
+    from ..report.progress import shown
+
+    with shown() as progress:
+        progress("reading the model", 0, 1)
+        program = api.load(model)
+        groups = find_groups(program.graph)
+    if text:
+        click.echo(program.graph.text())
+    else:
+        click.echo(describe(groups))
+    if graph:
+        from ..report.dependency_graph import draw
+
+        draw(groups, graph)
+        click.echo(f"\ngraph: {graph}")
+
+
+@click.command(short_help="Measure how sensitive the outputs are to each group.")
+@click.argument("model")
+@click.option("--data", metavar="DATA", type=click.Path(path_type=Path), required=True, help="As for compile.")
+@click.option("--by", default="obs", show_default=True, help="The criterion by which channels go.")
+@click.option(
+    "--plot", metavar="OUT.svg", type=click.Path(dir_okay=False, path_type=Path), help="Draw it as a heat map."
+)
+def sweep(model: str, data: Path, by: str, plot: Path | None) -> None:
+    """Remove channels of one group of MODEL after the other, and measure what the outputs lose.
+
+    The table has a line per group: the mean squared change of the outputs, as a share of their variance,
+    with the lowest-scored channels removed and the layers that read the rest fitted to it.
+
+    \b
+    Example:
+      graphprune sweep model.onnx --data calibration.npz --plot sensitivity.svg
+    """
+    from .. import api
+    from ..driver import sensitivity
+    from ..report.progress import shown
+
+    with shown() as progress:
+        progress("reading the model", 0, 1)
+        curves = sensitivity.sweep(api.load(model, data=data), by, progress)
+    click.echo(sensitivity.table(curves))
+    if plot:
+        sensitivity.plot(curves, plot)
+        click.echo(f"\nplot: {plot}")

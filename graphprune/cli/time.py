@@ -1,0 +1,71 @@
+"""`graphprune record` and `bench`: times of ops and of models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command(short_help="Record the latency table that a model needs on a target.")
+@click.argument("model")
+@click.option("--target", "target_", metavar="NAME", required=True, help="The target to time ops on.")
+@click.option(
+    "--threads", metavar="N", type=click.IntRange(min=1), default=1, show_default=True, help="Threads to use."
+)
+@click.option(
+    "--rpc",
+    metavar="HOST:PORT[/KEY]",
+    help="Measure a board's code on the device there: one running TVM's rpc_server, or a tracker with a key.",
+)
+@click.option(
+    "-o", "--out", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The table."
+)
+def record(model: str, target_: str, threads: int, rpc: str | None, out: Path) -> None:
+    """Time on a target every op that MODEL may have at any width, and keep the times in a file.
+
+    Interrupted, it goes on where it was. `graphprune compile --table FILE` uses the table elsewhere.
+
+    \b
+    Examples:
+      graphprune record model.onnx --target ort -o ort.jsonl
+      graphprune record model.onnx --target raspberry-pi-4 --rpc 192.168.0.7:9090 -o pi.jsonl
+      graphprune compile model.onnx --target raspberry-pi-4 --latency 0.5x --table pi.jsonl -o out
+    """
+    from .. import api
+    from ..report.progress import shown
+
+    with shown() as progress:
+        table = api.record(model, target_, threads=threads, rpc=rpc, out=out, progress=progress)
+    click.echo(f"{sum(map(len, table.points.values()))} points: {out}")
+
+
+@click.command(short_help="Measure two models against each other, in turns.")
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option(
+    "--threads", metavar="N", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of each runtime."
+)
+@click.option(
+    "--repeats", metavar="N", type=click.IntRange(min=3), default=50, show_default=True, help="Timed runs of each."
+)
+def bench(a: Path, b: Path, threads: int, repeats: int) -> None:
+    """Measure A against B, in turns so that a busy machine is unfair to neither.
+
+    A and B are model files (.onnx, .pt2) or folders with compiled code that `graphprune compile` wrote.
+
+    \b
+    Examples:
+      graphprune bench model.onnx out/model.onnx
+      graphprune bench out/tvm out/onnx --threads 2 --repeats 200
+    """
+    from ..backends.measure import interleave
+    from ..backends.target import runnable
+    from ..report.listing import compared
+    from ..report.progress import shown
+
+    with shown() as progress:
+        progress("reading the models", 0, 1)
+        calls = {"a": runnable(a, threads=threads), "b": runnable(b, threads=threads)}
+        measured = interleave(calls, repeats, threads=threads, progress=progress)
+    click.echo(compared((str(a), measured["a"]), (str(b), measured["b"])))
