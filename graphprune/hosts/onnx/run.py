@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -49,6 +50,7 @@ class Session:
     ) -> None:
         self.proto, self._weights = _light(model, exact)
         names = _name_nodes(self.proto)
+        _seed(self.proto)
         _check_crashes(self.proto)
         graph = self.proto.graph
         if watch is not None:
@@ -93,6 +95,17 @@ class Session:
             raise _refused(error, self._names) from error
         finally:
             watch.cancel()
+
+
+_RANDOM = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli".split())
+
+
+def _seed(proto: onnx.ModelProto) -> None:
+    """Draws depend on the node alone, so that two models that differ elsewhere draw the same."""
+    for node in all_nodes(proto):
+        if node.op_type in _RANDOM and all(attribute.name != "seed" for attribute in node.attribute):
+            seed = zlib.crc32(node.output[0].encode()) % 2**20
+            node.attribute.append(onnx.helper.make_attribute("seed", float(seed)))
 
 
 def _narrow(array: Array, kind: str) -> Array:

@@ -26,10 +26,11 @@ from ..boundary import first_line, refusing
 from .edit import LITERALS, arguments, pointwise, set_argument, stored
 from .export import Call, call_of, retrace, trace
 from .gradients import differentiate
-from .lift import Reader
+from .lift import Reader, draws
 from .network import find, network
 from .reindex import build, insert
 from .run import Shapes, to_numpy
+from .run import outputs as drawn_outputs
 from .run import watch as watch_values
 
 
@@ -287,6 +288,8 @@ class TorchHost:
 
     def run(self, batch: Batch) -> list[Array]:
         with torch.no_grad(), refusing("the model cannot be run"):
+            if any(map(draws, self._module.graph.nodes)):
+                return drawn_outputs(self._module, self.inputs(batch))
             args, kwargs = self.call_arguments(batch)
             out = self.model(*args, **kwargs)
         return [to_numpy(leaf) for leaf in pytree.tree_leaves(out) if isinstance(leaf, torch.Tensor)]

@@ -107,6 +107,8 @@ class Reader:
             return str(node.target), None, {}
         name = schema.name.removeprefix("aten::")
         read = ATEN.get(f"{name}.{schema.overload_name}") or ATEN.get(name)
+        if read is None and draws(node):
+            return "opaque", node.all_input_nodes, {"why": "random numbers are drawn for every position of it"}
         if read is None:
             return str(node.target), None, {}
         kind, nodes, attrs = read(arguments(node))
@@ -115,6 +117,11 @@ class Reader:
         if kind == "pointwise" and name in ZERO and (ZERO[name] != "both" or len(nodes) == 2):
             attrs = {**attrs, "zero": ZERO[name]}
         return kind, nodes, _concrete(kind, node, attrs)
+
+
+def draws(node: fx.Node) -> bool:
+    """Whether a node draws random numbers."""
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def _concrete(kind: str, node: fx.Node, attrs: dict[str, Any]) -> dict[str, Any]:
