@@ -23,11 +23,12 @@ from .ir.host import Host
 from .ir.program import Loss, Program
 from .passes.mask import Mask
 from .pipeline.base import Progress
+from .pipeline.compare import Check
 from .pipeline.plan_file import read_plan
 from .pipeline.recipe import Recipe
 from .pipeline.replay import replay
 from .pipeline.run import run as run_recipe
-from .pipeline.verify import Check, verify
+from .pipeline.verify import verify
 from .pipeline.verify import verify as prove
 
 T = TypeVar("T")

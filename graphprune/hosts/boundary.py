@@ -23,3 +23,7 @@ def refusing(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise ModelError(f"{what} ({first_line(error)})") from error
+
+
+DRAWN = "random numbers are drawn for every position of it"
+"""Why the axes of a random op stay as they are: cut, it would draw others."""

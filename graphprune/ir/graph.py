@@ -69,6 +69,11 @@ class Graph:
         for op in self.ops:
             yield from op.outputs
 
+    @property
+    def draws(self) -> bool:
+        """Whether an op draws random numbers."""
+        return any(op.attrs.get("draws") for op in self.ops)
+
     def text(self) -> str:
         """The program as text: what tests compare and ``graphprune inspect --text`` prints."""
         lines = [f"input  {value}" for value in self.inputs]

@@ -304,7 +304,7 @@ def recurrent(op: Op) -> str:
 
 @rule("opaque")
 def opaque(op: Op) -> str:
-    """Any operands; ``why`` their axes stay as they are."""
+    """Any operands; ``why`` their axes stay as they are. ``draws``: it draws random numbers."""
     values = [value for value in (*op.inputs, *op.outputs) if value is not None]
     _because(op, [axis for value in values for axis in value.dims])
     return f"{', '.join(['~'] * len(op.inputs))} -> {', '.join(['~'] * len(op.outputs))}"

@@ -17,8 +17,8 @@ from torch.utils import _pytree as pytree
 from ..errors import ModelError
 from ..hosts.torch.host import TorchHost
 from ..ir.program import Program
+from ..pipeline.compare import relative
 from ..pipeline.replay import replay
-from ..pipeline.verify import relative
 from .channels import unwrapped
 from .unread import refuse_unread, training_error
 

@@ -25,9 +25,9 @@ from graphprune.hosts.onnx.host import OnnxHost
 from graphprune.ir.facts import Keep, Scores
 from graphprune.ir.program import Program
 from graphprune.passes.propagate import Propagate
+from graphprune.pipeline.compare import relative
 from graphprune.pipeline.replay import replay
 from graphprune.pipeline.run import run_pass
-from graphprune.pipeline.verify import relative
 
 TYPES = {np.dtype(np.float16): 10, np.dtype(np.float32): 1, np.dtype(np.int8): 3, np.dtype(np.uint8): 2}
 

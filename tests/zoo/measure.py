@@ -18,7 +18,7 @@ from graphprune.errors import GraphpruneError
 from graphprune.ir.facts import Groups
 from graphprune.ir.graph import Graph
 from graphprune.ir.program import Program
-from graphprune.pipeline.verify import relative
+from graphprune.pipeline.compare import relative
 
 from .catalogue import Architecture
 

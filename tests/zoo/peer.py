@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from graphprune.pipeline.verify import relative
+from graphprune.pipeline.compare import relative
 
 from .catalogue import Architecture
 

@@ -9,8 +9,9 @@ import onnx_ir as ir
 from ...coupling.relate import relate
 from ...errors import ModelError
 from ...ir.graph import Graph, Op, Value
+from ..boundary import DRAWN
 from .literal_tracking import Follower, Written
-from .node import Call, Reader, Reading, Unreadable, constant_tensor, standard
+from .node import RANDOM, Call, Reader, Reading, Unreadable, constant_tensor, standard
 from .ops import MICROSOFT, ONNX
 from .ops_attention import ATTENTION, MICROSOFT_ATTENTION
 from .ops_fused import FUSED, OTHERS
@@ -103,6 +104,8 @@ class _Reader:
             except Unreadable as error:
                 if error.args:
                     name, attrs = "opaque", {"why": error.args[0]}
+        if standard(node) and node.op_type in RANDOM:
+            name, attrs = "opaque", {"why": DRAWN, "draws": True}
         values = [v for v in [*node.inputs, *captured(node, self.flow.inside)] if v is not None]
         return name, [self._value(v) for v in values], attrs
 

@@ -22,6 +22,9 @@ Literal = tuple[int | float | None, ...]
 Reading = tuple[str, list[Value | None], dict[str, Any]]
 """A kind of rules.py, its operands in order, its attributes."""
 
+RANDOM = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli".split())
+"""Ops that draw random numbers."""
+
 
 @dataclass(frozen=True)
 class Call:

@@ -21,6 +21,7 @@ from ...errors import DataError, ModelError, ShapeError
 from ...ir.host import Array
 from .checker import all_nodes
 from .float32_reference import unround
+from .node import RANDOM
 
 _PATIENCE_S = 8.0  # for a model with loops, which only running shows to end
 _LARGEST_INPUT = 2**31  # elements
@@ -97,13 +98,10 @@ class Session:
             watch.cancel()
 
 
-_RANDOM = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli".split())
-
-
 def _seed(proto: onnx.ModelProto) -> None:
     """Draws depend on the node alone, so that two models that differ elsewhere draw the same."""
     for node in all_nodes(proto):
-        if node.op_type in _RANDOM and all(attribute.name != "seed" for attribute in node.attribute):
+        if node.op_type in RANDOM and all(attribute.name != "seed" for attribute in node.attribute):
             seed = zlib.crc32(node.output[0].encode()) % 2**20
             node.attribute.append(onnx.helper.make_attribute("seed", float(seed)))
 

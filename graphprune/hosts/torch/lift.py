@@ -12,6 +12,7 @@ from torch.fx.graph_module import _get_attr
 
 from ...axes.dim import Size
 from ...ir.graph import Graph, Op, Value
+from ..boundary import DRAWN
 from .edit import arguments
 from .ops import ATEN, ZERO
 from .reindex import MARK
@@ -108,7 +109,7 @@ class Reader:
         name = schema.name.removeprefix("aten::")
         read = ATEN.get(f"{name}.{schema.overload_name}") or ATEN.get(name)
         if read is None and draws(node):
-            return "opaque", node.all_input_nodes, {"why": "random numbers are drawn for every position of it"}
+            return "opaque", node.all_input_nodes, {"why": DRAWN, "draws": True}
         if read is None:
             return str(node.target), None, {}
         kind, nodes, attrs = read(arguments(node))
