@@ -25,6 +25,7 @@ from .passes.mask import Mask
 from .pipeline.base import Progress
 from .pipeline.compare import Check
 from .pipeline.plan_file import read_plan
+from .pipeline.plan_reader import as_plan
 from .pipeline.recipe import Recipe
 from .pipeline.replay import replay
 from .pipeline.run import run as run_recipe
@@ -104,19 +105,18 @@ def apply(
 
     Raises RecipeError if the plan does not fit the model, ModelError where it cannot be cut in place.
     """
-    if isinstance(plan, (str, Path)):
-        plan = read_plan(Path(plan))
     if isinstance(plan, Program):
         if example_inputs is None:
             args, kwargs = plan.source.call_arguments(plan.source.example())  # type: ignore[attr-defined]
             example_inputs = {"args": args, "kwargs": kwargs}
         plan = plan.plan
+    made = read_plan(Path(plan)) if isinstance(plan, (str, Path)) else as_plan(plan)
     if in_place:
         from .train.inplace import cut
 
-        return cut(plan, model, example_inputs, optimizer, allow_unread)
+        return cut(made, model, example_inputs, optimizer, allow_unread)
     host = model.source if isinstance(model, Program) else _host(model, example_inputs, None)
-    return replace(replay(plan, host), source=host)
+    return replay(made, host)
 
 
 def compile(

@@ -197,7 +197,7 @@ def test_plan_json_alone_gives_the_masked_and_the_pruned_network(artifact, modul
     """With the user's module, plan.json with its weights, and torch; nothing of graphprune."""
     plan = json.loads((artifact.path / "plan.json").read_text())
     fitted = load_file(artifact.path / "plan.safetensors")
-    assert plan["version"] == 1
+    assert plan["version"] == 2
     state = {key: tensor.clone() for key, tensor in module.state_dict().items()}
     pruned = artifact.program.model.state_dict()
     compensated = {"block.conv2.bias", "down.bias", "conv3.bias", "last.bias", "fc.bias", "block.conv1.bias"}
@@ -213,7 +213,7 @@ def test_plan_json_alone_gives_the_masked_and_the_pruned_network(artifact, modul
 
 
 def test_plans_that_are_none_are_refused(tmp_path, module):
-    for number, content in enumerate(["", "[]", "{}", '{"version": 2, "steps": []}', '{"version": 1}', "\x00"]):
+    for number, content in enumerate(["", "[]", "{}", '{"version": 3, "steps": []}', '{"version": true}', "\x00"]):
         path = tmp_path / f"{number}.json"
         path.write_text(content)
         with pytest.raises(RecipeError, match=f"{number}.json: not a plan"):

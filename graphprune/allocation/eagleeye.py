@@ -10,7 +10,6 @@ from ..axes.index import coordinates
 from ..compensation.statistics import recalibrate
 from ..ir.facts import Keep
 from ..ir.host import Host
-from ..pipeline.correction import correct
 from .choice import Counts
 from .problem import Allocation, best
 
@@ -37,7 +36,7 @@ def eagleeye(problem: Allocation) -> Counts:
         counts = _sample(problem, rng)
         host = _masked(problem, counts)
         fitted = recalibrate(replace(program, host=host, data=program.data[:half]), Keep({}))
-        host = correct(replace(program, host=host), fitted)
+        host = fitted.apply(replace(program, host=host)).host
         seen = [host.watch(batch, names) for batch in held]
         error = sum(float(np.square(a[n] - b[n]).sum()) for a, b in zip(whole, seen, strict=True) for n in names)
         found.append((error, counts))

@@ -14,7 +14,7 @@ from ..coupling.contractions import Contraction, contractions
 from ..ir.facts import Group, Groups, Losses, Scores
 from ..ir.host import Array, Batch
 from ..ir.program import Program
-from ..pipeline.correction import Correction, addition, correct
+from ..pipeline.correction import Correct, addition
 from .choice import Counts, choose, trade
 from .problem import Allocation
 
@@ -85,7 +85,7 @@ def distortions(
             measured = {}
             for stop in stops:
                 fitted = _fitted(program, group, order[:stop], found, sums, weights[stop], count)
-                host = correct(program, fitted)
+                host = fitted.apply(program).host
                 for name, axis, drop in _unread(program, group, order[:stop], fitted):
                     host.zero(name, axis, drop)
                 seen = [host.watch(b, outputs, live) for b, live in zip(batches, known, strict=True)]
@@ -123,7 +123,7 @@ def _fitted(
     sums: Mapping[str, NormalEquations],
     weights: Mapping[tuple[str, int], Array],
     count: Mapping[str, Array],
-) -> Correction:
+) -> Correct:
     """The readers' weights as the elimination left them, and biases that keep the mean."""
     host, new, bias = program.host, {}, {}
     for layer in found:
@@ -141,10 +141,10 @@ def _fitted(
         tensor = host.parameter(layer.weight)
         new[layer.weight] = layer.tensor(changed, tensor.shape).astype(tensor.dtype)
         bias[layer.op.name] = addition(change, np.arange(len(change)), len(change))
-    return Correction(new, bias)
+    return Correct(new, bias)
 
 
-def _unread(program: Program, group: Group, gone: Array, fitted: Correction) -> Iterator[tuple[str, int, Array]]:
+def _unread(program: Program, group: Group, gone: Array, fitted: Correct) -> Iterator[tuple[str, int, Array]]:
     """Reader axes that were not fitted, and the positions to zero in them."""
     for member in group.members:
         if member.role == "reader" and member.parameter not in fitted.weights:

@@ -1,5 +1,5 @@
 """Making up for what was cut, from calibration data. A method takes the cut program and what was kept,
-and returns a correction.Correction; adding one is a file and a line here."""
+and returns a pipeline.correction.Correct; adding one is a file and a line here."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 
 from ..ir.facts import Keep
 from ..ir.program import Program
-from ..pipeline.correction import Correction
+from ..pipeline.correction import Correct
 from .lsq import least_squares
 from .mean import means
 from .statistics import recalibrate, renormalise
 
-METHODS: Mapping[str, Callable[[Program, Keep], Correction]] = {
+METHODS: Mapping[str, Callable[[Program, Keep], Correct]] = {
     "lsq": least_squares,
     "mean": means,
     "bn": recalibrate,

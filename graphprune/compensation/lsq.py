@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -18,8 +17,8 @@ from ..ir.facts import Keep
 from ..ir.graph import Graph, Op, Value
 from ..ir.host import Array
 from ..ir.program import Program
-from ..pipeline.correction import Correction, addition
-from ..pipeline.replay import original
+from ..pipeline.correction import Addition, Correct, addition
+from ..pipeline.edits import original
 
 ROUNDS = 1
 """Further rounds of a fit behind a ReLU. More come a little closer: see docs/benchmarks.md."""
@@ -27,7 +26,7 @@ DAMP = 0.01
 """How strongly a weight is pulled to what it was, in mean variances of the layer's inputs."""
 
 
-def least_squares(program: Program, keep: Keep) -> Correction:
+def least_squares(program: Program, keep: Keep) -> Correct:
     """New weights by parameter name, and what to add to biases by op name.
 
     Layer by layer in order of execution, min |W x' + b - t|^2 + DAMP |W - W0|^2 over calibration
@@ -52,7 +51,7 @@ def least_squares(program: Program, keep: Keep) -> Correction:
                 fit.layer(layer, theirs, mine)
             else:
                 fit.shift(layer, theirs, mine)
-    return Correction(fit.weights, fit.biases)
+    return Correct(fit.weights, fit.biases)
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class _Fit:
         self.makers = {out.name: op for op in self.graph.ops for out in op.outputs}
         self.users = _users(self.graph)
         self.weights: dict[str, Array] = {}
-        self.biases: dict[str, Any] = {}
+        self.biases: dict[str, Addition] = {}
         self.seed = program.seed
 
     def todo(self) -> list[Contraction]:

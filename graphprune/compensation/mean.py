@@ -10,11 +10,11 @@ from ..coupling.groups import find_groups
 from ..ir.facts import Keep
 from ..ir.host import Array, Host
 from ..ir.program import Program
-from ..pipeline.correction import Correction, addition
-from ..pipeline.replay import original
+from ..pipeline.correction import Addition, Correct, addition
+from ..pipeline.edits import original
 
 
-def means(program: Program, keep: Keep) -> Correction:
+def means(program: Program, keep: Keep) -> Correct:
     """bias += W[:, P] @ E[x_P], P the removed input channels, E over the calibration data in the model as
     it was given (FLAP, An et al. 2024, section 3.4; VBP). The mean of every reader's output is then what
     it was: exactly for linear layers and 1x1 convolutions; a larger kernel does not see the borders as
@@ -27,7 +27,7 @@ def means(program: Program, keep: Keep) -> Correction:
     reading = Keep(counting).index(groups)
     found = [read for read in contractions(graph) if index.touches(read.dim)]
     stats = moments(source, found, program.data)
-    bias = {}
+    bias = dict[str, Addition]()
     for read in found:
         gone = stats[read.value.name, read.axis].mean.copy()
         gone[reading(read.dim)] = 0
@@ -36,7 +36,7 @@ def means(program: Program, keep: Keep) -> Correction:
         kept = index(out.dims[read.out_axis])
         if np.any(change):
             bias[read.op.name] = addition(change[kept], kept, len(change))
-    return Correction(bias=bias)
+    return Correct(bias=bias)
 
 
 def _lost(host: Host, read: Contraction, mean: Array) -> Array:

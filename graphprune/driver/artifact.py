@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ from ..ir.host import Array
 from ..ir.program import Program
 from ..pipeline.base import Progress
 from ..pipeline.compare import Check, compare
+from ..pipeline.edits import kept, original
 from ..pipeline.plan_file import write_plan
-from ..pipeline.replay import original
 
 SUFFIX = {"torch": "pt2", "onnx": "onnx"}
 
@@ -99,8 +99,8 @@ def write(folder: Path, program: Program, report: dict[str, Any]) -> None:
     """plan.json (with plan.safetensors), report.json and report.html."""
     from ..report.page import render
 
-    plan = {"version": 1, "model": report["model"], "recipe": report["recipe"], "seed": program.seed, **program.plan}
-    write_plan(folder, plan)
+    about = {"model": report["model"], "recipe": report["recipe"], "seed": program.seed}
+    write_plan(folder, replace(program.plan, about=about))
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     (folder / "report.html").write_text(render(report))
 
@@ -190,7 +190,7 @@ def describe(
 ) -> dict[str, Any]:
     """The report: plain data, what report.json holds."""
     files = files or {}
-    kept = {name: len(step["keep"][name]) for step in program.plan.get("steps", ()) for name in step.get("keep", ())}
+    left = kept(program.plan)
     groups = find_groups(original(program).lift(), **_options(program))
     return {
         "version": 1,
@@ -203,13 +203,13 @@ def describe(
             {
                 "name": group.name,
                 "size": group.size,
-                "kept": kept.get(group.name, group.size),
+                "kept": left.get(group.name, group.size),
                 "members": [{"parameter": m.parameter, "axis": m.axis, "role": m.role} for m in group.members],
             }
             for group in groups
         ],
         "frozen": [asdict(dim) for dim in groups.frozen],
-        **{key: program.plan[key] for key in ("segments",) if key in program.plan},
+        **({"segments": list(program.plan.segments)} if program.plan.segments else {}),
         "passes": [asdict(step) for step in program.history],
         "verification": _verification(checks),
         "recipe": recipe,

@@ -18,6 +18,7 @@ from ..ir.facts import Groups, Losses, Scores
 from ..ir.program import Program
 from ..passes.mask import Mask
 from ..pipeline.base import Progress
+from ..pipeline.edits import Cut
 from ..pipeline.recipe import Recipe
 from ..pipeline.run import run
 from ..reorder.per_reader import Links, loosen
@@ -168,8 +169,7 @@ def _reachable(mask: Mask, scored: Program, model: LatencyModel, goal: float) ->
 
 def _counts(program: Program) -> dict[str, int]:
     """What the cut kept of every group."""
-    step = next(step for step in program.plan["steps"] if "keep" in step)
-    return {name: len(kept) for name, kept in step["keep"].items()}
+    return {name: len(kept) for name, kept in program.plan.of(Cut)[0].keep.items()}
 
 
 def importance(groups: Groups, scores: Scores, counts: Mapping[str, int]) -> float:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ..errors import OutputError
-from ..ir.program import Program
+from ..ir.program import Plan, Program
 from ..pipeline.plan_file import write_plan
 from .artifact import SUFFIX, new_folder
 
 
-def save(program: Program, plan: Mapping[str, Any], out: Path, force: bool = False) -> Path:
+def save(program: Program, plan: Plan, out: Path, force: bool = False) -> Path:
     """Write the model; returns the model file.
 
     ``out`` is the file itself where it ends in .onnx or .pt2 (external data lies beside it), and

@@ -1,13 +1,17 @@
-"""One model being compiled: a host, the graph read from it, the facts known, the history."""
+"""One model being compiled: a host, the graph read from it, the facts known, the history, and the plan,
+which says what was done to the model as it was given."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, ClassVar, NotRequired, Self, TypedDict, TypeVar
 
 from ..errors import RecipeError
+from .document import Entry
+from .facts import Role
 from .graph import Graph
 from .host import Batch, Host
 
@@ -39,6 +43,98 @@ def _quiet(what: str, done: int, total: int) -> None:
     """Nobody asked to be told."""
 
 
+class Axis(TypedDict):
+    """What was kept of one axis of a parameter: positions of the axis as it was, in order. ``blank``: those
+    of them that count for nothing, see facts.Keep."""
+
+    role: Role
+    keep: list[int]
+    blank: NotRequired[list[int]]
+
+
+Parameters = Mapping[str, Mapping[str, Axis]]
+"""Per parameter and axis number (as text, as JSON has it) what was kept."""
+
+
+@dataclass(frozen=True)
+class Edit(ABC):
+    """Something that was done to a model. Done to the same model again, it needs nothing measured again.
+
+    A package adds a kind of its own by the entry-point group ``graphprune.edits``.
+    """
+
+    kind: ClassVar[str]  # what ``edit`` says in plan.json
+
+    by: str = field(default="", kw_only=True)  # the pass that did it, as a recipe has it
+
+    @abstractmethod
+    def apply(self, program: Program) -> Program:
+        """Do it. Raises RecipeError where the model has no place for it."""
+
+    @abstractmethod
+    def masked(self, program: Program, cut: Parameters) -> Program:
+        """Do to the masked model what makes it compute what the cut one does after ``apply``. It has the
+        original shapes, and what is not kept of ``cut`` (all that the plan cuts) reads as zero."""
+
+    @abstractmethod
+    def content(self) -> dict[str, Any]:
+        """All but ``edit`` and ``pass``, as JSON has it; only ``weights``, by name, may be arrays."""
+
+    @classmethod
+    @abstractmethod
+    def read(cls, entry: Entry) -> Self:
+        """The inverse of ``content``. Raises RecipeError with the place of what is amiss."""
+
+    def check(self) -> None:  # noqa: B027 (most have nothing to check)
+        """Whether it can be done at all, whatever the model. Raises RecipeError."""
+
+    def step(self) -> dict[str, Any]:
+        """As an entry of the plan's ``steps``."""
+        return {"edit": self.kind, **self.content(), "pass": self.by}
+
+
+E = TypeVar("E", bound=Edit)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan(Mapping[str, Any]):
+    """What was done to a model: every edit in order, and the ``parameters`` that all cuts together left.
+
+    As a mapping it reads like plan.json: ``steps``, ``parameters``, and ``segments`` and ``fingerprint`` where
+    there are any; nothing at all where nothing was done.
+    """
+
+    edits: tuple[Edit, ...] = ()
+    parameters: Parameters = field(default_factory=dict)
+    segments: tuple[Mapping[str, Any], ...] = ()  # what the report says of layers that share channels
+    fingerprint: str = ""  # of the weights that it was made from
+    about: Mapping[str, Any] = field(default_factory=dict)  # model, recipe and seed, where a file says them
+
+    def of(self, kind: type[E]) -> list[E]:
+        """The edits of a kind, in order."""
+        return [edit for edit in self.edits if isinstance(edit, kind)]
+
+    def signed(self, since: int, by: str) -> Plan:
+        """The same, the edits from number ``since`` on being done ``by`` a pass."""
+        new = (replace(edit, by=by) for edit in self.edits[since:])
+        return replace(self, edits=(*self.edits[:since], *new))
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self._keys():
+            raise KeyError(key)
+        return [edit.step() for edit in self.edits] if key == "steps" else getattr(self, key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys())
+
+    def __len__(self) -> int:
+        return len(self._keys())
+
+    def _keys(self) -> list[str]:
+        extra = [key for key in ("segments", "fingerprint") if getattr(self, key)]
+        return ["parameters", "steps", *extra] if self.edits else []
+
+
 @dataclass(frozen=True)
 class Program:
     """One model being compiled: a host, the graph read from it, the facts known, the history.
@@ -52,7 +148,7 @@ class Program:
     loss: Loss | None = None  # what gradient criteria differentiate
     facts: Mapping[type, Any] = field(default_factory=dict)
     history: tuple[Step, ...] = ()
-    plan: Mapping[str, Any] = field(default_factory=dict)  # what was done to the source
+    plan: Plan = field(default_factory=Plan)  # what was done to the source
     notes: tuple[str, ...] = ()  # what a pass left undone, and why
     seed: int = 0
     progress: Callable[[str, int, int], None] = field(default=_quiet, compare=False)  # (what, done, total)
@@ -84,14 +180,22 @@ class Program:
         """The same program, knowing one fact more."""
         return self._with(facts={**self.facts, type(fact): fact})
 
-    def rewrite(self, host: Host, step: Mapping[str, Any] | None = None, **plan: Any) -> Program:
+    def rewrite(self, host: Host, edit: Edit | None = None, **plan: Any) -> Program:
         """The program after an edit: the graph is read anew and no fact survives.
 
-        ``step`` is what replaying the edit needs beside the pass's own options; ``plan`` entries
-        replace those of the plan.
+        ``edit`` says how to do it again; where a pass makes none, replaying the plan runs the pass again.
+        ``plan`` entries (``parameters``, ``segments``) replace those of the plan.
         """
-        steps = [*self.plan.get("steps", ()), dict(step or {})]
-        return replace(self, host=host, facts={}, plan={**self.plan, **plan, "steps": steps})
+        edits = self.plan.edits if edit is None else (*self.plan.edits, edit)
+        return replace(self, host=host, facts={}, plan=replace(self.plan, edits=edits, **plan))
+
+    def did(self, edit: Edit) -> Program:
+        """The same program, whose plan has an edit more."""
+        return self.planned(replace(self.plan, edits=(*self.plan.edits, edit)))
+
+    def planned(self, plan: Plan) -> Program:
+        """The same program with another account of what was done to its source."""
+        return self._with(plan=plan)
 
     def note(self, *notes: str) -> Program:
         """The same program with remarks for the report: what was left undone, and why."""

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from ..compensation import METHODS
 from ..errors import RecipeError, nearest
-from ..ir.facts import Keep
 from ..ir.program import Program
 from ..pipeline.base import Pass
-from ..pipeline.correction import correct
+from ..pipeline.correction import Correct
+from ..pipeline.edits import Cut, Reindex
 
 
 @dataclass(frozen=True)
@@ -33,16 +31,12 @@ class Compensate(Pass):
     def run(self, program: Program) -> Program:
         """See graphprune.compensation for the methods. Raises RecipeError before `propagate`, after `fold`,
         and after more than one cut."""
-        steps = program.plan.get("steps", ())
-        cuts = [step for step in steps if "keep" in step]
-        fine = ("keep", "reindex", *(("bias",) if self.by in ("bn", "renorm") else ()))
-        others = [step for step in steps if not any(key in step for key in fine)]
+        cuts = program.plan.of(Cut)
+        fine = (Cut, Reindex, *((Correct,) if self.by in ("bn", "renorm") else ()))
+        others = [edit for edit in program.plan.edits if not isinstance(edit, fine)]
         if len(cuts) != 1 or others:
             raise RecipeError(
                 f"`compensate` follows one `propagate`, here {len(cuts)} cuts and {len(others)} other edits were made",
                 "put it right after `propagate`, and `fold` after it",
             )
-        lists = (cuts[0].get(part, {}) for part in ("keep", "blank"))
-        keep = Keep(*({name: np.asarray(at, dtype=np.intp) for name, at in each.items()} for each in lists))
-        correction = METHODS[self.by](program, keep)
-        return program.rewrite(correct(program, correction), correction.step())
+        return METHODS[self.by](program, cuts[0].fact()).apply(program)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -16,8 +14,9 @@ from ..ir.facts import Groups, Keep, Order
 from ..ir.gc_paused import paused
 from ..ir.graph import Graph
 from ..ir.host import Host
-from ..ir.program import Program
+from ..ir.program import Axis, Parameters, Program
 from ..pipeline.base import Pass
+from ..pipeline.edits import Cut
 from ..reorder.reindex import positions, selections
 
 
@@ -43,19 +42,9 @@ class Propagate(Pass):
                 host.set_reindex(op, pieces)
         host.own()
         _compare(graph, host, index)
-        parameters = _parameters(groups, keep, index, program.plan.get("parameters", {}))
-        chosen = {"segments": list(order.segments)} if order.segments else {}
-        return program.rewrite(host, _step(keep, order), parameters=parameters, **chosen)
-
-
-def _step(keep: Keep, order: Order) -> dict[str, Any]:
-    """What the plan says of the cut; readers without a choice of their own leave no trace in it."""
-    step: dict[str, Any] = {"keep": {name: kept.tolist() for name, kept in sorted(keep.keep.items())}}
-    if keep.blank:
-        step["blank"] = {name: at.tolist() for name, at in sorted(keep.blank.items())}
-    if order.sinks:
-        step["sinks"] = dict(sorted(order.sinks.items()))
-    return step
+        parameters = _parameters(groups, keep, index, program.plan.parameters)
+        chosen = {"segments": order.segments} if order.segments else {}
+        return program.rewrite(host, Cut.of(keep, order), parameters=parameters, **chosen)
 
 
 def _blank(groups: Groups, keep: Keep, host: Host) -> None:
@@ -94,22 +83,22 @@ def _compare(graph: Graph, host: Host, index: Index) -> None:
                 raise ShapeError(f"{op.where}: the cut gives shape {have}, its axes promise {want}")
 
 
-def _parameters(groups: Groups, keep: Keep, index: Index, before: Mapping[str, Any]) -> dict[str, Any]:
+def _parameters(groups: Groups, keep: Keep, index: Index, before: Parameters) -> Parameters:
     """The plan's record: every parameter axis of a group, its role and the original indices kept."""
     rank = {"reader": 0, "writer": 1, "carrier": 2}
-    out: dict[str, Any] = {name: dict(axes) for name, axes in before.items()}
+    out: dict[str, dict[str, Axis]] = {name: dict(axes) for name, axes in before.items()}
     for group in groups:
         for member in group.members:
             axes = out.setdefault(member.parameter, {})
-            known = axes.get(str(member.axis), {})
+            known = axes.get(str(member.axis))
             kept = index(member.dim).tolist()
             blank = keep.blank.get(group.name)
             idle = [] if blank is None else positions(member.dim, group.dim, blank).tolist()
             earlier = before.get(member.parameter, {}).get(str(member.axis))
             if earlier is not None:  # a second cut: name positions of the original axis
                 kept, idle = ([earlier["keep"][k] for k in at] for at in (kept, idle))
-            role = min(known.get("role", member.role), member.role, key=rank.__getitem__)
+            role = min(known["role"] if known else member.role, member.role, key=rank.__getitem__)
             axes[str(member.axis)] = {"role": role, "keep": kept}
-            if idle := sorted({*idle, *known.get("blank", ())}):
+            if idle := sorted({*idle, *(known.get("blank", ()) if known else ())}):
                 axes[str(member.axis)]["blank"] = idle
     return out

@@ -32,25 +32,34 @@ class Pass:
 
     def text(self) -> str:
         """Canonical text: the name, and the options that are not at their default."""
-        options = [f"{k}={_spell(v)}" for k, v in self.options().items() if v != _default(type(self), k)]
+        options = [f"{k}={_spell(v)}" for k, v in self.changed().items()]
         return f"{self.name}{{{' '.join(options)}}}" if options else self.name
 
     def options(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
 
+    def changed(self) -> dict[str, Any]:
+        """The options that are not at their default."""
+        return {k: v for k, v in self.options().items() if v != _default(type(self), k)}
+
 
 @cache
 def passes() -> Mapping[str, type[Pass]]:
     """Every pass by name: the built-in ones and those of the entry-point group ``graphprune.passes``."""
-    found: dict[str, type[Pass]] = {}
-    for entry in sorted(entry_points(group="graphprune.passes"), key=lambda entry: entry.name):
+    return {**plug_ins("graphprune.passes", "pass"), **_built_in()}
+
+
+def plug_ins(group: str, what: str) -> dict[str, Any]:
+    """What other packages bring by an entry-point group, by name. Raises RecipeError."""
+    found: dict[str, Any] = {}
+    for entry in sorted(entry_points(group=group), key=lambda entry: entry.name):
         try:
             found[entry.name] = entry.load()
         except Exception as error:  # someone else's package: anything may be wrong with it
             raise RecipeError(
-                f"pass `{entry.name}` ({entry.value}) does not load: {error}", "repair or uninstall the plug-in"
+                f"{what} `{entry.name}` ({entry.value}) does not load: {error}", "repair or uninstall the plug-in"
             ) from error
-    return {**found, **_built_in()}
+    return found
 
 
 def _built_in() -> dict[str, type[Pass]]:

@@ -1,70 +1,120 @@
-"""Corrections: new weights and additions to biases, made once from data and replayed from the plan."""
+"""Correct: new weights and additions to biases, made once from data and replayed from the plan."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from ..errors import RecipeError
-from ..ir.host import Array, Host
-from ..ir.program import Program
+from ..ir.document import Entry
+from ..ir.graph import Op
+from ..ir.host import Array
+from ..ir.program import Axis, Edit, Parameters, Program
 
 
 @dataclass(frozen=True)
-class Correction:
-    """``weights``: whole tensors by parameter name. ``bias``: by op name, what to ``add`` to the outputs
-    that survive, ``at`` their places among the ``of`` that there were."""
+class Addition:
+    """What to ``add`` to the outputs of an op that survive, ``at`` their places among the ``of`` there were."""
+
+    add: tuple[float, ...]
+    at: tuple[int, ...]
+    of: int
+
+    def whole(self) -> Array:
+        """The same for all outputs that there were, zero where none survived."""
+        bias = np.zeros(self.of)
+        bias[list(self.at)] = self.add
+        return bias
+
+
+def addition(change: Array, kept: Array, whole: int) -> Addition:
+    """What to add to the outputs ``kept`` of ``whole``."""
+    return Addition(tuple(change.tolist()), tuple(np.asarray(kept).tolist()), whole)
+
+
+@dataclass(frozen=True)
+class Correct(Edit):
+    """Whole new ``weights`` by parameter name, and by op name what to add to its ``bias``."""
+
+    kind = "correct"
 
     weights: Mapping[str, Array] = field(default_factory=dict)
-    bias: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    bias: Mapping[str, Addition] = field(default_factory=dict)
 
-    def step(self) -> dict[str, Any]:
-        """As a step of the plan."""
-        return {"bias": dict(self.bias), **({"weights": dict(self.weights)} if self.weights else {})}
+    def apply(self, program: Program) -> Program:
+        return self._correct(program, None)
+
+    def masked(self, program: Program, cut: Parameters) -> Program:
+        return self._correct(program, cut)
+
+    def _correct(self, program: Program, cut: Parameters | None) -> Program:
+        host = program.host.copy()
+        ops = {op.name: op for op in program.graph.ops}
+        parameters = program.graph.parameters
+        unknown = [*(n for n in self.weights if n not in parameters), *(n for n in self.bias if n not in ops)]
+        if unknown:
+            raise RecipeError(
+                f"the plan corrects `{unknown[0]}`, which this model does not have", "is it the same model?"
+            )
+        for name, weight in self.weights.items():
+            axes = cut.get(name, {}) if cut is not None else {}
+            host.set_parameter(name, _placed(name, weight, host.parameter(name), axes))
+        for name, entry in self.bias.items():
+            bias = np.asarray(entry.add) if cut is None else entry.whole()
+            if (width := _width(ops[name])) != len(bias):
+                raise RecipeError(
+                    f"the plan corrects {len(bias)} outputs of {ops[name].where}, which has {width}",
+                    "is it the same model?",
+                )
+            host.add_bias(ops[name], bias)
+        return program.rewrite(host, self)
+
+    def content(self) -> dict[str, Any]:
+        bias = {name: {"add": list(a.add), "at": list(a.at), "of": a.of} for name, a in self.bias.items()}
+        return {"bias": bias, **({"weights": dict(self.weights)} if self.weights else {})}
 
     @classmethod
-    def read(cls, step: Mapping[str, Any]) -> Correction:
-        return cls(step.get("weights", {}), step.get("bias", {}))
+    def read(cls, entry: Entry) -> Self:
+        parts = entry.table(("bias",), ("weights",))
+        weights = parts["weights"].items() if "weights" in parts else ()
+        return cls(
+            {name: weight.array() for name, weight in weights},
+            {name: _addition(found) for name, found in parts["bias"].items()},
+        )
 
     def __bool__(self) -> bool:
         return bool(self.weights or self.bias)
 
 
-def addition(change: Array, kept: Array, whole: int) -> dict[str, Any]:
-    """An entry of ``Correction.bias``."""
-    return {"add": change.tolist(), "at": np.asarray(kept).tolist(), "of": whole}
+def _addition(entry: Entry) -> Addition:
+    parts = entry.table(("add", "at", "of"))
+    add = tuple(number.number() for number in parts["add"].entries())
+    at, of = parts["at"].places(), parts["of"].whole(1)
+    if len(add) != len(at):
+        raise parts["add"].error(f"{len(add)} numbers for {len(at)} places")
+    if max(at) >= of:
+        raise parts["at"].error(f"place {max(at)} of {of}")
+    return Addition(add, at, of)
 
 
-def correct(program: Program, correction: Correction, masked: Mapping[str, Any] | None = None) -> Host:
-    """A corrected copy of the program's host. ``masked``: it has the original shapes, of which these are
-    the parameter axes that were cut (the plan's ``parameters``); only what survived is corrected.
+def _placed(name: str, weight: Array, whole: Array, axes: Mapping[str, Axis]) -> Array:
+    """``weight`` in the place of what is kept of ``whole``."""
+    places = [np.asarray(axes[str(k)]["keep"]) if str(k) in axes else np.arange(n) for k, n in enumerate(whole.shape)]
+    if tuple(map(len, places)) != weight.shape:
+        raise RecipeError(f"the plan's `{name}` is {weight.shape}, the model's {tuple(map(len, places))}")
+    whole = whole.copy()
+    whole[np.ix_(*places)] = 0
+    np.add.at(whole, np.ix_(*places), weight)  # a channel that is read twice has the sum of both
+    return whole
 
-    Raises RecipeError for a correction that does not fit the model.
-    """
-    host = program.host.copy()
-    ops = {op.name: op for op in program.graph.ops}
-    parameters = program.graph.parameters
-    unknown = [*(n for n in correction.weights if n not in parameters), *(n for n in correction.bias if n not in ops)]
-    if unknown:
-        raise RecipeError(f"the plan corrects `{unknown[0]}`, which this model does not have", "is it the same model?")
-    for name, weight in correction.weights.items():
-        whole = host.parameter(name).copy()
-        axes = masked.get(name, {}) if masked is not None else {}
-        places = [
-            np.asarray(axes[str(k)]["keep"]) if str(k) in axes else np.arange(n) for k, n in enumerate(whole.shape)
-        ]
-        if tuple(map(len, places)) != weight.shape:
-            raise RecipeError(f"the plan's `{name}` is {weight.shape}, the model's {tuple(map(len, places))}")
-        whole[np.ix_(*places)] = 0
-        np.add.at(whole, np.ix_(*places), weight)  # a channel that is read twice has the sum of both
-        host.set_parameter(name, whole)
-    for name, entry in correction.bias.items():
-        bias = np.asarray(entry["add"])
-        if masked is not None:
-            bias = np.zeros(entry["of"])
-            bias[entry["at"]] = entry["add"]
-        host.add_bias(ops[name], bias)
-    return host
+
+def _width(op: Op) -> int | str:
+    """How many outputs an op with a weight has: the size of the axis that its bias runs along."""
+    weight = op.inputs[1] if len(op.inputs) > 1 else None
+    shape = op.outputs[0].shape
+    if weight is None or not weight.constant or not shape:
+        raise RecipeError(f"the plan corrects the bias of {op.where}, which can have none", "is it the same model?")
+    return shape[len(shape) - len(weight.dims) + 1 if op.kind.startswith("conv") else -1]

@@ -7,59 +7,90 @@ times the model. ``plan.json`` holds ``{"file": "plan.safetensors", "names": [..
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import RecipeError
+from ..ir.document import Entry
 from ..ir.host import Array
+from ..ir.program import Plan
+from .plan_reader import VERSION, read
 
 WEIGHTS = "plan.safetensors"
 
 
-def write_plan(folder: Path, plan: Mapping[str, Any]) -> None:
+def write_plan(folder: Path, plan: Plan) -> None:
     """Write ``plan.json``, and ``plan.safetensors`` where the plan has weights."""
     tensors: dict[str, Array] = {}
     steps = []
-    for number, step in enumerate(plan.get("steps", ())):
+    for number, edit in enumerate(plan.edits):
+        step = edit.step()
         if "weights" in step:
             tensors |= {f"{number}:{name}": array for name, array in step["weights"].items()}
-            step = {**step, "weights": {"file": WEIGHTS, "names": sorted(step["weights"])}}
+            step["weights"] = {"file": WEIGHTS, "names": sorted(step["weights"])}
         steps.append(step)
+    content = {"version": VERSION, **plan.about, **plan, "steps": steps}
+    text = folder / "plan.json"
+    text.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
     if tensors:
         from safetensors.numpy import save_file
 
         save_file(tensors, folder / WEIGHTS)
-    (folder / "plan.json").write_text(json.dumps({**plan, "steps": steps}, indent=1, sort_keys=True) + "\n")
+        shutil.copymode(text, folder / WEIGHTS)  # it is written for its owner alone
 
 
-def read_plan(path: Path) -> dict[str, Any]:
-    """A plan.json. Raises RecipeError if it is not one, or its weights are not beside it."""
+def read_plan(path: Path) -> Plan:
+    """A plan.json of version 1 or 2. Raises RecipeError if it is not one, or its weights are not beside it."""
     try:
-        plan: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        content = json.loads(path.read_text(), object_pairs_hook=_once)
+    except (OSError, ValueError, RecursionError) as error:
         raise RecipeError(f"{path}: not a plan ({error})") from error
-    steps = plan.get("steps") if isinstance(plan, dict) else None
-    if not isinstance(steps, list) or plan.get("version") != 1 or not all(isinstance(step, dict) for step in steps):
-        raise RecipeError(f"{path}: not a plan of version 1", "plan.json is written by `graphprune compile`")
-    if any("weights" in step for step in steps):
-        plan["steps"] = _with_weights(steps, path.parent / WEIGHTS)
-    return plan
+    if not isinstance(content, dict) or type(content.get("version")) is not int or content["version"] > VERSION:
+        raise RecipeError(
+            f"{path}: not a plan of version 1 or {VERSION}", "plan.json is written by `graphprune compile`"
+        )
+    steps = content.get("steps")
+    if isinstance(steps, list) and any(isinstance(step, dict) and "weights" in step for step in steps):
+        content["steps"] = _with_weights(Entry(steps, str(path), "steps"), path.parent / WEIGHTS)
+    return read(Entry(content, str(path)))
 
 
-def _with_weights(steps: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON text, every name in it once."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"`{next(name for name in names if names.count(name) > 1)}` stands twice in one object")
+    return found
+
+
+def _with_weights(steps: Entry, path: Path) -> list[Any]:
+    """The steps with tensors in the place of their names."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
+    named = {number: dict(step.items())["weights"] for number, step in enumerate(steps.entries()) if _holds(step)}
+    names = {number: _names(weights) for number, weights in named.items()}
     try:
         tensors = load_file(path)
-        return [
-            {**step, "weights": {name: tensors[f"{number}:{name}"] for name in step["weights"]["names"]}}
-            if "weights" in step
-            else step
-            for number, step in enumerate(steps)
-        ]
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        found = {number: {name: tensors[f"{number}:{name}"] for name in own} for number, own in names.items()}
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RecipeError(
             f"{path}: not the weights of this plan ({error})", "plan.json and plan.safetensors belong together"
         ) from error
+    return [
+        {**step.value, "weights": found[number]} if number in found else step.value
+        for number, step in enumerate(steps.entries())
+    ]
+
+
+def _holds(step: Entry) -> bool:
+    return isinstance(step.value, Mapping) and "weights" in step.value
+
+
+def _names(weights: Entry) -> list[str]:
+    parts = weights.table(("file", "names"))
+    parts["file"].one_of((WEIGHTS,))
+    return [name.text() for name in parts["names"].entries()]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..errors import RecipeError, nearest
-from .base import Pass, _default, _spell, passes
+from .base import Pass, _spell, passes
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,8 @@ class Recipe:
     def toml(self) -> str:
         out = []
         for step in self.steps:
-            changed = {k: v for k, v in step.options().items() if v != _default(type(step), k)}
-            out.append(
-                "\n".join(["[[pass]]", f'name = "{step.name}"', *(f"{k} = {_toml(v)}" for k, v in changed.items())])
-            )
+            changed = (f"{k} = {_toml(v)}" for k, v in step.changed().items())
+            out.append("\n".join(["[[pass]]", f'name = "{step.name}"', *changed]))
         return "\n\n".join(out) + "\n"
 
     def check(self, *, known: Iterable[type] = (), has_data: bool = False) -> None:

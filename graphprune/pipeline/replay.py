@@ -2,87 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from ..coupling.groups import find_groups
+import numpy as np
+
 from ..errors import RecipeError
-from ..ir.facts import Keep, Order
-from ..ir.graph import Site
 from ..ir.host import Host
-from ..ir.program import Program
-from .base import passes
-from .correction import Correction, correct
-from .recipe import Recipe
-from .run import run_pass
+from ..ir.program import Parameters, Program
+from .plan_reader import as_plan
 
 
 def replay(plan: Mapping[str, Any], host: Host, *, masked: bool = False) -> Program:
     """Do to ``host`` what ``plan`` did to its source, with nothing measured again.
 
     ``masked``: instead of cutting, zero what reads a channel that is not kept; the result computes
-    what the cut network computes, in the original shapes.
+    what the cut network computes, in the original shapes. Raises RecipeError where the plan is none, or not
+    one of this model.
     """
+    plan = as_plan(plan)
     program = Program(host=host, source=host)
-    if masked and "parameters" in plan:  # all cuts at once: they name positions of the original axes
-        program = program.rewrite(_mask(program, plan["parameters"]))
-    for step in plan.get("steps", ()):
-        if "reindex" in step:
-            program = program.rewrite(opened(program.host, step["reindex"]), step)
-        elif "keep" in step:
-            program = program if masked else _replay_cut(step, program)
-        elif "bias" in step:
-            shapes = plan.get("parameters", {}) if masked else None
-            program = program.rewrite(correct(program, Correction.read(step), shapes), step)
-        elif not masked:  # every other edit (fold) must not change what is computed
-            program = run_pass(Recipe.parse(step["pass"]).steps[0], program)
+    if masked:  # all cuts at once: they name positions of the original axes
+        program = program.rewrite(_zeroed(program, plan.parameters))
+    for edit in plan.edits:
+        program = edit.masked(program, plan.parameters) if masked else edit.apply(program)
     return program
 
 
-def opened(host: Host, sites: Iterable[Any]) -> Host:
-    """A copy of the host with a ``reindex`` op at every site: a Site, or its fields as a plan lists them."""
-    host = host.copy()
-    for site in sites:
-        host.insert_reindex(site if isinstance(site, Site) else Site(*site))
-    return host
-
-
-def original(program: Program) -> Host:
-    """The model as it was given, with the sites that its plan opened: what the groups of the plan are
-    groups of."""
-    sites = [site for step in program.plan.get("steps", ()) for site in step.get("reindex", ())]
-    return opened(program.source, sites) if sites else program.source
-
-
-def _replay_cut(step: Mapping[str, Any], program: Program) -> Program:
-    import numpy as np
-
-    groups = find_groups(program.graph, normalised=True)
-    unknown = sorted(set(step["keep"]) - {group.name for group in groups})
-    if unknown:
-        raise RecipeError(
-            f"the plan keeps channels of `{unknown[0]}`, which this model does not have", "is it the same model?"
-        )
-    for group in groups:
-        kept = step["keep"].get(group.name, [])
-        if kept and max(kept) >= group.size:
-            raise RecipeError(
-                f"the plan keeps channel {max(kept)} of `{group.name}`, which has {group.size}", "is it the same model?"
-            )
-    lists = {part: {name: np.asarray(at, np.intp) for name, at in step.get(part, {}).items()} for part in _LISTS}
-    order = Order(step.get("sinks", {}))
-    program = program.learn(groups).learn(Keep(**lists)).learn(order)
-    cut = passes()[Recipe.parse(step["pass"]).steps[0].name]
-    return run_pass(cut(), program)
-
-
-_LISTS = ("keep", "blank")
-
-
-def _mask(program: Program, parameters: Mapping[str, Any]) -> Host:
+def _zeroed(program: Program, parameters: Parameters) -> Host:
     """A copy of the program's host in which every reader slice that the plan does not keep is zero."""
-    import numpy as np
-
+    check_parameters(program, parameters)
     host = program.host.copy()
     for name, axes in parameters.items():
         for axis, entry in axes.items():
@@ -92,3 +41,18 @@ def _mask(program: Program, parameters: Mapping[str, Any]) -> Host:
                 if len(drop):
                     host.zero(name, int(axis), drop)
     return host
+
+
+def check_parameters(program: Program, parameters: Parameters) -> None:
+    """Whether the model has every axis that the plan kept something of. Raises RecipeError."""
+    hint, known = "is it the same model?", program.graph.parameters
+    for name, axes in parameters.items():
+        if name not in known:
+            raise RecipeError(f"the plan cuts `{name}`, which this model does not have", hint)
+        shape = known[name].shape or ()
+        for axis, entry in axes.items():
+            if int(axis) >= len(shape):
+                raise RecipeError(f"the plan cuts axis {axis} of `{name}`, which has {len(shape)} axes", hint)
+            size = shape[int(axis)]
+            if isinstance(size, int) and max(entry["keep"]) >= size:
+                raise RecipeError(f"the plan keeps {max(entry['keep'])} of axis {axis} of `{name}`, of {size}", hint)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 from ..cost.static import params
 from ..errors import GraphpruneError
-from ..ir.program import Program, Step
+from ..ir.document import Entry
+from ..ir.program import Edit, Parameters, Program, Step
 from .base import Pass, Progress
-from .recipe import Recipe
+from .recipe import Recipe, make
 
 
 def run(recipe: Recipe, program: Program, progress: Progress | None = None) -> Program:
@@ -28,7 +32,7 @@ def run(recipe: Recipe, program: Program, progress: Progress | None = None) -> P
 def run_pass(step: Pass, program: Program) -> Program:
     """Run one pass and record it. An error gains the names of the passes already run."""
     start = time.perf_counter()
-    before = len(program.plan.get("steps", ()))
+    host, before = program.host, len(program.plan.edits)
     try:
         program = step.run(program)
         graph = program.graph  # read anew after an edit: structure and rule sizes are checked here
@@ -36,8 +40,44 @@ def run_pass(step: Pass, program: Program) -> Program:
         done = [made.text for made in program.history]
         error.message = f"in `{step.text()}`" + (f" after `{','.join(done)}`" if done else "") + f": {error.message}"
         raise
-    for made in program.plan.get("steps", ())[before:]:
-        made["pass"] = step.text()
+    if program.host is not host and len(program.plan.edits) == before:
+        program = program.did(Rewrite.of(step))
+    program = program.planned(program.plan.signed(before, step.text()))
     seconds = time.perf_counter() - start
     size = int(params(graph, program.host)())
     return program.ran(Step(step.name, step.options(), step.text(), seconds, len(graph.ops), size))
+
+
+@dataclass(frozen=True)
+class Rewrite(Edit):
+    """A pass that needs no facts and no data, run again: what it does must not change what is computed."""
+
+    kind = "rewrite"
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, step: Pass) -> Self:
+        return cls(step.name, step.changed())
+
+    def apply(self, program: Program) -> Program:
+        done = run_pass(make(self.name, self.options), program)
+        since = len(program.plan.edits)
+        return done.planned(replace(done.plan, edits=(*done.plan.edits[:since], self)))
+
+    def masked(self, program: Program, cut: Parameters) -> Program:
+        return program
+
+    def content(self) -> dict[str, Any]:
+        return {"name": self.name, "options": dict(self.options)}
+
+    @classmethod
+    def read(cls, entry: Entry) -> Self:
+        parts = entry.table(("name", "options"))
+        options = {name: option.plain() for name, option in parts["options"].items()}
+        with entry.reading():
+            step = make(parts["name"].text(), options)
+        if not step.rewrites or step.needs or step.wants_data():
+            raise entry.error(f"`{step.text()}` is no pass that can be run again by itself")
+        return cls.of(step)

@@ -15,11 +15,11 @@ import numpy as np
 from ..axes.index import Index
 from ..coupling.groups import find_groups
 from ..errors import VerificationError
-from ..ir.facts import Keep
 from ..ir.host import Array, Batch, random_array
 from ..ir.program import Program
 from .compare import Check, compare, relative
-from .replay import original, replay
+from .edits import Cut, kept, original
+from .replay import replay
 
 TOLERANCE = {"torch": 1e-12, "onnx": 1e-5}
 DTYPE = {"torch": "float64", "onnx": "float32"}
@@ -68,10 +68,8 @@ def _like(rng: np.random.Generator, x: Array) -> Array:
 
 
 def _mixed(program: Program) -> str | None:
-    cut = {name for step in program.plan.get("steps", ()) for name in step.get("keep", ())}
-    groups = find_groups(original(program).lift(), normalised=True)
-    kept = {name: len(step["keep"][name]) for step in program.plan.get("steps", ()) for name in step.get("keep", ())}
-    return next((g.name for g in groups if g.name in cut and g.dim.mixed and kept[g.name] < g.size), None)
+    groups, left = find_groups(original(program).lift(), normalised=True), kept(program.plan)
+    return next((g.name for g in groups if g.dim.mixed and left.get(g.name, g.size) < g.size), None)
 
 
 def _same_weights(program: Program) -> Check:
@@ -86,11 +84,11 @@ def _same_weights(program: Program) -> Check:
 
 def _first_difference(masked: Program, pruned: Program, program: Program, batch: Batch, tolerance: float) -> str:
     """The first op, in order of execution, whose kept positions differ."""
-    cuts = [step for step in program.plan["steps"] if "keep" in step]
+    cuts = program.plan.of(Cut)
     if len(cuts) != 1:
         return "an op that cannot be told after several cuts"
     groups = find_groups(masked.graph, normalised=True)
-    index = Keep({name: np.asarray(kept, dtype=np.intp) for name, kept in cuts[0]["keep"].items()}).index(groups)
+    index = cuts[0].fact().index(groups)
     ops = [op for op in masked.graph.ops if op.outputs and op.outputs[0].shape is not None]
     names = {value.name for value in pruned.graph.values()}
     wanted: Sequence[str] = [op.outputs[0].name for op in ops if op.outputs[0].name in names]

@@ -20,7 +20,7 @@ from ..ir.facts import Group, Groups, Scores
 from ..ir.graph import Graph, Op
 from ..ir.program import Program
 from ..pipeline.base import passes
-from ..pipeline.replay import opened
+from ..pipeline.edits import Reindex
 from .reindex import ends, reindexes
 from .reindex_sites import reader_sites, writer_sites
 
@@ -37,8 +37,7 @@ def loosen(program: Program, *, writers: bool = False) -> Program:
     sites = list(dict.fromkeys(sites))
     if not sites:
         return program
-    listed = [[site.op, site.operand, site.axis, site.inner, site.fills] for site in sites]
-    program = program.rewrite(opened(program.host, sites), {"reindex": listed})
+    program = Reindex(tuple(sites)).apply(program)
     for name in ("group", "score"):
         program = passes()[name](**_options(program, name)).run(program)
     return program

@@ -6,16 +6,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..axes.index import Index
+from ..axes.index import Index, Indices
 from ..coupling.groups import find_groups
 from ..errors import ModelError, nearest
 from ..ir.facts import Keep
 from ..ir.program import Program
+from ..pipeline.edits import Cut
 from .channels import unwrapped
 
 
@@ -89,10 +89,10 @@ def _kept_axes(program: Program, paths: Sequence[str]) -> dict[str, list[tuple[i
     """Per path, the axes of what it returns that the program's plan cut, with the indices kept."""
     graph = program.source.lift()
     groups = find_groups(graph, normalised=True)
-    keep: dict[str, Any] = {}
-    for step in program.plan.get("steps", ()):
-        for name, own in step.get("keep", {}).items():
-            keep[name] = np.asarray(keep[name])[own] if name in keep else np.asarray(own)
+    keep: dict[str, Indices] = {}
+    for edit in program.plan.of(Cut):
+        for name, own in edit.fact().keep.items():
+            keep[name] = keep[name][own] if name in keep else own
     index: Index = Keep(keep).index(groups)
     out: dict[str, list[tuple[int, Tensor]]] = {}
     for path in paths:

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import ModelError
 from ..hosts.torch.host import TorchHost
-from ..ir.program import Program
+from ..ir.program import Plan, Program
 from ..pipeline.compare import relative
 from ..pipeline.replay import replay
 from .channels import unwrapped
@@ -29,7 +29,7 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4}
 
 
 def cut(
-    plan: Mapping[str, Any],
+    plan: Plan,
     module: nn.Module,
     inputs: Any,
     optimizer: torch.optim.Optimizer | None = None,
@@ -53,7 +53,7 @@ def cut(
     done = replay(plan, host)
     keep = {
         name: {int(axis): torch.tensor(entry["keep"]) for axis, entry in axes.items()}
-        for name, axes in plan.get("parameters", {}).items()
+        for name, axes in done.plan.parameters.items()
     }
     _check_steps(module, host, done)
     refuse_unread(module, host.lift(), _widths(host, done), allow_unread)

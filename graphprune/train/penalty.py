@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError, RecipeError, nearest
 from ..ir.facts import Groups, Keep, Scores
-from ..ir.program import Program
+from ..ir.program import Plan, Program
 from ..pipeline.recipe import Recipe
 from ..pipeline.run import run
 from .channels import Channels, parameters, unwrapped
@@ -214,7 +214,7 @@ def current(program: Program, module: nn.Module) -> Program:
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if name in tensors:
                 tensor.copy_(tensors[name].detach())
-    return replace(program, host=host, source=host, facts={}, history=(), plan={}, notes=())
+    return replace(program, host=host, source=host, facts={}, history=(), plan=Plan(), notes=())
 
 
 def shares_of(keep: float | Mapping[str, float], names: Iterable[str], who: str) -> dict[str, float]:

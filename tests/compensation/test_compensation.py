@@ -263,7 +263,7 @@ def test_a_stored_plan_gives_the_same_bytes_and_passes_the_proof(by, tmp_path):
     x = np.random.default_rng(3).standard_normal((40, *program.host.example()[0].shape[1:]))
     program = replace(program, data=batches(x, program.graph.inputs))
     done = do(f"{CUT},compensate{{by={by}}},fold", program)
-    write_plan(tmp_path, {"version": 1, **done.plan})
+    write_plan(tmp_path, done.plan)
     again = replay(read_plan(tmp_path / "plan.json"), program.host)
     ours, theirs = done.model.state_dict(), again.model.state_dict()
     assert list(ours) == list(theirs)
@@ -274,7 +274,7 @@ def test_a_stored_plan_gives_the_same_bytes_and_passes_the_proof(by, tmp_path):
 
 def test_a_plan_without_its_weights_is_refused(tmp_path):
     program = load(nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 5)), (4,))
-    write_plan(tmp_path, {"version": 1, **do(f"{CUT},compensate", program).plan})
+    write_plan(tmp_path, do(f"{CUT},compensate", program).plan)
     (tmp_path / "plan.safetensors").write_bytes(b"nothing")
     with pytest.raises(RecipeError, match=r"plan.safetensors: not the weights of this plan"):
         read_plan(tmp_path / "plan.json")

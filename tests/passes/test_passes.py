@@ -419,7 +419,7 @@ HALF = "group,score{by=random},mask{channels=0.5x},propagate"
 @pytest.mark.parametrize("name", NETS)
 def test_plan_json_and_numpy_give_the_pruned_weights(name):
     pruned = do(HALF, nets.program(name))
-    plan = json.loads(json.dumps(pruned.plan))
+    plan = json.loads(json.dumps(dict(pruned.plan)))
     tensors = rebuilt(name, plan)
     state = {**dict(pruned.model.named_parameters()), **dict(pruned.model.named_buffers())}
     for key, tensor in state.items():
@@ -458,11 +458,11 @@ def test_two_cuts_compose_in_the_plan():
     once = do(HALF, program)
     twice = do("group,score,mask{channels=0.5x},propagate", once)
     assert twice.model.layer2.weight.shape[0] < once.model.layer2.weight.shape[0]
-    tensors = rebuilt("Dense", json.loads(json.dumps(twice.plan)))
+    tensors = rebuilt("Dense", json.loads(json.dumps(dict(twice.plan))))
     for key, tensor in twice.model.named_parameters():
         assert np.array_equal(tensor.detach().numpy(), tensors[key]), key
     assert all(check.error <= check.tolerance for check in proof.verify(twice))
-    again = replay(json.loads(json.dumps(twice.plan)), program.host)
+    again = replay(json.loads(json.dumps(dict(twice.plan))), program.host)
     assert same_bytes(again, twice)
 
 
@@ -475,7 +475,7 @@ def same_bytes(a, b):
 def test_a_plan_replayed_gives_the_same_bytes(name):
     program = with_data(nets.program(name))
     done = do(f"{HALF},compensate{{by=mean}},fold", program)
-    again = replay(json.loads(json.dumps(done.plan)), program.host)
+    again = replay(json.loads(json.dumps(dict(done.plan))), program.host)
     assert same_bytes(again, done)
 
 
@@ -483,7 +483,7 @@ def test_a_plan_of_another_model_is_refused():
     plan = do(HALF, nets.program("Residual")).plan
     with pytest.raises(RecipeError, match="which this model does not have"):
         replay(plan, nets.program("MLP").host)
-    plan = json.loads(json.dumps(plan))
+    plan = json.loads(json.dumps(dict(plan)))
     plan["steps"][0]["keep"]["stem"] = [0, 77]
     with pytest.raises(RecipeError, match="keeps channel 77 of `stem`, which has 6"):
         replay(plan, nets.program("Residual").host)
