@@ -30,7 +30,7 @@ LAYERS = (  # from the ground up; those of one row do not know each other
     ("backends",),
     ("driver",),
     ("api",),
-    ("cli", ""),  # the command, and graphprune/__init__.py
+    ("cli", "", "facts"),  # the faces: the command, graphprune/__init__.py, and what scripts import facts from
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)

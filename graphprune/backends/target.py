@@ -162,7 +162,7 @@ _BUILT_IN = {
     "best-cpu": "best:Best",
     "cuda": "tvm.cuda:Cuda",
 }
-_SPEC = re.compile(r"\s*([A-Za-z_./~][\w./~-]*)\s*(?:\{([^{}]*)\})?\s*")
+_SPEC = re.compile(r"\s*([A-Za-z_./~][\w./~-]*)(?:\s*\{([^{}]*)\})?\s*")
 
 
 @cache

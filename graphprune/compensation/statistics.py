@@ -26,16 +26,10 @@ def recalibrate(program: Program, keep: Keep) -> Correct:
     weights: dict[str, Array] = {}
     with Walk(host, graph, program.data) as walk:
         for position, op in enumerate(graph.ops):
-            x = op.inputs[0]
-            if (
-                op.kind != "batch_norm"
-                or x is None
-                or any(v is None or v.name not in graph.parameters for v in op.inputs[3:5])
-            ):
+            known = _running(op, graph)
+            if not known or (x := op.inputs[0]) is None:
                 continue
-            mean, variance = _moments(walk, position, x)
-            for value, new in zip(op.inputs[3:5], (mean, variance), strict=True):
-                assert value is not None
+            for value, new in zip(known, _moments(walk, position, x), strict=True):
                 weights[value.name] = new.astype(host.parameter(value.name).dtype)
                 host.set_parameter(value.name, weights[value.name])
     return Correct(weights)
@@ -53,9 +47,11 @@ def renormalise(program: Program, keep: Keep) -> Correct:
     weights: dict[str, Array] = {}
     with Walk(host, graph, program.data) as mine, Walk(source, whole, program.data) as theirs:
         for position, op in enumerate(graph.ops):
-            x, known = op.inputs[0], _running(op, graph)
-            dense = whole.ops[place[op.name]].inputs[0] if op.name in place else None
-            if x is None or not known or dense is None:
+            known = _running(op, graph)
+            if not known or op.name not in place:
+                continue
+            x, dense = op.inputs[0], whole.ops[place[op.name]].inputs[0]
+            if x is None or dense is None:
                 continue
             kept = index(dense.dims[1])
             mean_d, variance_d = (each[kept] for each in _moments(theirs, place[op.name], dense))
@@ -75,8 +71,10 @@ def renormalise(program: Program, keep: Keep) -> Correct:
 
 def _running(op: Op, graph: Graph) -> list[Value]:
     """A BatchNorm's running mean and variance, if they are stored."""
+    if op.kind != "batch_norm":
+        return []
     found = [v for v in op.inputs[3:5] if v is not None and v.name in graph.parameters]
-    return found if op.kind == "batch_norm" and len(found) == 2 else []
+    return found if len(found) == 2 else []
 
 
 def _moments(walk: Walk, position: int, value: Value) -> tuple[Array, Array]:

@@ -31,8 +31,8 @@ class Recipe:
         """Read ``[[pass]]`` tables: ``name`` and options."""
         try:
             tables = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise RecipeError(f"the recipe is not TOML: {error}") from error
+        except (ValueError, RecursionError) as error:  # more than TOMLDecodeError: numbers too long, tables too deep
+            raise RecipeError(f"the recipe is not TOML: {error}", '[[pass]]\n  name = "group"') from error
         extra = sorted(set(tables) - {"pass"})
         if extra or not isinstance(tables.get("pass"), list) or not all(isinstance(t, dict) for t in tables["pass"]):
             raise RecipeError(
@@ -89,7 +89,7 @@ def make(name: str, options: Mapping[str, Any]) -> Pass:
     return kind(**values)
 
 
-_STEP = re.compile(r"\s*([A-Za-z_][\w.-]*)\s*(?:\{([^{}]*)\})?\s*(,|$)")
+_STEP = re.compile(r"\s*([A-Za-z_][\w.-]*)(?:\s*\{([^{}]*)\})?\s*(,|$)")
 
 
 def _steps(text: str) -> Iterator[tuple[str, dict[str, str]]]:

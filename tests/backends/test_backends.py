@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+import graphprune as gp
 from graphprune.backends import Target, interleave, measure, runnable, share, target, targets
 from graphprune.backends.onnxruntime.target import Onnx
 from graphprune.backends.torch import Torch
@@ -595,3 +596,23 @@ def test_real_networks_on_every_target(name: str, tmp_path: Path) -> None:
     assert error(Tvm().run(made, batch), reference) <= TVM_TOLERANCE
     host = OnnxHost.load(path, batch)
     assert error(Tvm().run(Program(host=host, source=host), batch), reference) <= TVM_TOLERANCE
+
+
+def test_what_numpy_has_no_type_for_is_measured_all_the_same(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weights = [
+        onnx.numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
+        for name, shape in (("w", (8, 3, 1, 1)), ("u", (3, 8, 1, 1)))
+    ]
+    nodes = [
+        onnx.helper.make_node("Cast", ["x"], ["wide"], to=1),
+        onnx.helper.make_node("Conv", ["wide", "w"], ["h"]),
+        onnx.helper.make_node("Conv", ["h", "u"], ["y"]),
+    ]
+    ins = [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.BFLOAT16, [1, 3, 4, 4])]
+    outs = [onnx.helper.make_tensor_value_info("y", 1, None)]
+    graph = onnx.helper.make_graph(nodes, "g", ins, outs, weights)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
+    artifact = gp.compile(model, channels="0.5x", targets=["onnx"], out=tmp_path / "out")
+    (found,) = (row for row in artifact.report["verification"]["checks"] if row["what"].startswith("code for onnx"))
+    assert found["max_relative_error"] <= 1e-5

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+import graphprune as gp
 from graphprune.api import default_recipe
 from graphprune.calibration.activations import Walk
 from graphprune.calibration.batches import batches
@@ -406,3 +407,19 @@ def test_renormalisation_gives_every_norm_the_original_moments():
         seen = [np.concatenate([one.host.watch(b, [out])[out] for b in program.data]) for one in (program, done)]
         np.testing.assert_allclose(seen[1].mean((0, 2, 3)), seen[0].mean((0, 2, 3))[keep[name]], atol=1e-8)
         np.testing.assert_allclose(seen[1].std((0, 2, 3)), seen[0].std((0, 2, 3))[keep[name]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("by", ["bn", "renorm"])
+def test_statistics_are_set_in_networks_with_ops_without_operands(by):
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1))
+            self.n, self.b = nn.BatchNorm2d(8), nn.Conv2d(8, 3, 1)
+
+        def forward(self, x):
+            return self.b(self.n(self.a(x)).relu()) + torch.arange(4, dtype=x.dtype)
+
+    program = gp.load(Positions().eval(), torch.randn(4, 3, 4, 4), data=torch.randn(64, 3, 4, 4))
+    done = gp.run(f"group,score,mask{{channels=0.5x}},propagate,compensate{{by={by}}}", program)
+    assert not np.allclose(done.host.parameter("n.running_var"), 1.0)

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
@@ -292,6 +293,27 @@ from graphprune.ops.rules import table
 print(sorted(passes()), "tiny.scale.default" in table())
 """
     assert python(code) == "['compensate', 'dead', 'fold', 'group', 'mask', 'propagate', 'reorder', 'score'] False\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a=" + "[" * 20000 + "]" * 20000,
+        "a=" + "{a=" * 2000 + "1" + "}" * 2000,
+        '[[pass]]\nname="mask"\ngrain=' + "9" * 6000,
+    ],
+    ids=["arrays", "tables", "digits"],
+)
+def test_recipe_files_that_are_too_deep_or_too_long_are_refused(text):
+    with pytest.raises(RecipeError, match="the recipe is not TOML"):
+        Recipe.from_toml(text)
+
+
+def test_white_space_costs_no_more_than_its_length():
+    used = time.process_time()
+    with pytest.raises(RecipeError, match="cannot read the recipe"):
+        Recipe.parse("group" + " " * 100_000 + "!")
+    assert time.process_time() - used < 5  # a pattern that tries every split takes a minute
 
 
 # ---- determinism -------------------------------------------------------------------------------------

@@ -182,15 +182,24 @@ class _Session(Runnable):
         session, feed = self._session, self.feed(batch)
         return lambda: session.run(None, feed)
 
-    def feed(self, batch: Batch | None = None) -> dict[str, Array]:
+    def feed(self, batch: Batch | None = None) -> dict[str, Any]:
         batch = self.example if batch is None else batch
         wanted = self._session.get_inputs()
         if len(wanted) != len(batch):
             raise TargetError(f"{len(batch)} arrays for {len(wanted)} inputs ({', '.join(i.name for i in wanted)})")
-        return {
-            hole.name: np.ascontiguousarray(array, _DTYPES.get(hole.type, array.dtype))
-            for hole, array in zip(wanted, batch, strict=True)
-        }
+        return {hole.name: _given(hole.type, array) for hole, array in zip(wanted, batch, strict=True)}
+
+
+def _given(kind: str, array: Array) -> Any:
+    """An array as ONNX Runtime takes it for an input of that type; numpy has no bfloat16 of its own."""
+    if kind != "tensor(bfloat16)":
+        return np.ascontiguousarray(array, _DTYPES.get(kind, array.dtype))
+    import onnxruntime as ort
+    from onnx import TensorProto
+
+    wide = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    rounded = (wide + 0x7FFF + (wide >> 16 & 1)) >> 16  # to nearest, ties to even
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(rounded.astype(np.uint16), TensorProto.BFLOAT16)
 
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16,
