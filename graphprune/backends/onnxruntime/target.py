@@ -197,9 +197,9 @@ def _given(kind: str, array: Array) -> Any:
     import onnxruntime as ort
     from onnx import TensorProto
 
-    wide = np.ascontiguousarray(array, np.float32).view(np.uint32)
-    rounded = (wide + 0x7FFF + (wide >> 16 & 1)) >> 16  # to nearest, ties to even
-    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(rounded.astype(np.uint16), TensorProto.BFLOAT16)
+    from ...hosts.onnx.run import bfloat16_bits
+
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bfloat16_bits(array), TensorProto.BFLOAT16)
 
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16,

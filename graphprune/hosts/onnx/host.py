@@ -25,7 +25,7 @@ from .literal_tracking import Written
 from .literals import Literals, pin
 from .node import constant_tensor
 from .reindex import build, insert
-from .run import Session, feed
+from .run import Session, bfloat16_values, feed, holes
 from .shape_probe import Seen, Watcher
 from .size_flow import Flow, as_numpy
 from .zero_points import dequantised, is_quantiser, stored_zero
@@ -231,7 +231,10 @@ class OnnxHost:
         if self._example is None:
             self._look()
         assert self._example is not None
-        return [_wide(array) for array in self._example]
+        return [
+            bfloat16_values(array) if hole.dtype == "bfloat16" else _wide(array)
+            for hole, array in zip(holes(self.model), self._example, strict=True)
+        ]
 
     def run(self, batch: Batch) -> list[Array]:
         given = feed(self._runnable(), batch)

@@ -301,6 +301,18 @@ def dtype_name(dtype: ir.DataType | None) -> str:
     return "float32" if dtype is None else {"FLOAT": "float32", "DOUBLE": "float64"}.get(dtype.name, dtype.name.lower())
 
 
+def bfloat16_bits(array: Array) -> Array:
+    """The bits of an array rounded to bfloat16 (to nearest, ties to even), which numpy has no type for."""
+    wide = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    bits: Array = ((wide + 0x7FFF + (wide >> 16 & 1)) >> 16).astype(np.uint16)
+    return bits
+
+
+def bfloat16_values(array: Array) -> Array:
+    """An array rounded to bfloat16, as float32."""
+    return (bfloat16_bits(array).astype(np.uint32) << 16).view(np.float32)
+
+
 def feed(model: ir.Model, batch: Sequence[Array]) -> dict[str, Array]:
     """A batch by input name, in the declared dtypes. Raises DataError where it does not fit."""
     wanted = holes(model)
