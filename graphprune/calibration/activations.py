@@ -28,15 +28,9 @@ class Walk:
     def __init__(self, host: Host, graph: Graph, batches: Sequence[Batch]) -> None:
         self.host, self.graph, self.batches = host, graph, batches
         self._live: list[dict[str, Array]] = [{} for _ in batches]
-        self._last_use: dict[str, int] = {}
         self._made: list[Value] = []
         self._at = 0
-        for position, op in enumerate(graph.ops):
-            for value in op.inputs:
-                if value is not None:
-                    self._last_use[value.name] = position
-        for value in graph.outputs:
-            self._last_use[value.name] = len(graph.ops)
+        self._place = {op.name: position for position, op in enumerate(graph.ops)}
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._files = 0
 
@@ -67,9 +61,15 @@ class Walk:
 
     def _move(self, position: int) -> list[str]:
         self._made += [out for op in self.graph.ops[self._at : position] for out in op.outputs if not out.constant]
-        self._made = [value for value in self._made if self._last_use.get(value.name, -1) >= position]
+        self._made = [value for value in self._made if self._last_use(value) >= position]
         self._at = position
         return sorted(value.name for value in self._made)
+
+    def _last_use(self, value: Value) -> int:
+        """Where a value is read last: nowhere is before all ops, outside is behind them."""
+        if self.graph.is_output(value):
+            return len(self.graph.ops)
+        return max((self._place[user.name] for user in self.graph.users(value)[-1:]), default=-1)
 
     def _spill(self, number: int) -> None:
         held = sum(a.nbytes for values in self._live for a in values.values() if not isinstance(a, np.memmap))

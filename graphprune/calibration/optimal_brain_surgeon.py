@@ -94,12 +94,12 @@ def problems(
 
 def scales(graph: Graph, host: Host) -> dict[str, Array]:
     """By op name, what an error of each output counts: |gamma / sigma| of a BatchNorm right behind it."""
-    made = {out.name: op for op in graph.ops for out in op.outputs}
     out = {}
     for op in graph.ops:
         x = op.inputs[0] if op.kind == "batch_norm" else None
-        if x is not None and x.name in made and (made[x.name].kind == "conv" or len(x.dims) == 2):
-            out[made[x.name].name] = np.abs(affine(op, host)[0])
+        maker = graph.maker(x) if x is not None else None
+        if x is not None and maker is not None and (maker.kind == "conv" or len(x.dims) == 2):
+            out[maker.name] = np.abs(affine(op, host)[0])
     return out
 
 

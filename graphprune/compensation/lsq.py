@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,8 +74,6 @@ class _Fit:
         self.host = program.host.copy()
         self.place = {op.name: k for k, op in enumerate(self.graph.ops)}
         self.whole_place = {op.name: k for k, op in enumerate(self.whole.ops)}
-        self.makers = {out.name: op for op in self.graph.ops for out in op.outputs}
-        self.users = _users(self.graph)
         self.weights: dict[str, Array] = {}
         self.biases: dict[str, Addition] = {}
         self.seed = program.seed
@@ -166,46 +164,33 @@ class _Fit:
 
     def _target(self, layer: Contraction) -> Target:
         """The residual sum that the layer ends in, if nothing but a BatchNorm lies between."""
-        op, value = self._only_user(layer.out), layer.out
+        op, value = self.graph.only_user(layer.out), layer.out
         scale, shift = np.ones(1), np.zeros(1)
         if op is not None and op.kind == "batch_norm" and op.name in self.whole_place and layer.out_axis == 1:
             scale, shift = affine(op, self.host)
             if np.abs(scale).min() < 1e-3 * np.abs(scale).max():
                 return Target(self._original(layer.out))
-            value, op = op.outputs[0], self._only_user(op.outputs[0])
+            value, op = op.outputs[0], self.graph.only_user(op.outputs[0])
         if op is not None and op.attrs.get("function") == "add" and op.name in self.whole_place:
             others = [v for v in op.inputs if v is not None and v is not value]
             if len(others) == 1 and not others[0].constant and others[0].shape == value.shape:
-                maker = self.makers.get(others[0].name)
+                maker = self.graph.maker(others[0])
                 if maker is None or self.place[maker.name] < self.place[layer.op.name]:
                     total = self._original(op.outputs[0])
                     return Target(total, others[0], scale, shift, self._rectified(op.outputs[0]))
         return Target(self._original(value), None, scale, shift, self._rectified(value))
 
     def _rectified(self, value: Value) -> bool:
-        op = self._only_user(value)
+        op = self.graph.only_user(value)
         return op is not None and op.attrs.get("function") == "relu"
 
     def _original(self, value: Value) -> Value:
-        op = self.makers[value.name]
+        op = self.graph.maker(value)
+        assert op is not None, value
         k = [out.name for out in op.outputs].index(value.name)
         return self.whole.ops[self.whole_place[op.name]].outputs[k]
-
-    def _only_user(self, value: Value) -> Op | None:
-        users = self.users.get(value.name, [])
-        return users[0] if len(users) == 1 else None
 
 
 def _contracted(op: Op, graph: Graph) -> list[Dim]:
     relation = graph.relations[op.name]
     return [dim for name, dim in relation.dims.items() if name not in relation.outputs]
-
-
-def _users(graph: Graph) -> Mapping[str, list[Op]]:
-    users: dict[str, list[Op]] = {}
-    for op in graph.ops:
-        for value in {v.name: v for v in op.inputs if v is not None}.values():
-            users.setdefault(value.name, []).append(op)
-    for value in graph.outputs:
-        users.setdefault(value.name, []).extend(graph.ops[-1:] * 2)  # read outside: no op is its only user
-    return users

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -114,7 +113,6 @@ class Contraction:
 def contractions(graph: Graph, *, own: bool = False) -> list[Contraction]:
     """Every contraction with a constant weight, in order of execution; ``own``: only those that can be
     fitted by themselves."""
-    readers = Counter(value.name for op in graph.ops for value in op.inputs if value is not None)
     found = []
     for op in graph.ops:
         if op.kind not in _KINDS or op.inputs[0] is None or op.inputs[1] is None:
@@ -131,7 +129,7 @@ def contractions(graph: Graph, *, own: bool = False) -> list[Contraction]:
         ):
             continue
         axis = len(x.dims) - len(weight.dims) + 1 if conv else len(x.dims) - 1
-        alone = weight.name in graph.parameters and readers[weight.name] == 1 and _as_stored(op, graph)
+        alone = weight.name in graph.parameters and graph.only_user(weight) is op and _as_stored(op, graph)
         if alone or not own:
             out = op.outputs[0]
             out_axis = axis if conv else len(out.dims) - 1

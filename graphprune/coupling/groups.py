@@ -71,8 +71,8 @@ def _members(graph: Graph) -> tuple[dict[Dim, list[Member]], dict[tuple[Dim, str
 def _uses(graph: Graph) -> Iterator[tuple[Dim, Value, int, Role, str]]:
     """(leaf, parameter, axis, role, op) wherever an op says that a parameter's axis has that leaf."""
     yield from _stored_uses(graph)
-    for leaf, parameter, axis, op in graph.maskers:  # zeroed like a reader, for want of one
-        yield leaf, graph.parameters[parameter], axis, "reader", op
+    for masker in graph.maskers:  # zeroed like a reader, for want of one
+        yield masker.dim, graph.parameters[masker.parameter], masker.axis, "reader", masker.op
 
 
 def _stored_uses(graph: Graph) -> Iterator[tuple[Dim, Value, int, Role, str]]:

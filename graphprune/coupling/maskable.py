@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ..axes.dim import Dim, freeze, leaves
-from ..ir.graph import Graph, Op, Value
+from ..ir.graph import Graph, Masker, Op, Value
 
 Axes = frozenset[tuple[str, int]]
 """Parameter axes: (name, axis number)."""
@@ -56,9 +56,9 @@ def _reader(op: Op, dim: Dim, weights: Sequence[Value], search: _Search) -> None
     """A weight that is computed must be zero where the parameters it is computed from are."""
     for value in weights:
         for leaf in leaves(dim):
-            if value.name in search.makers and not leaf.frozen and search(value, leaf) is None:
-                maker = search.makers[value.name].where
-                freeze(leaf, f"{op.where} reads it with a weight that is not zero where {maker} gets zeros")
+            maker = search.graph.maker(value)
+            if maker is not None and not leaf.frozen and search(value, leaf) is None:
+                freeze(leaf, f"{op.where} reads it with a weight that is not zero where {maker.where} gets zeros")
 
 
 def _reindex(op: Op, dim: Dim, search: _Search) -> None:
@@ -73,7 +73,7 @@ def _contraction(op: Op, dim: Dim, operands: Iterable[Value], search: _Search) -
         if found is None:
             freeze(leaf, f"{op.where} contracts it between activations")
         else:
-            search.graph.maskers += [(leaf, name, axis, op.name) for name, axis in sorted(found)]
+            search.graph.maskers += [Masker(leaf, name, axis, op.name) for name, axis in sorted(found)]
 
 
 @dataclass
@@ -81,11 +81,7 @@ class _Search:
     """Finds the parameter axes that, zeroed at a position of a leaf, make a value zero there."""
 
     graph: Graph
-    makers: dict[str, Op] = field(init=False)
     _known: dict[tuple[str, int], Axes | None] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.makers = {out.name: op for op in self.graph.ops for out in op.outputs}
 
     def __call__(self, value: Value, leaf: Dim, depth: int = 0) -> Axes | None:
         key = (value.name, id(leaf))
@@ -96,7 +92,7 @@ class _Search:
     def _find(self, value: Value, leaf: Dim, depth: int) -> Axes | None:
         if not _has(value, leaf):
             return None
-        op = self.makers.get(value.name)
+        op = self.graph.maker(value)
         if op is None:
             own = value.name in self.graph.parameters
             return frozenset((value.name, k) for k, dim in enumerate(value.dims) if _in(dim, leaf)) if own else None

@@ -1,7 +1,7 @@
 """The thin graph, the host that owns the weights, the Program that carries both, and the facts that passes share."""
 
 from .facts import Frozen, Group, Groups, Keep, Latency, Losses, Member, Order, Scores
-from .graph import Graph, Op, Piece, Relation, Site, Value
+from .graph import Graph, Masker, Op, Piece, Relation, Site, Value
 from .host import Array, Batch, Host, random_array
 from .program import Loss, Program, Step
 
@@ -17,6 +17,7 @@ __all__ = [
     "Latency",
     "Loss",
     "Losses",
+    "Masker",
     "Member",
     "Op",
     "Order",

@@ -53,15 +53,41 @@ class Op:
 @dataclass(eq=False)
 class Graph:
     """Ops in execution order. ``parameters``: every weight, buffer and constant tensor by name.
-    ``relations``: what the rules said of each op, by op name. ``maskers``: where no weight reads a
-    dim (queries with keys), the parameter axes that mask it, with the op that contracts it."""
+    ``relations``: what the rules said of each op, by op name. ``maskers``: what masks a dim that no
+    weight reads (queries with keys). Ops may be appended while it is built; afterwards it stays as it is."""
 
     ops: list[Op]
     inputs: list[Value]
     outputs: list[Value]
     parameters: dict[str, Value]
     relations: dict[str, Relation] = field(default_factory=dict)
-    maskers: list[tuple[Dim, str, int, str]] = field(default_factory=list)
+    maskers: list[Masker] = field(default_factory=list)
+    _known: _UseDef | None = field(default=None, init=False, repr=False)
+
+    def maker(self, value: Value) -> Op | None:
+        """The op that makes a value; None for inputs and parameters."""
+        return self._use_def.makers.get(value)
+
+    def users(self, value: Value) -> tuple[Op, ...]:
+        """The ops that read a value, in order of execution, each once."""
+        return self._use_def.users.get(value, ())
+
+    def only_user(self, value: Value) -> Op | None:
+        """The op that reads a value, in one place, where nobody else does: None where the value is an output
+        of the graph."""
+        users = self.users(value)
+        alone = len(users) == 1 and users[0].inputs.count(value) == 1 and not self.is_output(value)
+        return users[0] if alone else None
+
+    def is_output(self, value: Value) -> bool:
+        """Whether a value leaves the graph."""
+        return value in self._use_def.outputs
+
+    @property
+    def _use_def(self) -> _UseDef:
+        if self._known is None or self._known.ops != len(self.ops):
+            self._known = _UseDef.of(self)
+        return self._known
 
     def values(self) -> Iterator[Value]:
         yield from self.inputs
@@ -77,11 +103,41 @@ class Graph:
     def text(self) -> str:
         """The program as text: what tests compare and ``graphprune inspect --text`` prints."""
         lines = [f"input  {value}" for value in self.inputs]
-        used = {id(value) for op in self.ops for value in op.inputs}
-        lines += [f"weight {value}" for value in self.parameters.values() if id(value) in used]
+        lines += [f"weight {value}" for value in self.parameters.values() if self.users(value)]
         lines += [str(op) for op in self.ops]
         lines += [f"output %{value.name}" for value in self.outputs]
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _UseDef:
+    """Who makes and who reads each value of a graph that has so many ``ops``."""
+
+    ops: int
+    makers: Mapping[Value, Op]
+    users: Mapping[Value, tuple[Op, ...]]
+    outputs: frozenset[Value]
+
+    @classmethod
+    def of(cls, graph: Graph) -> _UseDef:
+        makers = {out: op for op in graph.ops for out in op.outputs}
+        users: dict[Value, dict[Op, None]] = {}
+        for op in graph.ops:
+            for value in op.inputs:
+                if value is not None:
+                    users.setdefault(value, {})[op] = None
+        return cls(len(graph.ops), makers, {v: tuple(found) for v, found in users.items()}, frozenset(graph.outputs))
+
+
+@dataclass(frozen=True)
+class Masker:
+    """An axis of a parameter that, zeroed at a position of ``dim``, masks it where ``op`` (its name) contracts
+    two activations along it."""
+
+    dim: Dim
+    parameter: str
+    axis: int
+    op: str
 
 
 @dataclass(frozen=True)

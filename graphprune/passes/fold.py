@@ -23,16 +23,17 @@ class Fold(Pass):
 
     def run(self, program: Program) -> Program:
         host, graph = program.host.copy(), program.graph
-        makers = {out.name: op for op in graph.ops for out in op.outputs}
         notes = []
         for op in graph.ops:
             if op.kind != "batch_norm":
                 continue
-            reason = _blocked(op, graph, makers)
-            if reason:
+            assert op.inputs[0] is not None
+            maker = graph.maker(op.inputs[0])
+            reason = _blocked(op, maker, graph)
+            if reason or maker is None:
                 notes.append(f"{op.where}: not folded, {reason}")
             else:
-                _fold(host, makers[_name(op.inputs[0])], op)
+                _fold(host, maker, op)
         return program.rewrite(host).note(*notes)
 
 
@@ -41,30 +42,26 @@ def _name(value: Value | None) -> str:
     return value.name
 
 
-def _blocked(norm: Op, graph: Graph, makers: dict[str, Op]) -> str | None:
-    """Why this BatchNorm cannot be folded, or None."""
+def _blocked(norm: Op, maker: Op | None, graph: Graph) -> str | None:
+    """Why this BatchNorm cannot be folded into what makes its input, or None."""
     x = norm.inputs[0]
-    maker = makers.get(_name(x))
+    assert x is not None
     if maker is None or maker.kind not in _INTO:
         return "no conv or linear comes right before it"
     if any(maker.attrs.get(name, 1) != 1 for name in ("alpha", "beta")):
         return f"{maker.where} scales its product or its bias"
-    if len(_users(graph, x)) > 1 or any(out is x for out in graph.outputs):
+    if len(graph.users(x)) > 1 or graph.is_output(x):
         return f"the output of {maker.where} is read elsewhere too"
     weights = [value for value in (*maker.inputs[1:], *norm.inputs[1:]) if value is not None]
     if any(value.name not in graph.parameters for value in weights):
         return "a weight is computed, not stored"
-    if any(len(_users(graph, value)) > 1 for value in maker.inputs[1:] if value is not None):
+    if any(len(graph.users(value)) > 1 for value in maker.inputs[1:] if value is not None):
         return f"a weight of {maker.where} is shared"
     if len(maker.outputs[0].shape or ()) != 2 and maker.kind in ("linear", "gemm"):
         return "its channels are not the linear layer's outputs"
     if any(len(value.shape or ()) != 1 for value in maker.inputs[2:] if value is not None):
         return "the bias is not one number a channel"
     return None
-
-
-def _users(graph: Graph, value: Value | None) -> list[Op]:
-    return [op for op in graph.ops if any(v is value for v in op.inputs)]
 
 
 def _fold(host: Host, maker: Op, norm: Op) -> None:

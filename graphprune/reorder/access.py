@@ -13,7 +13,6 @@ from ..axes.index import Indices
 from ..cost.latency.model import LatencyModel
 from ..cost.static import macs
 from ..ir.facts import Group, Groups
-from ..ir.graph import Op
 from ..ir.program import Program
 from .copy_costs import Prices
 from .reindex import ends, is_run, located, reindexes, runs, sources
@@ -163,7 +162,7 @@ class Pricing:
     def parts(self, taker: Taker) -> list[int]:
         """The lengths of what a concatenation before a taker is made of."""
         found = []
-        for op, operand in sources(taker.op.inputs[0], taker.op.attrs["axis"], self.makers):
+        for op, operand in sources(taker.op.inputs[0], taker.op.attrs["axis"], self.segments.program.graph):
             value = op.inputs[operand]
             assert value is not None
             found.append(len(self._lengths(value.dims[taker.op.attrs["axis"]])))
@@ -172,10 +171,6 @@ class Pricing:
     @cached_property
     def _lengths(self) -> Callable[..., Indices]:
         return self.segments.index(self.segments.keep)
-
-    @cached_property
-    def makers(self) -> dict[str, Op]:
-        return {out.name: op for op in self.segments.program.graph.ops for out in op.outputs}
 
     def _fill(self, taker: Taker, given: Indices, wanted: Indices, menu: Sequence[str]) -> Iterator[Choice]:
         at = located(given, wanted)
@@ -220,7 +215,7 @@ class Pricing:
                 if op.name not in sinks:
                     needed |= {value.name for value in op.inputs if value is not None}
                 else:
-                    needed |= {s.inputs[k].name for s, k in sources(op.inputs[0], op.attrs["axis"], self.makers)}  # type: ignore[union-attr]
+                    needed |= {s.inputs[k].name for s, k in sources(op.inputs[0], op.attrs["axis"], graph)}  # type: ignore[union-attr]
             if op.name in mine and alive:
                 each[op.name] = op
         by_name = {taker.op.name: taker for taker in self.segments.takers}

@@ -41,7 +41,6 @@ def selections(graph: Graph, index: Index, order: Order) -> Iterator[tuple[Op, l
 
     Raises ShapeError where a reader keeps what its producers do not.
     """
-    makers = {out.name: op for op in graph.ops for out in op.outputs}
     for op in reindexes(graph):
         before, after = ends(op)
         at = located(index(before), index(after))
@@ -49,7 +48,7 @@ def selections(graph: Graph, index: Index, order: Order) -> Iterator[tuple[Op, l
             lost = index(after)[at < 0]
             raise ShapeError(f"{op.where} takes channel {lost[0]}, which nothing before it keeps")
         if op.name in order.sinks:
-            yield op, _sunk(op, at, index, makers, order.sinks[op.name])
+            yield op, _sunk(op, at, index, graph, order.sinks[op.name])
         else:
             yield op, [Piece(op, 0, at, len(index(before)))]
 
@@ -77,22 +76,22 @@ def runs(at: Indices) -> list[Indices]:
     return np.split(at, np.flatnonzero(np.diff(at) != 1) + 1)
 
 
-def sources(value: Value | None, axis: int, makers: dict[str, Op]) -> list[tuple[Op, int]]:
+def sources(value: Value | None, axis: int, graph: Graph) -> list[tuple[Op, int]]:
     """The operands, through concatenations of concatenations, that a value is put together of along
     ``axis``; none where it is not."""
-    maker = makers.get(value.name) if value is not None else None
+    maker = graph.maker(value) if value is not None else None
     if value is None or maker is None or maker.kind != "concat" or maker.attrs["axis"] % len(value.dims) != axis:
         return []
     found = []
     for k, operand in enumerate(maker.inputs):
-        found += sources(operand, axis, makers) or [(maker, k)]
+        found += sources(operand, axis, graph) or [(maker, k)]
     return found
 
 
-def _sunk(op: Op, at: Indices, index: Index, makers: dict[str, Op], most: int) -> list[Piece]:
+def _sunk(op: Op, at: Indices, index: Index, graph: Graph, most: int) -> list[Piece]:
     """The selection as pieces of what the concatenation before it is made of."""
     axis, pieces, start = op.attrs["axis"], list[Piece](), 0
-    for maker, operand in sources(op.inputs[0], axis, makers):
+    for maker, operand in sources(op.inputs[0], axis, graph):
         value = maker.inputs[operand]
         assert value is not None
         size = len(index(value.dims[axis]))

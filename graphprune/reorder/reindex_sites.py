@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import inf, prod
 
 from ..axes.dim import PRODUCT, Dim, find, leaves, terms
@@ -57,15 +57,6 @@ def _readers(groups: Groups, leaf: Dim) -> set[str]:
 class _Climb:
     graph: Graph
     sizes: Mapping[str, int]
-    makers: dict[str, Op] = field(init=False)
-    uses: dict[str, int] = field(init=False)
-    stored: dict[str, int] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.makers = {out.name: op for op in self.graph.ops for out in op.outputs}
-        self.uses = {}
-        for value in (*self.graph.outputs, *(v for op in self.graph.ops for v in op.inputs if v is not None)):
-            self.uses[value.name] = self.uses.get(value.name, 0) + 1
 
     def __call__(self, op: Op, axis: int) -> Site | None:
         best, least = None, inf
@@ -75,8 +66,8 @@ class _Climb:
             run = _run(value.dims[axis])
             if run is not None and self._size(value) <= least:
                 best, least = Site(op.name, 0, axis, run), self._size(value)
-            above = self.makers.get(value.name)
-            if above is None or self.uses[value.name] > 1:
+            above = self.graph.maker(value)
+            if above is None or not self.graph.only_user(value):
                 return best
             if above.kind == "concat" and run == 1:
                 return Site(op.name, 0, axis)  # the selection may go into it
@@ -98,12 +89,11 @@ class _Climb:
         if op.kind == "conv" and not _depthwise(op):
             return False
         rest = [value for value in op.inputs[1:] if value is not None]
-        return all(value.name in self.graph.parameters and self.uses[value.name] == 1 for value in rest)
+        return all(value.name in self.graph.parameters and self.graph.only_user(value) for value in rest)
 
     def branch(self, value: Value) -> bool:
         """Whether a value is made by one layer for one reader, perhaps with a BatchNorm behind it."""
-        while self.uses[value.name] == 1 and value.name in self.makers:
-            op = self.makers[value.name]
+        while self.graph.only_user(value) and (op := self.graph.maker(value)) is not None:
             if op.kind in _BACK:
                 return bool(op.attrs.get("groups", 1) == 1)
             if not self._transparent(op) or op.kind not in ("batch_norm", "pointwise") or op.inputs[0] is None:

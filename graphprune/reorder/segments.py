@@ -12,7 +12,7 @@ from ..axes.dim import PRODUCT, Dim, find, terms
 from ..axes.index import Index, Indices
 from ..cost.static import evaluate, symbols
 from ..ir.facts import Group, Groups
-from ..ir.graph import Op
+from ..ir.graph import Op, Value
 from ..ir.program import Program
 from .channel_order import Ordering, Reader, Row, arrange
 from .copy_costs import Prices
@@ -103,25 +103,15 @@ class Segments:
         width = {"float64": 8, "float16": 2, "bfloat16": 2}.get(value.dtype, 4)
         each = width * float(np.prod([evaluate(n, sizes) for k, n in enumerate(value.shape or ()) if k != axis]))
         slots = tuple(self._slots(shared, wanted))
-        next_to_it = value.name in self.fusing, value.name in self.loading
-        return Taker(op, self._own(own), slots, op.attrs["inner"], each, *next_to_it)
+        users = self.program.graph.users(value)
+        fuses = any(user.kind in ("pointwise", "batch_norm", "prelu") for user in users)
+        return Taker(op, self._own(own), slots, op.attrs["inner"], each, fuses, self._loads(value))
 
-    @cached_property
-    def fusing(self) -> frozenset[str]:
-        """The values that an element-wise op reads."""
-        wanted = [op for op in self.program.graph.ops if op.kind in ("pointwise", "batch_norm", "prelu")]
-        return frozenset(value.name for op in wanted for value in op.inputs if value is not None)
-
-    @cached_property
-    def loading(self) -> frozenset[str]:
-        """The images that nothing but convolutions of one group read."""
-        uses: dict[str, list[bool]] = {value.name: [False] for value in self.program.graph.outputs}
-        for op in self.program.graph.ops:
-            dense = op.kind == "conv" and op.attrs.get("groups", 1) == 1 and len(op.outputs[0].dims) == 4
-            for k, value in enumerate(op.inputs):
-                if value is not None:
-                    uses.setdefault(value.name, []).append(dense and k == 0)
-        return frozenset(name for name, found in uses.items() if all(found))
+    def _loads(self, value: Value) -> bool:
+        """Whether nothing but convolutions of one group read an image."""
+        graph = self.program.graph
+        users = graph.users(value)
+        return bool(users) and not graph.is_output(value) and all(_loads_image(user, value) for user in users)
 
     def _own(self, dim: Dim) -> Group | None:
         dim = find(dim)
@@ -191,10 +181,9 @@ class Segments:
     @cached_property
     def concats(self) -> dict[str, frozenset[str]]:
         """Per taker that takes from a concatenation, the ops that make it."""
-        makers = {out.name: op for op in self.program.graph.ops for out in op.outputs}
         found: dict[str, frozenset[str]] = {}
         for taker in self.takers:
-            parts = [] if taker.fills else sources(taker.op.inputs[0], taker.op.attrs["axis"], makers)
+            parts = [] if taker.fills else sources(taker.op.inputs[0], taker.op.attrs["axis"], self.program.graph)
             if parts:
                 found[taker.op.name] = frozenset(op.name for op, _ in parts)
         return found
@@ -214,6 +203,11 @@ class Segments:
             mine.append(taker)
             home.update(dict.fromkeys(names, first))
         return list(found.values())
+
+
+def _loads_image(op: Op, value: Value) -> bool:
+    dense = op.kind == "conv" and op.attrs.get("groups", 1) == 1 and len(op.outputs[0].dims) == 4
+    return dense and op.inputs[0] is value and op.inputs.count(value) == 1
 
 
 def _in_order(given: Indices, own: Indices) -> Indices:

@@ -106,10 +106,10 @@ def masked(host: OnnxHost, graph: Graph, index: Index) -> OnnxHost:
             if value.constant:
                 size = value.shape[axis] if value.shape else 0
                 out.zero(value.name, axis, np.setdiff1d(np.arange(size), index(value.dims[axis])))
-    for leaf, name, axis, _ in graph.maskers:  # what writes one side of a contraction of two activations
-        if index.touches(leaf):
-            dim = graph.parameters[name].dims[axis]
-            out.zero(name, axis, np.setdiff1d(np.arange(dim.size), index(dim)))
+    for masker in graph.maskers:  # what writes one side of a contraction of two activations
+        if index.touches(masker.dim):
+            dim = graph.parameters[masker.parameter].dims[masker.axis]
+            out.zero(masker.parameter, masker.axis, np.setdiff1d(np.arange(dim.size), index(dim)))
     return out
 
 

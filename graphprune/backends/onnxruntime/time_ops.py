@@ -112,23 +112,20 @@ def _node_times(model: bytes | str, feeds: Mapping[str, Any], threads: int) -> d
 def profile(path: Path, feeds: Mapping[str, Any], graph: Graph, threads: int) -> dict[str, float]:
     """Milliseconds by op of ``graph``, from a model file made of it. A node that ONNX Runtime fused is
     named after a value that it makes; the work is that of the conv or product it began with."""
-    makers = {out.name: op for op in graph.ops for out in op.outputs}
+    named = {op.name: op for op in graph.ops} | {value.name: op for op in graph.ops for value in op.outputs}
     out: dict[str, float] = {}
     for name, times in _node_times(str(path), feeds, threads).items():
-        op = makers.get(name.removesuffix("_nchwc").removeprefix("node_").removeprefix("fused ")) or next(
-            (one for one in graph.ops if one.name == name), None
-        )
-        while op is not None and op.kind in EPILOGUE and (head := _head(op, makers)) is not None:
+        op = named.get(name.removesuffix("_nchwc").removeprefix("node_").removeprefix("fused ")) or named.get(name)
+        while op is not None and op.kind in EPILOGUE and (head := _head(op, graph)) is not None:
             op = head
         if op is not None:
             out[op.name] = out.get(op.name, 0.0) + settled(times, threads, "").median_ms
     return out
 
 
-def _head(op: Op, makers: Mapping[str, Op]) -> Op | None:
+def _head(op: Op, graph: Graph) -> Op | None:
     """What makes the first operand of an element-wise op."""
-    first = next((value for value in op.inputs if value is not None and value.name in makers), None)
-    return None if first is None else makers[first.name]
+    return next((maker for value in op.inputs if value is not None and (maker := graph.maker(value))), None)
 
 
 def _model(batch: Sequence[Point]) -> tuple[bytes, dict[str, Any]]:

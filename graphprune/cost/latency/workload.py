@@ -12,7 +12,7 @@ from math import prod
 from typing import Any
 
 from ...axes.dim import Dim, count
-from ...ir.graph import Graph, Op
+from ...ir.graph import Graph, Op, Value
 from ...ir.host import Host
 from ..static import evaluate, symbols
 
@@ -89,22 +89,21 @@ _FREE = ("reshape", "size", "create", "fill", "split", "identity")
 
 
 def _fused(graph: Graph) -> set[str]:
-    users: dict[str, int] = {}
-    for op in graph.ops:
-        for value in op.inputs:
-            if value is not None:
-                users[value.name] = users.get(value.name, 0) + 1
     heads: set[str] = set()  # values that a conv or product makes, with what was fused to it
     fused: set[str] = set()
     for op in graph.ops:
         if op.kind in _KINDS:
             heads.update(out.name for out in op.outputs)
-        elif op.kind in EPILOGUE:
-            mine = [v for v in op.inputs if v is not None and v.name in heads and users[v.name] == 1]
-            if mine:
-                fused.add(op.name)
-                heads.update(out.name for out in op.outputs)
+        elif op.kind in EPILOGUE and any(v and v.name in heads and _read_once(graph, v) for v in op.inputs):
+            fused.add(op.name)
+            heads.update(out.name for out in op.outputs)
     return fused
+
+
+def _read_once(graph: Graph, value: Value) -> bool:
+    """By one op in one place: whether the value leaves the graph as well does not keep it from being fused."""
+    users = graph.users(value)
+    return len(users) == 1 and users[0].inputs.count(value) == 1
 
 
 def _numbers(dims: tuple[Dim, ...], sizes: Mapping[str, int]) -> list[int]:
