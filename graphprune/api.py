@@ -14,9 +14,11 @@ from .backends.effort import Budget
 from .backends.target import Target, on_device, target
 from .calibration import batches as calibration
 from .cost.latency.table import Table
-from .driver.artifact import check_code, describe, emit, latencies, loaded, new_folder, write
+from .driver.artifact import check_code, describe, emit, latencies, loaded, write
+from .driver.dump import dumped
 from .driver.latency_search import has_latency, recorded, to_latency
 from .driver.no_slower import chooses, guarded
+from .driver.output import apart, new_folder
 from .errors import BudgetError, ModelError, RecipeError
 from .ir.facts import Groups, Keep, Scores
 from .ir.host import Host
@@ -24,6 +26,7 @@ from .ir.program import Loss, Program
 from .passes.mask import Mask
 from .pipeline.base import Progress
 from .pipeline.compare import Check
+from .pipeline.instrument import Instrument
 from .pipeline.plan_file import read_plan
 from .pipeline.plan_reader import as_plan
 from .pipeline.recipe import Recipe
@@ -76,13 +79,20 @@ def load(
     return replace(program, data=calibration.batches(data, program.graph.inputs)) if data is not None else program
 
 
-def run(recipe: str | Recipe, program: Program, *, progress: Progress | None = None) -> Program:
-    """Run a recipe (text or Recipe) on a program. The program given is not changed.
+def run(
+    recipe: str | Recipe,
+    program: Program,
+    *,
+    progress: Progress | None = None,
+    instruments: Sequence[Instrument] = (),
+) -> Program:
+    """Run a recipe (text or Recipe) on a program. The program given is not changed. ``instruments`` are
+    called before and after every pass, see pipeline.instrument.
 
     The whole recipe is checked before any weight moves; after every edit all shapes are inferred
     and compared. Numeric proof is ``verify``'s. Raises RecipeError, BudgetError, ShapeError.
     """
-    return run_recipe(Recipe.parse(recipe) if isinstance(recipe, str) else recipe, program, progress)
+    return run_recipe(Recipe.parse(recipe) if isinstance(recipe, str) else recipe, program, progress, instruments)
 
 
 def apply(
@@ -139,6 +149,8 @@ def compile(
     measure: bool = True,
     out: str | os.PathLike[str] | None = None,
     force: bool = False,
+    dump: str | os.PathLike[str] | None = None,
+    instruments: Sequence[Instrument] = (),
     progress: Progress | None = None,
 ) -> Artifact:
     """Prune, prove, measure and write a model.
@@ -148,7 +160,8 @@ def compile(
     threads, see targeting.to_latency; ``table``: a latency table recorded elsewhere. ``targets``: names
     such as ``"onnx"`` or ``"tvm{layout=NCHW}"``. ``tune`` (``"10min"`` or a number of trials): search
     schedules for the result on the first target, into records that later runs start from. ``out``: a folder
-    that is written whole or not at all.
+    that is written whole or not at all. ``dump``: a folder for the program after every pass, which shows after
+    an error how far it came. ``instruments`` are called before and after every pass that runs, of every attempt.
 
     A program that knows scores or a keep list (``gp.train``'s ``learned()``) is pruned by them: with no
     budget by the keep list as it is.
@@ -166,7 +179,9 @@ def compile(
         chosen = [on_device(one, rpc) for one in chosen]
     effort = Budget.parse(tune) if tune is not None else None
     fallback: Mapping[str, Any] = {}
-    with new_folder(out, force) as folder:
+    apart(out, dump)
+    with new_folder(out, force) as folder, dumped(dump, force) as dumps:
+        watching = (*instruments, *dumps)
         if progress:
             progress("load", 0, 1)
         program = model if isinstance(model, Program) else load(model, example_inputs, data=data, seed=seed)
@@ -180,14 +195,18 @@ def compile(
 
         def attempt(steps: Recipe) -> tuple[Program, Mapping[str, Any]]:
             if not has_latency(steps):
-                return run(steps, program, progress=progress), {}
-            outcome = to_latency(program, steps, chosen[0], threads=threads, table=held, progress=progress)
+                return run(steps, program, progress=progress, instruments=watching), {}
+            outcome = to_latency(
+                program, steps, chosen[0], threads=threads, table=held, progress=progress, instruments=watching
+            )
             return outcome.program, outcome.facts
 
         if fixed is not None:
             steps, (done, facts) = fixed, attempt(fixed)
             if measure and chooses(fixed) and chosen[0].unmeasured() is None:
-                least = guarded(program, done, fixed, chosen[0], threads=threads, progress=progress)
+                least = guarded(
+                    program, done, fixed, chosen[0], threads=threads, progress=progress, instruments=watching
+                )
                 steps, done, fallback = least.recipe, least.program, least.facts
         else:
             steps, (done, facts) = _aligned(program, unit, text, grain, attempt)

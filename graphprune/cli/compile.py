@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,7 +69,19 @@ def _budget(ctx: click.Context, option: click.Parameter, value: str | None) -> s
     "--seed", metavar="N", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all randomness."
 )
 @click.option("--verify/--no-verify", default=True, help="Prove that pruned equals masked (on unless switched off).")
-@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+@click.option(
+    "--print-after",
+    metavar="PASS|all",
+    multiple=True,
+    help="Print graph and facts to stderr after this pass. May be repeated.",
+)
+@click.option(
+    "--dump",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write graph, facts, time and sizes after every pass, a folder each.",
+)
+@click.option("--force", is_flag=True, help="Replace OUT, and DIR of --dump, if they exist.")
 @click.option("-o", "--out", metavar="OUT", type=click.Path(path_type=Path), required=True, help="The folder to write.")
 def compile(
     model: str,
@@ -86,6 +99,8 @@ def compile(
     tune: str | None,
     seed: int,
     verify: bool,
+    print_after: tuple[str, ...],
+    dump: Path | None,
     force: bool,
     out: Path,
 ) -> None:
@@ -108,6 +123,7 @@ def compile(
       graphprune compile model.onnx --macs 0.5x --target best-cpu --tune 30min -o out
       graphprune compile mynet.models:resnet --params 0.4x --seed 3 -o out --force
       graphprune compile model.pt2 --passes 'group,score{by=l1},mask{macs=0.5x grain=8},propagate' -o out
+      graphprune compile model.onnx --print-after group --dump passes -o out
     """
     if passes_ is not None and recipe is not None:
         raise click.UsageError("--passes and --recipe both give a recipe; take one")
@@ -116,6 +132,7 @@ def compile(
 
     from .. import api
     from ..report.page import table as shown_table
+    from ..report.printed import PrintAfter
     from ..report.progress import shown
 
     with shown() as progress:
@@ -136,6 +153,8 @@ def compile(
             verify=verify,
             out=out,
             force=force,
+            dump=dump,
+            instruments=[PrintAfter(print_after, partial(click.echo, err=True))] if print_after else (),
             progress=progress,
         )
     click.echo(shown_table(artifact.report))

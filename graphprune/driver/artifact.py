@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import platform
-import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,7 +16,7 @@ from ..backends.measure import Runnable, interleave
 from ..backends.target import Target, host_cpu
 from ..cost import static as costs
 from ..coupling.groups import find_groups
-from ..errors import OutputError, VerificationError
+from ..errors import VerificationError
 from ..ir.facts import Latency
 from ..ir.host import Array
 from ..ir.program import Program
@@ -30,53 +26,6 @@ from ..pipeline.edits import kept, original
 from ..pipeline.plan_file import write_plan
 
 SUFFIX = {"torch": "pt2", "onnx": "onnx"}
-
-
-@contextmanager
-def new_folder(out: str | os.PathLike[str] | None, force: bool) -> Iterator[Path | None]:
-    """A folder beside ``out`` that takes its place when the block ends well, and vanishes otherwise.
-
-    Raises OutputError if ``out`` exists (unless ``force``) or cannot be written.
-    """
-    if out is None:
-        yield None
-        return
-    path = Path(out)
-    if path.exists() and not force:
-        raise OutputError(f"{path} exists", "choose another path, or replace it with --force")
-    if path.exists() and not (path / "plan.json").is_file() and (not path.is_dir() or any(path.iterdir())):
-        raise OutputError(
-            f"{path} exists and was not written by graphprune", "remove it yourself, or choose another path"
-        )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror})") from error
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        _replace(temporary, path)
-    except OSError as error:
-        full = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
-        raise OutputError(f"{path} cannot be written ({full})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _replace(new: Path, path: Path) -> None:
-    if not path.exists():
-        new.rename(path)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-    path.rename(old / path.name)
-    try:
-        new.rename(path)
-    except OSError:
-        (old / path.name).rename(path)
-        raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def emit(folder: Path, program: Program, targets: Sequence[Target], progress: Progress | None) -> dict[str, Path]:

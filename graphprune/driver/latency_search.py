@@ -19,6 +19,7 @@ from ..ir.program import Program
 from ..passes.mask import Mask
 from ..pipeline.base import Progress
 from ..pipeline.edits import Cut
+from ..pipeline.instrument import Instrument
 from ..pipeline.recipe import Recipe
 from ..pipeline.run import run
 from ..reorder.per_reader import Links, loosen
@@ -84,6 +85,7 @@ def to_latency(
     threads: int = 1,
     table: Table | None = None,
     progress: Progress | None = None,
+    instruments: Sequence[Instrument] = (),
 ) -> Outcome:
     """Run a recipe whose `mask` has a latency budget so that the result keeps to it on the target, and
     keeps the most importance.
@@ -97,7 +99,7 @@ def to_latency(
     mask = recipe.steps[at]
     assert isinstance(mask, Mask)
     on = on.searched(program, threads=threads)
-    scored = run(Recipe(recipe.steps[:at]), program, progress)
+    scored = run(Recipe(recipe.steps[:at]), program, progress, instruments)
     if mask.unconstrained != "no":  # a reader's width is its own, and so is its cost
         scored = loosen(scored, writers=mask.unconstrained == "both")
     table, fresh = recorded(scored, on, mask, threads=threads, table=table, progress=progress)
@@ -117,7 +119,7 @@ def to_latency(
             progress(f"latency {mask.latency} on {on.label}", number, ROUNDS)
         first = mask if rounds or blind else _reachable(mask, scored, model, goal)
         try:
-            chosen = run(Recipe((first, *recipe.steps[at + 1 :])), scored.learn(model))
+            chosen = run(Recipe((first, *recipe.steps[at + 1 :])), scored.learn(model), instruments=instruments)
         except BudgetError:
             if any(one.measured_ms <= ALLOWED * goal for one in rounds):
                 break  # what was corrected says that nothing can do what has been done

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from ..ir.program import Program
 from ..passes.mask import Mask
 from ..passes.reorder import Reorder
 from ..pipeline.base import Pass, Progress
+from ..pipeline.instrument import Instrument
 from ..pipeline.recipe import Recipe
 from ..pipeline.run import run
 
@@ -48,6 +49,7 @@ def guarded(
     threads: int = 1,
     progress: Progress | None = None,
     measure: Measure | None = None,
+    instruments: Sequence[Instrument] = (),
 ) -> Guarded:
     """``done``, what ``recipe`` made of ``program``, if the target measures it at most 2 % slower; else the first
     that is of: the same with widths that the target likes, with no copies (readers take all, and multiply the
@@ -58,7 +60,7 @@ def guarded(
         if progress:
             progress(f"no slower than it was on {on.label}", len(tried), 3)
         try:
-            made = run(text, program, progress)
+            made = run(text, program, progress, instruments)
         except BudgetError:  # not within the budget at these widths
             continue
         tried.append((ratio(made), text, made))

@@ -9,7 +9,8 @@ from pathlib import Path
 from ..errors import OutputError
 from ..ir.program import Plan, Program
 from ..pipeline.plan_file import write_plan
-from .artifact import SUFFIX, new_folder
+from .artifact import SUFFIX
+from .output import new_folder
 
 
 def save(program: Program, plan: Plan, out: Path, force: bool = False) -> Path:

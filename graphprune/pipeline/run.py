@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -12,10 +12,16 @@ from ..errors import GraphpruneError
 from ..ir.document import Entry
 from ..ir.program import Edit, Parameters, Program, Step
 from .base import Pass, Progress
+from .instrument import Instrument
 from .recipe import Recipe, make
 
 
-def run(recipe: Recipe, program: Program, progress: Progress | None = None) -> Program:
+def run(
+    recipe: Recipe,
+    program: Program,
+    progress: Progress | None = None,
+    instruments: Sequence[Instrument] = (),
+) -> Program:
     """Check the whole recipe, then run it; after every edit the graph is read and checked anew."""
     recipe.check(known=program.facts, has_data=bool(program.data))
     asked = program.progress
@@ -23,7 +29,11 @@ def run(recipe: Recipe, program: Program, progress: Progress | None = None) -> P
     for number, step in enumerate(recipe.steps):
         if progress:
             progress(step.text(), number, len(recipe.steps))
+        for one in instruments:
+            one.before(step, program)
         program = run_pass(step, program)
+        for one in instruments:
+            one.after(step, program, program.history[-1].seconds)
     if progress:
         progress("done", len(recipe.steps), len(recipe.steps))
     return program.reporting(asked)

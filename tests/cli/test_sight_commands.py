@@ -1,0 +1,46 @@
+"""The options and commands that show what passes do."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from graphprune.cli import main
+
+NETS = """
+import torch
+from torch import nn
+
+def net():
+    torch.manual_seed(0)
+    layers = nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4)
+    return nn.Sequential(*layers).eval(), (torch.randn(2, 6),)
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "sight_nets.py").write_text(NETS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def run(line: str):
+    return CliRunner().invoke(main, shlex.split(line))
+
+
+def test_print_after_and_dump(here: Path) -> None:
+    done = run("compile sight_nets:net --channels 0.5x --print-after mask --dump d -o out --no-verify")
+    assert done.exit_code == 0, done.output
+    assert done.stderr.count("# after ") == 1 and "# after mask{channels=0.5x}: " in done.stderr
+    assert "# Keep:\n#   0: 8 of 16\n" in done.stderr and "\noutput %" in done.stderr
+    assert "# after" not in done.stdout
+    assert (here / "d" / "04-propagate" / "graph.txt").is_file() and (here / "out" / "plan.json").is_file()
+    again = run("compile sight_nets:net --dump d -o other")
+    assert again.exit_code == 1 and "d exists" in again.stderr and not (here / "other").exists()
+    wrong = run("compile sight_nets:net --print-after maks -o other")
+    assert wrong.exit_code == 1 and "hint: did you mean `mask`?" in wrong.stderr
