@@ -2,62 +2,119 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from math import sqrt
 
 import numpy as np
 
 from ..errors import RecipeError
-from ..ir.host import Array
+from ..ir.host import Array, Batch
 from ..ir.program import Loss
 from .scoring import ScoresByGroup, Scoring, criterion
 
-PROBES = 8
-"""Rademacher vectors a batch, for the trace of the Hessian."""
+PROBES = 8, 256
+"""Rademacher vectors for the trace of the Hessian: at least, and at most."""
+ERROR = 0.1
+"""The standard error of the traces, as a share of them, at which no more vectors are drawn."""
 
 
 @criterion("taylor", loss=True)
 def taylor(scoring: Scoring) -> ScoresByGroup:
-    """|sum g * w| over a slice, g the gradient of the mean loss over the data: what removing the channel
-    changes the loss by, to first order (Molchanov et al., Importance Estimation, 2019)."""
-    batches = list(_gradients(scoring))
-    mean = {name: np.mean([one[name] for one in batches], 0) for name in batches[0]}
+    """|sum g * w| over a slice, g the gradient of the mean loss over all samples: what removing the channel
+    changes the loss by, to first order (Molchanov et al., Importance Estimation, 2019). The loss of a batch
+    is taken for the mean over its samples."""
+    program, mean = scoring.program, dict[str, Array]()
+    shares = _shares(program.data)
+    for number, share in enumerate(shares):
+        for name, gradient in _gradient(scoring, program.data[number], _loss(scoring).rest[number]).items():
+            mean[name] = mean.get(name, 0.0) + share * gradient.astype(np.float64)
+        program.progress("gradients", number + 1, len(shares))
     return scoring.per_axis(partial(_products, scoring, mean), np.abs)
 
 
 @criterion("fisher", loss=True)
 def fisher(scoring: Scoring) -> ScoresByGroup:
-    """The mean over batches of (sum g * w)^2: the empirical Fisher information's estimate of the change
-    (Theis et al., Faster gaze prediction, 2018; Liu et al., Group Fisher Pruning, 2021)."""
+    """The mean over *samples* of (sum g * w)^2, g the gradient of one sample's loss: the empirical Fisher
+    information's estimate of the change (Theis et al., Faster gaze prediction, 2018; Liu et al., Group Fisher
+    Pruning, 2021). Each sample is run by itself, repeated where the batch size is fixed."""
     total: ScoresByGroup = {}
-    for gradients in _gradients(scoring):
-        one = scoring.per_axis(partial(_products, scoring, gradients), np.square)
+    count = sum(_samples(batch) for batch in scoring.program.data)
+    for number, (batch, rest) in enumerate(_singles(scoring)):
+        one = scoring.per_axis(partial(_products, scoring, _gradient(scoring, batch, rest)), np.square)
         total = {name: score + total.get(name, 0.0) for name, score in one.items()}
-    return {name: score / len(scoring.program.data) for name, score in total.items()}
+        scoring.program.progress("gradients of samples", number + 1, count)
+    return {name: score / count for name, score in total.items()}
 
 
 @criterion("hessian", loss=True)
 def hessian(scoring: Scoring) -> ScoresByGroup:
     """Tr(H_pp) / numel * |w_p|^2 per slice p (Yu et al., Hessian-aware pruning, 2022), the trace by
-    Hutchinson's estimate with Rademacher vectors, in eval mode. Negative traces count as zero."""
-    program, loss = scoring.program, _loss(scoring)
-    rng = np.random.default_rng(program.seed)
-    shapes = {name: program.host.parameter(name).shape for name in _weights(scoring)}
-    trace = {name: np.zeros(shape) for name, shape in shapes.items()}
-    for number, batch in enumerate(program.data):
-        for _ in range(PROBES):
-            probe = {name: rng.choice([-1.0, 1.0], shape) for name, shape in shapes.items()}
-            for name, value in program.host.gradients(batch, loss.function, loss.rest[number], probe).items():
-                trace[name] += value / (PROBES * len(program.data))
+    Hutchinson's estimate with Rademacher vectors, in eval mode, until its standard error is below ``ERROR`` of
+    it or ``PROBES`` are spent. A slice along which the loss curves down has a negative score."""
+    program, rng = scoring.program, np.random.default_rng(scoring.program.seed)
+    axes = sorted({(name, axis) for group in scoring.groups for name, axis, _ in scoring.weights(group)})
+    mean = {key: np.zeros(program.host.parameter(key[0]).shape[key[1]]) for key in axes}
+    squares = {key: np.zeros_like(each) for key, each in mean.items()}
+    for drawn in range(1, PROBES[1] + 1):
+        for key, value in _probed(scoring, axes, rng).items():
+            change = value - mean[key]
+            mean[key] += change / drawn
+            squares[key] += change * (value - mean[key])  # Welford
+        error = sqrt(sum(map(np.sum, squares.values())) / max(drawn - 1, 1) / drawn)
+        size = sqrt(sum(np.square(each).sum() for each in mean.values()))
+        program.progress("Hessian probes", drawn, PROBES[1])
+        if drawn >= PROBES[0] and error <= ERROR * size:
+            break
+    else:
+        scoring.notes.append(
+            f"hessian: after {PROBES[1]} probes the traces are known to {error / size if size else 1:.0%} of their size"
+        )
+    return scoring.per_axis(lambda name, axis: mean[name, axis])
 
-    def values(name: str, axis: int) -> Array:
+
+def _probed(
+    scoring: Scoring, axes: Sequence[tuple[str, int]], rng: np.random.Generator
+) -> dict[tuple[str, int], Array]:
+    """One draw of every score: v (H v) summed over each slice, over its size, times its squared norm."""
+    program, loss = scoring.program, _loss(scoring)
+    trace: dict[str, Array] = {}
+    for number, share in enumerate(_shares(program.data)):
+        probe = {name: rng.choice([-1.0, 1.0], program.host.parameter(name).shape) for name in _weights(scoring)}
+        found = program.host.gradients(program.data[number], loss.function, loss.rest[number], probe)
+        for name, value in found.items():
+            trace[name] = trace.get(name, 0.0) + share * value
+    out = {}
+    for name, axis in axes:
         weight = program.host.parameter(name).astype(np.float64)
         others = tuple(k for k in range(weight.ndim) if k != axis)
-        numel = weight.size / weight.shape[axis]
-        score: Array = np.maximum(trace[name].sum(others), 0) / numel * np.square(weight).sum(others)
-        return score
+        out[name, axis] = trace[name].sum(others) * weight.shape[axis] / weight.size * np.square(weight).sum(others)
+    return out
 
-    return scoring.per_axis(values)
+
+def _samples(batch: Batch) -> int:
+    return len(batch[0]) if batch and batch[0].ndim else 1
+
+
+def _shares(data: Sequence[Batch]) -> list[float]:
+    """The share of all samples that each batch has: the last one is often short."""
+    counts = [_samples(batch) for batch in data]
+    return [count / sum(counts) for count in counts]
+
+
+def _singles(scoring: Scoring) -> Iterator[tuple[Batch, Batch]]:
+    """Every sample as a batch of its own: of one where the batch axis is open, else of itself again and again."""
+    program, loss = scoring.program, _loss(scoring)
+    first = program.graph.inputs[0].shape if program.graph.inputs else None
+    fixed = first[0] if first and isinstance(first[0], int) else 1
+    for number, batch in enumerate(program.data):
+        count = _samples(batch)
+        for k in range(count):
+            yield _single(batch, k, count, fixed), _single(loss.rest[number], k, count, fixed)
+
+
+def _single(arrays: Batch, k: int, count: int, times: int) -> Batch:
+    return [np.repeat(x[k : k + 1], times, 0) if x.ndim and len(x) == count else x for x in arrays]
 
 
 def _loss(scoring: Scoring) -> Loss:
@@ -75,11 +132,9 @@ def _weights(scoring: Scoring) -> list[str]:
     return sorted({parameter for group in scoring.groups for parameter, _, _ in scoring.weights(group)})
 
 
-def _gradients(scoring: Scoring) -> Iterator[Mapping[str, Array]]:
-    program, loss, names = scoring.program, _loss(scoring), set(_weights(scoring))
-    for number, batch in enumerate(program.data):
-        found = program.host.gradients(batch, loss.function, loss.rest[number])
-        yield {name: value for name, value in found.items() if name in names}
+def _gradient(scoring: Scoring, batch: Batch, rest: Batch) -> dict[str, Array]:
+    found, names = scoring.program.host.gradients(batch, _loss(scoring).function, rest), set(_weights(scoring))
+    return {name: value for name, value in found.items() if name in names}
 
 
 def _products(scoring: Scoring, gradients: Mapping[str, Array], name: str, axis: int) -> Array:

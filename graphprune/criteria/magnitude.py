@@ -23,12 +23,13 @@ def l2(scoring: Scoring) -> ScoresByGroup:
     return scoring.per_axis(lambda name, axis: slices(scoring.program.host.parameter(name), axis, 2), np.sqrt)
 
 
-@criterion("lamp")
+@criterion("lamp", normalize="none")
 def lamp(scoring: Scoring) -> ScoresByGroup:
     """Lee et al., Layer-adaptive Sparsity (LAMP, 2021): the squared norm as a share of what is left in its
     group with everything smaller gone. The largest of each group scores exactly 1, so that one threshold
-    over all groups (``mask{allocate=global}``, ``normalize=none``) empties none."""
-    return {name: lamp_of(score**2) for name, score in l2(scoring).items()}
+    over all groups (``mask{allocate=global}``) empties none; any other scale of a group would undo that."""
+    squares = scoring.per_axis(lambda name, axis: slices(scoring.program.host.parameter(name), axis, 2))
+    return {name: lamp_of(own) for name, own in squares.items()}
 
 
 def lamp_of(squares: Array) -> Array:

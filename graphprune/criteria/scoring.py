@@ -22,13 +22,15 @@ def _same(values: Array) -> Array:
 
 @dataclass(frozen=True)
 class Scoring:
-    """What a criterion works on. ``learned``: facts that it found on the way and others may use."""
+    """What a criterion works on. ``learned``: facts that it found on the way and others may use; ``notes``: what
+    it has to say of its own accuracy."""
 
     program: Program
     groups: Groups
     over: str = "all"
     combine: str = "mean"
     learned: list[object] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def combined(self, members: list[Array], size: int) -> Array:
         """One score a channel from one per member: by ``combine``; ones where there is no member."""
@@ -77,23 +79,25 @@ class Scoring:
 @dataclass(frozen=True)
 class Criterion:
     """``score`` gives a number per channel of each group: higher is more worth keeping. ``data``: it needs
-    calibration data; ``loss``: and a loss, whose gradients only the torch host has."""
+    calibration data; ``loss``: and a loss, whose gradients only the torch host has. ``normalize``: how its
+    groups compare where nothing else is asked for."""
 
     score: Callable[[Scoring], ScoresByGroup]
     data: bool = False
     loss: bool = False
+    normalize: str = "mean"
 
 
 CRITERIA: dict[str, Criterion] = {}
 
 
 def criterion(
-    name: str, *, data: bool = False, loss: bool = False
+    name: str, *, data: bool = False, loss: bool = False, normalize: str = "mean"
 ) -> Callable[[Callable[[Scoring], ScoresByGroup]], Callable[[Scoring], ScoresByGroup]]:
     """Enter a function into CRITERIA."""
 
     def enter(function: Callable[[Scoring], ScoresByGroup]) -> Callable[[Scoring], ScoresByGroup]:
-        CRITERIA[name] = Criterion(function, data or loss, loss)
+        CRITERIA[name] = Criterion(function, data or loss, loss, normalize)
         return function
 
     return enter

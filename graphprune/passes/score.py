@@ -22,10 +22,17 @@ class Score(Pass):
     by: str = "l2"
     over: str = "all"  # which weights of a group count: all, writers or readers
     combine: str = "mean"  # how they combine: mean, sum or max
-    normalize: str = "mean"  # how groups compare: mean, standard (zero mean, unit variance) or none
+    normalize: str = (
+        "auto"  # how groups compare: mean, standard (zero mean, unit variance), none; auto: mean, lamp none
+    )
 
     def __post_init__(self) -> None:
-        allowed = {"by": CRITERIA, "over": ("all", "writers", "readers"), "combine": COMBINE, "normalize": NORMALIZE}
+        allowed = {
+            "by": CRITERIA,
+            "over": ("all", "writers", "readers"),
+            "combine": COMBINE,
+            "normalize": ("auto", *NORMALIZE),
+        }
         for option, choices in allowed.items():
             value = getattr(self, option)
             if value not in choices:
@@ -36,7 +43,9 @@ class Score(Pass):
 
     def run(self, program: Program) -> Program:
         scoring = Scoring(program, program.fact(Groups), self.over, self.combine)
-        raw = CRITERIA[self.by].score(scoring)
+        criterion = CRITERIA[self.by]
+        raw = criterion.score(scoring)
+        scale = NORMALIZE[criterion.normalize if self.normalize == "auto" else self.normalize]
         for fact in scoring.learned:
             program = program.learn(fact)
-        return program.learn(Scores(self.by, {name: NORMALIZE[self.normalize](score) for name, score in raw.items()}))
+        return program.learn(Scores(self.by, {name: scale(score) for name, score in raw.items()})).note(*scoring.notes)

@@ -16,7 +16,7 @@ from graphprune.criteria import CRITERIA
 from graphprune.criteria.lasso import survival
 from graphprune.criteria.magnitude import lamp_of
 from graphprune.errors import RecipeError
-from graphprune.ir.facts import Scores
+from graphprune.ir.facts import Keep, Scores
 from graphprune.pipeline.recipe import Recipe
 from graphprune.pipeline.run import run
 
@@ -79,6 +79,30 @@ def test_lamp_gives_the_largest_of_a_group_exactly_one():
     for k, at in enumerate(order):
         assert score[at] == pytest.approx(squares[at] / squares[order[k:]].sum())
     assert list(np.argsort(score)) == list(order)
+
+
+def lamp_counts(squares, kept):
+    """The authors' way: every score by sorting and a running sum, one threshold over all, how many are above it."""
+    scores = []
+    for own in squares:
+        rising = np.sort(own)
+        scores.append(rising / (own.sum() - np.concatenate([[0], np.cumsum(rising)[:-1]])))
+    threshold = np.sort(np.concatenate(scores))[::-1][kept - 1]
+    return [int((own >= threshold).sum()) for own in scores]
+
+
+def test_lamp_as_it_is_asked_for_is_lamp():
+    """With no other option than its name: the largest of every group is one, and the counts are the authors'."""
+    net = torch.nn.Sequential(*(torch.nn.Linear(12, 12, bias=False) for _ in range(4))).double()
+    with torch.no_grad():
+        for k, layer in enumerate(net):
+            layer.weight.mul_(3.0**k)  # layers of very different size, as a normalisation would undo
+    program = run(Recipe.parse("group,score{by=lamp over=writers}"), gp.load(net, torch.randn(2, 12).double()))
+    assert all(own.max() == pytest.approx(1, rel=1e-12) for own in program.fact(Scores).scores.values())
+    done = run(Recipe.parse("mask{channels=0.5x allocate=global floor=0}"), program)
+    squares = [net[k].weight.detach().numpy() ** 2 for k in range(3)]
+    want = lamp_counts([own.sum(1) for own in squares], 18)
+    assert [len(done.fact(Keep).keep[f"{k}"]) for k in range(3)] == want
 
 
 # ---- optimal brain surgeon -----------------------------------------------------------------------------
@@ -184,7 +208,7 @@ def test_taylor_is_the_first_order_change_of_the_loss():
 
 
 def test_hessian_trace_comes_close_to_the_exact_one(monkeypatch):
-    monkeypatch.setattr("graphprune.criteria.gradient.PROBES", 400)
+    monkeypatch.setattr("graphprune.criteria.gradient.PROBES", (400, 400))
     net = mlp()
     program = with_loss()
     program = replace(program, data=[[X]], loss=replace(program.loss, rest=([LABELS],)))
@@ -199,15 +223,59 @@ def test_hessian_trace_comes_close_to_the_exact_one(monkeypatch):
     np.testing.assert_allclose(scores(program, "by=hessian over=readers"), want, rtol=0.2)
 
 
-def test_fisher_is_the_mean_square_over_batches():
+def test_taylor_counts_samples_not_batches():
+    program, net = with_loss(), gradient()
+    assert [len(rest[0]) for rest in program.loss.rest] == [64, 32]
+    whole = np.abs((net[0].weight.grad * net[0].weight).sum(1).detach().numpy())
+    np.testing.assert_allclose(scores(program, "by=taylor over=writers"), whole, rtol=1e-9)
+
+
+def samples():
+    """(sum g w)^2 of every neuron, a row per sample, by torch.func."""
+    net = mlp()
+    parameters = {name: p.detach() for name, p in net.named_parameters()}
+
+    def loss(parameters, x, label):
+        out = torch.func.functional_call(net, parameters, (x[None],))
+        return torch.nn.functional.cross_entropy(out, label[None])
+
+    found = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(
+        parameters, torch.from_numpy(X), torch.from_numpy(LABELS)
+    )
+    return ((found["0.weight"] * parameters["0.weight"]).sum(2) ** 2).numpy()
+
+
+def test_fisher_is_the_mean_square_over_samples():
+    np.testing.assert_allclose(scores(with_loss(), "by=fisher over=writers"), samples().mean(0), rtol=1e-9)
+
+
+def test_fisher_of_a_fixed_batch_is_that_of_its_samples():
+    loss = torch.nn.functional.cross_entropy
+    first = torch.from_numpy(X[:48])
+    program = gp.load(mlp(), first, dynamic_shapes=({},), data=(X, LABELS), loss=loss)
+    assert program.graph.inputs[0].shape == (48, *X.shape[1:])
+    np.testing.assert_allclose(scores(program, "by=fisher over=writers"), samples().mean(0), rtol=1e-9)
+
+
+def test_the_hessian_is_probed_until_its_error_is_small_and_curves_down_where_it_does(monkeypatch):
+    def concave(out, label):
+        return -out.square().mean()
+
     program = with_loss()
-    assert len(program.data) == 2 and [len(rest[0]) for rest in program.loss.rest] == [64, 32]
-    want = np.zeros(7)
-    for batch, rest in zip(program.data, program.loss.rest, strict=True):
-        net = mlp()
-        torch.nn.functional.cross_entropy(net(torch.from_numpy(batch[0])), torch.from_numpy(rest[0])).backward()
-        want += (net[0].weight.grad * net[0].weight).sum(1).detach().numpy() ** 2 / 2
-    np.testing.assert_allclose(scores(program, "by=fisher over=writers"), want, rtol=1e-9)
+    program = replace(program, loss=replace(program.loss, function=concave))
+    found = scores(program, "by=hessian over=readers")
+    weight = mlp()[2].weight
+    hidden = torch.relu(mlp()[0](torch.from_numpy(X))).square().mean(0)
+    want = -2 * hidden / 3 * (weight.square()).sum(0)  # each of three outputs is a third of the mean
+    want = want.detach().numpy()
+    assert np.linalg.norm(found - want) <= 3 * 0.1 * np.linalg.norm(want)  # three standard errors
+    assert (found < 0).all()
+    monkeypatch.setattr("graphprune.criteria.gradient.PROBES", (2, 3))
+    monkeypatch.setattr("graphprune.criteria.gradient.ERROR", 0.0)
+    assert any(
+        "after 3 probes the traces are known to" in note
+        for note in run(Recipe.parse("group,score{by=hessian}"), program).notes
+    )
 
 
 def test_without_a_loss_the_alternatives_are_named():
