@@ -20,7 +20,7 @@ from ...ir.host import Array, Host
 from ...ir.program import Program
 from ...passes.fold import Fold
 from ..target import first_line
-from . import schedule
+from . import schedule, transposed
 from .channel_selection import selections_into_readers
 from .rewrites import clips, moved_weights, norms, rewritten
 from .winograd import filtered
@@ -69,7 +69,7 @@ def _from_torch(host: Any) -> Any:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return from_exported_program(host.exported(static=True))
+        return from_exported_program(host.exported(static=True), custom_convert_map=transposed.torch_converters())
 
 
 def _from_onnx(host: Host) -> Any:
@@ -97,7 +97,9 @@ def _from_onnx(host: Host) -> Any:
         options.optimized_model_filepath = str(simple)
         options.log_severity_level = 4
         ort.InferenceSession(str(given), options, providers=["CPUExecutionProvider"])
-        return from_onnx(onnx.load(str(simple)))
+        model = onnx.shape_inference.infer_shapes(onnx.load(str(simple)))
+        transposed.explicit_pads(model)
+        return from_onnx(model)
 
 
 def lowered(module: Any, target: Any, layout: str = "NHWC", scheduled: bool = True) -> Any:
@@ -106,7 +108,7 @@ def lowered(module: Any, target: Any, layout: str = "NHWC", scheduled: bool = Tr
     from tvm import relax
 
     steps = relax.transform
-    module = clips(steps.DecomposeOpsForInference()(norms(module)))
+    module = transposed.plain(clips(steps.DecomposeOpsForInference()(norms(module))))
     if layout == "NHWC":
         module = steps.ConvertLayout({"relax.nn.conv2d": ["NHWC", "HWIO"]})(module)
     module = steps.CanonicalizeBindings()(moved_weights(steps.CanonicalizeBindings()(module)))

@@ -282,10 +282,13 @@ class _Nest:
         return found if len(found) == rows else [False] * rows
 
     def _pack(self, main: Any, width: int) -> None:
-        """Constant weights a tile of output channels at a time, so that a tile reads them in one sweep."""
-        reads = self.sch.get(main).reads
-        for k, read in enumerate(reads):
-            if read.source.name in self.constant and len(read.region) > 1:
+        """Constant weights a tile of output channels at a time, so that a tile reads them in one sweep. Only where
+        their last axis is the channels', as they are: of an index that falls (a mirrored kernel) TVM's layout
+        transformation takes the wrong quotient."""
+        block = self.sch.get(main)
+        channels = [axis.var for axis in block.iter_vars if int(axis.iter_type) == _SPATIAL][-1]
+        for k, read in enumerate(block.reads):
+            if read.source.name in self.constant and len(read.region) > 1 and read.region[-1].min.same_as(channels):
                 packed = self.sch.cache_read(main, k, "global")
                 self.sch.transform_layout(main, ("read", k), lambda *at: (at[-1] // width, *at[:-1], at[-1] % width))
                 self.sch.annotate(packed, PACKED, True)
