@@ -78,7 +78,7 @@ def by_tvm_alone(program: Program) -> list[Array]:
 @pytest.mark.parametrize("dim", [1, 2, 3])
 def test_every_variant_is_what_the_host_and_onnx_runtime_compute(dim: int) -> None:
     pytest.importorskip("tvm")
-    program = branches(dim, VARIANTS[1:5:3] if dim == 1 else VARIANTS)  # one axis is unrolled most
+    program = branches(dim, VARIANTS[4:5] if dim == 1 else VARIANTS)  # one axis is unrolled most
     want = program.host.run(program.host.example())
     assert error(target("tvm").run(program, program.host.example()), want) < 1e-6
     assert error(Onnx().run(program, program.host.example()), want) < 1e-5
@@ -133,13 +133,21 @@ def onnx_program(path: Path, attributes: dict[str, Any], constant: bool = True) 
         {"strides": [2, 3], "output_shape": [10, 17]},
         {"strides": [2, 2], "output_shape": [9, 12], "auto_pad": "SAME_UPPER"},
         {"strides": [2, 2], "auto_pad": "SAME_LOWER"},
-        {"strides": [3, 1], "pads": [0, 1, 2, 0], "dilations": [1, 2]},
+        {"strides": [3, 1], "pads": [0, 1, 2, 0], "dilations": [1, 2], "output_padding": [2, 0]},
     ],
     ids=str,
 )
 def test_onnx_says_pads_in_many_ways(attributes: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("tvm")
     program = onnx_program(tmp_path / "m.onnx", attributes)
+    batch = program.host.example()
+    assert error(target("tvm").run(program, batch), program.host.run(batch)) < 1e-6
+
+
+def test_an_output_padding_may_be_wider_than_the_stride() -> None:
+    """torch allows it up to the dilation, ONNX Runtime and TVM's own op do not."""
+    pytest.importorskip("tvm")
+    program = branches(2, [{"stride": 1, "dilation": 3, "output_padding": 2}])
     batch = program.host.example()
     assert error(target("tvm").run(program, batch), program.host.run(batch)) < 1e-6
 
@@ -164,20 +172,22 @@ def test_the_phases_cover_every_position_once() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(24))
 def test_any_transposed_convolution(seed: int) -> None:
     """Drawn over sizes, kernels, strides, dilations, groups and paddings; scheduled, unscheduled and TVM's own."""
     pytest.importorskip("tvm")
     draw = random.Random(seed)
     dim, kernel, variants = draw.choice([1, 1, 2, 2, 3]), draw.randint(1, 5), []
+    size = draw.randint(3, 9)
     while len(variants) < 4:
         stride, dilation = draw.randint(1, 4), draw.randint(1, 3)
         one = {"stride": stride, "dilation": dilation, "groups": draw.choice([1, 1, 2, 3, 6, 12]),
                "padding": draw.randint(0, dilation * (kernel - 1)), "bias": draw.random() < 0.5,
                "output_padding": draw.randint(0, max(stride, dilation) - 1)}  # fmt: skip
-        variants.append(one)
+        if (size - 1) * stride + dilation * (kernel - 1) + 1 > 2 * one["padding"]:
+            variants.append(one)
     outputs = 12 if any(one["groups"] > 6 for one in variants) else draw.choice([6, 24, 48])
-    program = branches(dim, variants, size=draw.randint(3, 9), kernel=kernel, outputs=outputs)
+    program = branches(dim, variants, size=size, kernel=kernel, outputs=outputs)
     batch = program.host.example()
     want = program.host.run(batch)
     for spec in ("tvm", "tvm{layout=NCHW}", "tvm{mcpu=x86-64-v3}", "tvm{schedule=false}"):

@@ -183,7 +183,8 @@ def _arranged(weight: Any, shape: Sequence[int], axes: Sequence[Axis], groups: i
 
 
 def torch_converters() -> dict[str, Callable[[Any, Any], Any]]:
-    """For ``from_exported_program``, which knows transposed convolutions of one and two axes."""
+    """For ``from_exported_program``, which knows transposed convolutions of one and two axes, and no output
+    padding as wide as the stride."""
     return {"convolution.default": _from_torch}
 
 
@@ -191,45 +192,42 @@ def _from_torch(node: Any, importer: Any) -> Any:
     from tvm import relax
 
     x, weight, bias, stride, padding, dilation, transposed, more, groups = importer.retrieve_args(node)
-    if not transposed or len(x.ty.shape.values) != 5:
+    if not transposed:
         return importer._convolution(node)
-    options = {"strides": stride, "padding": padding, "dilation": dilation, "output_padding": more, "groups": groups}
-    y = importer.block_builder.emit(
-        relax.op.nn.conv3d_transpose(x, weight, data_layout="NCDHW", kernel_layout="IODHW", **options)
-    )
-    if bias is None:
-        return y
-    shaped = importer.block_builder.emit(relax.op.reshape(bias, [1, -1, 1, 1, 1]))
-    return importer.block_builder.emit(relax.op.add(y, shaped))
+    count, emit = len(x.ty.shape.values) - 2, importer.block_builder.emit
+    stride, padding, dilation, more = (list(each) * (count // len(each)) for each in (stride, padding, dilation, more))
+    after = [cut - add for cut, add in zip(padding, more, strict=True)]  # less is cut off where more is wanted
+    convolve = (relax.op.nn.conv1d_transpose, relax.op.nn.conv2d_transpose, relax.op.nn.conv3d_transpose)[count - 1]
+    options = {"strides": stride, "padding": [*padding, *after], "dilation": dilation, "groups": groups}
+    data, kernel = _LAYOUTS[f"relax.nn.conv{count}d_transpose"]
+    y = emit(convolve(x, weight, data_layout=data, kernel_layout=kernel, **options))
+    return y if bias is None else emit(relax.op.add(y, emit(relax.op.reshape(bias, [1, -1, *[1] * count]))))
 
 
 def explicit_pads(model: Any) -> None:
-    """Pads of ONNX's transposed convolutions for ``output_shape`` and ``auto_pad``, of which TVM's frontend ignores
-    the first. ``model``: with static shapes inferred; changed in place."""
-    import onnx
-
+    """Pads of ONNX's transposed convolutions for whatever says them: ``output_shape`` and wide output paddings TVM's
+    frontend ignores or refuses. ``model``: with static shapes inferred; changed in place."""
     values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
     shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
     shapes |= {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
     for node in model.graph.node:
-        if node.op_type != "ConvTranspose" or not all(name in shapes for name in (*node.input[:2], node.output[0])):
-            continue
-        given = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
-        way = given.get("auto_pad", b"NOTSET").decode()
-        if "output_shape" not in given and way in ("NOTSET", "VALID"):
-            continue
-        sizes, kernel, out = (shapes[name][2:] for name in (*node.input[:2], node.output[0]))
-        ones = [1] * len(sizes)
-        stride, dilation = given.get("strides", ones), given.get("dilations", ones)
-        more = given.get("output_padding", [0] * len(sizes))
-        total = [
-            max(0, s * (n - 1) + p + d * (k - 1) + 1 - y)
-            for n, k, y, s, d, p in zip(sizes, kernel, out, stride, dilation, more, strict=True)
-        ]
-        less = [n // 2 for n in total]
-        rest = [n - n // 2 for n in total]
-        for name in ("auto_pad", "output_shape", "pads"):
-            for attribute in [a for a in node.attribute if a.name == name]:
-                node.attribute.remove(attribute)
-        pads = [*less, *rest] if way == "SAME_UPPER" else [*rest, *less]
-        node.attribute.append(onnx.helper.make_attribute("pads", pads))
+        if node.op_type == "ConvTranspose" and all(name in shapes for name in (*node.input[:2], node.output[0])):
+            _pad(node, *(shapes[name][2:] for name in (*node.input[:2], node.output[0])))
+
+
+def _pad(node: Any, sizes: Sequence[int], kernel: Sequence[int], out: Sequence[int]) -> None:
+    import onnx
+
+    given = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    way, ones = given.get("auto_pad", b"NOTSET").decode(), [1] * len(sizes)
+    stride, dilation = given.get("strides", ones), given.get("dilations", ones)
+    more = given.get("output_padding", [0] * len(sizes))
+    full = [s * (n - 1) + d * (k - 1) + 1 for n, k, s, d in zip(sizes, kernel, stride, dilation, strict=True)]
+    before = given.get("pads", [0] * len(sizes))[: len(sizes)]
+    if "output_shape" in given or way.startswith("SAME"):
+        total = [max(0, a + p - y) for a, p, y in zip(full, more, out, strict=True)]
+        before = [n // 2 if way == "SAME_UPPER" else n - n // 2 for n in total]
+    after = [a - cut - y for a, cut, y in zip(full, before, out, strict=True)]
+    kept = [a for a in node.attribute if a.name not in ("auto_pad", "output_shape", "output_padding", "pads")]
+    del node.attribute[:]
+    node.attribute.extend([*kept, onnx.helper.make_attribute("pads", [*before, *after])])
