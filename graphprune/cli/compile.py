@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-if TYPE_CHECKING:
-    from ..pipeline.recipe import Recipe
+from .recipe import read_recipe
 
 
 def _budget(ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:
@@ -142,7 +140,7 @@ def compile(
             params=params,
             macs=macs,
             latency=latency,
-            recipe=_recipe(recipe) if recipe else passes_,
+            recipe=read_recipe(recipe) if recipe else passes_,
             data=data,
             targets=targets_,
             threads=threads,
@@ -159,13 +157,3 @@ def compile(
         )
     click.echo(shown_table(artifact.report))
     click.echo(f"\nreport: {out / 'report.html'}")
-
-
-def _recipe(path: Path) -> Recipe:
-    from ..errors import RecipeError
-    from ..pipeline.recipe import Recipe
-
-    try:
-        return Recipe.from_toml(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read: {error}") from error

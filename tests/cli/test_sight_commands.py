@@ -44,3 +44,17 @@ def test_print_after_and_dump(here: Path) -> None:
     assert again.exit_code == 1 and "d exists" in again.stderr and not (here / "other").exists()
     wrong = run("compile sight_nets:net --print-after maks -o other")
     assert wrong.exit_code == 1 and "hint: did you mean `mask`?" in wrong.stderr
+
+
+def test_bisect_ends_with_a_code_of_its_own(here: Path) -> None:
+    line = "bisect sight_nets:net --passes 'group,score,mask{channels=0.5x},propagate'"
+    found = run(line)
+    assert found.exit_code == 3, found.output
+    assert "`propagate` is the first over 0.001" in found.stdout and "8 of 16" in found.stdout
+    masked = run(f"{line} --against masked")
+    assert masked.exit_code == 0 and "no pass makes the outputs differ" in masked.stdout
+    (here / "r.toml").write_text('[[pass]]\nname = "group"\n')
+    assert run("bisect sight_nets:net --recipe r.toml").exit_code == 0
+    assert run("bisect sight_nets:net --passes grup").exit_code == 1
+    for wrong in ("", "--passes group --recipe r.toml", "--passes group --against x"):
+        assert run(f"bisect sight_nets:net {wrong}").exit_code == 2
