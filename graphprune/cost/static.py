@@ -12,6 +12,8 @@ from typing import Any
 from ..axes.dim import LEAF, Dim, Size, count, find
 from ..ir.graph import Graph, Op
 from ..ir.host import Host
+from ..ops.macs import Product
+from ..ops.traits import traits
 
 Term = tuple[Dim, ...]
 
@@ -51,8 +53,7 @@ def params(graph: Graph, host: Host) -> Cost:
     """Trained floating-point numbers. Running statistics of BatchNorm do not count."""
     used: dict[str, None] = {}
     for op in graph.ops:
-        operands = op.inputs[:3] if op.kind in ("batch_norm", "instance_norm") else op.inputs
-        used.update(dict.fromkeys(value.name for value in operands if value is not None))
+        used.update(dict.fromkeys(value.name for value in op.inputs[: traits(op).trained] if value is not None))
     terms = [v.dims for v in graph.parameters.values() if v.name in used and "float" in v.dtype]
     return Cost("parameters", tuple(terms), symbols(graph, host))
 
@@ -61,8 +62,15 @@ def macs(graph: Graph, host: Host) -> Cost:
     """Multiply-accumulates of convolutions, linear layers, matrix products and attention, a sample."""
     example = host.example()
     batch = example[0].shape[0] if example and example[0].ndim else 1
-    terms = [term for op in graph.ops for term in _MACS.get(op.kind, _none)(op, graph)]
+    terms = [(*one.rows, *one.outer, *one.inner) for op in graph.ops for one in products(op, graph)]
     return Cost("MACs", tuple(terms), symbols(graph, host), 1 / batch)
+
+
+def products(op: Op, graph: Graph) -> Iterator[Product]:
+    """The matrix products that an op is; none where a shape is not known."""
+    multiplied, relation = traits(op).products, graph.relations[op.name]
+    if multiplied is not None and relation.dims:
+        yield from multiplied(op, relation)
 
 
 @dataclass(frozen=True)
@@ -143,64 +151,3 @@ def _number(node: ast.expr, sizes: Mapping[str, int]) -> int:
         result: int = _OPERATORS[type(node.op)](_number(node.left, sizes), _number(node.right, sizes))
         return result
     raise KeyError(ast.dump(node))
-
-
-def _none(op: Op, graph: Graph) -> Iterator[Term]:
-    yield from ()
-
-
-def _weighted(op: Op, graph: Graph) -> Iterator[Term]:
-    """Every output element takes one product per input channel of its group and kernel tap."""
-    weight = op.inputs[1]
-    assert weight is not None
-    yield (*op.outputs[0].dims, *weight.dims[1:])
-
-
-def _transposed(op: Op, graph: Graph) -> Iterator[Term]:
-    x, weight = op.inputs[0], op.inputs[1]
-    assert x is not None and weight is not None
-    yield (*x.dims, *weight.dims[1:])
-
-
-def _contraction(op: Op, graph: Graph) -> Iterator[Term]:
-    """A matrix product: the output, once per position of the contracted axes."""
-    relation = graph.relations[op.name]
-    gone = [dim for name, dim in relation.dims.items() if name not in relation.outputs]
-    yield (*op.outputs[0].dims, *gone)
-
-
-def _attention(op: Op, graph: Graph) -> Iterator[Term]:
-    q, k = op.inputs[0], op.inputs[1]
-    assert q is not None and k is not None
-    yield (*q.dims, k.dims[-2])
-    yield (*op.outputs[0].dims, k.dims[-2])
-
-
-def _packed_heads(op: Op, graph: Graph) -> Iterator[Term]:
-    """Queries with keys, and those products with values, over (batch, length, heads x width)."""
-    q, k = op.inputs[0], op.inputs[1] or op.inputs[0]  # keys may be packed into the queries
-    assert q is not None and k is not None
-    values = op.outputs[0].dims[-1]
-    yield (*q.dims[:2], k.dims[1], values if op.attrs.get("packed") else q.dims[-1])
-    yield (*q.dims[:2], k.dims[1], values)
-
-
-def _own_heads(op: Op, graph: Graph) -> Iterator[Term]:
-    """As above, with the projection to queries, keys and values before it."""
-    x, weight, out = op.inputs[0], op.inputs[1], op.outputs[0]
-    assert x is not None and weight is not None
-    yield (*x.dims[:-1], *weight.dims)
-    yield (*out.dims[:2], out.dims[1], out.dims[-1])
-    yield (*out.dims[:2], out.dims[1], out.dims[-1])
-
-
-_MACS: dict[str, Callable[[Op, Graph], Iterator[Term]]] = {
-    **dict.fromkeys(("conv", "fused_conv", "integer_conv", "linear"), _weighted),
-    "conv_transpose": _transposed,
-    **dict.fromkeys(
-        ("gemm", "fused_gemm", "integer_gemm", "matmul", "fused_matmul", "integer_matmul", "einsum"), _contraction
-    ),
-    "attention": _attention,
-    "multi_head_attention": _packed_heads,
-    "packed_attention": _own_heads,
-}

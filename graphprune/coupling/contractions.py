@@ -12,9 +12,8 @@ from ..axes.dim import Dim
 from ..errors import ModelError
 from ..ir.graph import Graph, Op, Value
 from ..ir.host import Array, Host
+from ..ops.traits import traits
 from .relate import role
-
-_KINDS = ("conv", "linear", "gemm", "matmul")
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def contractions(graph: Graph, *, own: bool = False) -> list[Contraction]:
     fitted by themselves."""
     found = []
     for op in graph.ops:
-        if op.kind not in _KINDS or op.inputs[0] is None or op.inputs[1] is None:
+        if not traits(op).contracts or op.inputs[0] is None or op.inputs[1] is None:
             continue
         x, weight = op.inputs[0], op.inputs[1]
         conv, relation = op.kind == "conv", graph.relations[op.name]

@@ -12,15 +12,11 @@ from dataclasses import dataclass, field
 
 from ..axes.dim import Dim, freeze, leaves
 from ..ir.graph import Graph, Masker, Op, Value
+from ..ops.traits import traits
 
 Axes = frozenset[tuple[str, int]]
 """Parameter axes: (name, axis number)."""
 
-_MOVES = frozenset(
-    "reshape transpose slice split select unbind concat stack expand repeat interleave windows unfold fold".split()
-)
-_FOLLOWS = frozenset(("reshape_as", "take_along"))  # they move their first operand
-_WRITES = frozenset("conv conv_transpose linear gemm matmul fused_matmul einsum gather index".split())
 _DEPTH = 200  # ops to look back through; further away nothing is tried
 
 
@@ -97,17 +93,20 @@ class _Search:
             own = value.name in self.graph.parameters
             return frozenset((value.name, k) for k, dim in enumerate(value.dims) if _in(dim, leaf)) if own else None
         operands = [operand for operand in op.inputs if operand is not None]
-        if op.kind == "pointwise":
-            return self._pointwise(op, operands, leaf, depth)
-        if op.kind in _FOLLOWS:
-            return self(operands[0], leaf, depth + 1)
-        if op.kind in _MOVES:
-            return self._all([operand for operand in operands if _has(operand, leaf)], leaf, depth)
-        if op.kind == "batch_norm" and op.inputs[1] is not None and op.inputs[2] is not None:
-            return self._all([op.inputs[1], op.inputs[2]], leaf, depth)
-        return self._written(op, leaf, depth) if op.kind in _WRITES else None
+        match traits(op).zeros:
+            case "declared":
+                return self._declared(op, operands, leaf, depth)
+            case "first":
+                return self(operands[0], leaf, depth + 1)
+            case "moved":
+                return self._all([operand for operand in operands if _has(operand, leaf)], leaf, depth)
+            case "scaled" if op.inputs[1] is not None and op.inputs[2] is not None:
+                return self._all([op.inputs[1], op.inputs[2]], leaf, depth)
+            case "written":
+                return self._written(op, leaf, depth)
+        return None
 
-    def _pointwise(self, op: Op, operands: Sequence[Value], leaf: Dim, depth: int) -> Axes | None:
+    def _declared(self, op: Op, operands: Sequence[Value], leaf: Dim, depth: int) -> Axes | None:
         zero = op.attrs.get("zero")
         if zero == "any":
             return next((axes for operand in operands if (axes := self(operand, leaf, depth + 1))), None)

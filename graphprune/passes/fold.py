@@ -9,9 +9,8 @@ import numpy as np
 from ..ir.graph import Graph, Op, Value
 from ..ir.host import Array, Host
 from ..ir.program import Program
+from ..ops.traits import traits
 from ..pipeline.base import Pass
-
-_INTO = ("conv", "conv_transpose", "linear", "gemm")
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def _blocked(norm: Op, maker: Op | None, graph: Graph) -> str | None:
     """Why this BatchNorm cannot be folded into what makes its input, or None."""
     x = norm.inputs[0]
     assert x is not None
-    if maker is None or maker.kind not in _INTO:
+    if maker is None or not traits(maker).absorbs:
         return "no conv or linear comes right before it"
     if any(maker.attrs.get(name, 1) != 1 for name in ("alpha", "beta")):
         return f"{maker.where} scales its product or its bias"
@@ -57,7 +56,7 @@ def _blocked(norm: Op, maker: Op | None, graph: Graph) -> str | None:
         return "a weight is computed, not stored"
     if any(len(graph.users(value)) > 1 for value in maker.inputs[1:] if value is not None):
         return f"a weight of {maker.where} is shared"
-    if len(maker.outputs[0].shape or ()) != 2 and maker.kind in ("linear", "gemm"):
+    if len(maker.outputs[0].shape or ()) != 2 and not traits(maker).spatial:
         return "its channels are not the linear layer's outputs"
     if any(len(value.shape or ()) != 1 for value in maker.inputs[2:] if value is not None):
         return "the bias is not one number a channel"

@@ -12,9 +12,7 @@ from ..coupling.contractions import contractions
 from ..coupling.maskable import maskable
 from ..ir.facts import Groups
 from ..ir.graph import Graph, Op, Site, Value
-
-_ALONG = frozenset(("batch_norm", "prelu", "pool", "resize", "reduce", "reshape", "pointwise", "conv", "instance_norm"))
-_BACK = frozenset(("conv", "linear", "gemm"))
+from ..ops.traits import traits
 
 
 def reader_sites(graph: Graph, groups: Groups, sizes: Mapping[str, int]) -> Iterator[Site]:
@@ -84,9 +82,8 @@ class _Climb:
     def _transparent(self, op: Op) -> bool:
         """Whether channels of the result are made from the same channels of the first operand, and of
         weights that nobody else has."""
-        if op.kind not in _ALONG or len(op.outputs) > 1:
-            return False
-        if op.kind == "conv" and not _depthwise(op):
+        kind = traits(op)
+        if not kind.along or len(op.outputs) > 1 or (kind.contracts and not _depthwise(op)):
             return False
         rest = [value for value in op.inputs[1:] if value is not None]
         return all(value.name in self.graph.parameters and self.graph.only_user(value) for value in rest)
@@ -94,9 +91,10 @@ class _Climb:
     def branch(self, value: Value) -> bool:
         """Whether a value is made by one layer for one reader, perhaps with a BatchNorm behind it."""
         while self.graph.only_user(value) and (op := self.graph.maker(value)) is not None:
-            if op.kind in _BACK:
+            kind = traits(op)
+            if kind.contracts and kind.absorbs:
                 return bool(op.attrs.get("groups", 1) == 1)
-            if not self._transparent(op) or op.kind not in ("batch_norm", "pointwise") or op.inputs[0] is None:
+            if not self._transparent(op) or not kind.elementwise or op.inputs[0] is None:
                 return False
             value = op.inputs[0]
         return False

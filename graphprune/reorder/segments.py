@@ -14,6 +14,7 @@ from ..cost.static import evaluate, symbols
 from ..ir.facts import Group, Groups
 from ..ir.graph import Op, Value
 from ..ir.program import Program
+from ..ops.traits import traits
 from .channel_order import Ordering, Reader, Row, arrange
 from .copy_costs import Prices
 from .reindex import ends, located, reindexes, sources
@@ -104,7 +105,7 @@ class Segments:
         each = width * float(np.prod([evaluate(n, sizes) for k, n in enumerate(value.shape or ()) if k != axis]))
         slots = tuple(self._slots(shared, wanted))
         users = self.program.graph.users(value)
-        fuses = any(user.kind in ("pointwise", "batch_norm", "prelu") for user in users)
+        fuses = any(traits(user).elementwise for user in users)
         return Taker(op, self._own(own), slots, op.attrs["inner"], each, fuses, self._loads(value))
 
     def _loads(self, value: Value) -> bool:

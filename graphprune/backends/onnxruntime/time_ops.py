@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from ...cost.latency.table import Point
-from ...cost.latency.workload import EPILOGUE
 from ...ir.facts import Latency
 from ...ir.graph import Graph, Op
+from ...ops.traits import traits
 from ..measure import settled
 
 RUNS = 15  # timed visits of every op; the first two runs more are warm-up
@@ -116,7 +116,7 @@ def profile(path: Path, feeds: Mapping[str, Any], graph: Graph, threads: int) ->
     out: dict[str, float] = {}
     for name, times in _node_times(str(path), feeds, threads).items():
         op = named.get(name.removesuffix("_nchwc").removeprefix("node_").removeprefix("fused ")) or named.get(name)
-        while op is not None and op.kind in EPILOGUE and (head := _head(op, graph)) is not None:
+        while op is not None and traits(op).elementwise and (head := _head(op, graph)) is not None:
             op = head
         if op is not None:
             out[op.name] = out.get(op.name, 0.0) + settled(times, threads, "").median_ms

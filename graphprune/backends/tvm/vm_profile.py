@@ -15,10 +15,10 @@ from typing import Any
 from ...cost.static import evaluate, symbols
 from ...ir.graph import Graph
 from ...ir.host import Host
+from ...ops.traits import traits
 from ..measure import settled
 
 RUNS = 17  # the first two are warm-up
-_HEADS = ("conv", "conv_transpose", "linear", "gemm", "matmul", "einsum")
 _KERNELS = re.compile(r"conv\d|matmul|dense|einsum")
 _PARTS = ("winograd_read", "winograd_multiply")  # of the convolution whose result comes next (winograd.py)
 
@@ -55,7 +55,7 @@ def by_op(graph: Graph, host: Host, times: Times) -> dict[str, float]:
     from: those that write as many numbers come in the graph's order, if they are as many as the ops."""
     heads, kernels, sizes = _by_size(), _by_size(), symbols(graph, host)
     for op in graph.ops:
-        if op.kind in _HEADS and not op.outputs[0].constant:
+        if traits(op).latency in ("conv", "product") and not op.outputs[0].constant:
             heads[prod(evaluate(n, sizes) for n in op.outputs[0].shape or ())].append(op.name)
     parts = 0.0
     for name, size, own in times:

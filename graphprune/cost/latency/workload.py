@@ -14,7 +14,9 @@ from typing import Any
 from ...axes.dim import Dim, count
 from ...ir.graph import Graph, Op, Value
 from ...ir.host import Host
-from ..static import evaluate, symbols
+from ...ops.macs import Product
+from ...ops.traits import traits
+from ..static import evaluate, products, symbols
 
 Widths = tuple[int, int]
 
@@ -79,22 +81,27 @@ def works(graph: Graph, host: Host) -> list[Work]:
     out: list[Work] = []
     for op in graph.ops:
         if op.name not in fused and op.outputs and not op.outputs[0].constant and op.outputs[0].shape is not None:
-            out.extend(_KINDS.get(op.kind, _stream)(op, graph, sizes))
+            out.extend(_keyed(op, graph, sizes))
     return out
 
 
-EPILOGUE = ("pointwise", "batch_norm", "prelu")
-_FREE = ("reshape", "size", "create", "fill", "split", "identity")
-"""Ops that move nothing: other names for the same memory."""
+def _keyed(op: Op, graph: Graph, sizes: Mapping[str, int]) -> Iterator[Work]:
+    kind = traits(op).latency
+    if kind == "conv":
+        yield _conv(op, sizes)
+    elif kind in ("product", "attention"):
+        yield from (_product(op, one, sizes) for one in products(op, graph))
+    elif kind == "stream":
+        yield _stream(op)
 
 
 def _fused(graph: Graph) -> set[str]:
     heads: set[str] = set()  # values that a conv or product makes, with what was fused to it
     fused: set[str] = set()
     for op in graph.ops:
-        if op.kind in _KINDS:
+        if traits(op).computes:
             heads.update(out.name for out in op.outputs)
-        elif op.kind in EPILOGUE and any(v and v.name in heads and _read_once(graph, v) for v in op.inputs):
+        elif traits(op).elementwise and any(v and v.name in heads and _read_once(graph, v) for v in op.inputs):
             fused.add(op.name)
             heads.update(out.name for out in op.outputs)
     return fused
@@ -110,7 +117,7 @@ def _numbers(dims: tuple[Dim, ...], sizes: Mapping[str, int]) -> list[int]:
     return [int(_length(dim, {}, sizes)) for dim in dims]
 
 
-def _conv(op: Op, graph: Graph, sizes: Mapping[str, int]) -> Iterator[Work]:
+def _conv(op: Op, sizes: Mapping[str, int]) -> Work:
     x, weight, y = op.inputs[0], op.inputs[1], op.outputs[0]
     assert x is not None and weight is not None
     groups, channels = int(op.attrs["groups"]), len(y.dims) - (len(weight.dims) - 2) - 1
@@ -123,52 +130,15 @@ def _conv(op: Op, graph: Graph, sizes: Mapping[str, int]) -> Iterator[Work]:
     axes = [n for a, b, k in zip(inside, outside, kernel, strict=True) for n in (a, k, max(1, round(a / b)))]
     if groups > 1 and groups == cin:
         family = Family("conv", (batch, 0, *axes))
-        yield Work(op.name, family, (x.dims[channels],), (Dim(max(1, cout // cin)),))
-    else:
-        yield Work(op.name, Family("conv", (batch, groups, *axes)), (x.dims[channels],), (y.dims[channels],))
+        return Work(op.name, family, (x.dims[channels],), (Dim(max(1, cout // cin)),))
+    return Work(op.name, Family("conv", (batch, groups, *axes)), (x.dims[channels],), (y.dims[channels],))
 
 
-def _product(op: Op, graph: Graph, sizes: Mapping[str, int]) -> Iterator[Work]:
-    """``rows x inner`` times ``inner x outer``."""
-    y = op.outputs[0]
-    if op.kind == "linear":
-        weight = op.inputs[1]
-        assert weight is not None
-        inner = weight.dims[1:]
-    else:
-        relation = graph.relations[op.name]
-        inner = tuple(dim for name, dim in relation.dims.items() if name not in relation.outputs)
-    yield _rows(op, y.dims[:-1], inner, y.dims[-1:], sizes)
+def _product(op: Op, one: Product, sizes: Mapping[str, int]) -> Work:
+    per = prod(_numbers(one.rows, sizes))
+    return Work(op.name, Family("product", (per,)), one.inner, one.outer, one.rows, per)
 
 
-def _attention(op: Op, graph: Graph, sizes: Mapping[str, int]) -> Iterator[Work]:
-    q, k = op.inputs[0], op.inputs[1]
-    assert q is not None and k is not None
-    y = op.outputs[0]
-    yield _rows(op, q.dims[:-1], q.dims[-1:], (k.dims[-2],), sizes)
-    yield _rows(op, y.dims[:-1], (k.dims[-2],), y.dims[-1:], sizes)
-
-
-def _rows(
-    op: Op, rows: tuple[Dim, ...], inner: tuple[Dim, ...], outer: tuple[Dim, ...], sizes: Mapping[str, int]
-) -> Work:
-    per = prod(_numbers(rows, sizes))
-    return Work(op.name, Family("product", (per,)), inner, outer, rows, per)
-
-
-def _stream(op: Op, graph: Graph, sizes: Mapping[str, int]) -> Iterator[Work]:
-    if op.kind in _FREE:
-        return
+def _stream(op: Op) -> Work:
     values = [v for v in (*op.inputs, *op.outputs) if v is not None and not v.constant and v.shape is not None]
-    yield Work(op.name, Family("stream"), streams=tuple(value.dims for value in values))
-
-
-_KINDS = {
-    "conv": _conv,
-    "conv_transpose": _conv,
-    "linear": _product,
-    "gemm": _product,
-    "matmul": _product,
-    "einsum": _product,
-    "attention": _attention,
-}
+    return Work(op.name, Family("stream"), streams=tuple(value.dims for value in values))

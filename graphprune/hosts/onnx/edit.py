@@ -13,6 +13,7 @@ import onnx_ir as ir
 from ...errors import ModelError
 from ...ir.graph import Op
 from ...ir.host import Array
+from ...ops.traits import traits
 from .node import constant_tensor
 
 # ---- tensors -------------------------------------------------------------------------------------
@@ -144,9 +145,9 @@ def insert(
 def add_bias(graph: ir.Graph, node: ir.Node, op: Op, bias: Array) -> None:
     """See ir.Host.add_bias. A MatMul's goes into the Add that follows it, made where there is none."""
     bias = np.asarray(bias, np.float64)
-    if op.kind in ("conv", "conv_transpose", "gemm"):
+    if traits(op).absorbs:
         _add_to_input(graph, node, op, bias)
-    elif op.kind == "matmul" and len(op.inputs) > 1 and op.inputs[1] is not None and op.inputs[1].constant:
+    elif traits(op).contracts and len(op.inputs) > 1 and op.inputs[1] is not None and op.inputs[1].constant:
         out = node.outputs[0]
         readers = list(out.uses())
         add = readers[0].node if len(readers) == 1 and not out.is_graph_output() else None

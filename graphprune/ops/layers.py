@@ -1,0 +1,103 @@
+"""Rules of layers with stored weights, and of norms."""
+
+from __future__ import annotations
+
+from ..ir.graph import Op
+from .registry import rule
+from .wording import LETTERS, axes_of, because, per_channel, rank_of
+
+rule("linear", axes="... i, o i, o -> ... o")
+rule("batch_norm", axes="n c ~, c, c, c, c -> n c ~")
+rule("instance_norm", axes="n c ~, c, c, c, c -> n c ~")
+rule("prelu", axes="n c ..., c -> n c ...")
+
+
+@rule("conv")
+def conv(op: Op) -> str:
+    """(x, weight, bias), ``groups``. Depthwise is g = channels, its multiplier o > 1."""
+    batch, groups = _batch(op), op.attrs["groups"]
+    return f"{batch} (g:{groups} i) ~, (g o) i ~, (g o) -> {batch} (g o) ~ | groups=g"
+
+
+@rule("fused_conv")
+def fused_conv(op: Op) -> str:
+    """As conv, with an activation behind it, and (x, weight, bias, z): a tensor to add before that."""
+    batch, groups = _batch(op), op.attrs["groups"]
+    return f"{batch} (g:{groups} i) ~, (g o) i ~, (g o), {batch} (g o) ~ -> {batch} (g o) ~ | groups=g"
+
+
+@rule("integer_conv")
+def integer_conv(op: Op) -> str:
+    """As conv on integers: (x, weight, bias, parameters...), the parameters one for all or one per
+    output channel."""
+    batch, groups = _batch(op), op.attrs["groups"]
+    rest = "".join(f", {per_channel(value, '(g o)')}" for value in op.inputs[3:])
+    return f"{batch} (g:{groups} i) ~, (g o) i ~, (g o){rest} -> {batch} (g o) ~ | groups=g"
+
+
+@rule("conv_transpose")
+def conv_transpose(op: Op) -> str:
+    """(x, weight, bias), ``groups``; the weight is input channels first."""
+    batch, groups = _batch(op), op.attrs["groups"]
+    return f"{batch} (g:{groups} i) ~, (g i) o ~, (g o) -> {batch} (g o) ~ | groups=g"
+
+
+@rule("group_norm")
+def group_norm(op: Op) -> str:
+    """(x, weight, bias), ``groups``. Whole groups are independent; inside one, statistics mix.
+    ``per_group``: the weight and bias have one number per group."""
+    weight = "g" if op.attrs.get("per_group") else "(g i)"
+    return f"n (g:{op.attrs['groups']} i^) ~, {weight}, {weight} -> n (g i) ~ | groups=g"
+
+
+@rule("standardise")
+def standardise(op: Op) -> str:
+    """(x, weight, bias) with the statistics of x itself, for each position of axis 1."""
+    rank = rank_of(op.inputs[0])
+    axes = axes_of(rank, {k: "_" for k in range(rank) if k != 1}).split()
+    return f"{' '.join(axes)}{f', {axes[1]}' * (len(op.inputs) - 1)} -> {' '.join(axes)}"
+
+
+@rule("weight_norm")
+def weight_norm(op: Op) -> str:
+    """(v, g), ``axis``: v at unit length for each position of ``axis``, times g."""
+    rank = rank_of(op.inputs[0])
+    axis = op.attrs["axis"] % rank
+    names = axes_of(rank, {k: "_" for k in range(rank) if k != axis}).split()
+    return f"{' '.join(names)}, {' '.join(n if k == axis else '1' for k, n in enumerate(names))} -> {' '.join(names)}"
+
+
+@rule("layer_norm", "rms_norm")
+def layer_norm(op: Op) -> str:
+    """(x, weight, bias), ``trailing``: how many axes are normalised together."""
+    names = LETTERS[: op.attrs["trailing"]]
+    mixed, plain = " ".join(f"{c}^" for c in names), " ".join(names)
+    return f"... {mixed}, {plain}, {plain} -> ... {mixed} | shape={','.join(names)}"
+
+
+@rule("skip_norm")
+def skip_norm(op: Op) -> str:
+    """(x, skip, weights and biases...) -> the normalised sum of x, skip and bias, and the sum itself."""
+    return f"... c^, ... c{', c' * (len(op.inputs) - 2)} -> {', '.join(['... c'] * len(op.outputs))}"
+
+
+@rule("recurrent")
+def recurrent(op: Op) -> str:
+    """(x, input weights..., states and other weights...), ``weights``: how many input weights. The
+    state is read at every step by weights of its own: frozen, with ``why`` as the reason."""
+    ins = [" ".join(["_"] * (rank_of(op.inputs[0]) - 1) + ["i"])]
+    for number, value in enumerate(op.inputs[1:]):
+        names = ["_"] * (rank_of(value) if value is not None else 1)
+        if number < op.attrs["weights"]:
+            names[-1] = "i"
+        ins.append(" ".join(names))
+    if "why" in op.attrs:
+        others = [axis for value in op.inputs[1 + op.attrs["weights"] :] if value is not None for axis in value.dims]
+        gates = [axis for value in op.inputs[1 : 1 + op.attrs["weights"]] if value for axis in value.dims[:-1]]
+        because(op, [*gates, *others, *(axis for value in op.outputs for axis in value.dims)])
+    return f"{', '.join(ins)} -> {', '.join(' '.join('_' * rank_of(out)) for out in op.outputs)}"
+
+
+def _batch(op: Op) -> str:
+    """A convolution's input may come without a batch axis."""
+    return "n" if rank_of(op.inputs[0]) == rank_of(op.inputs[1]) else ""

@@ -1,0 +1,84 @@
+"""The matrix products that ops are, in axes: multiply-accumulates and workloads are read off them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from ..axes.dim import Dim
+from ..ir.graph import Op, Relation, Value
+
+Dims = tuple[Dim, ...]
+
+
+@dataclass(frozen=True)
+class Product:
+    """``rows x inner`` times ``inner x outer``: the product of all sizes is its multiply-accumulates."""
+
+    rows: Dims
+    inner: Dims
+    outer: Dims
+
+
+Products = Callable[[Op, Relation], Iterator[Product]]
+"""What an op multiplies. Only asked where the rule could be applied: all shapes are known."""
+
+
+def layer(op: Op, relation: Relation) -> Iterator[Product]:
+    """(x, weight (outputs, inputs of a group, taps...)) with outputs last: linear layers."""
+    y = op.outputs[0].dims
+    yield Product(y[:-1], _there(op.inputs[1]).dims[1:], y[-1:])
+
+
+def convolution(op: Op, relation: Relation) -> Iterator[Product]:
+    """(x, weight (outputs, inputs of a group, taps...)): every output one product per tap and input."""
+    y, weight = op.outputs[0].dims, _there(op.inputs[1]).dims
+    channels = len(y) - len(weight) + 1
+    yield Product((*y[:channels], *y[channels + 1 :]), weight[1:], (y[channels],))
+
+
+def transposed(op: Op, relation: Relation) -> Iterator[Product]:
+    """(x, weight (inputs, outputs of a group, taps...)): every input one product per tap and output."""
+    x, weight = _there(op.inputs[0]).dims, _there(op.inputs[1]).dims
+    channels = len(x) - len(weight) + 1
+    yield Product((*x[:channels], *x[channels + 1 :]), (x[channels],), weight[1:])
+
+
+def contraction(op: Op, relation: Relation) -> Iterator[Product]:
+    """The output, once per position of every axis that is summed over."""
+    y = op.outputs[0].dims
+    gone = tuple(dim for name, dim in relation.dims.items() if name not in relation.outputs)
+    yield Product(y[:-1], gone, y[-1:])
+
+
+def attention(op: Op, relation: Relation) -> Iterator[Product]:
+    """(q, k, v) of shapes (..., length, width): queries with keys, and those with values."""
+    q, k, y = _there(op.inputs[0]).dims, _there(op.inputs[1]).dims, op.outputs[0].dims
+    yield Product(q[:-1], q[-1:], (k[-2],))
+    yield Product(y[:-1], (k[-2],), y[-1:])
+
+
+def packed_heads(op: Op, relation: Relation) -> Iterator[Product]:
+    """The same, with heads and widths in one axis: (batch, length, heads x width). Keys may be packed
+    into the queries."""
+    q, k = _there(op.inputs[0]), op.inputs[1] or _there(op.inputs[0])
+    yield from _heads(op, relation, q.dims[:2], k.dims[1])
+
+
+def own_heads(op: Op, relation: Relation) -> Iterator[Product]:
+    """The same, with the projection of x to queries, keys and values by a weight before it."""
+    x, weight = _there(op.inputs[0]).dims, _there(op.inputs[1]).dims
+    yield Product(x[:-1], weight[:1], weight[1:])
+    yield from _heads(op, relation, x[:2], x[1])
+
+
+def _heads(op: Op, relation: Relation, queries: Dims, keys: Dim) -> Iterator[Product]:
+    heads = tuple(relation.dims[name] for name in "hg" if name in relation.dims)
+    wide, tall = (relation.dims.get(name, Dim(size)) for name, size in zip("de", op.attrs["widths"], strict=True))
+    yield Product((*queries, *heads), (wide,), (keys,))
+    yield Product((*queries, *heads), (keys,), (tall,))
+
+
+def _there(value: Value | None) -> Value:
+    assert value is not None
+    return value
