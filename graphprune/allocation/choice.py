@@ -8,6 +8,7 @@ are simply not on the menu.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -66,8 +67,9 @@ def trade(losses: Mapping[str, Menu], prices: Prices, budget: float, rounds: int
     product of two widths, its latency a table over both).
 
     Minimises loss + lambda * cost, one group at a time until nothing moves, and searches the lambda that
-    meets the budget (Everett 1963); then spends what is left on the step that saves most per cost. Not
-    exact: it finds the choices on the lower hull, and fills the gap greedily. The budget holds always.
+    meets the budget (Everett 1963); then spends what is left on the step that saves most per cost, and
+    exchanges pairs of counts while that saves anything. Up to ``EXACT`` choices in all, branch and bound goes on
+    to the best there is; beyond, what was traded may be a little above it. The budget holds always.
     Raises BudgetError where the cheapest counts do not fit.
     """
     menus = {name: (np.array(sorted(menu)), np.array([menu[k] for k in sorted(menu)])) for name, menu in losses.items()}
@@ -88,7 +90,77 @@ def trade(losses: Mapping[str, Menu], prices: Prices, budget: float, rounds: int
             low, high = (low, guess) if fits else (guess, high)
             guess = (low * high) ** 0.5 if low and high else guess * (0.25 if fits else 4)
         counts = best
-    return _spend(menus, prices, budget, counts)
+    counts = _exchanged(menus, prices, budget, _spend(menus, prices, budget, counts))
+    if prod(len(options) for options, _ in menus.values()) > EXACT:
+        return counts
+    return _branch(menus, prices, budget, counts)
+
+
+EXACT = 100_000
+"""So many choices are searched to the last one."""
+EXCHANGES = 4_000
+"""Prices asked for in exchanging pairs, at most: large networks have none to spare."""
+
+
+def _branch(menus: Mapping[str, tuple[Array, Array]], prices: Prices, budget: float, known: Counts) -> Counts:
+    """The best choice, by depth first search from a known one: a branch whose losses so far, with the least
+    that the rest can lose, are no better is left out. No price is taken to rise with a count."""
+    order = sorted(menus, key=lambda name: -float(np.ptp(menus[name][1])))
+    least = [0.0]
+    for name in reversed(order):
+        least.insert(0, least[0] + float(menus[name][1].min()))
+    best, lost = known, _total(menus, known)
+    stack: list[tuple[int, float, Counts]] = [(0, 0.0, dict(known))]
+    while stack:
+        depth, spent, counts = stack.pop()
+        if spent + least[depth] >= lost * (1 - 1e-12):
+            continue
+        name = order[depth]
+        options, loss = menus[name]
+        if depth < len(order) - 1:
+            falling = np.argsort(-loss, kind="stable")  # the least loss is looked at first
+            stack += [(depth + 1, spent + float(loss[k]), {**counts, name: int(options[k])}) for k in falling]
+            continue
+        fits = np.flatnonzero(prices(counts, name, options) <= budget * (1 + 1e-12))
+        if len(fits) and spent + loss[fits].min() < lost:
+            k = fits[np.argmin(loss[fits])]
+            best, lost = {**counts, name: int(options[k])}, spent + float(loss[k])
+    return {name: best[name] for name in menus}
+
+
+def _exchanged(menus: Mapping[str, tuple[Array, Array]], prices: Prices, budget: float, counts: Counts) -> Counts:
+    """Another count for one group, and for a second one the best that fits then, while that loses less."""
+    asked, moved = 0, True
+    while moved:
+        moved = False
+        for first, (options, loss) in menus.items():
+            have = loss[np.searchsorted(options, counts[first])]
+            for k in range(len(options)):
+                if options[k] == counts[first]:
+                    continue
+                other = {**counts, first: int(options[k])}
+                for second, (choices, losses) in menus.items():
+                    if second == first:
+                        continue
+                    now = have + losses[np.searchsorted(choices, counts[second])]
+                    if loss[k] + losses.min() >= now * (1 - 1e-12):
+                        continue
+                    if (asked := asked + 1) > EXCHANGES:
+                        return counts
+                    fits = np.flatnonzero(prices(other, second, choices) <= budget * (1 + 1e-12))
+                    if len(fits) and loss[k] + losses[fits].min() < now * (1 - 1e-12):
+                        counts = {**other, second: int(choices[fits[np.argmin(losses[fits])]])}
+                        moved, have, other = True, loss[k], counts
+                        break
+                if moved:
+                    break
+            if moved:
+                break
+    return counts
+
+
+def _total(menus: Mapping[str, tuple[Array, Array]], counts: Counts) -> float:
+    return sum(float(loss[np.searchsorted(options, counts[name])]) for name, (options, loss) in menus.items())
 
 
 def _settle(menus: Mapping[str, tuple[Array, Array]], prices: Prices, weight: float, counts: Counts) -> Counts:
