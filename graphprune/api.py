@@ -117,7 +117,7 @@ def apply(
     """
     if isinstance(plan, Program):
         if example_inputs is None:
-            args, kwargs = plan.source.call_arguments(plan.source.example())  # type: ignore[attr-defined]
+            args, kwargs = plan.source.call_arguments(plan.source.example())
             example_inputs = {"args": args, "kwargs": kwargs}
         plan = plan.plan
     made = read_plan(Path(plan)) if isinstance(plan, (str, Path)) else as_plan(plan)
@@ -185,7 +185,7 @@ def compile(
         if progress:
             progress("load", 0, 1)
         program = model if isinstance(model, Program) else load(model, example_inputs, data=data, seed=seed)
-        chosen = chosen or [target(program.host.kind)]
+        chosen = chosen or [target(program.host.native_target)]
         grain = max(one.grain for one in chosen)
         if recipe is None and not given and program.knows(Keep):  # training has decided already
             recipe = "propagate,compensate" if program.data else "propagate"
@@ -303,7 +303,7 @@ def default_recipe(unit: str, text: str, grain: int = 1, *, data: bool, scored: 
 
 def _host(model: Any, example_inputs: Any, dynamic_shapes: Any) -> Host:
     if isinstance(model, (str, os.PathLike)):
-        return _from_text(os.fspath(model))
+        return _from_text(os.fspath(model), example_inputs)
     kind = {part.__module__.partition(".")[0] for part in type(model).__mro__}
     if kind & {"onnx_ir", "onnx"}:
         from .hosts.onnx.host import OnnxHost
@@ -328,12 +328,12 @@ def _host(model: Any, example_inputs: Any, dynamic_shapes: Any) -> Host:
     )
 
 
-def _from_text(text: str) -> Host:
+def _from_text(text: str, example_inputs: Any) -> Host:
     path = Path(text)
     if path.suffix == ".onnx":
         from .hosts.onnx.host import OnnxHost
 
-        return OnnxHost.load(path)
+        return OnnxHost.load(path, example_inputs)
     if path.suffix == ".pt2":
         from .hosts.torch.host import TorchHost
 

@@ -111,6 +111,25 @@ def test_the_house_has_few_rooms_and_no_circle():
     assert nx.is_directed_acyclic_graph(graph), nx.find_cycle(graph)
 
 
+def switches_on_host(path):
+    """Where a file compares the kind of a host, or looks something up by it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        parts = {ast.Compare: ("left", "comparators"), ast.Subscript: ("slice",), ast.Match: ("subject",)}
+        for name in parts.get(type(node), ()):
+            found = getattr(node, name)
+            if any("host.kind" in ast.unparse(part) for part in (found if isinstance(found, list) else [found])):
+                yield ast.unparse(node)
+
+
+def test_what_differs_between_hosts_is_asked_of_them(tmp_path):
+    for path in FILES:
+        if module(path)[:1] != ("hosts",):
+            assert not list(switches_on_host(path)), path
+    probe = tmp_path / "probe.py"
+    probe.write_text("a = 1 if program.host.kind == 'torch' else TABLE[host.kind]\nb = report(host.kind)")
+    assert sorted(switches_on_host(probe)) == ["TABLE[host.kind]", "program.host.kind == 'torch'"]
+
+
 @pytest.mark.parametrize("path", sorted((PACKAGE / "passes").glob("*.py")), ids=lambda path: path.stem)
 def test_passes_import_neither_each_other_nor_a_framework(path):
     for target, top in imports(path):

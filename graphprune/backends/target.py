@@ -228,7 +228,7 @@ def runnable(what: str | Path | Program, *, threads: int = 1, example: Batch | N
     for anything else, ModelError for a broken model.
     """
     if isinstance(what, Program):
-        return target(what.host.kind).runnable(what, threads=threads)
+        return target(what.host.native_target).runnable(what, threads=threads)
     path = Path(what)
     if path.is_dir():
         inside = [path / name for name in ("model.so", "model.onnx", "model.pt2") if (path / name).is_file()]

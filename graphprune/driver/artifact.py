@@ -25,17 +25,15 @@ from ..pipeline.compare import Check, compare
 from ..pipeline.edits import kept, original
 from ..pipeline.plan_file import write_plan
 
-SUFFIX = {"torch": "pt2", "onnx": "onnx"}
-
 
 def emit(folder: Path, program: Program, targets: Sequence[Target], progress: Progress | None) -> dict[str, Path]:
     """Write the model and a folder of code per target; returns each target's main file."""
-    model = folder / f"model.{SUFFIX[program.host.kind]}"
+    model = folder / f"model{program.host.suffix}"
     program.host.save(model)
     files = {}
     for number, one in enumerate(targets):
         files[one.label] = model
-        if one.name != program.host.kind:  # the model itself is the code for that one
+        if one.name != program.host.native_target:  # the model itself is the code for that one
             if progress:
                 progress(f"emit {one.label}", number, len(targets))
             place = folder / one.label
@@ -205,7 +203,7 @@ def _side(program: Program, side: str, measured: dict[str, dict[str, Latency]]) 
 def _saved_size(program: Program) -> int:
     """The size of the model's own file; the model as it was given is written the same way as the result."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"model.{SUFFIX[program.host.kind]}"
+        path = Path(folder) / f"model{program.host.suffix}"
         program.host.save(path)
         return size_bytes(Path(folder), path)
 

@@ -7,9 +7,9 @@ import tempfile
 from pathlib import Path
 
 from ..errors import OutputError
+from ..ir.host import SUFFIXES
 from ..ir.program import Plan, Program
 from ..pipeline.plan_file import write_plan
-from .artifact import SUFFIX
 from .output import new_folder
 
 
@@ -20,17 +20,15 @@ def save(program: Program, plan: Plan, out: Path, force: bool = False) -> Path:
     else a folder for the model and its plan.json. Raises OutputError if it exists (unless
     ``force``) or cannot be written.
     """
-    suffix = SUFFIX[program.host.kind]
-    if out.suffix.removeprefix(".") not in SUFFIX.values():
+    suffix = program.host.suffix
+    if out.suffix not in SUFFIXES:
         with new_folder(out, force) as folder:
             assert folder is not None
-            program.host.save(folder / f"model.{suffix}")
+            program.host.save(folder / f"model{suffix}")
             write_plan(folder, plan)
-        return out / f"model.{suffix}"
-    if out.suffix != f".{suffix}":
-        raise OutputError(
-            f"{out}: this model is saved as .{suffix}", f"name the output {out.with_suffix(f'.{suffix}')}"
-        )
+        return out / f"model{suffix}"
+    if out.suffix != suffix:
+        raise OutputError(f"{out}: this model is saved as {suffix}", f"name the output {out.with_suffix(suffix)}")
     if out.exists() and not (force and out.is_file()):
         raise OutputError(f"{out} exists", "choose another path, or replace it with --force")
     _save_file(program, out)

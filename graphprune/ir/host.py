@@ -18,12 +18,27 @@ Array = NDArray[Any]
 Batch = Sequence[Array]
 """One array per model input, in the model's order."""
 
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""``args, kwargs``."""
+
+
+SUFFIXES = (".pt2", ".onnx")
+"""Of the files that models are saved to, whatever their host."""
+
 
 class Host(Protocol):
     """Who owns weights, literals and execution. Editing methods change the host they are called on:
-    a pass edits a ``copy``, never the host it was given."""
+    a pass edits a ``copy``, never the host it was given.
 
-    kind: str  # "torch" or "onnx"
+    What differs between hosts is asked of them: nothing outside ``hosts`` compares ``kind``.
+    """
+
+    kind: str  # "torch" or "onnx": what reports call it
+    suffix: str  # of the file that ``save`` writes, one of SUFFIXES
+    native_target: str  # the target whose code that file is: it runs the model as it is
+    trainable: bool  # whether the model is an nn.Module, with gradients
+    proof_dtype: str  # what pruned and masked model are compared in, as ``copy`` takes it
+    tolerance: float  # how far they may be apart there, relative to the largest output
 
     @property
     def model(self) -> Any:
@@ -73,6 +88,9 @@ class Host(Protocol):
     def example(self) -> list[Array]:
         """Inputs of the right names, shapes and dtypes to run on."""
 
+    def call_arguments(self, batch: Batch) -> Call:
+        """One batch as the model is called with it: what ``load`` takes as ``{"args": ..., "kwargs": ...}``."""
+
     def run(self, batch: Batch) -> list[Array]:
         """The outputs for one batch of inputs."""
 
@@ -91,7 +109,11 @@ class Host(Protocol):
         """Every value's shape, inferred anew. Raises ShapeError naming the op that disagrees."""
 
     def save(self, path: Path) -> None:
-        """Write the model in the host's own format (``model.pt2``, ``model.onnx``)."""
+        """Write the model in the host's own format (``model.pt2``, ``model.onnx``). Raises OutputError."""
+
+    def save_onnx(self, path: Path) -> None:
+        """Write the model as an ONNX file, its names and open sizes as they are. Raises ModelError where ONNX
+        cannot express it."""
 
 
 def random_array(rng: np.random.Generator, shape: Sequence[int], dtype: str) -> Array:

@@ -47,7 +47,7 @@ class Reorder(Pass):
 
     def run(self, program: Program) -> Program:
         keep = program.fact(Keep)
-        on = self.target or program.host.kind
+        on = self.target or program.host.native_target
         prices = read_prices(Path(self.prices), on) if self.prices else PRICES[on]
         pricing = Pricing.of(program, keep.keep, prices)
         segments = pricing.segments

@@ -1,9 +1,9 @@
 """The proof that the result is right: it computes what the masked model computes.
 
 The plan is carried out anew on the model as it was given, once as a cut and once as a mask (every
-reader slice that is not kept is zero), and the two are run side by side: in float64 to 1e-12 on the
-torch host, in float32 to 1e-5 in ONNX Runtime, or to what rounding alone makes of the masked model where that
-is more. A failure names the first op that differs.
+reader slice that is not kept is zero), and the two are run side by side, in the precision and to the
+tolerance of the host (float64 to 1e-12 in torch, float32 to 1e-5 in ONNX Runtime), or to what rounding
+alone makes of the masked model where that is more. A failure names the first op that differs.
 """
 
 from __future__ import annotations
@@ -21,14 +21,11 @@ from .compare import Check, compare, relative
 from .edits import Cut, kept, original
 from .replay import replay
 
-TOLERANCE = {"torch": 1e-12, "onnx": 1e-5}
-DTYPE = {"torch": "float64", "onnx": "float32"}
-
 
 def verify(program: Program, batches: int = 2) -> tuple[Check, ...]:
     """Prove a compiled program. Raises VerificationError naming the first op that differs."""
-    kind = program.host.kind
-    exact = program.source.copy(DTYPE[kind])
+    source = program.source
+    exact = source.copy(source.proof_dtype)
     mixed = _mixed(program)
     if mixed:
         raise VerificationError(
@@ -39,7 +36,7 @@ def verify(program: Program, batches: int = 2) -> tuple[Check, ...]:
     pruned = replay(program.plan, exact)
     inputs = [_inputs(program, k) for k in range(batches)]
     found, expected = ([model.host.run(batch) for batch in inputs] for model in (pruned, masked))
-    check = compare(f"pruned = masked, {DTYPE[kind]}", expected, found, TOLERANCE[kind], masked.host, inputs)
+    check = compare(f"pruned = masked, {source.proof_dtype}", expected, found, source.tolerance, masked.host, inputs)
     error, tolerance = check.error, check.tolerance
     if not error <= tolerance:
         where = _first_difference(masked, pruned, program, inputs[0], tolerance)

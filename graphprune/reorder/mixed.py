@@ -31,7 +31,7 @@ def agree(
     default) and costs no more of the budget.
     """
     groups = program.fact(Groups)
-    prices = PRICES[target or program.host.kind]
+    prices = PRICES[target or program.host.native_target]
     now = Pricing.of(program, keep, prices)
     chosen, least = dict(keep), _us(now)
     for part in now.segments.parts():

@@ -56,7 +56,7 @@ class Penalty(nn.Module):
         over: str | None = None,
     ) -> None:
         super().__init__()
-        if program.host.kind != "torch":
+        if not program.host.trainable:
             raise ModelError("training needs a torch program", "load it from an nn.Module")
         if not program.knows(Groups):
             program = run(Recipe.parse("group"), program)

@@ -10,7 +10,7 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,8 @@ def imported(host: Host, label: str = "tvm") -> tuple[Any, list[str]]:
     said = io.StringIO()  # the ONNX frontend prints which op it stumbled on
     try:
         with redirect_stdout(said):
-            module = _from_torch(host) if host.kind == "torch" else _from_onnx(host)
+            read: Callable[[Any], Any] = _FRONTENDS.get(host.kind, _from_onnx)
+            module = read(host)
     except Exception as error:  # the frontends raise whatever their converters raise
         op = re.search(r"Error converting operator (\w+)", said.getvalue())
         message = f"target `{label}`: cannot import the model: {f'{op[1]}: ' if op else ''}{last_line(error)}"
@@ -82,7 +83,7 @@ def _from_onnx(host: Host) -> Any:
 
     with tempfile.TemporaryDirectory(prefix="graphprune-") as folder:
         given, simple = Path(folder) / "given.onnx", Path(folder) / "simple.onnx"
-        host.save(given)
+        host.save_onnx(given)
         model = onnx.load(str(given))
         weights = {tensor.name for tensor in model.graph.initializer}
         holes = [value for value in model.graph.input if value.name not in weights]
@@ -100,6 +101,10 @@ def _from_onnx(host: Host) -> Any:
         model = onnx.shape_inference.infer_shapes(onnx.load(str(simple)))
         transposed.explicit_pads(model)
         return from_onnx(model)
+
+
+_FRONTENDS: Mapping[str, Callable[[Any], Any]] = {"torch": _from_torch}
+"""By host, where TVM reads its models without a detour over ONNX."""
 
 
 def lowered(module: Any, target: Any, layout: str = "NHWC", scheduled: bool = True) -> Any:

@@ -15,7 +15,7 @@ from ...axes.index import Indices
 from ...errors import GraphpruneError, ModelError, ShapeError
 from ...ir.gc_paused import paused
 from ...ir.graph import Graph, Op, Piece, Site
-from ...ir.host import Array, Batch
+from ...ir.host import Array, Batch, Call
 from ..boundary import refusing
 from . import edit
 from .file import check_external, external, from_proto, read, write
@@ -25,14 +25,15 @@ from .literal_tracking import Written
 from .literals import Literals, pin
 from .node import constant_tensor
 from .reindex import build, insert
-from .run import Session, bfloat16_values, feed, holes
+from .run import Session, arrays, bfloat16_values, feed, holes
 from .shape_probe import Seen, Watcher
 from .size_flow import Flow, as_numpy
 from .zero_points import dequantised, is_quantiser, stored_zero
 
 
 class OnnxHost:
-    """See ir.Host. ``example``: one array per input, where the declared shapes leave sizes open.
+    """See ir.Host. ``example``: where the declared shapes leave sizes open, one array per input (a single one
+    may stand alone), or what ``call_arguments`` gives.
 
     Names are the file's: a value's is its ONNX name, an op's is that of its first output.
     Parameters are the initializers and Constant nodes. What is quantised is read as the numbers that it
@@ -40,13 +41,18 @@ class OnnxHost:
     """
 
     kind = "onnx"
+    suffix = ".onnx"
+    native_target = "onnx"
+    trainable = False
+    proof_dtype = "float32"
+    tolerance = 1e-5
 
-    def __init__(self, model: ir.Model | onnx.ModelProto, example: Sequence[Array] | None = None) -> None:
+    def __init__(self, model: ir.Model | onnx.ModelProto, example: Any = None) -> None:
         if isinstance(model, onnx.ModelProto):
             model = from_proto(model, model.graph.name or "model")
             check_external(model, str(model.graph.name or "model"))
         self.model: ir.Model = edit.untied(model)
-        self._given = None if example is None else list(example)
+        self._given = None if example is None else arrays(self.model, example)
         self._beside = any(True for _ in external(model))  # the source has external data: so has the result
         self._edited = False
         self._exact = False
@@ -71,7 +77,7 @@ class OnnxHost:
     # ---- making one ------------------------------------------------------------------------------
 
     @classmethod
-    def load(cls, path: str | Path, example: Sequence[Array] | None = None) -> OnnxHost:
+    def load(cls, path: str | Path, example: Any = None) -> OnnxHost:
         """Read an ONNX file. Raises ModelError for anything that is not a whole one, and for
         external data that is missing or outside the file's folder."""
         return cls(read(Path(path)), example)
@@ -236,6 +242,9 @@ class OnnxHost:
             for hole, array in zip(holes(self.model), self._example, strict=True)
         ]
 
+    def call_arguments(self, batch: Batch) -> Call:
+        return tuple(batch), {}
+
     def run(self, batch: Batch) -> list[Array]:
         given = feed(self._runnable(), batch)
         if self._session is None:
@@ -285,6 +294,9 @@ class OnnxHost:
         """See ir.Host.save. Weights go into ``<name>.data`` beside the file where the source had
         external data, or where they take more than 1.5 GB. Raises OutputError, leaving nothing."""
         write(self.model, Path(path).absolute(), self._beside)
+
+    def save_onnx(self, path: Path) -> None:
+        self.save(path)
 
 
 def _quantises(model: ir.Model) -> bool:

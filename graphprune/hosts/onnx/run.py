@@ -313,6 +313,32 @@ def bfloat16_values(array: Array) -> Array:
     return (bfloat16_bits(array).astype(np.uint32) << 16).view(np.float32)
 
 
+def arrays(model: ir.Model, given: Any) -> list[Array]:
+    """Example inputs in the model's order: an array, one per input, or ``{"args": ..., "kwargs": ...}`` whose
+    keywords are inputs' names. Raises DataError."""
+    if not isinstance(given, Mapping):
+        return [as_array(x) for x in (given if isinstance(given, (tuple, list)) else (given,))]
+    if set(given) != {"args", "kwargs"}:
+        raise DataError(f"example inputs by {', '.join(map(str, given))}", 'give {"args": (...), "kwargs": {...}}')
+    left, out = list(given["args"]), []
+    for hole in holes(model):
+        if hole.name in given["kwargs"]:
+            out.append(given["kwargs"][hole.name])
+        elif left:
+            out.append(left.pop(0))
+    if left or len(out) < len(given["args"]) + len(given["kwargs"]):
+        raise DataError(
+            f"{len(given['args']) + len(given['kwargs'])} example inputs of which {len(out)} are the model's",
+            f"its inputs: {', '.join(hole.name for hole in holes(model))}",
+        )
+    return [as_array(x) for x in out]
+
+
+def as_array(given: Any) -> Array:
+    """A tensor of either framework as numpy has it."""
+    return np.asarray(given.detach().cpu() if hasattr(given, "detach") else given)
+
+
 def feed(model: ir.Model, batch: Sequence[Array]) -> dict[str, Array]:
     """A batch by input name, in the declared dtypes. Raises DataError where it does not fit."""
     wanted = holes(model)

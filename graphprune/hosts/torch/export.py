@@ -12,10 +12,8 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from ...errors import ModelError
+from ...ir.host import Call
 from ..boundary import first_line
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-"""``args, kwargs``."""
 
 
 def trace(module: torch.nn.Module, inputs: Any, dynamic_shapes: Any = None) -> torch.export.ExportedProgram:

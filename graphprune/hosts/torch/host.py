@@ -21,10 +21,10 @@ from ...coupling.relate import relate
 from ...errors import ModelError, OutputError
 from ...ir.gc_paused import paused
 from ...ir.graph import Graph, Op, Piece, Site
-from ...ir.host import Array, Batch
+from ...ir.host import Array, Batch, Call
 from ..boundary import first_line, refusing
 from .edit import LITERALS, arguments, pointwise, set_argument, stored
-from .export import Call, call_of, retrace, trace
+from .export import call_of, retrace, trace
 from .gradients import differentiate
 from .lift import Reader, draws
 from .network import find, network
@@ -32,12 +32,18 @@ from .reindex import build, insert
 from .run import Shapes, to_numpy
 from .run import outputs as drawn_outputs
 from .run import watch as watch_values
+from .to_onnx import write_onnx
 
 
 class TorchHost:
     """See ir.Host. ``example``: the flat list of inputs the model was exported with."""
 
     kind = "torch"
+    suffix = ".pt2"
+    native_target = "torch"
+    trainable = True
+    proof_dtype = "float64"
+    tolerance = 1e-12
 
     def __init__(self, model: fx.GraphModule, example: Sequence[Any]) -> None:
         self._module = model
@@ -306,7 +312,6 @@ class TorchHost:
             return differentiate(self.model, *self.call_arguments(batch), lambda output: loss(output, *labels), probe)
 
     def call_arguments(self, batch: Batch) -> Call:
-        """``args, kwargs`` to call the model with for one batch."""
         return call_of(self.model, self.inputs(batch))
 
     def shapes(self) -> dict[str, tuple[Size, ...]]:
@@ -329,3 +334,6 @@ class TorchHost:
             raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
         except RuntimeError as error:  # what torch's own writer raises for a path it cannot open
             raise OutputError(f"{path}: cannot be written ({first_line(error)})") from error
+
+    def save_onnx(self, path: Path) -> None:
+        write_onnx(self.exported(), path)

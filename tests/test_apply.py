@@ -1,0 +1,93 @@
+"""Applying what a program did to a fresh copy of the same model, on either host."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import pytest
+import torch
+from torch import nn
+
+import graphprune as gp
+from graphprune.errors import DataError
+
+RECIPE = "group,score,mask{channels=0.5x},propagate"
+IMAGES = np.random.default_rng(0).standard_normal((2, 3, 5, 7)).astype(np.float32)
+
+
+class Net(nn.Module):
+    """Two convolutions and a product that fits images of 5 x 7 alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.second = nn.Conv2d(8, 2, 1)
+        self.head = nn.Linear(70, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.second(self.first(x).relu()).flatten(1))
+
+
+def onnx_net() -> onnx.ModelProto:
+    """The same with every size of the input open: nothing but an example says what fits."""
+    rng = np.random.default_rng(0)
+    shapes = {"a": (8, 3, 3, 3), "b": (2, 8, 1, 1), "c": (70, 4)}
+    weights = [
+        onnx.numpy_helper.from_array(rng.standard_normal(shape, np.float32), name) for name, shape in shapes.items()
+    ]
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        net (float[n, 3, h, w] x) => (float[n, 4] y) {
+            first = Conv <pads = [1, 1, 1, 1]> (x, a)
+            rectified = Relu (first)
+            second = Conv (rectified, b)
+            flat = Flatten (second)
+            y = MatMul (flat, c)
+        }""")
+    model.graph.initializer.extend(weights)
+    return model
+
+
+@pytest.fixture(params=["torch", "onnx"])
+def model(request: pytest.FixtureRequest) -> object:
+    return Net() if request.param == "torch" else onnx_net()
+
+
+def given(model: object) -> object:
+    return (torch.from_numpy(IMAGES),) if isinstance(model, nn.Module) else [IMAGES]
+
+
+@pytest.mark.parametrize("example", [True, False])
+def test_apply_a_program_with_and_without_example_inputs(model: object, example: bool) -> None:
+    done = gp.run(RECIPE, gp.load(model, given(model)))
+    again = gp.apply(done, model, given(model) if example else None)
+    assert again.graph.text() == done.graph.text()
+    for name in done.graph.parameters:
+        np.testing.assert_array_equal(again.host.parameter(name), done.host.parameter(name))
+    np.testing.assert_array_equal(again.host.example()[0], IMAGES)  # the program's own where none is given
+    np.testing.assert_array_equal(again.host.run([IMAGES])[0], done.host.run([IMAGES])[0])
+
+
+def test_apply_a_program_to_the_file_of_an_onnx_model(tmp_path) -> None:
+    path = tmp_path / "net.onnx"
+    onnx.save(onnx_net(), path)
+    done = gp.run(RECIPE, gp.load(path, IMAGES))  # one array stands for a list of one
+    again = gp.apply(done, path)
+    np.testing.assert_array_equal(again.host.run([IMAGES])[0], done.host.run([IMAGES])[0])
+
+
+def test_a_program_is_applied_with_what_its_host_is_called_with(model: object) -> None:
+    program = gp.load(model, given(model))
+    args, kwargs = program.host.call_arguments([IMAGES])
+    again = gp.load(model, {"args": args, "kwargs": kwargs})
+    np.testing.assert_array_equal(again.host.example()[0], IMAGES)
+
+
+def test_example_inputs_of_an_onnx_model_by_name() -> None:
+    assert gp.load(onnx_net(), {"args": (), "kwargs": {"x": IMAGES}}).host.example()[0].shape == IMAGES.shape
+    with pytest.raises(DataError, match="2 example inputs of which 1 are the model's"):
+        gp.load(onnx_net(), {"args": (IMAGES,), "kwargs": {"images": IMAGES}})
+    with pytest.raises(DataError, match="example inputs by images"):
+        gp.load(onnx_net(), {"images": IMAGES})
