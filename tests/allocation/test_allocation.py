@@ -117,7 +117,13 @@ def chain(rng, groups, options):
     names = [f"g{k}" for k in range(groups)]
     menus = {name: np.unique(rng.integers(1, 64, options)) for name in names}
     losses = {
-        name: dict(zip(menu.tolist(), np.sort(rng.exponential(size=len(menu)) * rng.uniform(0.1, 10))[::-1].tolist()))
+        name: dict(
+            zip(
+                menu.tolist(),
+                np.sort(rng.exponential(size=len(menu)) * rng.uniform(0.1, 10))[::-1].tolist(),
+                strict=True,
+            )
+        )
         for name, menu in menus.items()
     }
     weights = rng.uniform(0.2, 3, groups + 1)
