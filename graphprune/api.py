@@ -30,7 +30,7 @@ from .pipeline.instrument import Instrument
 from .pipeline.plan_file import read_plan
 from .pipeline.plan_reader import as_plan
 from .pipeline.recipe import Recipe
-from .pipeline.replay import replay
+from .pipeline.replay import apply_plan
 from .pipeline.run import run as run_recipe
 from .pipeline.verify import verify
 from .pipeline.verify import verify as prove
@@ -103,6 +103,7 @@ def apply(
     in_place: bool = False,
     optimizer: Any = None,
     allow_unread: Sequence[str] = (),
+    allow_other_weights: bool = False,
 ) -> Program:
     """Do to a fresh copy of the same model what ``plan`` (a plan.json, or a program that was compiled)
     did: the same weights, to the last bit.
@@ -113,7 +114,10 @@ def apply(
     refused by name; ``allow_unread`` names, with wildcards, what needs no cut. With a program for the plan
     the example inputs may be left out.
 
-    Raises RecipeError if the plan does not fit the model, ModelError where it cannot be cut in place.
+    A plan is for the weights it was made from; ``allow_other_weights`` keeps the same channels of others, which a
+    plan with fitted weights cannot.
+
+    Raises RecipeError if the plan is none or does not fit the model, ModelError where it cannot be cut in place.
     """
     if isinstance(plan, Program):
         if example_inputs is None:
@@ -124,9 +128,9 @@ def apply(
     if in_place:
         from .train.inplace import cut
 
-        return cut(made, model, example_inputs, optimizer, allow_unread)
+        return cut(made, model, example_inputs, optimizer, allow_unread, allow_other_weights)
     host = model.source if isinstance(model, Program) else _host(model, example_inputs, None)
-    return replay(made, host)
+    return apply_plan(made, host, allow_other_weights=allow_other_weights)
 
 
 def compile(

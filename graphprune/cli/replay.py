@@ -19,10 +19,14 @@ import click
     help="A file, or a folder for model and plan.",
 )
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
-def apply(plan: Path, model: str, out: Path, force: bool) -> None:
+@click.option(
+    "--allow-other-weights", is_flag=True, help="Keep the same channels of a model with other weights, trained on."
+)
+def apply(plan: Path, model: str, out: Path, force: bool, allow_other_weights: bool) -> None:
     """Replay PLAN on a fresh copy of the MODEL that it was made from.
 
-    Nothing is scored or measured again: the same weights come out, to the last bit.
+    Nothing is scored or measured again: the same weights come out, to the last bit. A model with other
+    weights is refused.
 
     \b
     Example:
@@ -30,11 +34,12 @@ def apply(plan: Path, model: str, out: Path, force: bool) -> None:
     """
     from .. import api
     from ..driver.save import save
-    from ..pipeline.plan_file import read_plan
     from ..report.progress import shown
 
     with shown() as progress:
         progress("replaying the plan", 0, 1)
-        content = read_plan(plan)
-        path = save(api.apply(content, model), content, out, force)
+        done = api.apply(plan, model, allow_other_weights=allow_other_weights)
+        path = save(done, out, force)
+    for note in done.notes:
+        click.echo(f"note: {note}", err=True)
     click.echo(path)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from ..errors import OutputError
 from ..ir.host import SUFFIXES
-from ..ir.program import Plan, Program
+from ..ir.program import Program
 from ..pipeline.plan_file import write_plan
 from .output import new_folder
 
 
-def save(program: Program, plan: Plan, out: Path, force: bool = False) -> Path:
+def save(program: Program, out: Path, force: bool = False) -> Path:
     """Write the model; returns the model file.
 
     ``out`` is the file itself where it ends in .onnx or .pt2 (external data lies beside it), and
@@ -25,7 +25,7 @@ def save(program: Program, plan: Plan, out: Path, force: bool = False) -> Path:
         with new_folder(out, force) as folder:
             assert folder is not None
             program.host.save(folder / f"model{suffix}")
-            write_plan(folder, plan)
+            write_plan(folder, program.plan)
         return out / f"model{suffix}"
     if out.suffix != suffix:
         raise OutputError(f"{out}: this model is saved as {suffix}", f"name the output {out.with_suffix(suffix)}")

@@ -64,6 +64,7 @@ class Edit(ABC):
     """
 
     kind: ClassVar[str]  # what ``edit`` says in plan.json
+    fitted: ClassVar[bool] = False  # it holds what was fitted to the weights, and is wrong for any others
 
     by: str = field(default="", kw_only=True)  # the pass that did it, as a recipe has it
 

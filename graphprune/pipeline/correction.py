@@ -40,6 +40,7 @@ class Correct(Edit):
     """Whole new ``weights`` by parameter name, and by op name what to add to its ``bias``."""
 
     kind = "correct"
+    fitted = True
 
     weights: Mapping[str, Array] = field(default_factory=dict)
     bias: Mapping[str, Addition] = field(default_factory=dict)
@@ -63,13 +64,13 @@ class Correct(Edit):
             axes = cut.get(name, {}) if cut is not None else {}
             host.set_parameter(name, _placed(name, weight, host.parameter(name), axes))
         for name, entry in self.bias.items():
-            bias = np.asarray(entry.add) if cut is None else entry.whole()
-            if (width := _width(ops[name])) != len(bias):
+            count, width = len(entry.add) if cut is None else entry.of, _width(ops[name])
+            if count != width:
                 raise RecipeError(
-                    f"the plan corrects {len(bias)} outputs of {ops[name].where}, which has {width}",
+                    f"the plan corrects {count} outputs of {ops[name].where}, which has {width}",
                     "is it the same model?",
                 )
-            host.add_bias(ops[name], bias)
+            host.add_bias(ops[name], np.asarray(entry.add) if cut is None else entry.whole())
         return program.rewrite(host, self)
 
     def content(self) -> dict[str, Any]:

@@ -10,11 +10,13 @@ from typing import Any, Self
 
 import numpy as np
 
+from ..axes.dim import Dim, leaves
 from ..coupling.groups import find_groups
+from ..coupling.relate import role
 from ..errors import RecipeError
 from ..ir.document import Entry
 from ..ir.facts import Groups, Keep, Order
-from ..ir.graph import Graph, Site
+from ..ir.graph import Graph, Op, Site
 from ..ir.host import Host
 from ..ir.program import Edit, Parameters, Plan, Program
 from .base import Pass, plug_ins
@@ -75,9 +77,8 @@ class Cut(Edit):
             group = known[name]
             if max(kept) >= group.size:
                 raise RecipeError(f"the plan keeps channel {max(kept)} of `{name}`, which has {group.size}", hint)
-            readers = [member for member in group.members if member.role == "reader"]
-            if readers and len(set(kept)) < len(kept):
-                raise RecipeError(f"the plan keeps a channel of `{name}` twice, and {readers[0]} reads it twice")
+            if len(set(kept)) < len(kept) and (op := _summing(graph, group.dim)):
+                raise RecipeError(f"the plan keeps a channel of `{name}` twice, and {op.where} would add it up twice")
         marked = {op.name for op in graph.ops if op.kind == "reindex"}
         for name in self.sinks:
             if name not in marked:
@@ -97,6 +98,16 @@ class Cut(Edit):
             {name: idle.among(keep.get(name, ())) for name, idle in blank},
             {name: runs.whole() for name, runs in sinks},
         )
+
+
+def _summing(graph: Graph, leaf: Dim) -> Op | None:
+    """An op that sums over an axis made of ``leaf``, if one does; what selects of it may see it twice."""
+    for op in graph.ops:
+        relation = graph.relations[op.name]
+        summed = (dim for name, dim in relation.dims.items() if role(op, relation, name) == "reader")
+        if op.kind != "reindex" and any(part is leaf for dim in summed for part in leaves(dim)):
+            return op
+    return None
 
 
 def _lists(lists: Lists) -> dict[str, list[int]]:

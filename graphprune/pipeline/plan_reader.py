@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Mapping
 from dataclasses import replace
@@ -38,9 +39,15 @@ def read(entry: Entry) -> Plan:
         tuple(_edit(step, version) for step in parts["steps"].entries(MOST_STEPS)),
         _parameters(parts["parameters"]) if "parameters" in parts else {},
         tuple({name: part.plain() for name, part in segment.items()} for segment in segments),
-        parts["fingerprint"].text() if "fingerprint" in parts else "",
+        _fingerprint(parts["fingerprint"]) if "fingerprint" in parts else "",
         {name: _about(name, parts[name]) for name in ABOUT if name in parts},
     )
+
+
+def _fingerprint(entry: Entry) -> str:
+    if not re.fullmatch("sha256:[0-9a-f]{64}", entry.text()):
+        raise entry.unlike("a fingerprint, sha256: and 64 digits")
+    return entry.text()
 
 
 def _about(name: str, entry: Entry) -> str | int:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from ..errors import RecipeError
+from ..errors import GraphpruneError, RecipeError
 from ..ir.host import Host
-from ..ir.program import Parameters, Program
+from ..ir.program import Axis, Parameters, Plan, Program
+from .fingerprint import fingerprint
 from .plan_reader import as_plan
 
 
@@ -20,13 +22,69 @@ def replay(plan: Mapping[str, Any], host: Host, *, masked: bool = False) -> Prog
     what the cut network computes, in the original shapes. Raises RecipeError where the plan is none, or not
     one of this model.
     """
-    plan = as_plan(plan)
-    program = Program(host=host, source=host)
+    return _replayed(as_plan(plan), Program(host=host, source=host), masked)
+
+
+def _replayed(plan: Plan, program: Program, masked: bool = False) -> Program:
     if masked:  # all cuts at once: they name positions of the original axes
         program = program.rewrite(_zeroed(program, plan.parameters))
     for edit in plan.edits:
         program = edit.masked(program, plan.parameters) if masked else edit.apply(program)
     return program
+
+
+def apply_plan(plan: Plan, host: Host, *, allow_other_weights: bool = False) -> Program:
+    """``replay`` for a plan that comes from anywhere. Raises RecipeError where it does not fit the model in
+    every part, or was made from other weights; ``allow_other_weights`` lets pass what has no weights that were
+    fitted to those."""
+    given = Program(host=host, source=host)
+    check_parameters(given, plan.parameters)
+    weights = fingerprint(given)
+    notes = _admitted(plan, weights, allow_other_weights)
+    try:
+        done = _replayed(plan, given)
+    except RecipeError:
+        raise
+    except GraphpruneError as error:
+        raise RecipeError(f"the plan does not fit the model: {error.message}", error.hint) from error
+    _compare(plan.parameters or done.plan.parameters, done.plan.parameters, given)
+    same = replace(plan, parameters=plan.parameters or done.plan.parameters, fingerprint=weights)
+    return done.planned(same).note(*notes)
+
+
+def _admitted(plan: Plan, weights: str, allow_other: bool) -> tuple[str, ...]:
+    """What is to be noted of the weights that a plan is applied to. Raises RecipeError for wrong ones."""
+    if plan.fingerprint == weights or not plan.edits:
+        return ()
+    if not plan.fingerprint:
+        return ("the plan does not say which weights it was made from, as of version 1: that was not checked",)
+    apart = f"the plan was made from other weights ({plan.fingerprint[:15]}, here {weights[:15]})"
+    if any(edit.fitted for edit in plan.edits):
+        raise RecipeError(
+            f"{apart}, and has weights that were fitted to those: here they are wrong",
+            "apply it to the model that it was made from, or compile this one with the same recipe",
+        )
+    if not allow_other:
+        raise RecipeError(
+            f"{apart}, whose channels it chose",
+            "apply it to the model that it was made from; `--allow-other-weights` (allow_other_weights=True) "
+            "keeps the same channels of this one",
+        )
+    return ("the plan was made from other weights: those chose the channels",)
+
+
+def _compare(said: Parameters, made: Parameters, given: Program) -> None:
+    """What a plan says of parameters is what its edits made of them. Raises RecipeError."""
+    for name in sorted({*said, *made}):
+        shape = given.graph.parameters[name].shape or ()
+        for axis in {**said.get(name, {}), **made.get(name, {})}:
+            whole: Axis = {"role": "carrier", "keep": list(range(int(shape[int(axis)])))}
+            one, other = (each.get(name, {}).get(axis, whole) for each in (said, made))
+            if any(one.get(part, []) != other.get(part, []) for part in ("keep", "blank")):
+                raise RecipeError(
+                    f"the plan's `parameters` and `steps` disagree: what is left of axis {axis} of `{name}`",
+                    "plan.json is one whole: `steps` are what is done",
+                )
 
 
 def _zeroed(program: Program, parameters: Parameters) -> Host:

@@ -12,6 +12,7 @@ from ..errors import GraphpruneError
 from ..ir.document import Entry
 from ..ir.program import Edit, Parameters, Program, Step
 from .base import Pass, Progress
+from .fingerprint import fingerprint
 from .instrument import Instrument
 from .recipe import Recipe, make
 
@@ -24,7 +25,7 @@ def run(
 ) -> Program:
     """Check the whole recipe, then run it; after every edit the graph is read and checked anew."""
     recipe.check(known=program.facts, has_data=bool(program.data))
-    asked = program.progress
+    asked, given = program.progress, program
     program = program.reporting(progress) if progress else program
     for number, step in enumerate(recipe.steps):
         if progress:
@@ -36,7 +37,15 @@ def run(
             one.after(step, program, program.history[-1].seconds)
     if progress:
         progress("done", len(recipe.steps), len(recipe.steps))
-    return program.reporting(asked)
+    return _named(program, given).reporting(asked)
+
+
+def _named(program: Program, given: Program) -> Program:
+    """The program with the fingerprint of its source in the plan, where something was done."""
+    if not program.plan.edits or program.plan.fingerprint:
+        return program
+    source = given if given.host is program.source else Program(host=program.source, source=program.source)
+    return program.planned(replace(program.plan, fingerprint=fingerprint(source)))
 
 
 def run_pass(step: Pass, program: Program) -> Program:

@@ -18,7 +18,7 @@ from ..errors import ModelError
 from ..hosts.torch.host import TorchHost
 from ..ir.program import Plan, Program
 from ..pipeline.compare import relative
-from ..pipeline.replay import replay
+from ..pipeline.replay import apply_plan
 from .channels import unwrapped
 from .unread import refuse_unread, training_error
 
@@ -34,6 +34,7 @@ def cut(
     inputs: Any,
     optimizer: torch.optim.Optimizer | None = None,
     allow_unread: Sequence[str] = (),
+    allow_other_weights: bool = False,
 ) -> Program:
     """Cut ``module`` as ``plan`` says, and every state of ``optimizer`` that is shaped like a parameter
     (momentum, Adam's moments) along with it. Returns the program whose GraphModule it was compared with.
@@ -50,7 +51,7 @@ def cut(
         )
     module = unwrapped(module)
     host = TorchHost.export(module, inputs)
-    done = replay(plan, host)
+    done = apply_plan(plan, host, allow_other_weights=allow_other_weights)
     keep = {
         name: {int(axis): torch.tensor(entry["keep"]) for axis, entry in axes.items()}
         for name, axes in done.plan.parameters.items()
@@ -72,7 +73,7 @@ def cut(
     if optimizer is not None:
         new = {id(old): getattr(owner, name) for owner, name, old in undo if isinstance(old, nn.Parameter)}
         _move(optimizer, new, states)
-    return Program(host=done.host, source=host, plan=done.plan, history=done.history, seed=done.seed)
+    return done
 
 
 def _check_steps(module: nn.Module, host: TorchHost, done: Program) -> None:
