@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,13 @@ class Index:
     def touches(self, dim: Dim) -> bool:
         """Whether any leaf of ``dim`` is listed."""
         return _fold(dim, lambda part, kids: part in self._keep if part.kind == LEAF else any(kids), self._touched)
+
+    def cut(self, array: NDArray[Any], dims: Sequence[Dim], but: int | None = None) -> NDArray[Any]:
+        """What of an array survives that has ``dims`` as its axes; axis ``but`` stays whole."""
+        for axis, dim in enumerate(dims):
+            if axis != but and self.touches(dim):
+                array = array.take(self(dim), axis)
+        return array
 
     def length(self, dim: Dim) -> Size:
         """The new size of the axis; a dynamic one keeps its symbol."""

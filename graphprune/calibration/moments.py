@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..axes.index import Index
 from ..coupling.contractions import Contraction
 from ..ir.host import Array, Batch, Host
 
@@ -45,13 +46,16 @@ class RunningMoments:
         return Moments(self._mean, self._square / self._count, self._magnitude / self._count)
 
 
-def moments(host: Host, found: Sequence[Contraction], batches: Sequence[Batch]) -> dict[tuple[str, int], Moments]:
-    """Per (value name, axis) that is contracted, over all batches, in one pass over the data."""
-    names = sorted({read.value.name for read in found})
+def moments(
+    host: Host, found: Sequence[Contraction], batches: Sequence[Batch], surviving: Index | None = None
+) -> dict[tuple[str, int], Moments]:
+    """Per (value name, axis) that is contracted, over all batches, in one pass over the data; over what is
+    ``surviving`` of the other axes."""
+    dims = {read.value.name: read.value.dims for read in found}
     keys = sorted({(read.value.name, read.axis) for read in found})
     running = {key: RunningMoments(key[1]) for key in keys}
     for batch in batches:
-        seen = host.watch(batch, names)
-        for (name, _), one in running.items():
-            one.add(seen[name])
+        seen = host.watch(batch, sorted(dims))
+        for (name, axis), one in running.items():
+            one.add(surviving.cut(seen[name], dims[name], but=axis) if surviving is not None else seen[name])
     return {key: one.done() for key, one in running.items()}

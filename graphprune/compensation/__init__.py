@@ -10,6 +10,7 @@ from ..ir.program import Program
 from ..pipeline.correction import Correct
 from .lsq import least_squares
 from .mean import means
+from .no_worse import no_worse
 from .statistics import recalibrate, renormalise
 
 METHODS: Mapping[str, Callable[[Program, Keep], Correct]] = {
@@ -18,3 +19,7 @@ METHODS: Mapping[str, Callable[[Program, Keep], Correct]] = {
     "bn": recalibrate,
     "renorm": renormalise,
 }
+NEVER_WORSE = frozenset(("lsq", "mean"))
+"""The methods of which no more is used than brings the outputs nearer on the calibration data: see no_worse."""
+
+__all__ = ["METHODS", "NEVER_WORSE", "no_worse"]

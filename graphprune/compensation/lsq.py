@@ -117,7 +117,7 @@ class _Fit:
         pruned = mine.at(self.place[read.op.name], [out.name])
         change, rows = np.zeros(len(kept)), 0
         for there, here in zip(original, pruned, strict=True):
-            gap = self._surviving(there[whole.name], whole, axis) - here[out.name].astype(np.float64)
+            gap = self.index.cut(there[whole.name], whole.dims) - here[out.name].astype(np.float64)
             gap = np.moveaxis(gap, axis, -1).reshape(-1, len(kept))
             change, rows = change + gap.sum(0), rows + len(gap)
         change /= max(rows, 1)
@@ -134,7 +134,7 @@ class _Fit:
         original = theirs.at(self.whole_place[layer.op.name], [target.value.name])
         unknowns = layer.flat_matrix(self.host).shape[-1]
         for there, here in zip(original, mine.at(self.place[layer.op.name], wanted), strict=True):
-            y = self._surviving(there[target.value.name], target.value, layer.out_axis)
+            y = np.ascontiguousarray(self.index.cut(there[target.value.name], target.value.dims))
             at = draw(rng, layer.positions(y), -(-ROWS * unknowns // len(mine.batches)))
             z = layer.targets(y, at)
             other = layer.targets(here[target.other.name], at) if target.other is not None else np.zeros(1)
@@ -150,13 +150,6 @@ class _Fit:
         self.biases[layer.op.name] = addition(change, kept, int(whole[layer.out_axis]))
         self.host.set_parameter(layer.weight, new)
         self.host.add_bias(layer.op, change)
-
-    def _surviving(self, whole: Array, value: Value, axis: int) -> Array:
-        """What of a value of the original the pruned network has, on ``axis`` and every other one."""
-        for other, dim in enumerate(value.dims):
-            if other == axis or self.index.touches(dim):
-                whole = whole.take(self.index(dim), other)
-        return whole
 
     def _kept(self, value: Value, axis: int) -> Indices:
         dim: Dim = value.dims[axis]

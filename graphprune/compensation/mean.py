@@ -26,7 +26,7 @@ def means(program: Program, keep: Keep) -> Correct:
     counting = {name: kept[~np.isin(kept, blank.get(name, []))] for name, kept in keep.keep.items()}
     reading = Keep(counting).index(groups)
     found = [read for read in contractions(graph) if index.touches(read.dim)]
-    stats = moments(source, found, program.data)
+    stats = moments(source, found, program.data, index)
     bias = dict[str, Addition]()
     for read in found:
         gone = stats[read.value.name, read.axis].mean.copy()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..compensation import METHODS
+from ..compensation import METHODS, NEVER_WORSE, no_worse
 from ..errors import RecipeError, nearest
 from ..ir.program import Program
 from ..pipeline.base import Pass
@@ -39,4 +39,9 @@ class Compensate(Pass):
                 f"`compensate` follows one `propagate`, here {len(cuts)} cuts and {len(others)} other edits were made",
                 "put it right after `propagate`, and `fold` after it",
             )
-        return METHODS[self.by](program, cuts[0].fact()).apply(program)
+        correction = METHODS[self.by](program, cuts[0].fact())
+        notes = []
+        if self.by in NEVER_WORSE:
+            correction, said = no_worse(program, correction)
+            notes = [said] if said else []
+        return correction.apply(program).note(*notes)

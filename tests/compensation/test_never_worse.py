@@ -1,0 +1,129 @@
+"""Compensation is never worse than the cut alone on its calibration data, whatever axis a layer works along."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from graphprune.calibration.batches import batches
+from graphprune.compensation import no_worse
+from graphprune.hosts.torch.host import TorchHost
+from graphprune.ir.program import Program
+from graphprune.pipeline import verify as proof
+from graphprune.pipeline.correction import Correct, addition
+from graphprune.pipeline.recipe import Recipe
+from graphprune.pipeline.run import run
+
+CUT = "group,score{by=l2},mask{channels=0.5x},propagate"
+
+
+class AlongWidth(nn.Module):
+    """Linear layers along the width of an image whose channels are cut."""
+
+    def __init__(self, residual):
+        super().__init__()
+        self.e, self.a, self.b, self.h = nn.Conv2d(3, 16, 1), nn.Linear(6, 8), nn.Linear(8, 6), nn.Conv2d(16, 3, 1)
+        self.residual = residual
+
+    def forward(self, x):
+        v = self.e(x)
+        w = self.b(F.relu(self.a(v)))
+        return self.h(v + w if self.residual else w)
+
+
+class Mixer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.e, self.t1, self.t2 = nn.Linear(3, 16), nn.Linear(12, 20), nn.Linear(20, 12)
+        self.c1, self.c2, self.h = nn.Linear(16, 32), nn.Linear(32, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        v = self.e(x)
+        v = v + self.t2(F.gelu(self.t1(v.transpose(1, 2)))).transpose(1, 2)
+        return self.h(v + self.c2(F.gelu(self.c1(v))))
+
+
+OTHER_AXES = {
+    "width": (lambda: AlongWidth(False), (3, 4, 6)),
+    "width, residual": (lambda: AlongWidth(True), (3, 4, 6)),
+    "mixer": (Mixer, (12, 3)),
+}
+
+
+def load(module, shape, samples):
+    host = TorchHost.export(module.double().eval(), (torch.zeros(2, *shape, dtype=torch.float64),))
+    program = Program(host=host, source=host)
+    return replace(
+        program, data=batches(np.random.default_rng(1).standard_normal((samples, *shape)), program.graph.inputs)
+    )
+
+
+def do(recipe, program):
+    return run(Recipe.parse(recipe), program)
+
+
+def error(program, original):
+    pairs = [(program.host.run(batch)[0], original.host.run(batch)[0]) for batch in original.data]
+    return np.mean([np.square(ours - theirs).mean() for ours, theirs in pairs])
+
+
+@pytest.mark.parametrize("name", OTHER_AXES)
+def test_rows_are_paired_with_what_survives_of_every_other_axis(name):
+    make, shape = OTHER_AXES[name]
+    torch.manual_seed(0)
+    program = load(make(), shape, 40)
+    cut = do(CUT, program)
+    done = do("compensate", cut)
+    assert error(done, program) < 0.1 * error(cut, program)
+    assert error(do("compensate{by=mean}", cut), program) <= error(cut, program)
+    assert all(check.error <= check.tolerance for check in proof.verify(done))
+
+
+def test_means_are_those_of_what_survives_of_every_other_axis():
+    """A linear layer along the width: after the cut the mean of what it gives is what it was there."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6), nn.Conv2d(8, 3, 1))
+    program = load(module, (3, 4, 6), 40)
+    cut = do(CUT, program)
+    done = do("compensate{by=mean}", cut)
+    kept = cut.plan["parameters"]["4.weight"]["1"]["keep"]
+    (out,) = [op.outputs[0].name for op in program.graph.ops if op.inputs[1:] and op.inputs[1].name == "3.weight"]
+    means = [
+        np.concatenate([one.host.watch(batch, [out])[out] for batch in program.data]) for one in (program, cut, done)
+    ]
+    want, plain, made = (x.mean((0, 1, 2)) for x in (means[0][:, kept], *means[1:]))
+    assert np.abs(plain - want).max() > 1e-2
+    np.testing.assert_allclose(made, want, rtol=0, atol=1e-12)
+
+
+def test_of_a_correction_that_harms_no_more_is_used_than_helps():
+    torch.manual_seed(0)
+    program = load(nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 5)), (4,), 40)
+    cut = do(CUT, program)
+    ops = {op.inputs[1].name: op.name for op in cut.graph.ops if op.inputs[1:]}
+    gap = np.mean(
+        [
+            (theirs - ours).mean(0)
+            for b in program.data
+            for ours, theirs in [(cut.host.run(b)[0], program.host.run(b)[0])]
+        ],
+        axis=0,
+    )
+
+    def bias(add):
+        return Correct(bias={ops["2.weight"]: addition(add, np.arange(5), 5)})
+
+    whole, said = no_worse(cut, bias(gap))
+    assert (whole, said) == (bias(gap), "")
+    less, said = no_worse(cut, bias(4 * gap))
+    assert less == bias(gap) and "0.25 of it is used" in said
+    none, said = no_worse(cut, bias(-gap))
+    assert not none and "none of it is used" in said
+    assert error(none.apply(cut), program) == error(cut, program)
+    broken, _ = no_worse(cut, bias(gap * np.nan))
+    assert not broken
