@@ -76,6 +76,7 @@ def bisect(
     if not 0 <= tolerance < float("inf"):
         raise DataError(f"tolerance {tolerance:g} is not a relative error", "give 0 or more, such as 1e-3")
     steps.check(known=program.facts, has_data=bool(program.data))
+    steps = steps.expanded()
     compare = _Compared(program, against)
     stages: list[Stage] = []
     for number, step in enumerate(steps.steps):

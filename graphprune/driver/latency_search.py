@@ -22,7 +22,7 @@ from ..pipeline.edits import Cut
 from ..pipeline.instrument import Instrument
 from ..pipeline.recipe import Recipe
 from ..pipeline.run import run
-from ..reorder.per_reader import Links, loosen
+from ..reorder.per_reader import Links
 
 ROUNDS = 4
 CLOSE = (0.97, 1.015)
@@ -99,9 +99,9 @@ def to_latency(
     mask = recipe.steps[at]
     assert isinstance(mask, Mask)
     on = on.searched(program, threads=threads)
-    scored = run(Recipe(recipe.steps[:at]), program, progress, instruments)
-    if mask.unconstrained != "no":  # a reader's width is its own, and so is its cost
-        scored = loosen(scored, writers=mask.unconstrained == "both")
+    # where a reader's width is its own, so is its cost: what comes before the mask is done once
+    scored = run(Recipe((*recipe.steps[:at], *mask.before())), program, progress, instruments)
+    mask = replace(mask, unconstrained="no")
     table, fresh = recorded(scored, on, mask, threads=threads, table=table, progress=progress)
     blind = on.unmeasured()
     original = None if blind else on.runnable(program, threads=threads)

@@ -11,6 +11,7 @@ from ..backends.measure import Runnable, share
 from ..backends.target import Target
 from ..errors import BudgetError
 from ..ir.program import Program
+from ..passes.loosen import Loosen
 from ..passes.mask import Mask
 from ..passes.reorder import Reorder
 from ..pipeline.base import Pass, Progress
@@ -37,7 +38,7 @@ class Guarded:
 
 def chooses(recipe: Recipe) -> bool:
     """Whether readers have channels of their own in it."""
-    return any(isinstance(step, Mask) and step.unconstrained != "no" for step in recipe.steps)
+    return any(isinstance(step, Loosen) for step in recipe.expanded().steps)
 
 
 def guarded(
@@ -86,4 +87,5 @@ def _milder(recipe: Recipe, grain: int) -> Iterator[Recipe]:
 
     yield changed(wide, lambda order: order)
     yield changed(wide, lambda order: replace(order, menu="view|constrain"))
-    yield changed(lambda mask: replace(wide(mask), unconstrained="no"), lambda order: order)
+    agreed = changed(lambda mask: replace(wide(mask), unconstrained="no"), lambda order: order)
+    yield Recipe(tuple(step for step in agreed.steps if not isinstance(step, Loosen)))

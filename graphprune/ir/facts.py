@@ -60,12 +60,13 @@ class Groups:
     ``graph`` has a node per parameter axis (``kind="axis"``) and per dim (``kind="dim"``, with
     ``size`` and ``frozen``); an edge says that the axis contains the dim, with the ``role`` of the
     axis and the ``ops`` that couple them. A group is a dim and its neighbours; the connected
-    components are the segments that share axes.
+    components are the segments that share axes. ``made``: the pass that finds them again, as a recipe has it.
     """
 
     groups: tuple[Group, ...]
     frozen: tuple[Frozen, ...]
     graph: nx.Graph
+    made: str = ""
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self.groups)
@@ -76,10 +77,15 @@ class Groups:
 
 @dataclass(frozen=True)
 class Scores:
-    """Per group, one number a channel: higher is more worth keeping."""
+    """Per group, one number a channel: higher is more worth keeping.
+
+    ``made``: the pass that makes them again for other groups, as a recipe has it; of scores without it
+    (a user's own, those of training) nothing can be made but themselves.
+    """
 
     by: str
     scores: Mapping[str, NDArray[Any]]
+    made: str = ""
 
     def __getitem__(self, group: Group) -> NDArray[Any]:
         return self.scores[group.name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..coupling.groups import find_groups
 from ..errors import ModelError
@@ -31,4 +31,4 @@ class Group(Pass):
                 + "".join(f"\n    {reason}" for reason in reasons),
                 "`graphprune inspect` lists every frozen dim and why",
             )
-        return program.learn(groups)
+        return program.learn(replace(groups, made=self.text()))

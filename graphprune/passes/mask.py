@@ -22,7 +22,8 @@ from ..ir.program import Program
 from ..pipeline.base import Pass
 from ..reorder.copy_costs import PRICES
 from ..reorder.mixed import agree
-from ..reorder.per_reader import MODES, Links, loosen
+from ..reorder.per_reader import MODES, Links, unopened
+from .loosen import Loosen
 
 FOLLOWED = 6
 """Choices among readers, each with what the last one left of the layers that they read."""
@@ -81,12 +82,19 @@ class Mask(Pass):
     def wants_data(self) -> bool:
         return self.allocate in WANT_DATA
 
+    def before(self) -> tuple[Loosen, ...]:
+        return () if self.unconstrained == "no" else (Loosen(writers=self.unconstrained == "both"),)
+
     def run(self, program: Program) -> Program:
+        for step in self.before():
+            if unopened(program, writers=step.writers):
+                raise RecipeError(
+                    f"`mask{{unconstrained={self.unconstrained}}}` needs readers that `{step.text()}` lets choose",
+                    f"run `{step.text()}` before it; a Recipe does so by itself",
+                )
         unit, remains = self.budget()
         if unit == "latency":
             return program.learn(Keep(self._within(program)))
-        if self.unconstrained != "no":
-            program = loosen(program, writers=self.unconstrained == "both")
         scores, links = program.fact(Scores), self._links(program)
         groups = links.free()
         cost = COSTS[unit](program, groups)

@@ -48,4 +48,5 @@ class Score(Pass):
         scale = NORMALIZE[criterion.normalize if self.normalize == "auto" else self.normalize]
         for fact in scoring.learned:
             program = program.learn(fact)
-        return program.learn(Scores(self.by, {name: scale(score) for name, score in raw.items()})).note(*scoring.notes)
+        scores = Scores(self.by, {name: scale(score) for name, score in raw.items()}, self.text())
+        return program.learn(scores).note(*scoring.notes)

@@ -22,9 +22,14 @@ class Pass:
     needs: ClassVar[tuple[type, ...]] = ()  # facts that must be known
     gives: ClassVar[tuple[type, ...]] = ()  # facts that it learns
     rewrites: ClassVar[bool] = False  # it edits the host, which drops all facts
+    carries: ClassVar[tuple[type, ...]] = ()  # facts that, known before it rewrites, are known of the result
 
     def run(self, program: Program) -> Program:
         raise NotImplementedError
+
+    def before(self) -> tuple[Pass, ...]:
+        """The passes that, with these options, a recipe runs right before this one."""
+        return ()
 
     def wants_data(self) -> bool:
         """Whether this pass, with these options, needs calibration data."""
@@ -65,7 +70,7 @@ def plug_ins(group: str, what: str) -> dict[str, Any]:
 def _built_in() -> dict[str, type[Pass]]:
     from importlib import import_module
 
-    names = ("group", "score", "mask", "dead", "reorder", "propagate", "fold", "compensate")
+    names = ("group", "score", "loosen", "mask", "dead", "reorder", "propagate", "fold", "compensate")
     modules = [import_module(f"graphprune.passes.{name}") for name in names]
     classes = [c for m in modules for c in vars(m).values() if isinstance(c, type) and c.__module__ == m.__name__]
     return {c.name: c for c in classes if issubclass(c, Pass)}

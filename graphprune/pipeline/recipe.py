@@ -71,7 +71,12 @@ class Recipe:
                     f"step {number} `{step.text()}` needs calibration data",
                     "give --data FILE, or gp.load(..., data=...)",
                 )
-            have = (set() if step.rewrites else have) | set(step.gives)
+            for made in (*step.before(), step):
+                have = (have & set(made.carries) if made.rewrites else have) | set(made.gives)
+
+    def expanded(self) -> Recipe:
+        """The steps one by one, with those that run before another because of its options."""
+        return Recipe(tuple(made for step in self.steps for made in (*step.before(), step)))
 
 
 def make(name: str, options: Mapping[str, Any]) -> Pass:

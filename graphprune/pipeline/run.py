@@ -27,16 +27,17 @@ def run(
     recipe.check(known=program.facts, has_data=bool(program.data))
     asked, given = program.progress, program
     program = program.reporting(progress) if progress else program
-    for number, step in enumerate(recipe.steps):
+    steps = recipe.expanded().steps
+    for number, step in enumerate(steps):
         if progress:
-            progress(step.text(), number, len(recipe.steps))
+            progress(step.text(), number, len(steps))
         for one in instruments:
             one.before(step, program)
         program = run_pass(step, program)
         for one in instruments:
             one.after(step, program, program.history[-1].seconds)
     if progress:
-        progress("done", len(recipe.steps), len(recipe.steps))
+        progress("done", len(steps), len(steps))
     return _named(program, given).reporting(asked)
 
 

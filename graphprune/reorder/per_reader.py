@@ -1,6 +1,6 @@
 """Unconstrained pruning (UPSCALE, Wan et al., ICML 2023): every reader keeps channels of its own.
 
-``loosen`` opens the sites at which readers may differ; from then on each reader's axis is a group of its
+`loosen` opens the sites at which readers may differ; from then on each reader's axis is a group of its
 own. What is left of a producer follows: what some reader keeps.
 """
 
@@ -17,35 +17,25 @@ from ..axes.dim import Dim, find, leaves
 from ..axes.index import Index, Indices, shares
 from ..cost.static import Cost, symbols
 from ..ir.facts import Group, Groups, Scores
-from ..ir.graph import Graph, Op
+from ..ir.graph import Graph, Op, Site
 from ..ir.program import Program
-from ..pipeline.base import passes
-from ..pipeline.edits import Reindex
 from .reindex import ends, reindexes
 from .reindex_sites import reader_sites, writer_sites
 
 MODES = ("no", "readers", "both", "mixed")
 
 
-def loosen(program: Program, *, writers: bool = False) -> Program:
-    """The program with a site opened before every reader that shares channels (and after every writer
-    that shares them in a sum), its groups found and scored anew with the options they had."""
+def unopened(program: Program, *, writers: bool = False) -> tuple[Site, ...]:
+    """The sites to open before every reader that shares channels (and after every writer that shares them in a
+    sum); none of a kind that is open already."""
     graph, groups = program.graph, program.fact(Groups)
-    sites = list(reader_sites(graph, groups, symbols(graph, program.host)))
-    if writers:
+    opened = {op.attrs["fills"] for op in reindexes(graph)}
+    sites: list[Site] = []
+    if False not in opened:
+        sites += reader_sites(graph, groups, symbols(graph, program.host))
+    if writers and True not in opened:
         sites += writer_sites(graph, groups)
-    sites = list(dict.fromkeys(sites))
-    if not sites:
-        return program
-    program = Reindex(tuple(sites)).apply(program)
-    for name in ("group", "score"):
-        program = passes()[name](**_options(program, name)).run(program)
-    return program
-
-
-def _options(program: Program, name: str) -> Mapping[str, Any]:
-    ran = [step.options for step in program.history if step.name == name]
-    return ran[-1] if ran else {}
+    return tuple(dict.fromkeys(sites))
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ OPTIONS = {
         "combine": st.sampled_from(["mean", "sum", "max"]),
         "normalize": st.sampled_from(["mean", "standard", "none"]),
     },
+    "loosen": {"writers": st.booleans()},
     "mask": {
         "allocate": st.sampled_from(sorted(ALLOCATIONS)),
         "floor": st.floats(0, 1).map(lambda x: round(x, 6)),
@@ -101,7 +102,11 @@ def test_toml_as_a_person_writes_it():
     ("text", "message", "hint"),
     [
         ("grup", "unknown pass `grup`", "did you mean `group`?"),
-        ("xyzzy", "unknown pass `xyzzy`", "known: compensate, dead, fold, group, mask, propagate, reorder, score"),
+        (
+            "xyzzy",
+            "unknown pass `xyzzy`",
+            "known: compensate, dead, fold, group, loosen, mask, propagate, reorder, score",
+        ),
         ("group{normalized=true}", "`group` has no option `normalized`", "did you mean `normalised`?"),
         ("fold{x=1}", "`fold` has no option `x`", "it has none"),
         ("group{normalised=maybe}", "`group`: option `normalised` takes a bool, not `maybe`", ""),
@@ -292,7 +297,8 @@ from graphprune.pipeline.base import passes
 from graphprune.ops.rules import table
 print(sorted(passes()), "tiny.scale.default" in table())
 """
-    assert python(code) == "['compensate', 'dead', 'fold', 'group', 'mask', 'propagate', 'reorder', 'score'] False\n"
+    names = ["compensate", "dead", "fold", "group", "loosen", "mask", "propagate", "reorder", "score"]
+    assert python(code) == f"{names} False\n"
 
 
 @pytest.mark.parametrize(

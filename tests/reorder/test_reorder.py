@@ -21,12 +21,14 @@ from graphprune.cost.latency.model import LatencyModel
 from graphprune.cost.latency.tabulated import Sheet
 from graphprune.cost.latency.workload import works
 from graphprune.ir.facts import Groups, Keep, Order
+from graphprune.passes.loosen import Loosen
 from graphprune.passes.propagate import Propagate
 from graphprune.passes.reorder import Reorder
 from graphprune.pipeline import verify as proof
 from graphprune.pipeline.replay import replay
+from graphprune.pipeline.run import run_pass
 from graphprune.reorder.copy_costs import PRICES
-from graphprune.reorder.per_reader import Links, loosen
+from graphprune.reorder.per_reader import Links
 from graphprune.reorder.reindex import reindexes
 
 EXACT = 1e-12
@@ -35,7 +37,7 @@ NAMES = sorted(branches.NETS)
 
 def loosened(name, writers=False):
     program = gp.run("group,score", branches.program(name))
-    return loosen(program, writers=writers)
+    return run_pass(Loosen(writers=writers), program)
 
 
 def random_keep(program, seed):
@@ -128,7 +130,7 @@ def test_readers_that_agree_need_nothing():
     groups = program.fact(Groups)
     keep = {group.name: np.arange(0, group.size, 2) for group in groups}
     plain = gp.run(gp.Recipe((Propagate(),)), program.learn(Keep(keep)))
-    loose = loosen(program)
+    loose = run_pass(Loosen(), program)
     same = {group.name: np.arange(0, group.size, 2) for group in loose.fact(Groups)}
     done = gp.run(gp.Recipe((Reorder(), Propagate())), loose.learn(Keep(same)))
     assert done.graph.text() == plain.graph.text()
@@ -252,7 +254,7 @@ class Wide(torch.nn.Module):
 def test_a_channel_may_be_made_twice_where_that_is_cheaper():
     torch.manual_seed(0)
     model, x = Wide().double(), torch.randn(1, 3, 64, 64, dtype=torch.float64)
-    program = loosen(gp.run("group,score", gp.load(model, (x,))))
+    program = gp.run("group,score,loosen", gp.load(model, (x,)))
     lists = ([*range(0, 5), 9], [*range(4, 9), 9, 10], [0, 1, *range(6, 11), 11])
     names = [f"readers.{k}.weight[1]" for k in range(3)]
     links = Links(program.graph, program.fact(Groups))
