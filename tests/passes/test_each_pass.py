@@ -116,6 +116,14 @@ def test_dead(host: str) -> None:
 
 
 @hosts
+def test_loosen(host: str) -> None:
+    shut = "\n".join(line for line in FORK.splitlines() if " = reindex(" not in line)
+    for name in ("%conv2d_1_reindex_0", "%conv2d_2_reindex_0"):
+        shut = shut.replace(name, "%relu")
+    assert_pass("loosen", gp.run("group,score", tiny.program("fork", host)), before=shut, after=FORK)
+
+
+@hosts
 def test_propagate(host: str) -> None:
     program = chain(host, "group,score{by=l1},mask{channels=0.5x}")
     assert_pass("propagate", program, before=CHAIN, after=CUT.format(n=2), equals="masked", again=False)
