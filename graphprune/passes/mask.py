@@ -20,10 +20,10 @@ from ..errors import BudgetError, RecipeError, nearest
 from ..ir.facts import Budget, Groups, Keep, Scores
 from ..ir.program import Program
 from ..pipeline.base import Pass
+from ..pipeline.recipe import make
 from ..reorder.copy_costs import PRICES
 from ..reorder.mixed import agree
 from ..reorder.per_reader import MODES, Links, unopened
-from .loosen import Loosen
 
 FOLLOWED = 6
 """Choices among readers, each with what the last one left of the layers that they read."""
@@ -82,12 +82,12 @@ class Mask(Pass):
     def wants_data(self) -> bool:
         return self.allocate in WANT_DATA
 
-    def before(self) -> tuple[Loosen, ...]:
-        return () if self.unconstrained == "no" else (Loosen(writers=self.unconstrained == "both"),)
+    def before(self) -> tuple[Pass, ...]:
+        return () if self.unconstrained == "no" else (make("loosen", {"writers": self.unconstrained == "both"}),)
 
     def run(self, program: Program) -> Program:
         for step in self.before():
-            if unopened(program, writers=step.writers):
+            if unopened(program, **step.options()):
                 raise RecipeError(
                     f"`mask{{unconstrained={self.unconstrained}}}` needs readers that `{step.text()}` lets choose",
                     f"run `{step.text()}` before it; a Recipe does so by itself",
