@@ -12,6 +12,7 @@ from ..errors import GraphpruneError
 from ..ir.document import Entry
 from ..ir.program import Edit, Parameters, Program, Step
 from .base import Pass, Progress
+from .border import checked, sound
 from .fingerprint import fingerprint
 from .instrument import Instrument
 from .recipe import Recipe, make
@@ -26,6 +27,7 @@ def run(
     """Check the whole recipe, then run it; after every edit the graph is read and checked anew."""
     recipe.check(known=program.facts, has_data=bool(program.data))
     asked, given = program.progress, program
+    program = sound(program, "the program was given with", program.facts)
     program = program.reporting(progress) if progress else program
     steps = recipe.expanded().steps
     for number, step in enumerate(steps):
@@ -54,7 +56,9 @@ def run_pass(step: Pass, program: Program) -> Program:
     start = time.perf_counter()
     host, before = program.host, len(program.plan.edits)
     try:
-        program = step.run(program)
+        for need in step.needs:
+            program.fact(need)
+        program = checked(step, program, step.run(program))
         graph = program.graph  # read anew after an edit: structure and rule sizes are checked here
     except GraphpruneError as error:
         done = [made.text for made in program.history]

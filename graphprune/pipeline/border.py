@@ -1,0 +1,122 @@
+"""What is checked between passes: that a pass did what it says of itself, and that its facts are facts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ..axes.index import Indices
+from ..errors import RecipeError
+from ..ir.facts import Groups, Keep, Scores
+from ..ir.host import Array
+from ..ir.program import Program
+from .base import Pass
+
+
+def checked(step: Pass, before: Program, made: object) -> Program:
+    """What ``step`` made of ``before``, its new facts as ``sound`` gives them.
+
+    Raises RecipeError where it made no Program, or its ``gives``, ``rewrites`` and ``carries`` are not true of
+    what it did.
+    """
+    if not isinstance(made, Program):
+        what = "None" if made is None else f"a {type(made).__name__}"
+        raise RecipeError(f"{_place(step)} returned {what}, not a Program", "end `run` with return program...")
+    if made.host is not before.host:
+        if not step.rewrites:
+            raise RecipeError(f"{_place(step)} changed the model and says rewrites = False", "set rewrites = True")
+        stale = [kind for kind, fact in made.facts.items() if before.facts.get(kind) is fact]
+        if kept := [kind.__name__ for kind in stale if kind not in step.carries]:
+            raise RecipeError(
+                f"{_place(step)} changed the model and kept {', '.join(kept)} of the one before it",
+                "return program.rewrite(host), which drops all facts",
+            )
+    for kind in step.gives:
+        if not made.knows(kind):
+            raise RecipeError(f"{_place(step)} says that it gives {kind.__name__}, and did not")
+    made = sound(made, f"`{step.text()}` gave", {k: f for k, f in made.facts.items() if before.facts.get(k) is not f})
+    if Scores in step.gives and made.fact(Scores) is not before.facts.get(Scores):
+        made = _signed(step, made)
+    return made
+
+
+def _place(step: Pass) -> str:
+    return f"pass `{step.name}` ({type(step).__module__}.{type(step).__qualname__})"
+
+
+def _signed(step: Pass, made: Program) -> Program:
+    """Scores that say which pass makes them again, where that pass can: it needs no more than groups."""
+    scores = made.fact(Scores)
+    if scores.made or step.rewrites or not {*step.needs} <= {Groups}:
+        return made
+    return made.learn(replace(scores, made=step.text()))
+
+
+def sound(program: Program, who: str, facts: Mapping[type, Any]) -> Program:
+    """The program with lists in Keep and Scores as arrays. Raises RecipeError, beginning with ``who`` gave the
+    fact, where one names what is not there or is out of range."""
+    sizes = {group.name: group.size for group in program.fact(Groups)} if program.knows(Groups) else None
+    if Keep in facts:
+        keep: Keep = facts[Keep]
+        kept = _lists(keep.keep, sizes, f"{who} a Keep that", _indices)
+        idle = _lists(keep.blank, sizes, f"{who} a Keep whose blank", _indices)
+        for name, own in kept.items():
+            if not len(own):
+                raise RecipeError(f"{who} a Keep that leaves nothing of `{name}`", "keep one channel at least")
+        for name, own in idle.items():
+            if name not in kept or not np.isin(own, kept[name]).all():
+                raise RecipeError(f"{who} a Keep whose blank of `{name}` has channels that are not kept")
+        program = program.learn(Keep(kept, idle))
+    if Scores in facts:
+        scores: Scores = facts[Scores]
+        every = _lists(scores.scores, sizes, f"{who} Scores that", _numbers)
+        if missing := [name for name in sizes or () if name not in every]:
+            raise RecipeError(f"{who} Scores that have none of `{missing[0]}`", "score every group")
+        program = program.learn(replace(scores, scores=every))
+    return program
+
+
+def _lists(lists: Any, sizes: Mapping[str, int] | None, who: str, read: Any) -> dict[str, Any]:
+    if not isinstance(lists, Mapping):
+        raise RecipeError(f"{who} is a {type(lists).__name__}, not a mapping by group")
+    for name in lists:
+        if sizes is not None and name not in sizes:
+            some = ", ".join(list(sizes)[:5])
+            raise RecipeError(f"{who} names `{name}`, which is no group", f"groups: {some}")
+    return {name: read(own, f"{who} has for `{name}`", (sizes or {}).get(name)) for name, own in lists.items()}
+
+
+def _indices(own: Any, who: str, size: int | None) -> Indices:
+    at = _array(own, who)
+    if len(at) and at.dtype.kind not in "iu":
+        hint = "np.flatnonzero makes positions of a mask" if at.dtype.kind == "b" else None
+        raise RecipeError(f"{who} {at.dtype} and not whole numbers", hint)
+    at = at.astype(np.intp, copy=False)
+    wrong = at[(at < 0) | (at >= (size if size is not None else np.inf))]
+    if len(wrong):
+        raise RecipeError(f"{who} channel {wrong[0]}, of {size if size is not None else 'more than none'}")
+    return at
+
+
+def _numbers(own: Any, who: str, size: int | None) -> Array:
+    values = _array(own, who)
+    if values.dtype.kind not in "fiu":
+        raise RecipeError(f"{who} {values.dtype} and not numbers")
+    if size is not None and len(values) != size:
+        raise RecipeError(f"{who} {len(values)} numbers for {size} channels")
+    if np.isnan(values).any():
+        raise RecipeError(f"{who} {int(np.isnan(values).sum())} NaN among {len(values)} numbers")
+    return values
+
+
+def _array(own: Any, who: str) -> Array:
+    try:
+        found: Array = np.asarray(own)
+    except ValueError as error:  # lists of lists of different lengths
+        raise RecipeError(f"{who} a {type(own).__name__} that is no list: {error}") from error
+    if found.ndim != 1:
+        raise RecipeError(f"{who} {found.ndim} axes, not a list")
+    return found

@@ -1,0 +1,142 @@
+"""What passes say of themselves is true, and what they give is what the next one can read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import nets
+import numpy as np
+import pytest
+
+import graphprune as gp
+from graphprune.errors import RecipeError
+from graphprune.ir.facts import Groups, Keep, Scores
+from graphprune.pipeline.base import Pass
+from graphprune.pipeline.run import run_pass
+
+
+@pytest.fixture(scope="module")
+def program():
+    return gp.run("group", nets.program("Residual"))
+
+
+@dataclass(frozen=True)
+class Does(Pass):
+    """Whatever it is told to."""
+
+    name = "does"
+    needs = (Groups,)
+    does: Callable[[Any], Any] = lambda program: program
+
+
+@dataclass(frozen=True)
+class Keeps(Does):
+    gives: ClassVar = (Keep,)
+
+
+@dataclass(frozen=True)
+class Rewrites(Does):
+    rewrites: ClassVar = True
+
+
+for kind in (Does, Keeps, Rewrites):
+    kind.run = lambda self, program: self.does(program)  # type: ignore[method-assign]
+    kind.text = lambda self: "does"  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (Does(lambda program: None), r"pass `does` \(.*Does\) returned None, not a Program"),
+        (Does(lambda program: {}), "returned a dict, not a Program"),
+        (Keeps(lambda program: program), "says that it gives Keep, and did not"),
+        (Does(lambda program: program.rewrite(program.host.copy())), "changed the model and says rewrites = False"),
+        (
+            Rewrites(lambda program: program.rewrite(program.host.copy()).learn(program.fact(Groups))),
+            "changed the model and kept Groups of the one before it",
+        ),
+    ],
+)
+def test_a_pass_that_is_not_what_it_says_is_named(program, step, message):
+    with pytest.raises(RecipeError, match=r"in `does` after `group`: .*" + message):
+        run_pass(step, program)
+
+
+def test_a_pass_alone_needs_what_it_needs():
+    with pytest.raises(RecipeError, match="Groups is not known here"):
+        run_pass(Does(), nets.program("Residual"))
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        (lambda name, n: {name: [0, n]}, r"`does` gave a Keep that has for `.*` channel (\d+), of \1"),
+        (lambda name, n: {name: [-1]}, "channel -1, of"),
+        (lambda name, n: {name: np.ones(n, bool)}, "bool and not whole numbers"),
+        (lambda name, n: {name: [0.5]}, "float64 and not whole numbers"),
+        (lambda name, n: {name: [[0]]}, "2 axes, not a list"),
+        (lambda name, n: {name: [[0], [1, 2]]}, "a list that is no list"),
+        (lambda name, n: {name: []}, "leaves nothing of"),
+        (lambda name, n: {"nobody": [0]}, "names `nobody`, which is no group"),
+        (lambda name, n: [name], "a Keep that is a list, not a mapping by group"),
+    ],
+)
+def test_a_keep_that_cannot_be_cut_by_is_refused_at_once(program, kept, message):
+    group = program.fact(Groups).groups[0]
+    wrong = Keep(kept(group.name, group.size))
+    with pytest.raises(RecipeError, match=message):
+        run_pass(Keeps(lambda program: program.learn(wrong)), program)
+    with pytest.raises(RecipeError, match=message.replace("`does` gave", "the program was given with")):
+        gp.run("propagate", program.learn(wrong))
+
+
+def test_idle_channels_are_kept_ones(program):
+    group = program.fact(Groups).groups[0]
+    with pytest.raises(RecipeError, match=r"whose blank of .* has channels that are not kept"):
+        gp.run("propagate", program.learn(Keep({group.name: [0, 1]}, {group.name: [2]})))
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.uint8])
+def test_lists_will_do(program, kind):
+    group = program.fact(Groups).groups[0]
+    own = np.array([2, 0], kind) if kind is np.uint8 else kind((2, 0))
+    done = gp.run("propagate", program.learn(Keep({group.name: own})))
+    want = gp.run("propagate", program.learn(Keep({group.name: np.array([2, 0])})))
+    assert done.plan["parameters"] == want.plan["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda score: score[:-1], r"\d+ numbers for \d+ channels"),
+        (lambda score: np.where(np.arange(len(score)) < 2, np.nan, score), "2 NaN among"),
+        (lambda score: [str(x) for x in score], "not numbers"),
+        (None, "Scores that have none of"),
+    ],
+)
+def test_scores_that_say_nothing_are_refused(program, change, message):
+    scores = {group.name: np.ones(group.size) for group in program.fact(Groups)}
+    first = next(iter(scores))
+    if change:
+        scores[first] = change(scores[first])
+    else:
+        del scores[first]
+    with pytest.raises(RecipeError, match="given with Scores that .*" + message if change else message):
+        gp.run("mask{channels=0.5x}", program.learn(Scores("mine", scores)))
+
+
+def test_lists_of_scores_will_do_and_say_which_pass_makes_them_again(program):
+    @dataclass(frozen=True)
+    class Even(Pass):
+        name = "even"
+        needs = (Groups,)
+        gives = (Scores,)
+
+        def run(self, program):
+            return program.learn(Scores("even", {group.name: [1.0] * group.size for group in program.fact(Groups)}))
+
+    scores = run_pass(Even(), program).fact(Scores)
+    assert scores.made == "even"
+    assert all(isinstance(score, np.ndarray) for score in scores.scores.values())
