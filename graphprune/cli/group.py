@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import warnings
 from typing import Any
 
@@ -13,7 +15,8 @@ from ..errors import GraphpruneError
 
 
 class _Commands(click.Group):
-    """Commands in the order of their definition; a GraphpruneError is a message and exit code 1."""
+    """Commands in the order of their definition; a GraphpruneError is a message and exit code 1, and what ends the
+    process from outside (Ctrl-C, SIGTERM) lets it clean up first."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -24,11 +27,15 @@ class _Commands(click.Group):
         except GraphpruneError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(130)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="graphprune")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Compile a trained network into a smaller one that provably computes what the masked one does.
 
     A MODEL is an ONNX file (model.onnx), a torch.export file (model.pt2), or package.module:factory,
@@ -40,7 +47,17 @@ def main() -> None:
       graphprune compile model.onnx --macs 0.5x -o out       half the multiply-accumulates
       open out/report.html                                   what happened
 
-    Exit codes: 0 done, 1 an error that is explained on stderr, 2 wrong usage.
+    Exit codes: 0 done, 1 an error that is explained on stderr, 2 wrong usage, 130 interrupted, 143 terminated;
+    interrupted or terminated a command writes nothing.
     """
     if not sys.warnoptions:
         warnings.simplefilter("ignore", FutureWarning)  # of libraries, about libraries
+    if threading.current_thread() is threading.main_thread():
+        before = signal.signal(signal.SIGTERM, _terminated)
+        ctx.call_on_close(lambda: signal.signal(signal.SIGTERM, before))
+
+
+def _terminated(*_: object) -> None:
+    """Every block that is open ends as it would with an error: nothing half written stays."""
+    click.echo("terminated", err=True)
+    sys.exit(143)

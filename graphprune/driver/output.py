@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import OutputError
+from ..ir.atomic import Stage, followed, stage, unwritable
+
+_OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def apart(*outputs: str | os.PathLike[str] | None) -> None:
@@ -26,45 +27,62 @@ def apart(*outputs: str | os.PathLike[str] | None) -> None:
 def new_folder(out: str | os.PathLike[str] | None, force: bool, mark: str = "plan.json") -> Iterator[Path | None]:
     """A folder beside ``out`` that takes its place when the block ends well, and vanishes otherwise.
 
-    ``mark``: the file that says of a folder that graphprune wrote it. Raises OutputError if ``out`` exists
-    (unless ``force``) or cannot be written.
+    ``mark``: the file that says of a folder that graphprune wrote it; only such a folder, or an empty one, is ever
+    replaced, with ``force``, also where it appears while the block runs. A link stays one, its target is replaced.
+    Raises OutputError if ``out`` exists, is being written by another run, or cannot be written.
     """
     if out is None:
         yield None
         return
-    path = Path(out)
+    path = followed(Path(out))
+    _check(path, force, mark)
+    parents(path)
+    with stage(path) as place:
+        _check(path, force, mark)  # what a process that died had put aside is back
+        try:
+            yield place.new
+            _publish(place, force, mark)
+        except OSError as error:
+            if error.errno in _OUTPUT_ERRORS or _within(error, place.folder):
+                raise unwritable(Path(out), error) from error
+            raise
+
+
+def parents(path: Path) -> None:
+    """Make the folders above ``path``. Raises OutputError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def _check(path: Path, force: bool, mark: str) -> None:
     if path.exists() and not force:
         raise OutputError(f"{path} exists", "choose another path, or replace it with --force")
-    if path.exists() and not (path / mark).is_file() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and not _ours(path, mark):
         raise OutputError(
             f"{path} exists and was not written by graphprune", "remove it yourself, or choose another path"
         )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror})") from error
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        _replace(temporary, path)
-    except OSError as error:
-        full = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
-        raise OutputError(f"{path} cannot be written ({full})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _replace(new: Path, path: Path) -> None:
-    if not path.exists():
-        new.rename(path)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-    path.rename(old / path.name)
+def _ours(path: Path, mark: str) -> bool:
+    return path.is_dir() and ((path / mark).is_file() or not any(path.iterdir()))
+
+
+def _publish(place: Stage, force: bool, mark: str) -> None:
     try:
-        new.rename(path)
-    except OSError:
-        (old / path.name).rename(path)
-        raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+        if force and place.path.exists():
+            place.swap(place.new, lambda old: _ours(old, mark))
+        else:
+            place.put(place.new)
+    except FileExistsError as error:
+        raise OutputError(
+            f"{place.path} appeared while the result was being made, and was left as it is",
+            "move it away and run again, or choose another path",
+        ) from error
+    except OSError as error:
+        raise unwritable(place.path, error) from error
+
+
+def _within(error: OSError, folder: Path) -> bool:
+    return isinstance(error.filename, (str, os.PathLike)) and Path(error.filename).is_relative_to(folder)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 
 from ..errors import OutputError
 from ..ir.host import SUFFIXES
 from ..ir.program import Program
 from ..pipeline.plan_file import write_plan
-from .output import new_folder
+from .output import new_folder, parents
 
 
 def save(program: Program, out: Path, force: bool = False) -> Path:
@@ -31,21 +29,6 @@ def save(program: Program, out: Path, force: bool = False) -> Path:
         raise OutputError(f"{out}: this model is saved as {suffix}", f"name the output {out.with_suffix(suffix)}")
     if out.exists() and not (force and out.is_file()):
         raise OutputError(f"{out} exists", "choose another path, or replace it with --force")
-    _save_file(program, out)
+    parents(out)
+    program.host.save(out, replace=force)
     return out
-
-
-def _save_file(program: Program, out: Path) -> None:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise OutputError(f"{out} cannot be written ({error.strerror})") from error
-    try:
-        program.host.save(temporary / out.name)
-        for path in sorted(temporary.iterdir(), reverse=True):  # the data before the model that points to it
-            path.replace(out.with_name(path.name))
-    except OSError as error:
-        raise OutputError(f"{out} cannot be written ({error.strerror})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

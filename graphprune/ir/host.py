@@ -108,8 +108,9 @@ class Host(Protocol):
     def shapes(self) -> dict[str, tuple[Size, ...]]:
         """Every value's shape, inferred anew. Raises ShapeError naming the op that disagrees."""
 
-    def save(self, path: Path) -> None:
-        """Write the model in the host's own format (``model.pt2``, ``model.onnx``). Raises OutputError."""
+    def save(self, path: Path, *, replace: bool = True) -> None:
+        """Write the model in the host's own format (``model.pt2``, ``model.onnx``), whole or not at all. Raises
+        OutputError, also for a file that is there unless ``replace``."""
 
     def save_onnx(self, path: Path) -> None:
         """Write the model as an ONNX file, its names and open sizes as they are. Raises ModelError where ONNX

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
+import signal
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from graphprune.cli import main
+from graphprune.hosts.torch.host import TorchHost
 
 NETS = """
 import torch
@@ -58,3 +60,17 @@ def test_bisect_ends_with_a_code_of_its_own(here: Path) -> None:
     assert run("bisect sight_nets:net --passes grup").exit_code == 1
     for wrong in ("", "--passes group --recipe r.toml", "--passes group --against x"):
         assert run(f"bisect sight_nets:net {wrong}").exit_code == 2
+
+
+@pytest.mark.parametrize(("number", "code", "says"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
+def test_ended_from_outside_a_command_cleans_up(here: Path, monkeypatch, number: str, code: int, says: str) -> None:
+    def ended(self, *_, **__):
+        assert {path.name for path in here.glob(".out*")} == {".out.graphprune"}
+        signal.raise_signal(getattr(signal, number))
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(TorchHost, "save", ended)
+    done = run("compile sight_nets:net --channels 0.5x --no-verify -o out")
+    assert (done.exit_code, done.stderr.splitlines()[-1]) == (code, says)
+    assert {path.name for path in here.iterdir()} <= {"sight_nets.py", "__pycache__"}
+    assert signal.getsignal(signal.SIGTERM) is before

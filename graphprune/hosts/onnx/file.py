@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from ...errors import ModelError, OutputError
+from ...ir.atomic import followed, stage, unwritable
 from ..boundary import refusing
 from .checker import check_proto
 
@@ -106,33 +105,43 @@ def check_external(model: ir.Model, where: str) -> None:
             raise ModelError(f"{what} takes {tensor.nbytes} bytes, {tensor.length} are given")
 
 
-def write(model: ir.Model, path: Path, data_beside: bool) -> None:
-    """Write ``path``, and ``path``.data beside it for large models and where ``data_beside``.
+def write(model: ir.Model, path: Path, data_beside: bool, replace: bool = True) -> None:
+    """Write ``path``, and ``path``.data beside it for large models and where ``data_beside``: under another name
+    where there is such a file, so that the old model has its own until the new one is in its place.
 
-    Raises OutputError; then nothing is left behind.
+    Raises OutputError; then nothing is left behind. It is one that ``path`` exists, unless ``replace``.
     """
     tensors = [
         v.const_value for graph in model.graphs() for v in graph.initializers.values() if v.const_value is not None
     ]
-    size = sum(tensor.nbytes for tensor in tensors)
-    data = f"{path.name}.data" if data_beside or size > _INLINE_BYTES else None
+    split = data_beside or sum(tensor.nbytes for tensor in tensors) > _INLINE_BYTES
+    if split and path.is_symlink():
+        raise OutputError(f"{path} is a link, and its weights go into a file beside it", "name the file it leads to")
+    path = followed(path)
     copy = model.clone()
     for tensor in external(copy):
         tensor.numpy()  # mapped now: the file may be the one that is replaced
-    if data is None:
+    if not split:
         _load_inline(copy)
+    with stage(path) as place:
+        names = [f"{path.name}.data", f"{path.name}.1.data"]
+        free = next((name for name in names if not path.with_name(name).exists()), None)
+        if split and free is None:
+            raise OutputError(f"{path}: both {' and '.join(names)} exist beside it", "move one away")
+        try:
+            ir.save(copy, place.new / path.name, external_data=free if split else None)
+            beside = [name for name in names if name in _data_of(place.new / path.name)]
+            place.put_model(replace, beside, [name for name in names if name in _data_of(path)] if replace else ())
+        except OSError as error:
+            raise unwritable(path, error) from error
+
+
+def _data_of(path: Path) -> set[str]:
+    """The names of the files that the model at ``path`` has its weights in; none where that is no model."""
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
-    try:
-        ir.save(copy, folder / path.name, external_data=data)
-        for name in [*([data] if data and (folder / data).exists() else []), path.name]:
-            (folder / name).replace(path.parent / name)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        return {os.fspath(tensor.location) for tensor in external(ir.load(path))}
+    except Exception:  # what is replaced may be anything
+        return set()
 
 
 def _load_inline(model: ir.Model) -> None:

@@ -290,10 +290,10 @@ class OnnxHost:
 
     # ---- writing ---------------------------------------------------------------------------------
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, *, replace: bool = True) -> None:
         """See ir.Host.save. Weights go into ``<name>.data`` beside the file where the source had
         external data, or where they take more than 1.5 GB. Raises OutputError, leaving nothing."""
-        write(self.model, Path(path).absolute(), self._beside)
+        write(self.model, Path(path).absolute(), self._beside, replace)
 
     def save_onnx(self, path: Path) -> None:
         self.save(path)

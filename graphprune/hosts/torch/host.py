@@ -19,6 +19,7 @@ from ...axes.dim import Size
 from ...axes.index import Indices
 from ...coupling.relate import relate
 from ...errors import ModelError, OutputError
+from ...ir.atomic import followed, stage, unwritable
 from ...ir.gc_paused import paused
 from ...ir.graph import Graph, Op, Piece, Site
 from ...ir.host import Array, Batch, Call
@@ -324,16 +325,17 @@ class TorchHost:
         """The model as an ExportedProgram, dynamic where it was dynamic; ``static``: at the example's shapes."""
         return retrace(self.model, self._example, static)
 
-    def save(self, path: Path) -> None:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                exported = self.exported()
-                torch.export.save(exported, path)
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
-        except RuntimeError as error:  # what torch's own writer raises for a path it cannot open
-            raise OutputError(f"{path}: cannot be written ({first_line(error)})") from error
+    def save(self, path: Path, *, replace: bool = True) -> None:
+        """See ir.Host.save."""
+        with warnings.catch_warnings(), stage(followed(path)) as place:
+            warnings.simplefilter("ignore")
+            try:
+                torch.export.save(self.exported(), place.new / place.path.name)
+                place.put_model(replace)
+            except OSError as error:
+                raise unwritable(path, error) from error
+            except RuntimeError as error:  # what torch's own writer raises for a path it cannot open
+                raise OutputError(f"{path} cannot be written ({first_line(error)})") from error
 
     def save_onnx(self, path: Path) -> None:
         write_onnx(self.exported(), path)
