@@ -39,9 +39,9 @@ def outputs(path):
 def test_a_model_with_weights_beside_it_replaces_itself(beside, tmp_path):
     want, out = beside.host.run([np.ones((2, 6), np.float32)])[0], tmp_path / "net.onnx"
     with pytest.raises(OutputError, match="exists"):
-        save(beside, beside.plan, out)
+        save(beside, out)
     for _ in range(3):  # from name to name of the file beside it, and none is left over
-        save(beside, beside.plan, out, force=True)
+        save(beside, out, force=True)
         np.testing.assert_allclose(outputs(out), want, rtol=1e-6)
         assert len(list(tmp_path.iterdir())) == 2
     assert outputs(out).shape == want.shape
@@ -49,21 +49,21 @@ def test_a_model_with_weights_beside_it_replaces_itself(beside, tmp_path):
 
 def test_a_file_that_happens_to_be_beside_it_stays(beside, tmp_path):
     (tmp_path / "b.onnx.data").write_text("mine")
-    save(beside, beside.plan, tmp_path / "b.onnx")
+    save(beside, tmp_path / "b.onnx")
     assert (tmp_path / "b.onnx.data").read_text() == "mine" and (tmp_path / "b.onnx.1.data").is_file()
     outputs(tmp_path / "b.onnx")
 
 
 def test_links_stay_links(beside, tmp_path):
     program = nets.program("MLP")
-    save(program, {}, tmp_path / "real.pt2")
+    save(program, tmp_path / "real.pt2")
     (tmp_path / "link.pt2").symlink_to("real.pt2")
     before = (tmp_path / "real.pt2").read_bytes()
-    save(gp.run("group,score,mask{channels=0.5x},propagate", program), {}, tmp_path / "link.pt2", force=True)
+    save(gp.run("group,score,mask{channels=0.5x},propagate", program), tmp_path / "link.pt2", force=True)
     assert (tmp_path / "link.pt2").is_symlink() and (tmp_path / "real.pt2").read_bytes() != before
     (tmp_path / "link.onnx").symlink_to("net.onnx")
     with pytest.raises(OutputError, match="is a link, and its weights go into a file beside it"):
-        save(beside, beside.plan, tmp_path / "link.onnx", force=True)
+        save(beside, tmp_path / "link.onnx", force=True)
 
 
 @pytest.mark.parametrize("host", ["torch", "onnx"])
