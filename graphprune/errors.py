@@ -18,7 +18,10 @@ from collections.abc import Iterable
 
 
 class GraphpruneError(Exception):
-    """Base of every deliberate error: one message, and a hint that says what to do."""
+    """Base of every deliberate error: one message, and a hint that says what to do. ``around``: the lines of the
+    program where it happened, the op at fault marked."""
+
+    around: str | None = None
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
@@ -26,7 +29,8 @@ class GraphpruneError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.message}\n  hint: {self.hint}" if self.hint else self.message
+        hint = f"  hint: {self.hint}" if self.hint else None
+        return "\n".join(part for part in (self.message, self.around, hint) if part)
 
 
 class ModelError(GraphpruneError):

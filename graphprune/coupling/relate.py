@@ -11,7 +11,7 @@ from ..axes.index import Index
 from ..axes.notation import Axis, Compound, Pattern, Term, fit, parse
 from ..errors import ShapeError
 from ..ir.facts import Role
-from ..ir.graph import Graph, Op, Relation, Value
+from ..ir.graph import Graph, Op, Relation, Value, around
 from ..ops.rules import table
 from .maskable import settle
 
@@ -26,7 +26,11 @@ def relate(graph: Graph) -> Graph:
     for value in graph.inputs:
         _freeze_all([value], "graph input")
     for op in graph.ops:
-        graph.relations[op.name] = _apply(op)
+        try:
+            graph.relations[op.name] = _apply(op)
+        except ShapeError as error:
+            error.around = around(graph, op)
+            raise
     for value in graph.outputs:
         _freeze_all([value], "reaches the graph output")
     for op in graph.ops:

@@ -115,7 +115,7 @@ class _Compared:
         return max((relative(a, b) for a, b in pairs), default=0.0)
 
     def _reference(self, made: Program) -> list[list[Array]]:
-        if not self.masked or not made.plan.get("steps"):
+        if not self.masked or not made.plan.edits:
             return self.original
         host = replay(made.plan, made.source, masked=True).host
         return [host.run(batch) for batch in self.batches]

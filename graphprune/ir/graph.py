@@ -140,6 +140,27 @@ class Masker:
     op: str
 
 
+def around(graph: Graph, op: Op, lines: int = 2) -> str:
+    """The ops about one op, as text, that one marked: what errors show."""
+    at = next(k for k, one in enumerate(graph.ops) if one is op)
+    near = range(max(at - lines, 0), min(at + lines + 1, len(graph.ops)))
+    return "\n".join(f"  {'>' if k == at else ' '} {_clipped(str(graph.ops[k]))}" for k in near)
+
+
+def around_named(graph: Graph, message: str) -> str | None:
+    """The same for the op whose name ``message`` begins with, the longest of them, as messages of hosts do."""
+    found = [op for op in graph.ops if message.startswith((f"{op.origin or op.name} (", f"{op.name} ("))]
+    return around(graph, max(found, key=lambda op: len(op.origin))) if found else None
+
+
+def _clipped(line: str) -> str:
+    return line if len(line) <= _WIDTH else line[: _WIDTH - 3] + "..."
+
+
+_WIDTH = 160
+"""Of a line in an error: attributes of some ops are long."""
+
+
 @dataclass(frozen=True)
 class Site:
     """A place before one operand of one op where an axis may be reindexed: see the rule of ``reindex``."""

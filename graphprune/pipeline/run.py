@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from ..cost.static import params
-from ..errors import GraphpruneError
+from ..errors import GraphpruneError, ShapeError
 from ..ir.document import Entry
+from ..ir.graph import around_named
 from ..ir.program import Edit, Parameters, Program, Step
 from .base import Pass, Progress
 from .border import checked, sound
@@ -61,6 +62,8 @@ def run_pass(step: Pass, program: Program) -> Program:
         program = checked(step, program, step.run(program))
         graph = program.graph  # read anew after an edit: structure and rule sizes are checked here
     except GraphpruneError as error:
+        if isinstance(error, ShapeError) and error.around is None:
+            error.around = around_named(program.graph, error.message)
         done = [made.text for made in program.history]
         error.message = f"in `{step.text()}`" + (f" after `{','.join(done)}`" if done else "") + f": {error.message}"
         raise

@@ -15,6 +15,7 @@ import numpy as np
 from ..axes.index import Index
 from ..coupling.groups import find_groups
 from ..errors import VerificationError
+from ..ir.graph import Op, around
 from ..ir.host import Array, Batch, random_array
 from ..ir.program import Program
 from .compare import Check, compare, relative
@@ -40,11 +41,13 @@ def verify(program: Program, batches: int = 2) -> tuple[Check, ...]:
     error, tolerance = check.error, check.tolerance
     if not error <= tolerance:
         where = _first_difference(masked, pruned, program, inputs[0], tolerance)
-        raise VerificationError(
+        failure = VerificationError(
             f"the pruned model differs from the masked one by {error:.3g} relative "
-            f"(allowed: {tolerance:.3g}{check.noise}); first at {where}",
+            f"(allowed: {tolerance:.3g}{check.noise}); first at {where if isinstance(where, str) else where.where}",
             "this is a fault of graphprune: please report it with the model; `group{freeze=...}` leaves that dim alone",
         )
+        failure.around = None if isinstance(where, str) else around(masked.graph, where)
+        raise failure
     return (check, _same_weights(program))
 
 
@@ -79,8 +82,8 @@ def _same_weights(program: Program) -> Check:
     return Check("plan replayed = weights", 0.0, 0.0)
 
 
-def _first_difference(masked: Program, pruned: Program, program: Program, batch: Batch, tolerance: float) -> str:
-    """The first op, in order of execution, whose kept positions differ."""
+def _first_difference(masked: Program, pruned: Program, program: Program, batch: Batch, tolerance: float) -> Op | str:
+    """The first op, in order of execution, whose kept positions differ; else what can be said."""
     cuts = program.plan.of(Cut)
     if len(cuts) != 1:
         return "an op that cannot be told after several cuts"
@@ -97,7 +100,7 @@ def _first_difference(masked: Program, pruned: Program, program: Program, batch:
             and name in cut
             and relative(_select(whole[name], op.outputs[0].dims, index), cut[name]) > tolerance
         ):
-            return op.where
+            return op
     return "the outputs"
 
 
