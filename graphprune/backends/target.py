@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -118,9 +119,14 @@ class Target:
         """What ``emit`` found out when it wrote ``path``, for the report."""
         return {}
 
+    def code(self) -> str:
+        """What shapes its code beyond options and versions: a build, schedules of graphprune's own. Empty: nothing."""
+        return ""
+
     def key(self, threads: int) -> dict[str, Any]:
         """What a latency table is of: two tables of equal key hold the same numbers."""
         return {
+            **({"code": code} if (code := self.code()) else {}),
             "target": self.text(),
             "versions": {name: _version(name) for name in self.packages},
             "machine": host_cpu(),
@@ -268,10 +274,22 @@ def first_line(error: BaseException) -> str:
 
 
 def _version(name: str) -> str:
+    """Of a distribution; where a package was installed without one (built from source, or for a GPU), its own word."""
     try:
         return version(name)
     except PackageNotFoundError:
+        module = _MODULES.get(name)
+    if module is None or find_spec(module) is None:
         return "not installed"
+    return str(getattr(import_module(module), "__version__", "not known"))
+
+
+_MODULES = {
+    "onnxruntime": "onnxruntime",
+    "onnxruntime-gpu": "onnxruntime",
+    "apache-tvm": "tvm",
+    "apache-tvm-ffi": "tvm_ffi",
+}
 
 
 def _value(name: str, key: str, value: str, kind: Any) -> Any:

@@ -38,6 +38,8 @@ def record(model: str, target_: str, threads: int, rpc: str | None, out: Path) -
     with shown() as progress:
         table = api.record(model, target_, threads=threads, rpc=rpc, out=out, progress=progress)
     click.echo(f"{sum(map(len, table.points.values()))} points: {out}")
+    if table.damaged:
+        click.echo(table.remark())
 
 
 @click.command(short_help="Measure two models against each other, in turns.")

@@ -151,10 +151,15 @@ def to_latency(
         "importance": best.importance,
         "not_measured": blind,
         "rounds": [{k: v for k, v in vars(one).items() if k != "program"} for one in rounds],
-        "table": {"path": str(table.path or ""), "points": sum(map(len, table.points.values())), "measured_now": fresh},
+        "table": {
+            "path": str(table.path or ""),
+            "points": sum(map(len, table.points.values())),
+            "measured_now": fresh,
+        },
         "ops": _ops(model, best, on, threads),
     }
-    return Outcome(best.program, facts)
+    remark = table.remark()
+    return Outcome(best.program.note(remark) if remark else best.program, facts)
 
 
 def _model(scored: Program, table: Table, whole_ms: float | None, on: Target) -> LatencyModel:

@@ -25,6 +25,7 @@ from ..measure import Progress, Runnable
 from ..target import Target, first_line, fits
 from ..tvm.lower import imported, interface, last_line, lowered, toolchain
 from ..tvm.records import Records
+from ..tvm.sources import schedules
 from ..tvm.tune import best_loops, search
 from ..tvm.worker import Device, Workers
 from . import c_writer as standalone
@@ -140,6 +141,9 @@ class Edge(Target):
         if self.tuned:
             return best_loops(module, code, self.layout, self.records(self.tuned))[0]
         return lowered(module, code, self.layout)
+
+    def code(self) -> str:
+        return schedules()
 
     def key(self, threads: int) -> dict[str, Any]:
         """The device is the machine; where it answers is not what it is."""

@@ -48,6 +48,14 @@ class Onnx(Target):
         self.require("it is in the package onnxruntime-gpu")
         return _Session(self.label, path, threads, example, self.providers)
 
+    def code(self) -> str:
+        """A build's commit and options: versions are the same for what was built from source."""
+        try:
+            import onnxruntime as ort
+        except ImportError:
+            return "not installed"
+        return str(ort.get_build_info())
+
     def time_ops(self, points: Sequence[Point], *, threads: int = 1) -> Iterator[dict[Point, Latency]]:
         return ort_ops.time_ops(points, threads, self.label)
 

@@ -28,7 +28,9 @@ class Records:
 
     @classmethod
     def of(cls, key: Mapping[str, Any]) -> Records:
-        """The records of this user for what ``key`` says: a target, versions, a machine, threads."""
+        """The records of this user for what ``key`` says: a target, versions, a machine, threads. Not for what
+        graphprune's own schedules are: records know their ops by the loops before any schedule."""
+        key = {name: value for name, value in key.items() if name != "code"}
         name = sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
         return cls(cache_folder() / "tuning" / f"{name}.jsonl")
 

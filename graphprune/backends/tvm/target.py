@@ -26,6 +26,7 @@ from ..target import Target, first_line, fits
 from . import time_ops as relax_ops
 from .lower import imported, interface, last_line, lowered, toolchain
 from .records import Records
+from .sources import schedules
 from .tune import best_loops, search
 from .vm_profile import Times, by_op, kernel_times
 from .worker import Workers
@@ -117,6 +118,9 @@ class Tvm(Target):
             module, target, self.layout, budget, records, workers, cores=threads, seed=seed, progress=progress
         )
         return replace(self, tuned=threads), found
+
+    def code(self) -> str:
+        return schedules()
 
     def records(self, target: Any, threads: int) -> Records:
         """The schedules recorded for this machine's CPU, code and version of TVM."""

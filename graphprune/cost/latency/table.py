@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from ...errors import DataError
 from ...ir.facts import Latency
+from . import table_file
+from .table_file import Point as Point
 from .workload import Family, Widths
 
 Array = NDArray[Any]
-Point = tuple[Family, Widths]
 
 
 def cache_folder() -> Path:
@@ -28,59 +29,67 @@ def cache_folder() -> Path:
 
 class Table:
     """Points and their latencies. With a path every point added is on disk before ``add`` returns, so
-    that an interrupted recording goes on where it was."""
+    that an interrupted recording goes on where it was; several processes may add to one file."""
 
     def __init__(self, key: Mapping[str, Any], path: Path | None = None) -> None:
-        self.key, self.path = dict(key), path
+        self.key, self.path = json.loads(json.dumps(dict(key))), path
         self.points: dict[Family, dict[Widths, Latency]] = {}
+        self.damaged = 0  # lines of the file that were no points when it was read, and are left out
+        self._torn = False  # some are still there
 
     @classmethod
     def cached(cls, key: Mapping[str, Any]) -> Table:
-        """The table of this key in the cache folder, as far as it was recorded."""
+        """The table of this key in the cache folder, as far as it was recorded. Where its header was lost the
+        file's name says what it is of."""
         name = sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
         path = cache_folder() / "latency" / f"{name}.jsonl"
-        return cls.read(path, key) if path.is_file() else cls(key, path)
+        return cls._of(path, key, named=True) if path.is_file() else cls(key, path)
 
     @classmethod
     def read(cls, path: Path, key: Mapping[str, Any] | None = None) -> Table:
-        """A recorded table. With ``key`` it must be that one's. Raises DataError for what is no table; a
-        last line cut short, as a crash leaves it, is dropped."""
+        """A recorded table. With ``key`` it must be that one's. Raises DataError for what is no table; lines that
+        are no points, as a crash leaves the last, are left out and counted (``damaged``)."""
+        return cls._of(path, key)
+
+    @classmethod
+    def _of(cls, path: Path, key: Mapping[str, Any] | None, named: bool = False) -> Table:
         try:
-            first, *lines = path.read_text().splitlines()
-            made = cls(json.loads(first)["table"], path)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: not a latency table ({error})", "`graphprune record` writes one") from error
-        if key is not None and made.key != dict(key):
-            raise DataError(f"{path}: recorded for {made.key}, wanted {dict(key)}")
-        for number, line in enumerate(lines, 2):
-            try:
-                at = json.loads(line)
-                inner, outer = at["widths"]
-                found = Latency(at["median_ms"], at["spread_ms"], at["repeats"], at["threads"], at["target"])
-            except (ValueError, KeyError, TypeError) as error:
-                if number == len(lines) + 1:
-                    path.write_text("\n".join([first, *lines[:-1]]) + "\n")
-                    break
-                raise DataError(f"{path}, line {number}: not a point of a latency table ({error})") from error
-            made.points.setdefault(Family.parse(at["op"]), {})[inner, outer] = found
+            held = table_file.read(path)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})", "`graphprune record` writes one") from error
+        empty = not (held.points or held.damaged)  # somebody is about to write the header, or was
+        found = key if held.key is None and (named or empty) else held.key
+        if found is None:
+            raise DataError(
+                f"{path}: not a latency table (its first line names none)", "`graphprune record` writes one"
+            )
+        if key is not None and cls(found).key != cls(key).key:
+            raise table_file.other_key(path, found, key)
+        made = cls(found, path)
+        made.damaged, made._torn = held.damaged, held.damaged > 0
+        for (family, widths), one in held.points:
+            made.points.setdefault(family, {})[widths] = one
         return made
+
+    def remark(self) -> str | None:
+        """What a user has to know of the file, in one sentence."""
+        lines = f"{self.damaged} line{' is' if self.damaged == 1 else 's are'}"
+        return f"latency table {self.path}: {lines} damaged and left out" if self.damaged else None
 
     def missing(self, points: Iterable[Point]) -> list[Point]:
         """Those that were not measured yet, each once."""
         return [p for p in dict.fromkeys(points) if p[1] not in self.points.get(p[0], {})]
 
     def add(self, found: Mapping[Point, Latency]) -> None:
-        lines = []
         for (family, widths), one in found.items():
             self.points.setdefault(family, {})[widths] = one
-            lines.append(json.dumps({"op": family.text(), "widths": widths, **vars(one)}))
-        if self.path is None or not lines:
+        if self.path is None or not found:
             return
-        if not self.path.exists():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            lines.insert(0, json.dumps({"table": self.key}, sort_keys=True))
-        with self.path.open("a") as file:
-            file.write("\n".join(lines) + "\n")
+        try:
+            table_file.append(self.path, self.key, found.items(), self._torn)
+            self._torn = False
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be written ({error.strerror})", "choose another path") from error
 
     def surface(self, family: Family) -> Surface:
         """Milliseconds at any widths. Raises DataError where the family was not measured."""
