@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from graphprune.calibration.batches import batches
@@ -127,3 +129,70 @@ def test_of_a_correction_that_harms_no_more_is_used_than_helps():
     assert error(none.apply(cut), program) == error(cut, program)
     broken, _ = no_worse(cut, bias(gap * np.nan))
     assert not broken
+
+
+# ---- random small networks -------------------------------------------------------------------------------
+
+MOVES = ("conv", "grouped", "depthwise", "norm", "relu", "in place", "assign", "width", "rows", "einsum", "product")
+
+
+class Random(nn.Module):
+    """Moves on images of 8 channels, 4 by 6; each may be added to what was there."""
+
+    def __init__(self, moves, residual):
+        super().__init__()
+        self.moves, self.residual = moves, residual
+        self.first, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 3, 1)
+        makes = {
+            "conv": lambda: nn.Sequential(nn.Conv2d(8, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 8, 1)),
+            "grouped": lambda: nn.Conv2d(8, 8, 3, padding=1, groups=2),
+            "depthwise": lambda: nn.Conv2d(8, 8, 3, padding=1, groups=8),
+            "norm": lambda: nn.BatchNorm2d(8),
+            "width": lambda: nn.Sequential(nn.Linear(6, 10), nn.GELU(), nn.Linear(10, 6)),
+            "rows": lambda: nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 4)),
+            "einsum": lambda: nn.Linear(8, 8, bias=False),
+            "product": lambda: nn.Linear(4, 4, bias=False),
+        }
+        self.layers = nn.ModuleList(makes[move]() if move in makes else nn.Identity() for move in moves)
+
+    def forward(self, x):
+        x = self.first(x)
+        for move, layer, residual in zip(self.moves, self.layers, self.residual, strict=True):
+            y = self.move(move, layer, x * 1)
+            x = x + y if residual else y
+        return self.last(x)
+
+    @staticmethod
+    def move(move, layer, x):
+        if move == "relu":
+            return F.relu(x)
+        if move == "in place":
+            x[:, 2:6].relu_()
+            return x
+        if move == "assign":
+            x[:, :, 1:] = x[:, :, :-1].sigmoid()
+            return x
+        if move == "rows":
+            return layer(x.transpose(2, 3)).transpose(2, 3)
+        if move == "einsum":
+            return torch.einsum("nchw,dc->ndhw", x, layer.weight)
+        if move == "product":
+            return layer.weight @ x
+        return layer(x)
+
+
+@settings(max_examples=5, deadline=None, derandomize=True, database=None)
+@given(
+    moves=st.lists(st.sampled_from(MOVES), min_size=2, max_size=5),
+    residual=st.lists(st.booleans(), min_size=5, max_size=5),
+    seed=st.integers(0, 99),
+    share=st.sampled_from((0.4, 0.6)),
+)
+def test_on_its_calibration_data_compensation_is_never_worse_than_the_cut_alone(moves, residual, seed, share):
+    torch.manual_seed(seed)
+    program = load(Random(moves, residual[: len(moves)]), (3, 4, 6), 24)
+    cut = do(f"group,score{{by=l1}},mask{{channels={share}x}},propagate", program)
+    for by in ("lsq", "mean"):
+        done = do(f"compensate{{by={by}}}", cut)
+        assert error(done, program) <= error(cut, program) * (1 + 1e-9), by
+        assert all(check.error <= check.tolerance for check in proof.verify(done)), by

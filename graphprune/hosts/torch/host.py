@@ -26,6 +26,7 @@ from ...ir.host import Array, Batch, Call
 from ..boundary import first_line, refusing
 from .edit import LITERALS, arguments, pointwise, set_argument, stored
 from .export import call_of, retrace, trace
+from .functional import Unsupported, functionalise
 from .gradients import differentiate
 from .lift import Reader, draws
 from .network import find, network
@@ -75,7 +76,12 @@ class TorchHost:
             raise ModelError(
                 "the exported program has no example inputs", "save it with the inputs it was exported with"
             )
-        return cls(network(module), pytree.tree_leaves(inputs))
+        example, made = pytree.tree_leaves(inputs), network(module)
+        try:
+            functionalise(made, example)
+        except Unsupported:  # torch's own way, in which norms and dropout no longer follow train()
+            made = network(exported.run_decompositions({}).module(check_guards=False))
+        return cls(made, example)
 
     @classmethod
     def load(cls, path: Path) -> TorchHost:
@@ -284,10 +290,10 @@ class TorchHost:
         return [to_numpy(x) for x in self._example if isinstance(x, torch.Tensor)]
 
     def inputs(self, batch: Batch) -> list[Any]:
-        """The flat inputs of the model with the tensors of ``batch`` in place."""
+        """The flat inputs of the model with copies of ``batch`` in place: a model may write into its inputs."""
         arrays = iter(batch)
         return [
-            torch.from_numpy(np.require(next(arrays), None, ["C", "W"])).to(x.device, x.dtype)
+            torch.from_numpy(np.array(next(arrays), order="C")).to(x.device, x.dtype)
             if isinstance(x, torch.Tensor)
             else x
             for x in self._example
