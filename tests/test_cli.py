@@ -330,6 +330,17 @@ def test_apply_gives_the_same_weights_to_the_last_bit(out: str, model: str, here
     assert left_behind(here) == {"out", Path(out).name}
 
 
+def test_apply_takes_other_weights_only_where_told(here: Path) -> None:
+    well("compile cli_nets:net --channels 0.5x --no-verify -o out")
+    plan = json.loads((here / "out/plan.json").read_text())
+    (here / "out/plan.json").write_text(json.dumps({**plan, "fingerprint": "sha256:" + "0" * 64}))
+    refused = run("apply out/plan.json cli_nets:net -o again.pt2")
+    assert refused.exit_code == 1 and "--allow-other-weights" in refused.stderr and left_behind(here) == {"out"}
+    result = well("apply out/plan.json cli_nets:net -o again --allow-other-weights")
+    assert "note: the plan was made from other weights" in result.stderr
+    assert json.loads((here / "again/plan.json").read_text()) == plan
+
+
 def test_apply_refuses_the_wrong_file_type(here: Path) -> None:
     well("compile cli_nets:net --channels 0.5x --no-verify -o out")
     result = run("apply out/plan.json cli_nets:net -o again.onnx")

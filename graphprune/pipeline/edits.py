@@ -136,7 +136,7 @@ class Reindex(Edit):
             inputs = ops[site.op].inputs if site.op in ops else ()
             value = inputs[site.operand] if site.operand < len(inputs) else None
             size = value.dims[site.axis].size if value is not None and site.axis < len(value.dims) else 0
-            if not size or (site.inner > 1 and (isinstance(size, str) or size % site.inner)):
+            if not isinstance(size, int) or not size or size % site.inner:  # or it is open
                 raise RecipeError(
                     f"the plan lets `{site.op}` choose along axis {site.axis} of operand {site.operand} in runs of "
                     f"{site.inner}, which this model does not have",

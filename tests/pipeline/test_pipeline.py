@@ -251,9 +251,16 @@ import graphprune_tiny
 
 program = gp.load(graphprune_tiny.Net().eval(), (torch.randn(2, 3, 4, 4),))
 print("groups", json.dumps({group.name: group.size for group in find_groups(program.graph)}))
-done = gp.run("group,score_by_position{reverse=true},mask{channels=0.5x},propagate", program)
+done = gp.run("group,score_by_position{reverse=true},mask{channels=0.5x},propagate,negate", program)
 print("keep", json.dumps(done.plan["steps"][0]["keep"]))
 print("error", max(check.error for check in gp.verify(done)))
+import tempfile
+from pathlib import Path
+from graphprune.pipeline.plan_file import write_plan
+folder = Path(tempfile.mkdtemp())
+write_plan(folder, done.plan)
+again = gp.apply(folder / "plan.json", program)
+print("edits", [edit.kind for edit in again.plan.edits], torch.equal(again.model.out.bias, -program.model.out.bias))
 from graphprune.backends.target import target
 made = target("tiny{shout=true}")
 print("target", made.text())
@@ -283,11 +290,12 @@ def python(code, *paths, **environment):
     return done.stdout
 
 
-def test_a_package_brings_a_pass_a_rule_and_a_target(plugin):
+def test_a_package_brings_passes_an_edit_a_rule_and_a_target(plugin):
     out = dict(line.split(" ", 1) for line in python(USE, plugin).strip().splitlines())
     assert out["groups"] == '{"conv": 5}'  # the rule of tiny::scale; without it, its channels are frozen
     assert out["keep"] == '{"conv": [2, 3, 4]}'
     assert float(out["error"]) <= 1e-12
+    assert out["edits"] == "['cut', 'negated'] True"
     assert out["target"] == "tiny{shout=true}"
 
 

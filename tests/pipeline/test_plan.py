@@ -54,7 +54,7 @@ def test_every_kind_of_edit_is_in_the_plan_and_reads_like_the_file():
     plan = made().plan
     assert [type(edit) for edit in plan.edits] == [Reindex, Cut, Correct, Rewrite]
     assert [step["edit"] for step in plan["steps"]] == ["reindex", "cut", "correct", "rewrite"]
-    assert [step["pass"].partition("{")[0] for step in plan["steps"]] == ["mask", "propagate", "compensate", "fold"]
+    assert [step["pass"].partition("{")[0] for step in plan["steps"]] == ["loosen", "propagate", "compensate", "fold"]
     assert set(plan) == {"parameters", "steps", "segments", "fingerprint"} == set(document()) - {"version"}
     assert plan.get("nothing") is None and "nothing" not in plan
     assert gp.load(nn.Linear(2, 2), torch.zeros(1, 2)).plan == {}
@@ -281,6 +281,7 @@ MAPPINGS = [  # (where, what is put there, what the error says)
     ((*SITE, 1), 7, "operand 7"),
     ((*SITE, 1), -1, r"reindex\[0\]\[1\]: -1"),
     ((*SITE, 2), 9, "along axis 9"),
+    (SITE, ["linear", 0, 0, 1, False], "along axis 0"),  # the batch, which is open
     ((*SITE, 2), 1.0, "1.0 is not a whole number"),
     ((*SITE, 3), 0, "0 is not a whole number from 1"),
     ((*SITE, 3), 7, "in runs of 7"),
