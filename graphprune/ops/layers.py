@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from math import prod
+
 from ..ir.graph import Op
 from .registry import rule
-from .wording import LETTERS, axes_of, because, per_channel, rank_of
+from .wording import LETTERS, axes_of, because, per_channel, rank_of, shape_of
 
 rule("linear", axes="... i, o i, o -> ... o")
 rule("batch_norm", axes="n c ~, c, c, c, c -> n c ~")
@@ -40,6 +42,22 @@ def conv_transpose(op: Op) -> str:
     """(x, weight, bias), ``groups``; the weight is input channels first."""
     batch, groups = _batch(op), op.attrs["groups"]
     return f"{batch} (g:{groups} i) ~, (g i) o ~, (g o) -> {batch} (g o) ~ | groups=g"
+
+
+@rule("deform_conv")
+def deform_conv(op: Op) -> str:
+    """(x, weight, bias, offset, mask), ``groups``, ``offset_groups``: a convolution that reads every tap
+    where the offset says, times the mask. Offsets are told apart (a pair a tap); those of one offset
+    group go with its input channels. Both kinds of groups at once are read where they are the same."""
+    taps = prod(int(n) for n in shape_of(op.inputs[1])[2:])
+    pairs, groups, places = taps * (rank_of(op.inputs[1]) - 2), op.attrs["groups"], op.attrs["offset_groups"]
+    if groups == 1 and places > 1:
+        return f"n (p:{places} i) ~, o (p i) ~, o, n (p _:{pairs}) ~, n (p _:{taps}) ~ -> n o ~ | offset_groups=p"
+    if places not in (1, groups):
+        return f"n _ ~, (_:{groups} o) _ ~, (_:{groups} o), n _ ~, n _ ~ -> n (_:{groups} o) ~"
+    offset, mask = ("_", "_") if places == 1 else (f"(g _:{pairs})", f"(g _:{taps})")
+    literals = "groups=g" if places == 1 else "groups=g offset_groups=g"
+    return f"n (g:{groups} i) ~, (g o) i ~, (g o), n {offset} ~, n {mask} ~ -> n (g o) ~ | {literals}"
 
 
 @rule("group_norm")

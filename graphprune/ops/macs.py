@@ -37,6 +37,12 @@ def convolution(op: Op, relation: Relation) -> Iterator[Product]:
     yield Product((*y[:channels], *y[channels + 1 :]), weight[1:], (y[channels],))
 
 
+def sampled(op: Op, relation: Relation) -> Iterator[Product]:
+    """As a convolution whose taps are first gathered from where they lie, and then multiplied."""
+    y, groups = op.outputs[0].dims, relation.dims.get("g") or Dim(op.attrs["groups"])
+    yield Product((y[0], *y[2:], groups), _there(op.inputs[1]).dims[1:], (relation.dims["o"],))
+
+
 def transposed(op: Op, relation: Relation) -> Iterator[Product]:
     """(x, weight (inputs, outputs of a group, taps...)): every input one product per tap and output."""
     x, weight = _there(op.inputs[0]).dims, _there(op.inputs[1]).dims

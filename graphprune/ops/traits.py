@@ -76,6 +76,7 @@ TRAITS: dict[str, Traits] = {
     "conv_transpose": Traits(macs.transposed, "conv", "written", absorbs=True, spatial=True),
     "fused_conv": _CONV,
     "integer_conv": _CONV,
+    "deform_conv": Traits(macs.sampled, "product", "written", spatial=True),
     "recurrent": PLAIN,
     # norms
     "batch_norm": Traits(zeros="scaled", elementwise=True, along=True, trained=3),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 
+import deform  # noqa: F401  (enters its networks)
 import nets
 import numpy as np
 import pytest

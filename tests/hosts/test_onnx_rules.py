@@ -415,6 +415,25 @@ NETS |= {
         {"w": (6, 4, 1, 1), "v": (7, 4, 1, 1), "u": (7, 6, 1, 1), "c": (7,), "w2": (5, 7, 1, 1)},
         [6, 7],
     ),
+    "deformable convolution": Net(
+        "a = Conv(x, w) o = Conv<pads=[1, 1, 1, 1]>(x, wo) b = DeformConv<pads=[1, 1, 1, 1]>(a, u, o, c)"
+        "y = Conv(b, w2)",
+        {"w": (6, 4, 1, 1), "wo": (18, 4, 3, 3), "u": (7, 6, 3, 3), "c": (7,), "w2": (5, 7, 1, 1)},
+        [6, 7],
+        frozen={"wo[0]": "tells its positions apart"},
+    ),
+    "deformable convolution in groups, with a mask": Net(
+        "a = Conv(x, w) o = Conv(x, wo) k = Conv(x, wm) m = Sigmoid(k)"
+        "b = DeformConv<group=2, offset_group=2>(a, u, o, , m) y = Conv(b, w2)",
+        {"w": (6, 4, 1, 1), "wo": (16, 4, 2, 2), "wm": (8, 4, 2, 2), "u": (8, 3, 2, 2), "w2": (5, 8, 1, 1)},
+        [2, 3, 4],
+        opset=22,
+    ),
+    "deformable convolution with offset groups": Net(
+        "a = Conv(x, w) o = Conv(x, wo) b = DeformConv<offset_group=3>(a, u, o) y = Conv(b, w2)",
+        {"w": (6, 4, 1, 1), "wo": (6, 4, 1, 1), "u": (7, 6, 1, 1), "w2": (5, 7, 1, 1)},
+        [2, 3, 7],
+    ),
     "fused matrix products": Net(
         "q = MatMul(x, wq) k = MatMul(x, wk) a = com.microsoft.FusedMatMul<transB=1, alpha=0.3>(q, k)"
         "m = Softmax<axis=-1>(a) v = MatMul(x, wv) o = MatMul(m, v) s = ReduceMean<keepdims=0>(o, ax)"
@@ -869,6 +888,7 @@ def test_float16_weights_are_cut_exactly() -> None:
             lambda s: s * 6 * 7 + s * 7 * 36 + s * s * (12 + 12) + s * 12 * 5,
         ),
         ("fused convolution with a sum", lambda s: 8 * 8 * (4 * 6 + 4 * 7 + 6 * 7 + 7 * 5)),
+        ("deformable convolution with offset groups", lambda s: 8 * 8 * (4 * 6 + 4 * 6 + 6 * 7 + 7 * 5)),
         ("fused matrix products", lambda s: s * 6 * (4 + 4 + 7) + s * s * (4 + 7) + 7 * 8 + 8 * 3),
     ],
 )

@@ -11,7 +11,7 @@ from ...errors import ModelError
 from ...ir.graph import Graph, Op, Value
 from ..boundary import DRAWN
 from .literal_tracking import Follower, Written
-from .node import RANDOM, Call, Reader, Reading, Unreadable, constant_tensor, standard
+from .node import RANDOM, Call, Reader, Reading, Unreadable, constant_tensor, plain_attributes, standard
 from .ops import MICROSOFT, ONNX
 from .ops_attention import ATTENTION, MICROSOFT_ATTENTION
 from .ops_fused import FUSED, OTHERS
@@ -87,7 +87,8 @@ class _Reader:
             assert node.inputs[0] is not None
             return "reindex", [self._value(node.inputs[0])], marked
         read = _TABLES.get("" if standard(node) else node.domain, {}).get(node.op_type)
-        name, attrs = node.op_type if standard(node) else f"{node.domain}.{node.op_type}", {}
+        name = node.op_type if standard(node) else f"{node.domain}.{node.op_type}"
+        attrs = plain_attributes(node)  # a plug-in's rule may know more of an unknown op
         if read is not None and self.flow.literal(node):
             operands = self._operands(node, slots(node))
             literals = [known(v, self.seen) if k in slots(node) and v else None for k, v in enumerate(node.inputs)]
@@ -106,8 +107,8 @@ class _Reader:
                     name, attrs = "opaque", {"why": error.args[0]}
         if standard(node) and node.op_type in RANDOM:
             name, attrs = "opaque", {"why": DRAWN, "draws": True}
-        values = [v for v in [*node.inputs, *captured(node, self.flow.inside)] if v is not None]
-        return name, [self._value(v) for v in values], attrs
+        values = [*node.inputs, *captured(node, self.flow.inside)]
+        return name, [None if v is None else self._value(v) for v in values], attrs
 
     def _wanted(self, readings: dict[ir.Node, Reading]) -> set[str]:
         """The values that flow into something: the other constants and sizes are left out."""

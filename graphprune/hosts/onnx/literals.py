@@ -33,6 +33,8 @@ class Literals:
             ("conv_transpose", "groups"): self._groups,
             ("fused_conv", "groups"): self._groups,
             ("integer_conv", "groups"): self._groups,
+            ("deform_conv", "groups"): self._groups,
+            ("deform_conv", "offset_groups"): lambda v: self._integer("offset_group", v[0]),
             ("group_norm", "groups"): self._groups,
             ("attention", "scale"): self._scale,
             ("multi_head_attention", "scale"): self._scale,

@@ -105,6 +105,12 @@ def standard(node: ir.Node) -> bool:
     return node.domain in ("", "ai.onnx")
 
 
+def plain_attributes(node: ir.Node) -> dict[str, Any]:
+    """A node's attributes that are numbers, texts, or lists of them."""
+    kinds = {ir.AttributeType[name] for name in ("FLOAT", "INT", "STRING", "FLOATS", "INTS", "STRINGS")}
+    return {a.name: a.value for a in node.attributes.values() if not a.is_ref() and a.type in kinds}
+
+
 def constant_tensor(value: ir.Value) -> ir.TensorProtocol | None:
     """The tensor of an initializer or of a Constant node's output, else None."""
     if value.is_initializer():

@@ -59,6 +59,11 @@ def _conv(c: Call) -> Reading:
     return "conv", [c.input(0), c.input(1), c.input(2)], {"groups": c.attr("group", 1), **_windows(c)}
 
 
+def _deform_conv(c: Call) -> Reading:
+    attrs = {"groups": c.attr("group", 1), "offset_groups": c.attr("offset_group", 1)}
+    return "deform_conv", [c.input(k) for k in (0, 1, 3, 2, 4)], attrs
+
+
 def _windows(c: Call) -> dict[str, Any]:
     """Where a convolution's windows lie: ``stride`` and ``dilation`` per spatial axis, ``pads`` before
     and after each (None: it depends on a size that is not known)."""
@@ -121,6 +126,7 @@ def _einsum(c: Call) -> Reading:
 
 
 _enter("Conv", _conv)
+_enter("DeformConv", _deform_conv)
 _enter(
     "ConvTranspose",
     lambda c: ("conv_transpose", [c.input(0), c.input(1), c.input(2)], {"groups": c.attr("group", 1)}),

@@ -111,6 +111,8 @@ def _scale(node: fx.Node, value: float) -> None:
 LITERALS: dict[tuple[str, str], Callable[[fx.Node, Any], None]] = {
     ("conv", "groups"): _groups,
     ("conv_transpose", "groups"): _groups,
+    ("deform_conv", "groups"): _groups,
+    ("deform_conv", "offset_groups"): lambda node, value: set_argument(node, "offset_groups", value[0]),
     ("group_norm", "groups"): _groups,
     ("reshape", "shape"): _shape,
     ("expand", "shape"): _shape,

@@ -104,14 +104,14 @@ class Reader:
         if MARK in node.meta:
             return "reindex", [node.args[0]], dict(node.meta[MARK])
         schema = getattr(node.target, "_schema", None)
-        if schema is None or not schema.name.startswith("aten::"):
+        if schema is None:
             return str(node.target), None, {}
         name = schema.name.removeprefix("aten::")
         read = ATEN.get(f"{name}.{schema.overload_name}") or ATEN.get(name)
         if read is None and draws(node):
             return "opaque", node.all_input_nodes, {"why": DRAWN, "draws": True}
         if read is None:
-            return str(node.target), None, {}
+            return _as_given(node)
         kind, nodes, attrs = read(arguments(node))
         if kind == "prelu" and nodes[1].meta["val"].numel() == 1:
             kind = "pointwise"  # one slope for all channels
@@ -123,6 +123,24 @@ class Reader:
 def draws(node: fx.Node) -> bool:
     """Whether a node draws random numbers."""
     return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def _as_given(node: fx.Node) -> tuple[str, list[Any] | None, dict[str, Any]]:
+    """An op that nothing here reads, as its schema has it: tensors are operands (None: absent), the rest are
+    attributes. A plug-in's rule may know more."""
+    nodes: list[Any] = []
+    attrs: dict[str, Any] = {}
+    given = arguments(node)
+    for argument in node.target._schema.arguments:  # type: ignore[union-attr]
+        value = given[argument.name]
+        if "Tensor" not in str(argument.type):
+            attrs[argument.name] = fx.node.map_arg(value, lambda n: str(n.meta.get("val")))
+        elif isinstance(value, (list, tuple)):
+            nodes += value
+        else:
+            nodes.append(value)
+    known = all(v in nodes for v in node.all_input_nodes if isinstance(v.meta.get("val"), torch.Tensor))
+    return str(node.target), nodes if known else None, attrs
 
 
 def _concrete(kind: str, node: fx.Node, attrs: dict[str, Any]) -> dict[str, Any]:

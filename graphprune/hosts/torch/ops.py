@@ -78,6 +78,14 @@ _enter(
         {"groups": a["groups"]} if a["transposed"] else {"groups": a["groups"], **_windows(a)},
     ),
 )
+_enter(
+    "torchvision::deform_conv2d",
+    lambda a: (
+        "deform_conv",
+        [a["input"], a["weight"], a["bias"], a["offset"], a["mask"] if a["use_mask"] else None],
+        {"groups": a["groups"], "offset_groups": a["offset_groups"]},
+    ),
+)
 _enter("linear", lambda a: ("linear", [a["input"], a["weight"], a["bias"]], {}))
 _enter(
     "addmm",
