@@ -10,6 +10,7 @@ from math import prod
 from typing import Any
 
 from ..axes.dim import LEAF, Dim, Size, count, find
+from ..errors import ShapeError
 from ..ir.graph import Graph, Op
 from ..ir.host import Host
 from ..ops.macs import Product
@@ -24,7 +25,7 @@ class Cost:
 
     unit: str
     terms: tuple[Term, ...]
-    sizes: Mapping[str, int]  # what the dynamic symbols were in the example
+    sizes: Mapping[str, int]  # what open sizes come to on the example: Host.sizes
     scale: float = 1.0
 
     def __call__(self, kept: Mapping[Dim, float] | None = None) -> float:
@@ -34,19 +35,18 @@ class Cost:
 
         def length(dim: Dim) -> float:
             if id(dim) not in done:
-                done[id(dim)] = self._length(dim, kept)
+                done[id(dim)] = length_of(dim, kept, self.sizes)
             return done[id(dim)]
 
         return self.scale * sum(prod(map(length, map(find, term))) for term in self.terms)
 
-    def _length(self, dim: Dim, kept: Mapping[Dim, float]) -> float:
-        if dim.kind == LEAF and dim in kept:
-            return kept[dim]
-        if isinstance(dim.size, str):
-            return evaluate(dim.size, self.sizes)
-        if dim.kind == LEAF:
-            return dim.size
-        return count(dim, lambda leaf: kept[leaf] if leaf in kept else evaluate(leaf.size, self.sizes))
+
+def length_of(dim: Dim, kept: Mapping[Dim, Any], sizes: Mapping[str, int]) -> Any:
+    """How many positions an axis has when each leaf in ``kept`` has that many: arrays where ``kept`` has."""
+    dim = find(dim)
+    if dim.kind != LEAF:
+        return count(dim, lambda leaf: kept[leaf] if leaf in kept else evaluate(leaf.size, sizes))
+    return kept[dim] if dim in kept else evaluate(dim.size, sizes)
 
 
 def params(graph: Graph, host: Host) -> Cost:
@@ -55,7 +55,7 @@ def params(graph: Graph, host: Host) -> Cost:
     for op in graph.ops:
         used.update(dict.fromkeys(value.name for value in op.inputs[: traits(op).trained] if value is not None))
     terms = [v.dims for v in graph.parameters.values() if v.name in used and "float" in v.dtype]
-    return Cost("parameters", tuple(terms), symbols(graph, host))
+    return Cost("parameters", tuple(terms), host.sizes())
 
 
 def macs(graph: Graph, host: Host) -> Cost:
@@ -63,7 +63,7 @@ def macs(graph: Graph, host: Host) -> Cost:
     example = host.example()
     batch = example[0].shape[0] if example and example[0].ndim else 1
     terms = [(*one.rows, *one.outer, *one.inner) for op in graph.ops for one in products(op, graph)]
-    return Cost("MACs", tuple(terms), symbols(graph, host), 1 / batch)
+    return Cost("MACs", tuple(terms), host.sizes(), 1 / batch)
 
 
 def products(op: Op, graph: Graph) -> Iterator[Product]:
@@ -107,20 +107,10 @@ def memory(graph: Graph, host: Host) -> Peak:
         for position in range(len(graph.ops))
     )
     sizes = tuple(_BYTES.get(value.dtype, 4) for value in values)
-    return Peak("bytes", tuple(value.dims for value in values), symbols(graph, host), 1 / batch, moments, sizes)
+    return Peak("bytes", tuple(value.dims for value in values), host.sizes(), 1 / batch, moments, sizes)
 
 
 _BYTES = {"float64": 8, "int64": 8, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1, "bool": 1}
-
-
-def symbols(graph: Graph, host: Host) -> dict[str, int]:
-    """Each dynamic symbol's size in the host's example inputs."""
-    found: dict[str, int] = {}
-    for value, array in zip(graph.inputs, host.example(), strict=True):
-        for size, actual in zip(value.shape or (), array.shape, strict=True):
-            if isinstance(size, str):
-                found[size] = int(actual)
-    return found
 
 
 _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
@@ -133,13 +123,19 @@ _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
 
 
 def evaluate(size: Size, sizes: Mapping[str, int]) -> int:
-    """A dynamic size in numbers; 1 where its symbols are not known."""
+    """A size in numbers, given what open sizes come to: one of them, or put together of them. Raises ShapeError
+    where that is not known."""
     if isinstance(size, int):
         return size
+    if size in sizes:
+        return sizes[size]
     try:
         return int(_number(ast.parse(size, mode="eval").body, sizes))
-    except (SyntaxError, KeyError, TypeError):
-        return 1
+    except (SyntaxError, KeyError, TypeError) as error:
+        raise ShapeError(
+            f"nobody knows what the open size `{size}` comes to; known are {', '.join(sorted(sizes)) or 'none'}",
+            "this is a fault of graphprune: please report it with the model",
+        ) from error
 
 
 def _number(node: ast.expr, sizes: Mapping[str, int]) -> int:

@@ -146,6 +146,7 @@ def describe(
         "host": program.host.kind,
         "before": _side(source, "before", measured),
         "after": _side(program, "after", measured),
+        "sizes": _sizes(source),
         "groups": [
             {
                 "name": group.name,
@@ -187,6 +188,12 @@ def _options(program: Program) -> dict[str, Any]:
         "normalised": options.get("normalised", False),
         "freeze": [p for p in options.get("freeze", "").split("|") if p],
     }
+
+
+def _sizes(program: Program) -> dict[str, list[int]]:
+    """The shapes of the inputs at which MACs are counted and latencies taken: those of the example."""
+    pairs = zip(program.graph.inputs, program.host.example(), strict=True)
+    return {value.name: list(map(int, array.shape)) for value, array in pairs}
 
 
 def _side(program: Program, side: str, measured: dict[str, dict[str, Latency]]) -> dict[str, Any]:

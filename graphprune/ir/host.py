@@ -105,6 +105,9 @@ class Host(Protocol):
         per parameter, v * (H v) entry by entry, H the Hessian. Raises GraphpruneError on a host that has
         no gradients."""
 
+    def sizes(self) -> Mapping[str, int]:
+        """What every open size of the graph's values, as their shapes spell it, comes to on the example."""
+
     def shapes(self) -> dict[str, tuple[Size, ...]]:
         """Every value's shape, inferred anew. Raises ShapeError naming the op that disagrees."""
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..axes.dim import Dim, find, leaves
 from ..axes.index import Index, Indices, shares
-from ..cost.static import Cost, symbols
+from ..cost.static import Cost
 from ..ir.facts import Group, Groups, Scores
 from ..ir.graph import Graph, Op, Site
 from ..ir.program import Program
@@ -32,7 +32,7 @@ def unopened(program: Program, *, writers: bool = False) -> tuple[Site, ...]:
     opened = {op.attrs["fills"] for op in reindexes(graph)}
     sites: list[Site] = []
     if False not in opened:
-        sites += reader_sites(graph, groups, symbols(graph, program.host))
+        sites += reader_sites(graph, groups, program.host.sizes())
     if writers and True not in opened:
         sites += writer_sites(graph, groups)
     return tuple(dict.fromkeys(sites))

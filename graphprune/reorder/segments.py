@@ -10,7 +10,7 @@ import numpy as np
 
 from ..axes.dim import PRODUCT, Dim, find, terms
 from ..axes.index import Index, Indices
-from ..cost.static import evaluate, symbols
+from ..cost.static import evaluate
 from ..ir.facts import Group, Groups
 from ..ir.graph import Op, Value
 from ..ir.program import Program
@@ -93,7 +93,7 @@ class Segments:
 
     @cached_property
     def takers(self) -> tuple[Taker, ...]:
-        sizes = symbols(self.program.graph, self.program.host)
+        sizes = self.program.host.sizes()
         return tuple(self._taker(op, sizes) for op in reindexes(self.program.graph))
 
     def _taker(self, op: Op, sizes: Mapping[str, int]) -> Taker:

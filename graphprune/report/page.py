@@ -125,6 +125,12 @@ def targeted(report: Report) -> list[str]:
     ]
 
 
+def counted(report: Report) -> list[str]:
+    """At which sizes of the inputs MACs were counted, in one sentence; nothing in reports that do not say."""
+    inputs = [f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in report.get("sizes", {}).items()]
+    return [f"MACs are those of one sample, counted at the example's sizes: {', '.join(inputs)}."] if inputs else []
+
+
 def verified(report: Report) -> str:
     """One sentence on the verification, with its numbers."""
     proof = report["verification"]
@@ -169,7 +175,9 @@ def table(report: Report) -> str:
         for line in lines
     ]
     auto = [f"Recipe: auto, which is {report['recipe']}"] if report.get("auto") else []
-    return "\n".join([*(line.rstrip() for line in text), "", *auto, *targeted(report), verified(report)])
+    return "\n".join(
+        [*(line.rstrip() for line in text), "", *auto, *counted(report), *targeted(report), verified(report)]
+    )
 
 
 # ---- for a browser -------------------------------------------------------------------------------
@@ -196,6 +204,7 @@ def render(report: Report) -> str:
         verdict=verdict(report),
         verified=verified(report),
         targeted=targeted(report),
+        counted=counted(report),
         ops=_op_bars(report),
         command=command(report),
         groups=_groups(report["groups"]),

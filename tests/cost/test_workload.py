@@ -19,7 +19,7 @@ def test_products_are_keyed_by_what_they_multiply(name):
     keyed = {}
     for work in works(graph, host):
         if work.family.kind == "product":
-            keyed[work.op] = keyed.get(work.op, 0) + prod(work.widths({}, {})[:2]) * work.family.sizes[0]
+            keyed[work.op] = keyed.get(work.op, 0) + prod(work.widths({}, host.sizes())[:2]) * work.family.sizes[0]
     batch = host.example()[0].shape[0]
     assert sum(keyed.values()) == costs.macs(graph, host)() * batch
     assert set(keyed) >= {op.name for op in graph.ops if op.kind in ("einsum", "attention", "linear", "matmul")}

@@ -25,7 +25,6 @@ from graphprune.cost.latency.model import LatencyModel, points
 from graphprune.cost.latency.table import Surface, Table, grid
 from graphprune.cost.latency.tabulated import Sheet
 from graphprune.cost.latency.workload import Family, works
-from graphprune.cost.static import symbols
 from graphprune.driver.latency_search import recorded, to_latency
 from graphprune.errors import BudgetError, DataError, RecipeError, TargetError
 from graphprune.ir.facts import Groups, Latency, Scores
@@ -114,7 +113,7 @@ def alone(program: Program) -> float:
     """The sum over ops, as ``Known`` has it, of a program as it is."""
     total = 0.0
     for work in works(program.graph, program.host):
-        inner, outer, times = work.widths({}, {})
+        inner, outer, times = work.widths({}, program.host.sizes())
         total += seconds_of(work.family, inner, outer) * times
     return total
 
@@ -141,7 +140,7 @@ def recipe(budget: str, grain: int = 16) -> Recipe:
 
 def test_the_workloads_of_a_network(program: Program) -> None:
     found = {work.op: work for work in works(program.graph, program.host) if work.family.kind != "stream"}
-    text = {name: (work.family.text(), *work.widths({}, {})[:2]) for name, work in found.items()}
+    text = {name: (work.family.text(), *work.widths({}, program.host.sizes())[:2]) for name, work in found.items()}
     assert list(text.values()) == [
         ("conv 1 1 32 3 2 32 3 2 float32", 3, 64),
         ("conv 1 0 16 5 1 16 5 1 float32", 64, 1),
@@ -278,7 +277,7 @@ def test_the_sheet_says_what_the_widths_of_every_op_say(name: str) -> None:
     """Against every op evaluated by itself: concats, products of groups, axes in several ops, from any state."""
     scored = run(Recipe.parse("group"), nets.program(name))
     rng, groups = np.random.default_rng(0), scored.fact(Groups)
-    found, sizes = works(scored.graph, scored.host), symbols(scored.graph, scored.host)
+    found, sizes = works(scored.graph, scored.host), scored.host.sizes()
     surfaces: dict[Family, Any] = {
         work.family: lambda inner, outer, k=k: np.sqrt(k + inner * outer) + outer for k, work in enumerate(found)
     }

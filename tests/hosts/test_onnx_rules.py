@@ -903,7 +903,7 @@ def priced(program: Program) -> int:
     """The multiply-accumulates that a latency budget knows of; kernels are 1 x 1 here."""
     total = 0
     for work in works(program.graph, program.host):
-        inner, outer, _ = work.widths({}, costs.symbols(program.graph, program.host))
+        inner, outer, _ = work.widths({}, program.host.sizes())
         sizes = work.family.sizes
         if work.family.kind != "stream":
             total += inner * outer * (sizes[0] if work.family.kind == "product" else prod((sizes[0], *sizes[2::3])))

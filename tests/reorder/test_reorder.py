@@ -231,7 +231,7 @@ def test_extra_channels_cost_what_the_latency_table_says(slope):
     found = tuple(works(program.graph, program.host))
     surfaces = {work.family: lambda inner, outer: 1.0 + slope * inner * outer for work in found}
     dims = {group.name: group.dim for group in program.fact(Groups)}
-    model = LatencyModel(Sheet(found, surfaces, dims, costs.symbols(program.graph, program.host)), 1.0, "a table")
+    model = LatencyModel(Sheet(found, surfaces, dims, program.host.sizes()), 1.0, "a table")
     done = gp.run(gp.Recipe((Reorder(target="onnx"), Propagate())), program.learn(model))
     hows = {taker["how"] for one in done.plan["segments"] for taker in one["takers"]} - {"all"}
     assert hows and hows <= ({"view", "gather"} if slope else {"widen", "constrain"})

@@ -43,6 +43,7 @@ REPORT: dict[str, Any] = {
         "latency_ms": latency(0.512, 0.022, "onnx"),
         "per_target": {"onnx": latency(0.512, 0.022, "onnx"), "tvm": latency(1.401, 0.094, "tvm")},
     },
+    "sizes": {"image": [2, 3, 32, 32], "step": []},
     "groups": [
         {
             "name": "stem.conv",
@@ -163,6 +164,7 @@ class Page(HTMLParser):
         "98.06%",
         "-1.11 pt",
         "360 held-out digits",
+        "MACs are those of one sample, counted at the example's sizes: image 2x3x32x32, step scalar.",
     ],
 )
 def test_the_page_shows(shown: str) -> None:
@@ -261,6 +263,7 @@ def test_table_is_exact() -> None:
         f"latency, onnx  0.842 ms  0.512 ms     0.61x   {spread} 0.031 ms and 0.022 ms",
         f"latency, tvm    2.31 ms   1.40 ms     0.61x   {spread} 0.125 ms and 0.094 ms",
         "",
+        "MACs are those of one sample, counted at the example's sizes: image 2x3x32x32, step scalar.",
         "Computes what the masked model computes: float64, relative error 3.1e-15, tolerance 1e-12.",
     ]
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from math import prod
 from typing import Any
 
-from ...cost.static import evaluate, symbols
+from ...cost.static import evaluate
 from ...ir.graph import Graph
 from ...ir.host import Host
 from ...ops.traits import traits
@@ -53,7 +53,7 @@ def kernel_times(machine: Any, run: Callable[[], object]) -> Times:
 def by_op(graph: Graph, host: Host, times: Times) -> dict[str, float]:
     """Milliseconds of every convolution and product, whatever was fused to it. Kernels do not say what they came
     from: those that write as many numbers come in the graph's order, if they are as many as the ops."""
-    heads, kernels, sizes = _by_size(), _by_size(), symbols(graph, host)
+    heads, kernels, sizes = _by_size(), _by_size(), host.sizes()
     for op in graph.ops:
         if traits(op).latency in ("conv", "product") and not op.outputs[0].constant:
             heads[prod(evaluate(n, sizes) for n in op.outputs[0].shape or ())].append(op.name)

@@ -15,7 +15,6 @@ from ...errors import BudgetError
 from ...ir.facts import Groups
 from ...ir.graph import Graph
 from ...ir.host import Host
-from ..static import symbols
 from .table import Point, Table, grid
 from .tabulated import Counts, Sheet
 from .workload import Family, Widths, works
@@ -45,7 +44,7 @@ class LatencyModel:
         Raises DataError where a family is missing."""
         found = works(graph, host)
         surfaces = {work.family: table.surface(work.family) for work in found}
-        made = cls(Sheet(found, surfaces, {g.name: g.dim for g in groups}, symbols(graph, host)), 0.0, target)
+        made = cls(Sheet(found, surfaces, {g.name: g.dim for g in groups}, host.sizes()), 0.0, target)
         whole = made.sum({}) if whole_ms is None else whole_ms
         return replace(made, whole_ms=whole, scale=whole / made.sum({}))
 
@@ -107,7 +106,7 @@ def budget(text: str) -> tuple[float, str]:
 
 def points(graph: Graph, host: Host, groups: Groups, menus: Menus, grain: int) -> list[Point]:
     """What a table must hold for a search over ``menus``."""
-    sizes = symbols(graph, host)
+    sizes = host.sizes()
     least = {group.dim: min(menus[group.name]) for group in groups}
     ranges: dict[Family, list[tuple[Widths, Widths]]] = {}
     for work in works(graph, host):

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from ...axes.dim import Dim, count
+from ...axes.dim import Dim
 from ...ir.graph import Graph, Op, Value
 from ...ir.host import Host
 from ...ops.macs import Product
 from ...ops.traits import traits
-from ..static import evaluate, products, symbols
+from ..static import length_of, products
 
 Widths = tuple[int, int]
 
@@ -61,23 +61,17 @@ class Work:
         """Inner width, outer width and repetitions; arrays where ``kept`` holds arrays."""
 
         def length(dims: tuple[Dim, ...]) -> Any:
-            return prod(_length(dim, kept, sizes) for dim in dims)
+            return prod(length_of(dim, kept, sizes) for dim in dims)
 
         if self.family.kind == "stream":
             return 1, sum(map(length, self.streams)) / 1000, 1
         return length(self.inner), length(self.outer), length(self.times) / self.per
 
 
-def _length(dim: Dim, kept: Mapping[Dim, Any], sizes: Mapping[str, int]) -> Any:
-    if isinstance(dim.size, str):
-        return evaluate(dim.size, sizes)
-    return count(dim, lambda leaf: kept[leaf] if leaf in kept else evaluate(leaf.size, sizes))
-
-
 def works(graph: Graph, host: Host) -> list[Work]:
     """Every op that takes time of its own. Element-wise ops on what one conv or product makes for them
     alone are part of it, as compilers fuse them."""
-    sizes, fused = symbols(graph, host), _fused(graph)
+    sizes, fused = host.sizes(), _fused(graph)
     out: list[Work] = []
     for op in graph.ops:
         if op.name not in fused and op.outputs and not op.outputs[0].constant and op.outputs[0].shape is not None:
@@ -114,7 +108,7 @@ def _read_once(graph: Graph, value: Value) -> bool:
 
 
 def _numbers(dims: tuple[Dim, ...], sizes: Mapping[str, int]) -> list[int]:
-    return [int(_length(dim, {}, sizes)) for dim in dims]
+    return [int(length_of(dim, {}, sizes)) for dim in dims]
 
 
 def _conv(op: Op, sizes: Mapping[str, int]) -> Work:

@@ -285,6 +285,9 @@ class OnnxHost:
             "an ONNX model has no gradients", "score{by=obs} or {by=wifv} with data alone, or load the torch module"
         )
 
+    def sizes(self) -> Mapping[str, int]:
+        return self._look().sizes
+
     def shapes(self) -> dict[str, tuple[Size, ...]]:
         return {name: shape for name, shape in self._look().shapes.items() if shape is not None}
 

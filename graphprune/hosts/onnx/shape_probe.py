@@ -26,7 +26,8 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class Seen:
-    """What running a model showed: every tensor's shape, small tensors' values, open sizes' examples."""
+    """What running a model showed: every tensor's shape, small tensors' values, and what open sizes came to
+    on the first inputs, by what shapes call them."""
 
     shapes: Mapping[str, tuple[Size, ...] | None]
     literals: Mapping[str, Literal]
@@ -59,7 +60,7 @@ class Watcher:
             else:
                 shapes[name] = tuple(namer(v) for v in zip(shape, *(o for o in others if o is not None), strict=True))
         literals = {name: _steady(first, runs, name) for name in first.small}
-        return Seen(shapes, literals, _dtypes(self.session.proto), base)
+        return Seen(shapes, literals, _dtypes(self.session.proto), namer.numbers)
 
     def _start(self) -> tuple[dict[str, int], _Run]:
         failure: GraphpruneError | None = None
@@ -180,24 +181,31 @@ def _steady(first: _Run, runs: Sequence[_Run], name: str) -> Literal:
 
 
 class _Namer:
-    """Names a size by how it moved: a number, ``s``, ``k*s``, ``k*s*t``, or a name of its own."""
+    """Names a size by how it moved: a number, ``s``, ``k*s``, ``k*s*t``, or a name of its own. ``numbers``: what
+    each name came to first."""
 
     def __init__(self, symbols: Sequence[str], base: Sequence[int], changed: Sequence[int]) -> None:
         self.symbols, self.base, self.changed = symbols, base, changed
         self.opaque: dict[tuple[int, ...], str] = {}
+        self.numbers: dict[str, int] = {}
 
     def __call__(self, sizes: tuple[int, ...]) -> Size:
         first, *others = sizes
         moved = [k for k, size in enumerate(others) if size != first]
         if not moved:
             return first
+        name = self._name(first, others, moved)
+        self.numbers[name] = first
+        return name
+
+    def _name(self, first: int, others: Sequence[int], moved: Sequence[int]) -> str:
         factor, rest = divmod(first, prod(self.base[k] for k in moved))
         exact = not rest and all(
             others[k] == factor * prod(self.changed[j] if j == k else self.base[j] for j in moved) for k in moved
         )
         if exact:
             return "*".join([*([str(factor)] if factor > 1 else []), *sorted(self.symbols[k] for k in moved)])
-        return self.opaque.setdefault(sizes, f"dyn{len(self.opaque) + 1}")
+        return self.opaque.setdefault((first, *others), f"dyn{len(self.opaque) + 1}")
 
 
 def _dtypes(proto: onnx.ModelProto) -> dict[str, str]:

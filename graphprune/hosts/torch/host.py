@@ -30,6 +30,7 @@ from .functional import Unsupported, functionalise
 from .gradients import differentiate
 from .lift import Reader, draws
 from .network import find, network
+from .open_sizes import open_sizes
 from .reindex import build, insert
 from .run import Shapes, to_numpy
 from .run import outputs as drawn_outputs
@@ -50,6 +51,7 @@ class TorchHost:
     def __init__(self, model: fx.GraphModule, example: Sequence[Any]) -> None:
         self._module = model
         self._example = list(example)
+        self._sizes: Mapping[str, int] | None = None
         self._stale = False  # the graph was edited since its code was made
         self._borrowed: set[int] = set()  # tensors shared with the host this is a copy of
 
@@ -321,7 +323,14 @@ class TorchHost:
     def call_arguments(self, batch: Batch) -> Call:
         return call_of(self.model, self.inputs(batch))
 
+    def sizes(self) -> Mapping[str, int]:
+        if self._sizes is None:
+            with refusing("the model cannot be run"):
+                self._sizes = open_sizes(self._module, self._example)
+        return self._sizes
+
     def shapes(self) -> dict[str, tuple[Size, ...]]:
+        self._sizes = None
         Shapes(self.model, self._example).infer()
         return {value.name: value.shape for value in Reader(self.model).graph().values() if value.shape is not None}
 

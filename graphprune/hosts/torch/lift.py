@@ -20,7 +20,8 @@ from .reindex import MARK
 _IGNORED = ("_assert", "sym_constrain_range")
 
 
-def _size(n: Any) -> Size:
+def spelled(n: Any) -> Size:
+    """A size as shapes of the thin graph spell it."""
     text = str(n).replace(" ", "")  # a symbol that torch.export found to be fixed is a number too
     return int(text) if text.isdigit() else text
 
@@ -58,7 +59,7 @@ class Reader:
         return Graph(ops, inputs, outputs, parameters)
 
     def _value(self, name: str, val: Any, constant: bool = False) -> Value:
-        return Value(name, tuple(map(_size, val.shape)), str(val.dtype).removeprefix("torch."), constant)
+        return Value(name, tuple(map(spelled, val.shape)), str(val.dtype).removeprefix("torch."), constant)
 
     def _all(self, node: fx.Node) -> list[Value]:
         value = self.values.get(node)
@@ -167,7 +168,7 @@ def _concrete(kind: str, node: fx.Node, attrs: dict[str, Any]) -> dict[str, Any]
     if kind == "slice":
         return {key: [_number(v) for v in value] for key, value in attrs.items()}
     if kind == "repeat":  # by a dynamic size: its spelling
-        return {"repeats": [n if isinstance(n, int) else str(n.meta["val"]) for n in attrs["repeats"]]}
+        return {"repeats": [n if isinstance(n, int) else str(spelled(n.meta["val"])) for n in attrs["repeats"]]}
     return attrs
 
 
