@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from ..ir.facts import Keep
 from ..ir.program import Program
 from ..pipeline.correction import Correct
+from .left_out import left_out
 from .lsq import least_squares
 from .mean import means
 from .no_worse import no_worse
@@ -22,4 +23,4 @@ METHODS: Mapping[str, Callable[[Program, Keep], Correct]] = {
 NEVER_WORSE = frozenset(("lsq", "mean"))
 """The methods of which no more is used than brings the outputs nearer on the calibration data: see no_worse."""
 
-__all__ = ["METHODS", "NEVER_WORSE", "no_worse"]
+__all__ = ["METHODS", "NEVER_WORSE", "left_out", "no_worse"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..compensation import METHODS, NEVER_WORSE, no_worse
+from ..compensation import METHODS, NEVER_WORSE, left_out, no_worse
 from ..errors import RecipeError, nearest
 from ..ir.program import Program
 from ..pipeline.base import Pass
@@ -43,5 +43,5 @@ class Compensate(Pass):
         notes = []
         if self.by in NEVER_WORSE:
             correction, said = no_worse(program, correction)
-            notes = [said] if said else []
+            notes = [note for note in (said, left_out(program, cuts[0].fact())) if note]
         return correction.apply(program).note(*notes)

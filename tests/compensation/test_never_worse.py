@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import nets
 import numpy as np
 import pytest
 import torch
@@ -129,6 +130,30 @@ def test_of_a_correction_that_harms_no_more_is_used_than_helps():
     assert error(none.apply(cut), program) == error(cut, program)
     broken, _ = no_worse(cut, bias(gap * np.nan))
     assert not broken
+
+
+class Products(nn.Module):
+    """Channels that an einsum and a weight on the left read, beside a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 4)
+        self.e, self.w = nn.Parameter(torch.zeros(8, 5)), nn.Parameter(torch.zeros(3, 8))
+
+    def forward(self, x):
+        v = F.relu(self.a(x))
+        return torch.einsum("ntc,co->nto", v, self.e), self.w @ v.transpose(1, 2), self.b(v)
+
+
+def test_what_cannot_be_fitted_is_named():
+    program = load(nets.randomise(Products()), (6, 4), 20)
+    for by in ("lsq", "mean"):
+        done = do(f"{CUT},compensate{{by={by}}}", program)
+        note = next(note for note in done.notes if "cannot fit" in note)
+        assert "einsum (einsum), matmul (matmul)" in note and "linear" not in note
+        assert all(check.error <= check.tolerance for check in proof.verify(done))
+    plain = do(f"{CUT},compensate", load(Mixer(), (12, 3), 20))
+    assert not [note for note in plain.notes if "cannot fit" in note]
 
 
 # ---- random small networks -------------------------------------------------------------------------------
