@@ -19,6 +19,9 @@ from torch import nn
 import graphprune as gp
 from graphprune.backends import target
 from graphprune.backends.boards import Board, board, boards, read
+from graphprune.backends.edge import c_writer
+from graphprune.backends.edge.c_writer import MOST_ARGUMENTS, MOST_BUFFERS, check
+from graphprune.backends.edge.call_sequence import Buffer, Plan
 from graphprune.backends.edge.target import Edge
 from graphprune.backends.onnxruntime.target import Onnx
 from graphprune.cli import main
@@ -121,10 +124,58 @@ def test_build_sh_builds_what_was_not_linked(net: Program, tmp_path: Path) -> No
         ["sh", "build.sh"],
         cwd=tmp_path,
         check=True,
-        env={"PATH": "/usr/bin:/bin", "CFLAGS": "-O1 -Wall -Wno-unused -Werror"},
+        env={"PATH": "/usr/bin:/bin", "CFLAGS": "-O1 -pedantic -Wall -Wextra -Werror"},
     )
     batch = net.host.example()
     assert error(target("c").load(tmp_path / "libmodel.so").run(batch), Onnx().run(net, batch)) <= TOLERANCE
+
+
+def test_the_header_is_cpp_too(made: Made, tmp_path: Path) -> None:
+    if not shutil.which("g++"):
+        pytest.skip("no g++")
+    (tmp_path / "use.cc").write_text('#include "model.h"\nint main() { return model.input_count != 1; }\n')
+    folder = made("c")[1].parent
+    flags = ["-std=c++11", "-pedantic", "-Wall", "-Wextra", "-Werror", f"-I{folder}"]
+    subprocess.run(["g++", *flags, "-c", tmp_path / "use.cc", "-o", tmp_path / "use.o"], check=True)
+
+
+def test_damaged_weights_and_what_is_no_file_are_refused(net: Program, made: Made, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(made("c")[1].parent, folder)
+    net.host.example()[0].tofile(tmp_path / "x.bin")
+
+    def run(given: Path) -> tuple[int, str]:
+        """Started through the PATH: the program's own name has no slash."""
+        done = subprocess.run(
+            ["run", str(tmp_path), str(given)], executable=folder / "run", capture_output=True, text=True, cwd=tmp_path
+        )
+        return done.returncode, done.stderr
+
+    assert run(tmp_path / "x.bin") == (0, "")
+    assert run(tmp_path) == (1, f"{tmp_path}: not a regular file\n")
+    weights = bytearray((folder / "weights.bin").read_bytes())
+    weights[len(weights) // 2] ^= 1
+    (folder / "weights.bin").write_bytes(weights)
+    assert run(tmp_path / "x.bin") == (1, f"{folder}/weights.bin: damaged, or of another model\n")
+
+
+@pytest.mark.parametrize("parts", [70, 300])
+def test_a_wide_concatenation_fits_or_is_refused(parts: int) -> None:
+    tensors = tuple(Buffer("arena", 64 * k, (1,), "float32") for k in range(parts + 1))
+    made = Plan([], calls=[("concatenate", tensors)])
+    if parts < MOST_ARGUMENTS:
+        check(made, "c")
+        return
+    with pytest.raises(TargetError, match="`concatenate` reads and writes 301 tensors, the device's runtime takes 256"):
+        check(made, "c")
+
+
+def test_the_compiler_and_the_runtime_have_the_same_limits() -> None:
+    header = (Path(c_writer.__file__).with_name("device") / "runtime.h").read_text()
+    assert f"GP_MOST_ARGUMENTS = {MOST_ARGUMENTS} }}" in header
+    many = tuple((f"k{k}", (Buffer("arena", k, (1,), "float32"),)) for k in range(MOST_BUFFERS + 1))
+    with pytest.raises(TargetError, match="65537 buffers"):
+        check(Plan([], calls=list(many)), "c")
 
 
 def test_the_program_says_what_is_wrong_with_its_inputs(net: Program, made: Made, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from ..boards import Board
 from .call_sequence import Buffer, Plan
 
 _SOURCES = Path(__file__).with_name("device")
+MOST_ARGUMENTS = 256  # GP_MOST_ARGUMENTS of device/runtime.h
+MOST_BUFFERS = 2**16  # numbers of buffers are uint16_t there
 _CODES = {"int": 0, "uint": 1, "float": 2, "bool": 6}  # DLDataTypeCode
 
 
@@ -38,9 +41,12 @@ _HEADER = """\
 #define GP_MODEL_H
 #include "runtime.h"
 #ifdef __cplusplus
-extern "C"
+extern "C" {
 #endif
 extern const gp_model model;
+#ifdef __cplusplus
+}
+#endif
 #endif
 """
 
@@ -68,10 +74,23 @@ def _tables(plan: Plan) -> str:
     lines += [
         "const gp_model model = {tensors, calls, "
         f"{len(calls)}, inputs, outputs, {len(plan.inputs)}, {len(plan.outputs)}, "
-        f"{plan.weight_bytes}, {plan.arena_bytes}}};",
+        f"{plan.weight_bytes}, {plan.arena_bytes}, {zlib.crc32(plan.packed())}u}};",
         "",
     ]
     return "\n".join(lines)
+
+
+def check(plan: Plan, label: str) -> None:
+    """Raises TargetError for what the tables of the runtime cannot hold. ``label``: the target's."""
+    hint = "use the target `tvm` or `onnx`, or split the op in the model"
+    for kernel, used in plan.calls:
+        if len(used) > MOST_ARGUMENTS:
+            said = f"`{kernel}` reads and writes {len(used)} tensors, the device's runtime takes {MOST_ARGUMENTS}"
+            raise TargetError(f"target `{label}`: {said}", hint)
+    buffers = len({buffer for _, used in plan.calls for buffer in used})
+    if buffers > MOST_BUFFERS:
+        said = f"the network has {buffers} buffers, the device's runtime takes {MOST_BUFFERS}"
+        raise TargetError(f"target `{label}`: {said}", hint)
 
 
 def _array(declared: str, rows: Sequence[str]) -> str:
@@ -94,10 +113,16 @@ def _row(numbers: Any) -> str:
 def _portable(source: str) -> str:
     """TVM's C without TVM's headers."""
     body = re.sub(r"^#(include|define TVM_EXPORTS).*\n", "", source, flags=re.MULTILINE)
+    body = re.sub(r"\.v_(ptr|int64|float64)\b", r".v.v_\1", body)  # C99 has no unnamed unions
     return _PROLOGUE + re.sub(r'^#ifdef __cplusplus\nextern "C"\n#endif\n', "", body, flags=re.MULTILINE)
 
 
 _PROLOGUE = """\
+#ifdef __GNUC__ /* generated: every kernel gets what some kernels use */
+#pragma GCC diagnostic ignored "-Wunused-parameter"
+#pragma GCC diagnostic ignored "-Wunused-variable"
+#pragma GCC diagnostic ignored "-Wunused-but-set-variable"
+#endif
 #include <math.h>
 #include <stdbool.h>
 #include <string.h>

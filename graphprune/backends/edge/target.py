@@ -164,6 +164,7 @@ def _compile(target: Edge, device: Board, program: Program, folder: Path) -> lis
         try:
             code = tvm.target.Target(device.llvm())
             made, kernels = plan(target.loops(module, code), target.label)
+            standalone.check(made, target.label)
             built = tvm.tirx.build(kernels, target=code)
         except TargetError:
             raise

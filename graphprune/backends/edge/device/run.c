@@ -4,7 +4,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "model.h"
 
@@ -18,8 +20,13 @@ static void *memory(size_t bytes) {
 }
 
 static void *read_file(const char *path, size_t bytes) {
+  struct stat found;
   FILE *file = fopen(path, "rb");
   void *data = memory(bytes);
+  if (file && (fstat(fileno(file), &found) || !S_ISREG(found.st_mode))) {
+    fprintf(stderr, "%s: not a regular file\n", path);
+    exit(1);
+  }
   if (!file || fread(data, 1, bytes, file) != bytes || fgetc(file) != EOF) {
     fprintf(stderr, "%s: cannot be read, or is not %zu bytes long\n", path, bytes);
     exit(1);
@@ -39,17 +46,27 @@ static int ascending(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
+/* Where this program is, with a slash at the end; empty where nothing tells. Started through the PATH its name has
+   no slash. */
+static void own_folder(char *path, size_t size, const char *name) {
+  ssize_t length = readlink("/proc/self/exe", path, size - 1);
+  path[length > 0 ? length : 0] = 0;
+  if (length <= 0) snprintf(path, size, "%s", name);
+  char *slash = strrchr(path, '/');
+  path[slash ? slash - path + 1 : 0] = 0;
+}
+
 static void run(const void *weights, const void *const *inputs, void *const *outputs, void *arena) {
-  if (gp_run(&model, weights, inputs, outputs, arena)) {
-    fprintf(stderr, "out of memory\n");
+  int failed = gp_run(&model, weights, inputs, outputs, arena);
+  if (failed) {
+    fprintf(stderr, failed == -1 ? "out of memory\n" : "a kernel with more tensors than the runtime takes\n");
     exit(1);
   }
 }
 
 int main(int argc, char **argv) {
   int repeats = 0, given = 0;
-  char path[4096];
-  const char *slash = strrchr(argv[0], '/');
+  char folder[4096], path[4352];
   const void **inputs = memory(sizeof *inputs * (size_t)model.input_count);
   void **outputs = memory(sizeof *outputs * (size_t)model.output_count);
   if (argc < 2) {
@@ -70,8 +87,13 @@ int main(int argc, char **argv) {
     fprintf(stderr, "%d inputs given, the model takes %d\n", given, (int)model.input_count);
     return 2;
   }
-  snprintf(path, sizeof path, "%.*sweights.bin", slash ? (int)(slash - argv[0] + 1) : 0, argv[0]);
+  own_folder(folder, sizeof folder, argv[0]);
+  snprintf(path, sizeof path, "%sweights.bin", folder);
   const void *weights = read_file(path, model.weight_bytes);
+  if (gp_checksum(weights, model.weight_bytes) != model.weight_sum) {
+    fprintf(stderr, "%s: damaged, or of another model\n", path);
+    return 1;
+  }
   void *arena = memory(model.arena_bytes);
   for (int32_t k = 0; k < model.output_count; ++k) outputs[k] = memory(model.outputs[k].bytes);
   run(weights, inputs, outputs, arena);

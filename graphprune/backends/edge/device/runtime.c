@@ -7,7 +7,7 @@
 #include <omp.h>
 #endif
 
-enum { CPU = 1, DL_TENSOR = 7, MOST_ARGUMENTS = 64 };
+enum { CPU = 1, DL_TENSOR = 7 };
 
 static int threads = 1;
 
@@ -17,6 +17,17 @@ void gp_threads(int count) {
 #else
   (void)count;
 #endif
+}
+
+uint32_t gp_checksum(const void *data, size_t bytes) {
+  const unsigned char *at = data;
+  uint32_t table[256], sum = 0xffffffffu;
+  for (uint32_t k = 0; k < 256; ++k) {
+    table[k] = k;
+    for (int bit = 0; bit < 8; ++bit) table[k] = (table[k] >> 1) ^ (table[k] & 1 ? 0xedb88320u : 0);
+  }
+  for (size_t k = 0; k < bytes; ++k) sum = (sum >> 8) ^ table[(sum ^ at[k]) & 255];
+  return ~sum;
 }
 
 static void *place(const gp_tensor *t, const void *weights, const void *const *inputs, void *const *outputs,
@@ -30,18 +41,23 @@ static void *place(const gp_tensor *t, const void *weights, const void *const *i
 }
 
 int gp_run(const gp_model *model, const void *weights, const void *const *inputs, void *const *outputs, void *arena) {
-  DLTensor tensors[MOST_ARGUMENTS];
-  TVMFFIAny args[MOST_ARGUMENTS], result;
+  DLTensor tensors[GP_MOST_ARGUMENTS];
+  TVMFFIAny args[GP_MOST_ARGUMENTS], result;
   for (int32_t c = 0; c < model->call_count; ++c) {
     const gp_call *call = &model->calls[c];
+    if (call->count < 0 || call->count > GP_MOST_ARGUMENTS) return -2;
     for (int32_t k = 0; k < call->count; ++k) {
       const gp_tensor *t = &model->tensors[call->args[k]];
-      DLTensor made = {place(t, weights, inputs, outputs, arena), {CPU, 0}, t->ndim, t->dtype, (int64_t *)t->shape, 0, 0};
-      tensors[k] = made;
+      memset(&tensors[k], 0, sizeof tensors[k]);
+      tensors[k].data = place(t, weights, inputs, outputs, arena);
+      tensors[k].device.device_type = CPU;
+      tensors[k].ndim = t->ndim;
+      tensors[k].dtype = t->dtype;
+      tensors[k].shape = (int64_t *)t->shape;
       args[k].type_index = DL_TENSOR;
       args[k].padding = 0;
-      args[k].v_int64 = 0;
-      args[k].v_ptr = &tensors[k];
+      args[k].v.v_int64 = 0;
+      args[k].v.v_ptr = &tensors[k];
     }
     memset(&result, 0, sizeof result);
     if (!call->kernel)
@@ -53,6 +69,9 @@ int gp_run(const gp_model *model, const void *weights, const void *const *inputs
 }
 
 /* ---- what kernels call back (tvm/runtime/c_backend_api.h) ---- */
+
+void *TVMBackendAllocWorkspace(int device, int id, uint64_t bytes, int code, int bits);
+int TVMBackendFreeWorkspace(int device, int id, void *memory);
 
 typedef struct { void *sync_handle; int32_t num_task; } TVMParallelGroupEnv;
 typedef int (*FTVMParallelLambda)(int task, TVMParallelGroupEnv *env, void *data);

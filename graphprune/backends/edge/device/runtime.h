@@ -10,6 +10,9 @@ extern "C" {
 
 enum { GP_WEIGHT, GP_INPUT, GP_OUTPUT, GP_ARENA };
 
+/* The most tensors that one kernel takes: gp_run keeps them on its stack. Buffers are numbered in uint16_t. */
+enum { GP_MOST_ARGUMENTS = 256 };
+
 /* The layout of a tensor as kernels get it: a DLTensor (DLPack 1.0, dmlc/dlpack). */
 typedef struct { uint8_t code, bits; uint16_t lanes; } DLDataType; /* code 0 int, 1 uint, 2 float, 6 bool */
 typedef struct { int32_t device_type, device_id; } DLDevice;
@@ -26,7 +29,7 @@ typedef struct {
 typedef struct {
   int32_t type_index;
   uint32_t padding;
-  union { int64_t v_int64; double v_float64; void *v_ptr; };
+  union { int64_t v_int64; double v_float64; void *v_ptr; } v;
 } TVMFFIAny;
 
 typedef struct {
@@ -53,12 +56,16 @@ typedef struct {
   const gp_tensor *inputs, *outputs;
   int32_t input_count, output_count;
   size_t weight_bytes, arena_bytes;
+  uint32_t weight_sum; /* gp_checksum of weights.bin */
 } gp_model;
 
 /* Run once. weights: the weight_bytes of weights.bin; arena: arena_bytes of scratch; both aligned to 64.
    inputs[k], outputs[k]: dense row-major arrays of the model's k-th input and output.
-   0, or -1 when memory ran out. Reentrant: calls with different arenas may run side by side. */
+   0, -1 when memory ran out, or -2 where a call has more than GP_MOST_ARGUMENTS tensors. Reentrant: calls with different arenas may run side by side. */
 int gp_run(const gp_model *model, const void *weights, const void *const *inputs, void *const *outputs, void *arena);
+
+/* The CRC-32 (IEEE 802.3) of what was loaded, to compare with weight_sum. */
+uint32_t gp_checksum(const void *data, size_t bytes);
 
 /* Threads that a run uses, 1 at first; without OpenMP it stays 1. */
 void gp_threads(int count);
