@@ -32,7 +32,21 @@ class _Commands(click.Group):
             ctx.exit(130)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+EPILOG = """
+\b
+Environment (docs/environment.md has more):
+  GRAPHPRUNE_CACHE            the folder of latency tables and tuning records
+  XDG_CACHE_HOME              where that is without it: in the folder graphprune of this, or of ~/.cache
+  TVM_NUM_THREADS             the most threads that TVM targets may use
+  TVM_THREAD_POOL_SPIN_COUNT  how long their idle threads spin
+"""
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog=EPILOG,
+)
 @click.version_option(__version__, prog_name="graphprune")
 @click.pass_context
 def main(ctx: click.Context) -> None:
