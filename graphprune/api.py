@@ -14,6 +14,7 @@ from .backends.effort import Budget
 from .backends.target import Target, on_device, target
 from .calibration import batches as calibration
 from .cost.latency.table import Table
+from .cost.units import UNITS
 from .driver.artifact import check_code, describe, emit, latencies, loaded, write
 from .driver.dump import dumped
 from .driver.latency_search import has_latency, recorded, to_latency
@@ -141,6 +142,7 @@ def compile(
     channels: str | None = None,
     params: str | None = None,
     macs: str | None = None,
+    memory: str | None = None,
     latency: str | None = None,
     data: Any = None,
     targets: Sequence[str | Target] = (),
@@ -172,8 +174,8 @@ def compile(
 
     Raises GraphpruneError of the kind that fits; nothing is written then.
     """
-    budgets = {"channels": channels, "params": params, "macs": macs, "latency": latency}
-    given = {unit: text for unit, text in budgets.items() if text is not None}
+    budgets = zip(UNITS, (channels, params, macs, memory, latency), strict=True)
+    given = {unit: text for unit, text in budgets if text is not None}
     if len(given) + (recipe is not None) > 1:
         raise RecipeError(
             f"one budget or a recipe, not {len(given) + (recipe is not None)}", "a recipe has its budget in `mask{...}`"

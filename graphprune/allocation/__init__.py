@@ -1,10 +1,13 @@
 """How many channels of each group survive. An allocation takes an Allocation and returns counts; adding
-one is a function and a line here."""
+one is a function and a line here, or an entry point ``graphprune.allocations`` of another package."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
 
+from ..pipeline.base import plug_ins
 from .choice import Counts
 from .eagleeye import eagleeye
 from .knapsack import knapsack
@@ -12,7 +15,7 @@ from .problem import Allocation
 from .rd import rd
 from .threshold import greedy, lamp, one_threshold, uniform
 
-__all__ = ["METHODS", "WANT_DATA", "Allocation", "Counts"]
+__all__ = ["METHODS", "Allocation", "Counts", "Method", "methods"]
 
 METHODS: Mapping[str, Callable[[Allocation], Counts]] = {
     "uniform": uniform,
@@ -24,3 +27,19 @@ METHODS: Mapping[str, Callable[[Allocation], Counts]] = {
     "eagleeye": eagleeye,
 }
 WANT_DATA = frozenset({"rd", "eagleeye"})
+
+
+@dataclass(frozen=True)
+class Method:
+    """``counts`` says how many channels of every group survive; ``data``: it needs calibration data."""
+
+    counts: Callable[[Allocation], Counts]
+    data: bool = False
+
+
+@cache
+def methods() -> Mapping[str, Method]:
+    """Every allocation by name: the built-in ones and those of the entry-point group ``graphprune.allocations``, each
+    a Method. Raises RecipeError for a plug-in that is none."""
+    built_in = {name: Method(counts, name in WANT_DATA) for name, counts in METHODS.items()}
+    return {**plug_ins("graphprune.allocations", "allocation", Method), **built_in}

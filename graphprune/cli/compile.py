@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
+from ..cost.units import UNITS
 from .recipe import read_recipe
 
 
@@ -20,17 +23,19 @@ def _budget(ctx: click.Context, option: click.Parameter, value: str | None) -> s
     return value
 
 
+def _budgets(command: Callable[..., None]) -> Callable[..., None]:
+    """An option per unit that a budget may be in."""
+    for unit in reversed([*UNITS.values()]):
+        option = click.option(
+            f"--{unit.name}", metavar=unit.example, callback=_budget, help=f"What remains of {unit.of}."
+        )
+        command = option(command)
+    return command
+
+
 @click.command(short_help="Prune a model to a budget, verify it, and write it with a report.")
 @click.argument("model")
-@click.option("--channels", metavar="0.5x", callback=_budget, help="What remains of the channels of each group.")
-@click.option("--params", metavar="0.5x", callback=_budget, help="What remains of the parameters.")
-@click.option("--macs", metavar="0.5x", callback=_budget, help="What remains of the multiply-accumulates.")
-@click.option(
-    "--latency",
-    metavar="0.6x|12ms",
-    callback=_budget,
-    help="What remains of the latency, measured on the first target.",
-)
+@_budgets
 @click.option("--passes", "passes_", metavar="RECIPE", help="The recipe as text; see `graphprune passes`.")
 @click.option(
     "--recipe", metavar="FILE.toml", type=click.Path(dir_okay=False, path_type=Path), help="The recipe as TOML."
@@ -83,10 +88,6 @@ def _budget(ctx: click.Context, option: click.Parameter, value: str | None) -> s
 @click.option("-o", "--out", metavar="OUT", type=click.Path(path_type=Path), required=True, help="The folder to write.")
 def compile(
     model: str,
-    channels: str | None,
-    params: str | None,
-    macs: str | None,
-    latency: str | None,
     passes_: str | None,
     recipe: Path | None,
     data: Path | None,
@@ -101,6 +102,7 @@ def compile(
     dump: Path | None,
     force: bool,
     out: Path,
+    **budgets: Any,
 ) -> None:
     """Prune MODEL to a budget, verify the result, and write it to OUT with a report.
 
@@ -125,7 +127,7 @@ def compile(
     """
     if passes_ is not None and recipe is not None:
         raise click.UsageError("--passes and --recipe both give a recipe; take one")
-    if (passes_ or recipe) and (channels or params or macs or latency):
+    if (passes_ or recipe) and any(budgets.values()):
         raise click.UsageError("a recipe has its budget in `mask{...}`; take one or the other")
 
     from .. import api
@@ -136,10 +138,7 @@ def compile(
     with shown() as progress:
         artifact = api.compile(
             model,
-            channels=channels,
-            params=params,
-            macs=macs,
-            latency=latency,
+            **budgets,
             recipe=read_recipe(recipe) if recipe else passes_,
             data=data,
             targets=targets_,

@@ -106,11 +106,11 @@ def memory(graph: Graph, host: Host) -> Peak:
         )
         for position in range(len(graph.ops))
     )
-    sizes = tuple(_BYTES.get(value.dtype, 4) for value in values)
+    sizes = tuple(BYTES.get(value.dtype, 4) for value in values)
     return Peak("bytes", tuple(value.dims for value in values), host.sizes(), 1 / batch, moments, sizes)
 
 
-_BYTES = {"float64": 8, "int64": 8, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1, "bool": 1}
+BYTES = {"float64": 8, "int64": 8, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1, "bool": 1}
 
 
 _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..calibration.least_squares import affine
 from ..ir.graph import Graph, Op, Value
 from ..ir.host import Array, Host
 from ..ir.program import Program
@@ -64,13 +65,8 @@ def _blocked(norm: Op, maker: Op | None, graph: Graph) -> str | None:
 
 
 def _fold(host: Host, maker: Op, norm: Op) -> None:
-    """y = s (Wx + b - mean) + beta, with s = gamma / sqrt(var + eps), in float64."""
-    gamma, beta, mean, var = (
-        None if v is None else host.parameter(v.name).astype(np.float64) for v in norm.inputs[1:5]
-    )
-    assert mean is not None and var is not None
-    scale = (1.0 if gamma is None else gamma) / np.sqrt(var + norm.attrs["eps"])
-    shift = (0.0 if beta is None else beta) - mean * scale
+    """What the BatchNorm makes of what the layer computes, as the layer's own weight and bias, in float64."""
+    scale, shift = affine(norm, host)
     name = _name(maker.inputs[1])
     host.set_parameter(name, _scaled(maker, host.parameter(name).astype(np.float64), scale))
     bias = maker.inputs[2] if len(maker.inputs) > 2 else None

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..allocation import METHODS, WANT_DATA, Allocation
+from ..allocation import Allocation, methods
 from ..allocation.choice import Menu, Prices, trade
 from ..allocation.problem import best
 from ..allocation.rd import losses
 from ..axes.index import Indices
 from ..cost.latency.model import LatencyModel
 from ..cost.latency.model import budget as latency_budget
-from ..cost.static import Cost, macs, memory, params
+from ..cost.static import Cost
+from ..cost.units import UNITS
+from ..cost.units import cost as static_cost
 from ..errors import BudgetError, RecipeError, nearest
 from ..ir.facts import Budget, Groups, Keep, Scores
 from ..ir.program import Program
@@ -50,8 +52,8 @@ class Mask(Pass):
     grain: int = 1  # survivors are rounded up to this multiple (of the whole axis)
 
     def __post_init__(self) -> None:
-        if self.allocate not in METHODS:
-            raise RecipeError(f"`mask`: `allocate` cannot be `{self.allocate}`", nearest(self.allocate, METHODS))
+        if self.allocate not in methods():
+            raise RecipeError(f"`mask`: `allocate` cannot be `{self.allocate}`", nearest(self.allocate, methods()))
         if self.unconstrained not in MODES:
             raise RecipeError(
                 f"`mask`: `unconstrained` cannot be `{self.unconstrained}`", nearest(self.unconstrained, MODES)
@@ -66,11 +68,11 @@ class Mask(Pass):
 
     def budget(self) -> tuple[str, float]:
         """The one budget given: its unit and what remains (a share; of latency also a time)."""
-        given = {unit: text for unit in (*COSTS, "latency") if (text := getattr(self, unit))}
+        given = {unit: text for unit in UNITS if (text := getattr(self, unit))}
         if len(given) != 1:
             raise BudgetError(
                 f"`mask` takes one budget, not {len(given)} ({', '.join(given) or 'none given'})",
-                "channels=0.5x, params=0.5x, macs=0.5x, memory=0.5x or latency=0.5x: what remains",
+                f"say what remains: one of {', '.join(f'{unit}=0.5x' for unit in UNITS)}",
             )
         unit, text = next(iter(given.items()))
         if unit == "latency" and self.unconstrained == "mixed":
@@ -80,7 +82,7 @@ class Mask(Pass):
         return unit, latency_budget(text)[0] if unit == "latency" else share(text, unit)
 
     def wants_data(self) -> bool:
-        return self.allocate in WANT_DATA
+        return methods()[self.allocate].data
 
     def before(self) -> tuple[Pass, ...]:
         return () if self.unconstrained == "no" else (make("loosen", {"writers": self.unconstrained == "both"}),)
@@ -97,10 +99,10 @@ class Mask(Pass):
             return program.learn(Keep(self._within(program)))
         scores, links = program.fact(Scores), self._links(program)
         groups = links.free()
-        cost = COSTS[unit](program, groups)
+        cost = static_cost(unit, program.graph, program.host, groups)
         priced = links.priced(cost, scores, best)
         problem = Allocation(program, groups, scores, priced, remains * cost(), unit, self.floor, self.grain)
-        counts = METHODS[self.allocate](problem)
+        counts = methods()[self.allocate].counts(problem)
         keep = {group.name: best(scores[group], counts[group.name]) for group in groups}
         keep = links.complete(keep)
         if self.unconstrained == "mixed":
@@ -186,15 +188,3 @@ def share(text: str, unit: str) -> float:
     if not found or not 0 < float(found[1]) < 1:
         raise BudgetError(f"{unit}={text} is not a budget", f"say what remains, between 0 and 1: {unit}=0.5x")
     return float(found[1])
-
-
-def _channels(program: Program, groups: Groups) -> Cost:
-    return Cost("channels", tuple((group.dim,) for group in groups), {})
-
-
-COSTS: dict[str, Callable[[Program, Groups], Cost]] = {
-    "channels": _channels,
-    "params": lambda program, groups: params(program.graph, program.host),
-    "macs": lambda program, groups: macs(program.graph, program.host),
-    "memory": lambda program, groups: memory(program.graph, program.host),
-}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..criteria import COMBINE, CRITERIA, NORMALIZE, Scoring
+from ..criteria import COMBINE, NORMALIZE, Scoring, criteria
 from ..errors import RecipeError, nearest
 from ..ir.facts import Groups, Scores
 from ..ir.program import Program
@@ -28,7 +28,7 @@ class Score(Pass):
 
     def __post_init__(self) -> None:
         allowed = {
-            "by": CRITERIA,
+            "by": criteria(),
             "over": ("all", "writers", "readers"),
             "combine": COMBINE,
             "normalize": ("auto", *NORMALIZE),
@@ -39,11 +39,11 @@ class Score(Pass):
                 raise RecipeError(f"`score`: `{option}` cannot be `{value}`", nearest(value, choices))
 
     def wants_data(self) -> bool:
-        return CRITERIA[self.by].data
+        return criteria()[self.by].data
 
     def run(self, program: Program) -> Program:
         scoring = Scoring(program, program.fact(Groups), self.over, self.combine)
-        criterion = CRITERIA[self.by]
+        criterion = criteria()[self.by]
         raw = criterion.score(scoring)
         scale = NORMALIZE[criterion.normalize if self.normalize == "auto" else self.normalize]
         for fact in scoring.learned:

@@ -51,11 +51,16 @@ class Pass:
 @cache
 def passes() -> Mapping[str, type[Pass]]:
     """Every pass by name: the built-in ones and those of the entry-point group ``graphprune.passes``."""
-    return {**plug_ins("graphprune.passes", "pass"), **_built_in()}
+    found = plug_ins("graphprune.passes", "pass", type)
+    for name, kind in found.items():
+        if not issubclass(kind, Pass):
+            raise RecipeError(f"pass `{name}` ({kind.__module__}.{kind.__qualname__}) is no subclass of Pass")
+    return {**found, **_built_in()}
 
 
-def plug_ins(group: str, what: str) -> dict[str, Any]:
-    """What other packages bring by an entry-point group, by name. Raises RecipeError."""
+def plug_ins(group: str, what: str, kind: type | None = None) -> dict[str, Any]:
+    """What other packages bring by an entry-point group, by name; each a ``kind``, or where that is None a class
+    that its user checks. Raises RecipeError."""
     found: dict[str, Any] = {}
     for entry in sorted(entry_points(group=group), key=lambda entry: entry.name):
         try:
@@ -64,6 +69,11 @@ def plug_ins(group: str, what: str) -> dict[str, Any]:
             raise RecipeError(
                 f"{what} `{entry.name}` ({entry.value}) does not load: {error}", "repair or uninstall the plug-in"
             ) from error
+        if kind is not None and not isinstance(found[entry.name], kind):
+            raise RecipeError(
+                f"{what} `{entry.name}` ({entry.value}) is a {type(found[entry.name]).__name__}, not a {kind.__name__}",
+                "repair or uninstall the plug-in",
+            )
     return found
 
 

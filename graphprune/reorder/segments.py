@@ -10,7 +10,7 @@ import numpy as np
 
 from ..axes.dim import PRODUCT, Dim, find, terms
 from ..axes.index import Index, Indices
-from ..cost.static import evaluate
+from ..cost.static import BYTES, evaluate
 from ..ir.facts import Group, Groups
 from ..ir.graph import Op, Value
 from ..ir.program import Program
@@ -101,8 +101,9 @@ class Segments:
         shared, own = (after, before) if op.attrs["fills"] else (before, after)
         wanted = self.index(self.keep)(own)
         value, axis = op.outputs[0], op.attrs["axis"]
-        width = {"float64": 8, "float16": 2, "bfloat16": 2}.get(value.dtype, 4)
-        each = width * float(np.prod([evaluate(n, sizes) for k, n in enumerate(value.shape or ()) if k != axis]))
+        each = BYTES.get(value.dtype, 4) * float(
+            np.prod([evaluate(n, sizes) for k, n in enumerate(value.shape or ()) if k != axis])
+        )
         slots = tuple(self._slots(shared, wanted))
         users = self.program.graph.users(value)
         fuses = any(traits(user).elementwise for user in users)

@@ -17,10 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphprune.allocation import METHODS as ALLOCATIONS
+from graphprune.allocation import methods
 from graphprune.compensation import METHODS as COMPENSATIONS
-from graphprune.criteria import CRITERIA
+from graphprune.criteria import CRITERIA, criteria
 from graphprune.errors import GraphpruneError, RecipeError
 from graphprune.ir.facts import Groups, Keep, Scores
+from graphprune.pipeline import base
 from graphprune.pipeline.base import Pass, passes
 from graphprune.pipeline.recipe import Recipe, make
 from graphprune.pipeline.run import run
@@ -245,6 +247,7 @@ USE = """
 import json, torch
 import graphprune as gp
 from graphprune.coupling.groups import find_groups
+from graphprune.ir.facts import Keep
 from graphprune.pipeline.base import passes
 
 import graphprune_tiny
@@ -264,6 +267,11 @@ print("edits", [edit.kind for edit in again.plan.edits], torch.equal(again.model
 from graphprune.backends.target import target
 made = target("tiny{shout=true}")
 print("target", made.text())
+chosen = gp.run("group,score{by=first},mask{channels=0.2x allocate=three}", program)
+print("chosen", json.dumps({name: at.tolist() for name, at in chosen.facts[Keep].keep.items()}))
+from graphprune.criteria import CRITERIA, criteria
+from graphprune.allocation import METHODS, methods
+print("ours", criteria()["l2"] is CRITERIA["l2"] and methods()["uniform"].counts is METHODS["uniform"])
 """
 
 
@@ -290,13 +298,15 @@ def python(code, *paths, **environment):
     return done.stdout
 
 
-def test_a_package_brings_passes_an_edit_a_rule_and_a_target(plugin):
+def test_a_package_brings_passes_an_edit_a_rule_a_target_a_criterion_and_an_allocation(plugin):
     out = dict(line.split(" ", 1) for line in python(USE, plugin).strip().splitlines())
     assert out["groups"] == '{"conv": 5}'  # the rule of tiny::scale; without it, its channels are frozen
     assert out["keep"] == '{"conv": [2, 3, 4]}'
     assert float(out["error"]) <= 1e-12
     assert out["edits"] == "['cut', 'negated'] True"
     assert out["target"] == "tiny{shout=true}"
+    assert out["chosen"] == '{"conv": [0, 1, 2]}'  # by a criterion and an allocation of its own
+    assert out["ours"] == "True"  # what has the name of a built-in one replaces nothing
 
 
 def test_without_the_package_there_is_none_of_it():
@@ -368,3 +378,23 @@ def test_the_same_program_whatever_the_hash_seed():
     assert len(digests) == 1
     assert re.fullmatch("[0-9a-f]{64}", digests.pop())
     assert hashlib.sha256().hexdigest() not in digests
+
+
+@pytest.mark.parametrize(
+    ("read", "message"),
+    [
+        (passes, r"pass `mine` \(a:b\) is a int, not a type"),
+        (criteria, r"criterion `mine` \(a:b\) is a int, not a Criterion"),
+        (methods, r"allocation `mine` \(a:b\) is a int, not a Method"),
+    ],
+)
+def test_a_plug_in_that_is_something_else_is_named(monkeypatch, read, message):
+    class Entry:
+        name, value = "mine", "a:b"
+
+        def load(self):
+            return 3
+
+    monkeypatch.setattr(base, "entry_points", lambda group: [Entry()])
+    with pytest.raises(RecipeError, match=message):
+        read.__wrapped__()

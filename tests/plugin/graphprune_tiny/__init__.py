@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from graphprune.allocation import Method
 from graphprune.backends.target import Target
+from graphprune.criteria import Criterion
 from graphprune.ir.facts import Groups, Scores
 from graphprune.ir.program import Program
 from graphprune.pipeline.base import Pass
@@ -27,6 +29,12 @@ class ScoreByPosition(Pass):
     def run(self, program: Program) -> Program:
         sign = 1.0 if self.reverse else -1.0
         return program.learn(Scores("position", {g.name: sign * np.arange(g.size) for g in program.fact(Groups)}))
+
+
+FIRST = Criterion(lambda scoring: {g.name: -1.0 * np.arange(g.size) for g in scoring.groups}, normalize="none")
+"""Prefer the first channels."""
+THREE = Method(lambda problem: {g.name: 3 for g in problem.groups})
+"""Three of each group, whatever the budget."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,45 @@
+"""The units that a budget may be in: what `mask`, the Python interface and the command line take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..ir.facts import Groups
+    from ..ir.graph import Graph
+    from ..ir.host import Host
+    from .static import Cost
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Something of which a budget says what remains."""
+
+    name: str
+    of: str
+    example: str = "0.5x"
+    counted: bool = True  # from the graph alone, see ``cost``; else measured on a target
+
+
+UNITS: Mapping[str, Unit] = {
+    unit.name: unit
+    for unit in (
+        Unit("channels", "the channels of each group"),
+        Unit("params", "the parameters"),
+        Unit("macs", "the multiply-accumulates"),
+        Unit("memory", "the peak activation memory"),
+        Unit("latency", "the latency, measured on the first target", "0.6x|12ms", counted=False),
+    )
+}
+
+
+def cost(unit: str, graph: Graph, host: Host, groups: Groups) -> Cost:
+    """What a choice of channels costs in a unit that is counted."""
+    from . import static  # late: the command line reads UNITS alone
+
+    if unit == "channels":
+        return static.Cost("channels", tuple((group.dim,) for group in groups), {})
+    counted = {"params": static.params, "macs": static.macs, "memory": static.memory}
+    return counted[unit](graph, host)
