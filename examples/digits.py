@@ -13,6 +13,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -54,7 +55,8 @@ class DigitsNet(nn.Module):
         self.head = nn.Linear(2 * width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+        scores: Tensor = self.head(self.blocks(self.stem(x)).mean((2, 3)))
+        return scores
 
 
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -91,7 +93,7 @@ def train(folder: Path, epochs: int = 25, seed: int = 0) -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            shrink(net, LASSO * schedule.get_last_lr()[0])
+            shrink(net, LASSO * float(schedule.get_last_lr()[0]))
             schedule.step()
             total += float(loss.detach())
         print(
@@ -108,8 +110,9 @@ def shrink(net: DigitsNet, step: float) -> None:
     """Shorten every channel's vector of BatchNorm scales by ``step`` times the root of its length.
     The channels that a residual stream joins live or die together: the scales of all norms that
     write to it are one vector."""
-    a, b, c, d = net.blocks
-    for norms in ((net.stem[1], a.bn2, b.bn2), (a.bn1,), (b.bn1,), (c.bn1,), (c.bn2, c.skip[1], d.bn2), (d.bn1,)):
+    a, b, c, d = cast(Any, net.blocks)
+    stem = cast(Any, net.stem)
+    for norms in ((stem[1], a.bn2, b.bn2), (a.bn1,), (b.bn1,), (c.bn1,), (c.bn2, c.skip[1], d.bn2), (d.bn1,)):
         norm = torch.stack([norm.weight for norm in norms]).norm(dim=0)
         less = step * len(norms) ** 0.5
         for one in norms:

@@ -42,7 +42,7 @@ class Gated(Masked):
         with torch.enable_grad():
             masks = self.channels.mask(self.gates())
             parts = [(masks[name] * (gradient * dense[name])).sum() for name, gradient in gradients.items()]
-            torch.stack(parts).sum().backward()  # type: ignore[no-untyped-call]
+            torch.stack(parts).sum().backward()
         for name, gradient in gradients.items():
             gradient.mul_(masks[name].detach())
 
