@@ -131,6 +131,9 @@ def counted(report: Report) -> list[str]:
     return [f"MACs are those of one sample, counted at the example's sizes: {', '.join(inputs)}."] if inputs else []
 
 
+_NOT_RUN = ": not run, "  # of the notes that `compile` leaves
+
+
 def verified(report: Report) -> str:
     """One sentence on the verification, with its numbers."""
     proof = report["verification"]
@@ -139,7 +142,14 @@ def verified(report: Report) -> str:
     return (
         f"Computes what the {proof['compared_with']} computes: {proof['dtype']}, "
         f"relative error {error(proof['max_relative_error'])}, tolerance {error(proof['tolerance'])}."
+        f"{unchecked(report)}"
     )
+
+
+def unchecked(report: Report) -> str:
+    """The targets whose code could not be run here: it was written, and nothing says that it is right."""
+    said = [note.split(_NOT_RUN, 1) for note in report.get("notes", ()) if _NOT_RUN in note]
+    return "".join(f" The code for {name} was NOT checked: {reason}." for name, reason in said)
 
 
 def command(report: Report) -> str:

@@ -244,6 +244,23 @@ def test_compile_writes_and_verifies_code_for_a_device(tmp_path: Path) -> None:
     )
 
 
+def test_code_that_was_not_run_is_never_called_checked(tmp_path: Path) -> None:
+    pytest.importorskip("tvm")
+    torch.manual_seed(0)
+    layers = (nn.Conv1d(2, 10, 1), nn.ReLU(), nn.ConvTranspose1d(10, 6, 4, 2, 1), nn.ReLU(), nn.Conv1d(6, 1, 1))
+    model = Onnx().emit(gp.load(nn.Sequential(*layers), torch.randn(1, 2, 17)), tmp_path)
+    spec = "aarch64{link=false}"
+    done = CliRunner().invoke(
+        main, ["compile", str(model), "--channels", "0.5x", "--target", spec, "-o", str(tmp_path / "out")]
+    )
+    assert done.exit_code == 0, done.output
+    said = "The code for aarch64 was NOT checked: not linked here."
+    assert said in done.output and said in (tmp_path / "out" / "report.html").read_text()
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert "aarch64: not run, not linked here" in report["notes"]
+    assert not any("aarch64" in check["what"] for check in report["verification"]["checks"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["aarch64", "armv7"])
 def test_a_detector_runs_on_a_device(name: str, tmp_path: Path) -> None:
