@@ -121,7 +121,7 @@ def _branch(menus: Mapping[str, tuple[Array, Array]], prices: Prices, budget: fl
             falling = np.argsort(-loss, kind="stable")  # the least loss is looked at first
             stack += [(depth + 1, spent + float(loss[k]), {**counts, name: int(options[k])}) for k in falling]
             continue
-        fits = np.flatnonzero(prices(counts, name, options) <= budget * (1 + 1e-12))
+        fits = np.flatnonzero(prices(counts, name, options) <= budget)
         if len(fits) and spent + loss[fits].min() < lost:
             k = fits[np.argmin(loss[fits])]
             best, lost = {**counts, name: int(options[k])}, spent + float(loss[k])
@@ -147,7 +147,7 @@ def _exchanged(menus: Mapping[str, tuple[Array, Array]], prices: Prices, budget:
                         continue
                     if (asked := asked + 1) > EXCHANGES:
                         return counts
-                    fits = np.flatnonzero(prices(other, second, choices) <= budget * (1 + 1e-12))
+                    fits = np.flatnonzero(prices(other, second, choices) <= budget)
                     if len(fits) and loss[k] + losses[fits].min() < now * (1 - 1e-12):
                         counts = {**other, second: int(choices[fits[np.argmin(losses[fits])]])}
                         moved, have, other = True, loss[k], counts
