@@ -56,7 +56,7 @@ def macs(module: torch.nn.Module) -> float:
 
     def hook(part: torch.nn.Module, inputs: Any, out: Any) -> None:
         nonlocal total
-        weight = part.weight
+        weight: Any = part.weight
         total += out[0].numel() * weight[0].numel()
 
     module = copy.deepcopy(module).eval()
@@ -170,9 +170,9 @@ def torch_pruning(name: str, criterion: str, scope: str, ratio: float) -> torch.
     if criterion == "taylor":
         for own, gradient in zip(module.parameters(), gradients(name), strict=True):
             own.grad = gradient.clone()
-    frozen = [part for part in module.modules() if isinstance(part, torch.nn.Linear)]
+    frozen: list[torch.nn.Module] = [part for part in module.modules() if isinstance(part, torch.nn.Linear)]
     if name.startswith("resnet"):
-        frozen += [module.conv1, *(part for n, part in module.named_modules() if n.endswith("conv2"))]
+        frozen += [module.get_submodule("conv1"), *(part for n, part in module.named_modules() if n.endswith("conv2"))]
     pruner = tp.pruner.MetaPruner(
         module,
         torch.from_numpy(sample()[0][:2]),

@@ -14,7 +14,7 @@ import torch
 
 DATA = Path(os.environ.get("GRAPHPRUNE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 TRAINED = ("resnet20", "resnet32", "resnet56", "densenet40")
-MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 
 
 def images(part: str, chosen: Any = None) -> tuple[Any, Any]:

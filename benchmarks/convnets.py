@@ -42,7 +42,8 @@ class ResNet(nn.Module):
         self.features, self.head = nn.Sequential(*layers), nn.Linear(channels, 1000)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.features(x).mean((2, 3)))
+        logits: torch.Tensor = self.head(self.features(x).mean((2, 3)))
+        return logits
 
 
 class Inverted(nn.Module):
@@ -56,7 +57,8 @@ class Inverted(nn.Module):
         self.adds = stride == 1 and inputs == outputs
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.layers(x) if self.adds else self.layers(x)
+        y: torch.Tensor = x + self.layers(x) if self.adds else self.layers(x)
+        return y
 
 
 class MobileNetV2(nn.Module):
@@ -74,7 +76,8 @@ class MobileNetV2(nn.Module):
         self.head = nn.Linear(1280, 1000)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.last(self.features(x)).mean((2, 3)))
+        logits: torch.Tensor = self.head(self.last(self.features(x)).mean((2, 3)))
+        return logits
 
 
 class DenseLayer(nn.Module):
@@ -113,7 +116,8 @@ class DenseNet(nn.Module):
             for layer in block:  # type: ignore[attr-defined]
                 features.append(layer(features))
             x = step(torch.cat(features, 1))
-        return self.head(x.mean((2, 3)))
+        logits: torch.Tensor = self.head(x.mean((2, 3)))
+        return logits
 
 
 CONVNETS: dict[str, Callable[[], nn.Module]] = {

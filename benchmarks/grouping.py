@@ -118,7 +118,8 @@ def main() -> None:
         mine, theirs, bare = (runs[side] for side in SIDES)
 
         def mid(rows: list[dict[str, Any]], key: str) -> float:
-            return statistics.median(row[key] for row in rows)
+            median: float = statistics.median(row[key] for row in rows)
+            return median
 
         def spread(rows: list[dict[str, Any]], key: str) -> str:
             values = [row[key] for row in rows]

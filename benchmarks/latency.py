@@ -39,8 +39,9 @@ DETECTOR = Path(__file__).parents[2] / "shared" / "data" / "onnx" / "version-RFB
 def _resnet18() -> Sample:
     from transformers import ResNetConfig, ResNetForImageClassification
 
-    sizes = ResNetConfig(depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], layer_type="basic", num_labels=1000)
-    return ResNetForImageClassification(sizes), (torch.randn(1, 3, 224, 224),)
+    sizes: dict[str, Any] = dict(depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], layer_type="basic")
+    sizes["num_labels"] = 1000  # which every configuration takes, and few declare
+    return ResNetForImageClassification(ResNetConfig(**sizes)), (torch.randn(1, 3, 224, 224),)
 
 
 def _mobilenetv2() -> Sample:

@@ -43,7 +43,8 @@ class DenseNet(nn.Module):
         self.features, self.classifier = nn.Sequential(*layers), nn.Linear(channels, 1000)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.classifier(self.features(x).mean((2, 3)))
+        logits: torch.Tensor = self.classifier(self.features(x).mean((2, 3)))
+        return logits
 
 
 def densenet121() -> Sample:

@@ -84,7 +84,8 @@ class Stack(nn.Module):
         self.layers = nn.Sequential(*(nn.Conv2d(width, width, kernel, padding=kernel // 2) for _ in range(4)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layers(x)
+        y: torch.Tensor = self.layers(x)
+        return y
 
 
 def fastest(calls: Mapping[Any, Callable[[], object]], seconds: float) -> dict[Any, float]:
@@ -147,7 +148,7 @@ def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
     slope, start = np.polyfit(x, y, 1)
     if start < 0:
         slope, start = float(np.dot(x, y) / np.dot(x, x)), 0.0
-    return max(float(slope), 0.0), float(start if slope > 0 else max(np.mean(y), 0.0))
+    return max(float(slope), 0.0), float(start if slope > 0 else max(float(np.mean(y)), 0.0))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -115,7 +115,9 @@ def _dropped(program: Program) -> list[tuple[str, int]]:
     for group in groups:
         for member in group.members if group.dim in own else ():
             if member.role == "reader":
-                every = np.arange(program.graph.parameters[member.parameter].shape[member.axis])
+                shape = program.graph.parameters[member.parameter].shape
+                assert shape is not None  # a parameter's always is known
+                every = np.arange(shape[member.axis])
                 found += [(member.parameter, int(c)) for c in np.setdiff1d(every, index(member.dim))]
     return found
 
@@ -276,7 +278,7 @@ def _copies_table(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"|---|---|{'---:|' * len(SIDES)}---|---:|"
     for name in CONVNETS:
         for on in PRICES:
-            rows = [found.get(f"copies/{name}/{on}/{side}") for side in SIDES]
+            rows: list[Any] = [found.get(f"copies/{name}/{on}/{side}") for side in SIDES]
             if all(rows):
                 how = ", ".join(f"{count} {what}" for what, count in sorted(rows[-1]["how"].items()))
                 own = found.get(f"peer/{name}") if on == "torch" else None

@@ -433,7 +433,7 @@ def test_progress_on_a_terminal_is_a_bar_that_leaves_nothing(monkeypatch: pytest
     monkeypatch.setattr(sys, "stderr", Terminal())
     with progress.shown() as report:
         report("score[bold]", 1, 3)
-    shown = sys.stderr.getvalue()  # type: ignore[attr-defined]
+    shown = sys.stderr.getvalue()
     assert "score[bold]" in shown and "1/3" in shown and shown.rstrip().endswith("\x1b[2K")
 
 

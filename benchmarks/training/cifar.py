@@ -138,7 +138,8 @@ class Experiment:
     ) -> dict[str, float]:
         """Fine-tune and measure."""
         found = {"trained": accuracy(trained, *self.test), "cut": accuracy(cut, *self.test), "macs": left}
-        again = batches(*self.options.train, self.seed + 500, self.options.batch)
+        x, y = self.options.train
+        again = batches(x, y, self.seed + 500, self.options.batch)
         tune = replace(self.run, batches=again, epochs=epochs or self.run.epochs)
         seconds += tune.train(cut, checkpoint=self.checkpoint(f"{name}-tuned"), what=f"{self.what(name)}, fine-tuning")
         return {**found, "tuned": accuracy(cut, *self.test), "seconds": seconds}
@@ -147,7 +148,8 @@ class Experiment:
         return gp.run(GROUP, gp.load(module, (self.test[0][:2],)))
 
     def checkpoint(self, name: str) -> Path:
-        return self.folder / f"{name}-{self.seed}.pt"
+        file: Path = self.folder / f"{name}-{self.seed}.pt"
+        return file
 
     def what(self, name: str) -> str:
         return f"{name}, seed {self.seed}"

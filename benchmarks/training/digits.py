@@ -102,7 +102,7 @@ def _kept(keep: dict[str, list[int]], penalty: Any) -> np.ndarray:
 
 def _rank_correlation(norms: np.ndarray, kept: np.ndarray, penalty: Any) -> float:
     """Spearman's, within groups (norms of different groups do not compare), pooled."""
-    a, b, at = [], [], 0
+    a, b, at = list[float](), list[float](), 0
     for group in penalty.channels.groups:
         mine = slice(at, at + group.size)
         ranks = np.argsort(np.argsort(norms[mine])) / (group.size - 1) - 0.5
@@ -244,7 +244,7 @@ def bip_weights(seed: int, keep: float) -> dict[str, Any]:
 
 def table(results: Results, seeds: list[int], only: str | None, out: Path) -> None:
     if only in (None, "catalyst"):
-        rows = [results.get(f"catalyst, trained {seed}", lambda seed=seed: catalyst(seed)) for seed in seeds]
+        rows = [results.get(f"catalyst, trained {seed}", partial(catalyst, seed)) for seed in seeds]
         print("\n| | before the cut | after | outputs moved (relative, worst) | channels kept | rank correlation |")
         print("|---|---|---|---|---|---|")
         for name in ("catalyst", "lasso"):
@@ -257,7 +257,7 @@ def table(results: Results, seeds: list[int], only: str | None, out: Path) -> No
             )
         draw(rows[0]["catalyst"], out / "catalyst.png")
     if only in (None, "var"):
-        rows = [results.get(f"var {seed}", lambda seed=seed: var(seed)) for seed in seeds]
+        rows = [results.get(f"var {seed}", partial(var, seed)) for seed in seeds]
         print(f"\n| weights removed | 0% | {' | '.join(f'{s}%' for s in SPARSITIES)} |\n|---|---|---|---|---|---|")
         for name in rows[0]:
             print(f"| {name} | {' | '.join(mean([row[name][k] for row in rows]) for k in rows[0][name])} |")

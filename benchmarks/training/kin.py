@@ -7,6 +7,7 @@ cut, then two epochs of fine-tuning.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def penalty_of(name: str, program: gp.Program, module: nn.Module, optimizer: Any
     known = gp.run(f"group,score,{MASK}", program)
     keep = {g.name: len(known.fact(Keep).keep[g.name]) / g.size for g in known.fact(Groups)}
     train, third = gp.train, run.steps // 3
-    make = {
+    make: dict[str, Callable[[], Any]] = {
         "none": lambda: train.Penalty(program, module, over="all"),
         "GroupLasso": lambda: train.GroupLasso(program, module, strength=5e-4, over="all"),
         "Slimming": lambda: train.Slimming(program, module, strength=3e-3),

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import graphprune as gp
-from graphprune.backends import Target, interleave, measure, runnable, share, target, targets
+from graphprune.backends import Target, interleave, runnable, share, target, targets
 from graphprune.backends.onnxruntime.target import Onnx
 from graphprune.backends.torch import Torch
 from graphprune.backends.tvm import winograd
@@ -166,7 +166,7 @@ def test_describe_says_what_a_report_needs() -> None:
 def sleeper(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Callable[[], None]]:
     """Makes calls that take a given time, on a clock that nothing else moves."""
     now = [0.0]
-    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
     def make(seconds: Sequence[float], log: list[str], name: str) -> Callable[[], None]:
         taking = itertools.cycle(seconds)
@@ -190,8 +190,8 @@ def test_interleave_takes_turns_and_reports_medians(sleeper: Callable[..., Calla
         repeats=5, threads=2, progress=lambda *step: seen.append(step),
     )  # fmt: skip
     assert "".join(log) == "aaaabbbb" + "ab" + "ba" + "ab" + "ba" + "ab"  # four warm-ups each, then in turns
-    assert (found["a"].median_ms, found["a"].spread_ms) == (pytest.approx(7), pytest.approx(2))
-    assert (found["b"].median_ms, found["b"].spread_ms) == (pytest.approx(12), pytest.approx(0))
+    assert (found["a"].median_ms, found["a"].spread_ms) == pytest.approx((7, 2))
+    assert (found["b"].median_ms, found["b"].spread_ms) == pytest.approx((12, 0))
     assert all((f.repeats, f.threads) == (5, 2) for f in found.values())
     assert found["a"].target == "a" and seen[-1] == ("measure", 5, 5)
 
@@ -211,7 +211,7 @@ def test_a_share_is_of_samples_side_by_side(sleeper: Callable[..., Callable[[], 
     pace = [0.008] * 4 + [0.008, 0.008, 0.016, 0.016, 0.024, 0.008, 0.016]
     half = [0.5 * one for one in pace]
     half[5] = 1.0
-    assert share(sleeper(pace, log, "a"), sleeper([0.006] * 4 + half[4:], log, "b"), 7) == pytest.approx(0.5)  # type: ignore[arg-type]
+    assert share(sleeper(pace, log, "a"), sleeper([0.006] * 4 + half[4:], log, "b"), 7) == pytest.approx(0.5)
 
 
 def test_measure_gives_a_latency_of_the_target(residual: Program) -> None:

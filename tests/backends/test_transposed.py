@@ -177,7 +177,7 @@ def test_any_transposed_convolution(seed: int) -> None:
     """Drawn over sizes, kernels, strides, dilations, groups and paddings; scheduled, unscheduled and TVM's own."""
     pytest.importorskip("tvm")
     draw = random.Random(seed)
-    dim, kernel, variants = draw.choice([1, 1, 2, 2, 3]), draw.randint(1, 5), []
+    dim, kernel, variants = draw.choice([1, 1, 2, 2, 3]), draw.randint(1, 5), list[dict[str, Any]]()
     size = draw.randint(3, 9)
     while len(variants) < 4:
         stride, dilation = draw.randint(1, 4), draw.randint(1, 3)

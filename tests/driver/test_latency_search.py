@@ -412,7 +412,12 @@ def test_measured_distortion_decides_where_it_is_asked_for(clock: None, monkeypa
     x = torch.randn(24, 3, 32, 32)
     program, log = gp.load(Net().eval(), x[:1], data=x.numpy()), list[int]()
     rd = importlib.import_module("graphprune.allocation.rd")  # the package has a function of that name
-    monkeypatch.setattr(rd, "distortions", lambda *given, of=rd.distortions: log.append(1) or of(*given))
+
+    def counted(*given: Any, of: Any = rd.distortions) -> Any:
+        log.append(1)
+        return of(*given)
+
+    monkeypatch.setattr(rd, "distortions", counted)
     scored = run(Recipe.parse("group,score"), program)
     whole = rd.measured_losses(scored, scored.fact(Groups)).losses
     lost = {}

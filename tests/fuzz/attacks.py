@@ -322,7 +322,8 @@ def unknown_domain() -> onnx.ModelProto:
 
 @_onnx
 def strings() -> onnx.ModelProto:
-    text = oh.make_tensor("s", onnx.TensorProto.STRING, [1], [b"\xff\xfe"])
+    no_text: Any = [b"\xff\xfe"]
+    text = oh.make_tensor("s", onnx.TensorProto.STRING, [1], no_text)
     return _net([oh.make_node("Relu", ["h"], ["y"])], [text])
 
 
@@ -590,7 +591,7 @@ def _spec(spec: Any) -> Callable[[bytes], bytes]:
     return lambda file: _edited(file, "models/model.json", change)
 
 
-_leaf = {"type": None, "context": None, "children_spec": []}
+_leaf: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
 _factory = json.dumps({"default_factory_module": "antigravity", "default_factory_name": "x", "dict_context": []})
 PT2_ATTACKS["tree_that_imports"] = _spec(
     [1, {"type": "collections.defaultdict", "context": _factory, "children_spec": []}]

@@ -22,6 +22,7 @@ from graphprune.ir.host import Host
 from graphprune.ir.program import Program
 from graphprune.passes.propagate import Propagate
 from graphprune.pipeline import verify as proof
+from graphprune.pipeline.compare import relative
 from graphprune.pipeline.run import run_pass
 
 from .network import Module, Network, data, to_onnx
@@ -204,7 +205,7 @@ def _masked_file(proto: onnx.ModelProto, plan: Mapping[str, Any], example: Seque
 
 def distance(a: Outputs, b: Outputs) -> float:
     """max |a - b| / max |a|, the worst of all outputs."""
-    return max(proof.relative(np.asarray(x, np.float64), np.asarray(y, np.float64)) for x, y in zip(a, b, strict=True))
+    return max(relative(np.asarray(x, np.float64), np.asarray(y, np.float64)) for x, y in zip(a, b, strict=True))
 
 
 def _agree(net: Network, a: Outputs, b: Outputs, host: Host, what: str) -> None:

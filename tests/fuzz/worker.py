@@ -124,9 +124,9 @@ class Guard:
         elif event in ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "socket.connect"):
             self.seen.append(f"{event} {args[:1]}")
         elif event in _CHANGES and isinstance(args[0], str):
-            path = Path(args[0])  # a relative one is relative to an open folder: rmtree's, in the sandbox
-            if path.is_absolute() and not str(path.resolve()).startswith(self.sandbox):
-                self.seen.append(f"{event} {path}")
+            changed = Path(args[0])  # a relative one is relative to an open folder: rmtree's, in the sandbox
+            if changed.is_absolute() and not str(changed.resolve()).startswith(self.sandbox):
+                self.seen.append(f"{event} {changed}")
 
 
 def read(case: str, sandbox: Path, guard: Guard, limit: float = SECONDS) -> dict[str, Any]:

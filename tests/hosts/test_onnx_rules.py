@@ -675,7 +675,9 @@ def cut(net: Net, sizes: dict[int, int]) -> OnnxHost:
     program = gp.load(net.proto())
     groups = find_groups(program.graph)
     keep = {g.name: np.arange(sizes[g.size]) for g in groups if g.size in sizes}
-    return run_pass(Propagate(), program.learn(groups).learn(Keep(keep))).host
+    host = run_pass(Propagate(), program.learn(groups).learn(Keep(keep))).host
+    assert isinstance(host, OnnxHost)
+    return host
 
 
 def attributes(host: OnnxHost, op_type: str) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from graphprune.ir.facts import Groups, Keep, Order, Scores
 from graphprune.ir.host import Array, Host
 from graphprune.ir.program import Program
 from graphprune.pipeline.base import Pass
+from graphprune.pipeline.compare import relative
 from graphprune.pipeline.recipe import Recipe
 from graphprune.pipeline.run import run_pass
-from graphprune.pipeline.verify import relative
 
 TOLERANCE = {"torch": 1e-12, "onnx": 1e-5}  # relative; these networks are float64 on the torch host
 

@@ -42,7 +42,7 @@ class Rewrites(Does):
 
 
 for kind in (Does, Keeps, Rewrites):
-    kind.run = lambda self, program: self.does(program)  # type: ignore[method-assign]
+    kind.run = lambda self, program: self.does(program)  # type: ignore[attr-defined, method-assign]
     kind.text = lambda self: "does"  # type: ignore[method-assign]
 
 

@@ -22,11 +22,13 @@ from graphprune.errors import RecipeError
 from graphprune.ir.program import Edit
 from graphprune.pipeline import edits
 from graphprune.pipeline.base import Pass
-from graphprune.pipeline.edits import Correct, Cut, Reindex, Rewrite
+from graphprune.pipeline.correction import Correct
+from graphprune.pipeline.edits import Cut, Reindex
 from graphprune.pipeline.fingerprint import fingerprint
 from graphprune.pipeline.plan_file import read_plan, write_plan
 from graphprune.pipeline.plan_reader import as_plan
 from graphprune.pipeline.replay import replay
+from graphprune.pipeline.run import Rewrite
 
 RECIPE = "group,score,mask{channels=0.6x unconstrained=both},reorder,propagate,compensate{by=mean},fold"
 

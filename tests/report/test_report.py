@@ -98,7 +98,8 @@ class Page(HTMLParser):
 
     def __init__(self, html: str) -> None:
         super().__init__()
-        self.text, self.attributes, self.tags, self.open = "", [], [], []
+        self.text, self.tags, self.open = "", list[str](), list[str]()
+        self.attributes: list[tuple[str, str, str]] = []
         self.feed(html)
         self.close()
         assert not self.open

@@ -49,9 +49,9 @@ def measure(architecture: Architecture) -> dict[str, Any]:
     if [y.shape for y in before] != [y.shape for y in after]:
         return {"outcome": "wrong", "detail": "output shape", "left": left}
     expected = _outputs(mask(original, alive), inputs)
-    error = max(relative(a, b) for a, b in zip(expected, after, strict=True))
+    furthest = max(relative(a, b) for a, b in zip(expected, after, strict=True))
     moved = max(relative(a, b) for a, b in zip(before, after, strict=True))
-    return {"outcome": "ok" if error <= EXACT else "wrong", "error": error, "moved": moved, "left": left}
+    return {"outcome": "ok" if furthest <= EXACT else "wrong", "error": furthest, "moved": moved, "left": left}
 
 
 def cut(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> dict[Axis, Indices]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from . import run
 from .table import document, status
 from .work import PEER
 
-EXACT = {
+EXACT: dict[str, Any] = {
     "groups": 3,
     "channels": 40,
     "dense": 4,

@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 
 from ...errors import ModelError, OutputError
 from ...ir.atomic import followed, stage, unwritable
