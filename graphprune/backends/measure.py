@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 
+from ..errors import TargetError
 from ..ir.facts import Latency
 from ..ir.host import Array, Batch
+from ..pipeline.contract import hold
 
 Progress = Callable[[str, int, int], None]
 
@@ -22,6 +24,9 @@ FEWEST = 3  # repeats, whatever the budget: fewer have no spread
 class Runnable(ABC):
     """A model ready to run on ``threads`` CPU threads. Calling it runs the fixed ``example`` inputs,
     which were converted beforehand, so that timing a call times the model."""
+
+    def __init_subclass__(cls) -> None:
+        hold(cls, "runnable", {"bind": Callable, "run": Sequence}, TargetError)
 
     def __init__(self, target: str, threads: int, example: Batch) -> None:
         self.target, self.threads, self.example = target, threads, list(example)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import tempfile
-import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,25 +19,49 @@ from ..errors import TargetError, nearest
 from ..ir.facts import Latency
 from ..ir.host import Array, Batch
 from ..ir.program import Program
+from ..pipeline.base import plug_in_classes
+from ..pipeline.contract import hold, place
+from ..pipeline.options import Named, Reader, pattern, shown
 from .boards import boards
 from .effort import Budget
 from .measure import Progress, Runnable, interleave
 
+_RETURNS = {
+    "__post_init__": object,
+    "unable": str | None,
+    "unmeasured": str | None,
+    "emit": Path,
+    "load": Runnable,
+    "runnable": Runnable,
+    "run": Sequence,
+    "measure": Latency,
+    "time_ops": Iterator,
+    "tune": tuple,
+    "profile": dict,
+    "found": dict,
+    "code": str,
+    "key": dict,
+    "describe": dict,
+}
+"""What methods of a target give: held where another package writes them."""
+
 
 @dataclass(frozen=True)
-class Target:
+class Target(Named):
     """Where code goes: a frozen dataclass whose fields, each with a default, are its options.
 
     A target of one's own subclasses this, sets ``name``, writes ``emit`` and ``load``, and is
     declared as an entry point of the group ``graphprune.targets``.
     """
 
-    name: ClassVar[str]
     summary: ClassVar[str] = ""  # one line for `graphprune targets`
     grain: ClassVar[int] = 1  # a channel count the target likes is a multiple of it; 1: any
     tolerance: ClassVar[float] = 1e-5  # of the code against the model, max |a - b| / max |a| in float32
     packages: ClassVar[tuple[str, ...]] = ()  # distributions whose versions matter
     remark: ClassVar[str] = ""  # what a reader of the numbers has to know
+
+    def __init_subclass__(cls) -> None:
+        hold(cls, "target", _RETURNS, TargetError)
 
     @property
     def label(self) -> str:
@@ -62,11 +84,11 @@ class Target:
     def emit(self, program: Program, folder: Path) -> Path:
         """Write the program's code into an existing folder; return the main file. Raises TargetError
         where the target cannot express the program."""
-        raise NotImplementedError
+        raise self._unwritten("emit")
 
     def load(self, path: Path, *, threads: int = 1, example: Batch | None = None) -> Runnable:
         """What ``emit`` wrote, ready to run. ``example`` replaces the inputs that calls run on."""
-        raise NotImplementedError
+        raise self._unwritten("load")
 
     def runnable(self, program: Program, *, threads: int = 1) -> Runnable:
         """The program, emitted and loaded, on the host's example inputs."""
@@ -145,14 +167,9 @@ class Target:
             "remark": self.remark,
         }
 
-    def text(self) -> str:
-        """Canonical text: the name, and the options that are not at their default."""
-        defaults = {field.name: field.default for field in fields(self)}
-        changed = [f"{k}={_spell(v)}" for k, v in self.options().items() if v != defaults[k]]
-        return f"{self.name}{{{' '.join(changed)}}}" if changed else self.name
-
-    def options(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+    def _unwritten(self, name: str) -> TargetError:
+        hint = "write it, or have `unable` say why its code does not run" if name == "load" else "write it"
+        return TargetError(f"{place('target', type(self))} has no `{name}`", hint)
 
 
 _ALIASES = {"ort": "onnx", "cpu": "tvm"}
@@ -168,22 +185,16 @@ _BUILT_IN = {
     "best-cpu": "best:Best",
     "cuda": "tvm.cuda:Cuda",
 }
-_SPEC = re.compile(r"\s*([A-Za-z_./~][\w./~-]*)(?:\s*\{([^{}]*)\})?\s*")
+_SPEC = pattern(r"[A-Za-z_./~][\w./~-]*")
 
 
 @cache
 def targets() -> Mapping[str, type[Target]]:
     """Every target by name: the built-in ones and those of the entry-point group ``graphprune.targets``.
-    A plug-in cannot replace a built-in target. Raises TargetError for a plug-in that does not load."""
-    found: dict[str, type[Target]] = {}
-    for entry in sorted(entry_points(group="graphprune.targets"), key=lambda entry: entry.name):
-        try:
-            found[entry.name] = entry.load()
-        except Exception as error:  # someone else's package: anything may be wrong with it
-            message = f"target `{entry.name}` ({entry.value}) does not load: {error}"
-            raise TargetError(message, "repair or uninstall it") from error
-    for name, place in _BUILT_IN.items():
-        module, _, kind = place.partition(":")
+    A plug-in cannot replace a built-in target. Raises TargetError for a plug-in that is no target."""
+    found = plug_in_classes("graphprune.targets", "target", Target, TargetError)
+    for name, where in _BUILT_IN.items():
+        module, _, kind = where.partition(":")
         found[name] = getattr(import_module(f"{__package__}.{module}"), kind)
     return found
 
@@ -194,19 +205,12 @@ def target(spec: str) -> Target:
     it. Raises TargetError for an unknown name, option or value."""
     match = _SPEC.fullmatch(spec)
     if match is None:
-        raise TargetError(f"cannot read the target `{spec}`", "write it as tvm or tvm{option=value option=value}")
+        hint = "write it as tvm or tvm{option=value option=value}"
+        raise TargetError(f"cannot read the target `{shown(spec)}`", hint)
     name, body = match.groups()
     kind, values = _named(name)
-    types = typing.get_type_hints(kind)
-    known = [field.name for field in fields(kind)]
-    for item in (body or "").split():
-        key, equals, value = item.partition("=")
-        if not equals or not value:
-            raise TargetError(f"`{name}`: cannot read option `{item}`", "write option=value, separated by spaces")
-        if key not in known:
-            raise TargetError(f"target `{name}` has no option `{key}`", nearest(key, known) if known else "it has none")
-        values[key] = _value(name, key, value, types[key])
-    return kind(**values)
+    reader = Reader(name, TargetError, "target ")
+    return kind(**{**values, **reader.values(kind, reader.split(body))})
 
 
 def on_device(one: Target, address: str) -> Target:
@@ -222,7 +226,7 @@ def _named(name: str) -> tuple[type[Target], dict[str, Any]]:
         return kind, {}
     if name in boards() or name.endswith(".toml"):
         return targets()["edge"], {"board": name}
-    raise TargetError(f"unknown target `{name}`", nearest(name, [*targets(), *_ALIASES, *boards()]))
+    raise TargetError(f"unknown target `{shown(name)}`", nearest(name, [*targets(), *_ALIASES, *boards()]))
 
 
 def runnable(what: str | Path | Program, *, threads: int = 1, example: Batch | None = None) -> Runnable:
@@ -267,12 +271,6 @@ def fits(example: Batch, batch: Batch, where: str) -> None:
         raise TargetError(message, "compile it with an example of that shape")
 
 
-def first_line(error: BaseException) -> str:
-    """What a foreign error says, in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
-
-
 def _version(name: str) -> str:
     """Of a distribution; where a package was installed without one (built from source, or for a GPU), its own word."""
     try:
@@ -290,14 +288,3 @@ _MODULES = {
     "apache-tvm": "tvm",
     "apache-tvm-ffi": "tvm_ffi",
 }
-
-
-def _value(name: str, key: str, value: str, kind: Any) -> Any:
-    try:
-        return {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
-    except (ValueError, KeyError) as error:
-        raise TargetError(f"`{name}`: option `{key}` takes a {kind.__name__}, not `{value}`") from error
-
-
-def _spell(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

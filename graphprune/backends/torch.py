@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..errors import TargetError
+from ..errors import TargetError, first_line
 from ..ir.host import Array, Batch
 from ..ir.program import Program
 from .measure import Runnable
-from .target import Target, first_line
+from .target import Target
 
 if TYPE_CHECKING:
     from ..hosts.torch.host import TorchHost

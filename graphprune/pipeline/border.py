@@ -14,6 +14,7 @@ from ..ir.facts import Groups, Keep, Scores
 from ..ir.host import Array
 from ..ir.program import Program
 from .base import Pass
+from .contract import noun, place
 
 
 def checked(step: Pass, before: Program, made: object) -> Program:
@@ -23,8 +24,7 @@ def checked(step: Pass, before: Program, made: object) -> Program:
     what it did.
     """
     if not isinstance(made, Program):
-        what = "None" if made is None else f"a {type(made).__name__}"
-        raise RecipeError(f"{_place(step)} returned {what}, not a Program", "end `run` with return program...")
+        raise RecipeError(f"{_place(step)} returned {noun(made)}, not a Program", "end `run` with return program...")
     if made.host is not before.host:
         if not step.rewrites:
             raise RecipeError(f"{_place(step)} changed the model and says rewrites = False", "set rewrites = True")
@@ -44,7 +44,7 @@ def checked(step: Pass, before: Program, made: object) -> Program:
 
 
 def _place(step: Pass) -> str:
-    return f"pass `{step.name}` ({type(step).__module__}.{type(step).__qualname__})"
+    return place("pass", type(step))
 
 
 def _signed(step: Pass, made: Program) -> Program:

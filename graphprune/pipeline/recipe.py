@@ -4,15 +4,14 @@ group,score{by=l2},mask{macs=0.5x grain=8},propagate"""
 
 from __future__ import annotations
 
-import re
 import tomllib
-import typing
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import RecipeError, nearest
-from .base import Pass, _spell, passes
+from .base import Pass, passes
+from .options import Reader, pattern, shown, spell
 
 
 @dataclass(frozen=True)
@@ -83,18 +82,11 @@ def make(name: str, options: Mapping[str, Any]) -> Pass:
     """One pass from its name and options as text or TOML values. Raises RecipeError."""
     kind = passes().get(name)
     if kind is None:
-        raise RecipeError(f"unknown pass `{name}`", nearest(name, passes()))
-    types = typing.get_type_hints(kind)
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    values = {}
-    for key, value in options.items():
-        if key not in known:
-            raise RecipeError(f"`{name}` has no option `{key}`", nearest(key, known) if known else "it has none")
-        values[key] = _value(name, key, value, types[key])
-    return kind(**values)
+        raise RecipeError(f"unknown pass `{shown(name)}`", nearest(name, passes()))
+    return kind(**Reader(name, RecipeError).values(kind, options))
 
 
-_STEP = re.compile(r"\s*([A-Za-z_][\w.-]*)(?:\s*\{([^{}]*)\})?\s*(,|$)")
+_STEP = pattern(r"[A-Za-z_][\w.-]*", end="(,|$)")
 
 
 def _steps(text: str) -> Iterator[tuple[str, dict[str, str]]]:
@@ -107,26 +99,9 @@ def _steps(text: str) -> Iterator[tuple[str, dict[str, str]]]:
                 "write it as group,score{by=l2},mask{channels=0.5x},propagate",
             )
         name, body, _ = found.groups()
-        options = {}
-        for item in (body or "").split():
-            key, equals, value = item.partition("=")
-            if not equals or not value:
-                raise RecipeError(f"`{name}`: cannot read option `{item}`", "write option=value, separated by spaces")
-            options[key] = value
-        yield name, options
+        yield name, Reader(name, RecipeError).split(body)
         at = found.end()
 
 
-def _value(name: str, key: str, value: Any, kind: Any) -> Any:
-    try:
-        if kind is bool:
-            return {"true": True, "false": False}[str(value).lower()]
-        if isinstance(value, (bool, list, dict)) or (kind is int and isinstance(value, float)):
-            raise ValueError
-        return kind(value)
-    except (ValueError, KeyError, TypeError) as error:
-        raise RecipeError(f"`{name}`: option `{key}` takes a {kind.__name__}, not `{value}`") from error
-
-
 def _toml(value: Any) -> str:
-    return _spell(value) if isinstance(value, (bool, int, float)) else f'"{value}"'
+    return spell(value) if isinstance(value, (bool, int, float)) else f'"{value}"'

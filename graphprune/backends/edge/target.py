@@ -15,14 +15,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ...cost.latency.table import Point
-from ...errors import ModelError, TargetError, nearest
+from ...errors import ModelError, TargetError, first_line, nearest
 from ...ir.facts import Latency
 from ...ir.host import Array, Batch
 from ...ir.program import Program
 from ..boards import Board, board
 from ..effort import Budget
 from ..measure import Progress, Runnable
-from ..target import Target, first_line, fits
+from ..target import Target, fits
 from ..tvm.lower import imported, interface, last_line, lowered, toolchain
 from ..tvm.records import Records
 from ..tvm.sources import schedules

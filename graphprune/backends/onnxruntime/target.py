@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ...cost.latency.table import Point
-from ...errors import ModelError, TargetError
+from ...errors import ModelError, TargetError, first_line
 from ...ir.facts import Latency
 from ...ir.host import Array, Batch
 from ...ir.program import Program
 from ..measure import Runnable
-from ..target import Target, first_line
+from ..target import Target
 from . import time_ops as ort_ops
 
 

@@ -15,11 +15,10 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from ...errors import TargetError
+from ...errors import TargetError, first_line
 from ...ir.host import Array, Host
 from ...ir.program import Program
 from ...passes.fold import Fold
-from ..target import first_line
 from . import schedule, transposed
 from .channel_selection import selections_into_readers
 from .rewrites import clips, moved_weights, norms, rewritten

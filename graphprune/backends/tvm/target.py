@@ -16,13 +16,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ...cost.latency.table import Point
-from ...errors import ModelError, TargetError, nearest
+from ...errors import ModelError, TargetError, first_line, nearest
 from ...ir.facts import Latency
 from ...ir.host import Array, Batch
 from ...ir.program import Program
 from ..effort import Budget
 from ..measure import Progress, Runnable
-from ..target import Target, first_line, fits
+from ..target import Target, fits
 from . import time_ops as relax_ops
 from .lower import imported, interface, last_line, lowered, toolchain
 from .records import Records

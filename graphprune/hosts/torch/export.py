@@ -11,9 +11,8 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from ...errors import ModelError
+from ...errors import ModelError, first_line
 from ...ir.host import Call
-from ..boundary import first_line
 
 
 def trace(module: torch.nn.Module, inputs: Any, dynamic_shapes: Any = None) -> torch.export.ExportedProgram:

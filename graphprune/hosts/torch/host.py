@@ -18,12 +18,12 @@ from torch.utils import _pytree as pytree
 from ...axes.dim import Size
 from ...axes.index import Indices
 from ...coupling.relate import relate
-from ...errors import ModelError, OutputError
+from ...errors import ModelError, OutputError, first_line
 from ...ir.atomic import followed, stage, unwritable
 from ...ir.gc_paused import paused
 from ...ir.graph import Graph, Op, Piece, Site
 from ...ir.host import Array, Batch, Call
-from ..boundary import first_line, refusing
+from ..boundary import refusing
 from .edit import LITERALS, arguments, pointwise, set_argument, stored
 from .export import call_of, retrace, trace
 from .functional import Unsupported, functionalise

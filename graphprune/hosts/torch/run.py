@@ -14,9 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.graph_module import _get_attr
 from torch.utils import _pytree as pytree
 
-from ...errors import ShapeError
+from ...errors import ShapeError, first_line
 from ...ir.host import Array
-from ..boundary import first_line
 from .lift import draws, origin
 
 

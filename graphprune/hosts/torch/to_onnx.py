@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...errors import ModelError
-from ..boundary import first_line
+from ...errors import ModelError, first_line
 
 
 def write_onnx(exported: torch.export.ExportedProgram, path: Path) -> None:
