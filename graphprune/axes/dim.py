@@ -89,6 +89,11 @@ def terms(dim: Dim) -> list[Dim]:
     return _terms([dim])
 
 
+def factors(dim: Dim) -> list[Dim]:
+    """The parts of a row-major product, in order, but those of size one; any other axis is one part."""
+    return _factors([dim])
+
+
 def leaves(dim: Dim) -> Iterator[Dim]:
     """The distinct leaves of ``dim``, in order of first appearance."""
     seen: set[int] = set()

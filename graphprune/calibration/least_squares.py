@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..coupling.contractions import Contraction
-from ..ir.graph import Op
 from ..ir.host import Array, Batch, Host
 
 
@@ -100,13 +99,3 @@ def equations(
             own = sums.setdefault(layer.op.name, NormalEquations(groups, inputs, groups * outputs))
             own.add(layer.rows(x, at), layer.targets(y, at))
     return sums
-
-
-def affine(norm: Op, host: Host) -> tuple[Array, Array]:
-    """What a BatchNorm in eval mode computes: y -> scale * y + shift, per channel, float64."""
-    gamma, beta, mean, variance = (
-        None if value is None else host.parameter(value.name).astype(np.float64) for value in norm.inputs[1:5]
-    )
-    assert mean is not None and variance is not None
-    scale: Array = (1.0 if gamma is None else gamma) / np.sqrt(variance + norm.attrs["eps"])
-    return scale, (0.0 if beta is None else beta) - mean * scale

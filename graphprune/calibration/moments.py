@@ -1,4 +1,4 @@
-"""Mean, variance and magnitude of activations, in one pass over the data."""
+"""Mean, variance, magnitude and activity of activations, in one pass over the data."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from ..ir.host import Array, Batch, Host
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean, (population) variance and mean magnitude of an activation per position of one axis, float64."""
+    """Mean, (population) variance, mean magnitude and share of what is not zero of an activation, per position of
+    one axis, float64."""
 
     mean: Array
     variance: Array
     magnitude: Array
+    active: Array
 
 
 class RunningMoments:
@@ -30,7 +32,7 @@ class RunningMoments:
 
     def __init__(self, axis: int) -> None:
         self._axis, self._count = axis, 0.0
-        self._mean, self._square, self._magnitude = np.zeros(1), np.zeros(1), np.zeros(1)
+        self._mean, self._square, self._magnitude, self._active = (np.zeros(1) for _ in range(4))
 
     def add(self, value: Array) -> None:
         x = np.moveaxis(value, self._axis, -1).astype(np.float64)
@@ -38,12 +40,14 @@ class RunningMoments:
         count, delta = float(len(x)), x.mean(0) - self._mean
         total = self._count + count
         self._magnitude = self._magnitude + np.abs(x).sum(0)
+        self._active = self._active + (x != 0).sum(0)
         self._square = self._square + x.var(0) * count + delta**2 * (self._count * count / total)
         self._mean = self._mean + delta * (count / total)
         self._count = total
 
     def done(self) -> Moments:
-        return Moments(self._mean, self._square / self._count, self._magnitude / self._count)
+        count = self._count
+        return Moments(self._mean, self._square / count, self._magnitude / count, self._active / count)
 
 
 def moments(

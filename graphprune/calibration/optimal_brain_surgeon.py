@@ -17,11 +17,12 @@ import numpy as np
 
 from ..axes.dim import find
 from ..axes.index import Indices, shares
+from ..coupling.affine import affine
 from ..coupling.contractions import Contraction
 from ..ir.facts import Group
 from ..ir.graph import Graph
 from ..ir.host import Array, Host
-from .least_squares import NormalEquations, affine
+from .least_squares import NormalEquations
 
 DAMP = 0.01
 """Ridge of a layer's H, in mean variances of its inputs."""

@@ -10,7 +10,8 @@ import numpy as np
 from ..axes.dim import Dim
 from ..axes.index import Indices
 from ..calibration.activations import Walk
-from ..calibration.least_squares import ROWS, NormalEquations, affine, draw
+from ..calibration.least_squares import ROWS, NormalEquations, draw
+from ..coupling.affine import affine
 from ..coupling.contractions import Contraction, contractions
 from ..coupling.groups import find_groups
 from ..ir.facts import Keep

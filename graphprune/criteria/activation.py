@@ -1,4 +1,4 @@
-"""Criteria from what calibration data makes the channels do: wifv, ifv, wifn, wanda, variance, aap."""
+"""Criteria from what calibration data makes the channels do: wifv, ifv, wifn, wanda, variance, aap, active."""
 
 from __future__ import annotations
 
@@ -70,3 +70,10 @@ def aap(scoring: Scoring) -> ScoresByGroup:
     """Attention-map activation: the spatial mean of the batch-mean |activation| where it is read (after
     a ReLU the activation itself)."""
     return _by_reader(scoring, lambda x, weight: x.magnitude)
+
+
+@criterion("active", data=True)
+def active(scoring: Scoring) -> ScoresByGroup:
+    """The share of samples and places at which a channel is not zero where it is read (one minus APoZ, Hu et al.
+    2016): zero for a channel that the data never wakes, which only `dead` knows to be dead for every input."""
+    return _by_reader(scoring, lambda x, weight: x.active)

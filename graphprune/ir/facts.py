@@ -104,11 +104,13 @@ class Keep:
 
     ``blank``: survivors that count for nothing all the same, per group; what reads them is zero. They fill
     the gaps between the channels that a reader takes, so that it takes a run. A channel that is listed
-    twice is made twice.
+    twice is made twice. ``exact``: what goes counts for nothing, so that the cut network computes what the
+    original does.
     """
 
     keep: Mapping[str, Indices]
     blank: Mapping[str, Indices] = field(default_factory=dict)
+    exact: bool = False
 
     def index(self, groups: Groups) -> Index:
         """The same, as a function from any axis to its surviving positions."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..axes.dim import Dim, leaves
 from ..axes.index import coordinates, shares
+from ..coupling.bounds import bounds, pads
 from ..coupling.contractions import contractions
 from ..ir.facts import Group, Groups, Keep, Member
-from ..ir.host import Array, random_array
+from ..ir.graph import Graph, Op, Value
+from ..ir.host import Array
 from ..ir.program import Program
 from ..pipeline.base import Pass
 
@@ -29,36 +31,35 @@ class Dead(Pass):
     constant: bool = False  # also channels that never change: `compensate{by=mean}` then adds their part to biases
 
     def run(self, program: Program) -> Program:
-        """A channel lives iff what is written to it and what reads it are both not all zero, counting only
-        weights that join it to other live channels; repeated until nothing more dies (Tessier et al., 2022).
-        Cutting the dead changes no output. Where all writers are zero the channel is constant; it is dead if
-        that constant, after biases, norms and activations, is zero. With ``constant`` any constant will do
-        where no reader pads with zeros: `compensate{by=mean}` after the cut is then exact. Every group
-        keeps one channel."""
+        """A channel is dead where the weights prove it, for every input: where all that reads it is zero, counting
+        only weights that join it to other live channels, repeated until nothing more dies (Tessier et al.,
+        2022); or where it is zero itself at every place that reads it, by interval arithmetic from the inputs, of
+        which nothing is known, through all ops (coupling/bounds.py). Cutting the dead changes no output. With
+        ``constant`` any constant will do where no reader pads with zeros: `compensate{by=mean}` after the cut is
+        then exact. Every group keeps one channel. What was merely never seen to do anything is no such
+        channel: `score{by=active}` ranks those."""
         groups = program.fact(Groups)
         names = {group.dim: group.name for group in groups}
-        silent = _silent(program, groups, self.constant)
+        idle = _idle(program, groups, self.constant)
         live: Live = {group.name: np.ones(group.size, bool) for group in groups}
         while True:
-            again = {group.name: live[group.name] & _lives(program, group, live, names, silent) for group in groups}
+            again = {group.name: live[group.name] & _lives(program, group, live, names, idle) for group in groups}
             if all(np.array_equal(again[name], live[name]) for name in live):
                 break
             live = again
         keep = {name: np.flatnonzero(alive) if alive.any() else np.arange(1) for name, alive in live.items()}
         dead = sum(int((~alive).sum()) for alive in live.values())
-        return program.learn(Keep(keep)).note(f"{dead} channels counted for nothing")
+        return program.learn(Keep(keep, exact=not self.constant)).note(f"{dead} channels counted for nothing")
 
 
-def _lives(program: Program, group: Group, live: Live, names: Mapping[Dim, str], silent: Mapping[str, Array]) -> Array:
+def _lives(program: Program, group: Group, live: Live, names: Mapping[Dim, str], idle: Idle) -> Array:
     readers = [member for member in group.members if member.role == "reader"]
-    read = np.zeros(group.size, bool) if readers else np.ones(group.size, bool)
+    if not readers or group.dim in idle.elsewhere:
+        return ~idle.silent[group.name]
+    read = np.zeros(group.size, bool)
     for member in readers:
         read |= _touched(program, group, member, live, names)
-    written = np.zeros(group.size, bool)
-    for member in group.members:
-        if member.role == "writer" and len(program.graph.parameters[member.parameter].dims) > 1:  # no bias
-            written |= _touched(program, group, member, live, names)
-    return read & (written | ~silent[group.name])
+    return read & ~idle.silent[group.name]
 
 
 def _touched(program: Program, group: Group, member: Member, live: Live, names: Mapping[Dim, str]) -> Array:
@@ -77,24 +78,46 @@ def _touched(program: Program, group: Group, member: Member, live: Live, names: 
     return touched
 
 
-def _silent(program: Program, groups: Groups, constant: bool) -> Live:
-    """Per group, the channels that are zero (or never change, see Dead) wherever they are read, on the
-    example and on random inputs."""
-    example, rng = program.host.example(), np.random.default_rng(program.seed)
-    noise = [random_array(rng, x.shape, str(x.dtype)) if x.dtype.kind == "f" else x for x in example]
-    found = contractions(program.graph)
-    seen = [program.host.watch(batch, sorted({read.value.name for read in found})) for batch in (example, noise)]
-    silent = {group.name: np.ones(group.size, bool) for group in groups}
-    known = {group.name: False for group in groups}
-    for read in found:
-        values = [np.moveaxis(one[read.value.name], read.axis, 0) for one in seen]
-        flat = np.concatenate([v.reshape(len(v), -1) for v in values], 1)
-        padded = read.op.kind == "conv" and any(read.op.attrs.get("pads") or (1,))
-        quiet = (flat == (flat[:, :1] if constant and not padded else 0)).all(1)
-        for group in groups:
-            if any(leaf is group.dim for leaf in leaves(read.dim)):
-                at = coordinates(read.dim, group.dim)
-                noisy = at[(at >= 0) & ~quiet]
-                silent[group.name][noisy] = False
-                known[group.name] = True
-    return {name: alive if known[name] else np.zeros_like(alive) for name, alive in silent.items()}
+@dataclass(frozen=True)
+class Idle:
+    """``silent``: per group, the channels that are proven to be zero (or never to change, see Dead) at every place
+    that reads them. ``elsewhere``: what is read by other things than weights."""
+
+    silent: Live
+    elsewhere: frozenset[Dim]
+
+
+def _idle(program: Program, groups: Groups, constant: bool) -> Idle:
+    graph, known = program.graph, bounds(program.graph, program.host)
+    constants = {read.op.name for read in contractions(graph) if not pads(read.op)} if constant else set()
+    silent: Live = {}
+    elsewhere: set[Dim] = set()
+    for op, value, axis, alone in _places(graph):
+        parts = [group for group in groups if any(leaf is group.dim for leaf in leaves(value.dims[axis]))]
+        if not parts:
+            continue
+        size = value.dims[axis].size
+        assert isinstance(size, int)  # a group's channels are counted
+        box = known[value.name].along(axis, size)
+        quiet = box.constant if op.name in constants else box.zero
+        for group in parts:
+            at = coordinates(value.dims[axis], group.dim)
+            silent.setdefault(group.name, np.ones(group.size, bool))[at[(at >= 0) & ~quiet]] = False
+            elsewhere |= {group.dim} if alone else set()
+    for group in groups:
+        if group.name not in silent or group.dim.mixed:
+            silent[group.name] = np.zeros(group.size, bool)
+    return Idle(silent, frozenset(elsewhere))
+
+
+def _places(graph: Graph) -> Iterator[tuple[Op, Value, int, bool]]:
+    """Every operand that depends on the input, and its axis, which an op reduces over; whether no weight does."""
+    for op in graph.ops:
+        relation = graph.relations[op.name]
+        for name, uses in relation.inputs.items():
+            if name in relation.outputs:
+                continue
+            values = [(value, axis) for k, axis in uses if (value := op.inputs[k]) is not None]
+            for value, axis in values:
+                if not value.constant:
+                    yield op, value, axis, all(not other.constant for other, _ in values)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..calibration.least_squares import affine
+from ..coupling.affine import affine
 from ..ir.graph import Graph, Op, Value
 from ..ir.host import Array, Host
 from ..ir.program import Program

@@ -69,7 +69,7 @@ def sound(program: Program, who: str, facts: Mapping[type, Any]) -> Program:
         for name, own in idle.items():
             if name not in kept or not np.isin(own, kept[name]).all():
                 raise RecipeError(f"{who} a Keep whose blank of `{name}` has channels that are not kept")
-        program = program.learn(Keep(kept, idle))
+        program = program.learn(replace(keep, keep=kept, blank=idle))
     if Scores in facts:
         scores: Scores = facts[Scores]
         every = _lists(scores.scores, sizes, f"{who} Scores that", _numbers)

@@ -61,6 +61,7 @@ def test_activation_criteria_by_hand():
         "wanda": (h**2).mean(0) * size,
         "variance": h.var(0) / h.var(0).mean(),
         "aap": h.mean(0),
+        "active": (h > 0).mean(0),
     }.items():
         np.testing.assert_allclose(scores(plain(), f"by={by}"), want, rtol=1e-10, err_msg=by)
 
@@ -144,7 +145,7 @@ class Twice(nn.Module):
         return self.one(h) + self.two(h)
 
 
-@pytest.mark.parametrize("by", ["obs", "lasso", "wifv", "ifv", "wifn", "wanda", "variance", "aap"])
+@pytest.mark.parametrize("by", ["obs", "lasso", "wifv", "ifv", "wifn", "wanda", "variance", "aap", "active"])
 def test_a_second_reader_counts_as_combine_says(by):
     net = nets.randomise(Twice().double().eval())
     net.two.load_state_dict(net.one.state_dict())

@@ -33,10 +33,20 @@ ZERO = {  # see the rule of pointwise; what is not listed may make something of 
 }
 """Where the result of a pointwise op is zero for sure."""
 
+FUNCTIONS = {
+    **{name: name.lower() for name in "Abs Add Max Min Mul Neg Relu Sigmoid Softplus Sub Tanh".split()},
+    "Clip": "clip",
+    "Identity": "same",
+}
+"""What a pointwise op is a function of: see coupling/interval.py. What is not listed can be anything."""
+
 
 def _pointwise(c: Call) -> Reading:
     zero = ZERO.get(c.node.op_type) if c.node.op_type != "FastGelu" or c.input(1) is None else None
-    known = {"Add": {"function": "add"}, "Relu": {"function": "relu"}}.get(c.node.op_type, {})
+    function = FUNCTIONS.get(c.node.op_type)
+    known: dict[str, Any] = {"function": function} if function else {}
+    if function == "clip" and c.attr("min", c.attr("max")) is not None:  # before opset 11
+        known = {**known, "low": c.attr("min"), "high": c.attr("max")}
     return "pointwise", list(c.inputs), {**known, **({"zero": zero} if zero else {})}
 
 
@@ -178,12 +188,15 @@ def _resize(c: Call) -> Reading:
     before, after = c.shape(0), c.result()
     if len(before) < 3 or before[:2] != after[:2]:
         raise Unreadable
-    return "resize", [c.input(0)], {"spatial": len(before) - 2}
+    inside = c.attr("mode", "nearest") in ("nearest", "linear")
+    inside &= c.attr("coordinate_transformation_mode") != "tf_crop_and_resize"
+    return "resize", [c.input(0)], {"spatial": len(before) - 2, **({"function": "mean"} if inside else {})}
 
 
 def _pool(c: Call) -> Reading:
     c.only_output()  # the indices of a max pool count channels, too
-    return "pool", [c.input(0)], {"spatial": len(c.shape(0)) - 2}
+    function = {"MaxPool": "max", "AveragePool": "padded_mean"}.get(c.node.op_type)
+    return "pool", [c.input(0)], {"spatial": len(c.shape(0)) - 2, **({"function": function} if function else {})}
 
 
 def _tile(c: Call) -> Reading:
@@ -244,7 +257,15 @@ def _reduce(c: Call) -> Reading:
         raise Unreadable
     if not axes and c.attr("noop_with_empty_axes", 0):
         return "pointwise", [c.input(0)], {}
-    return "reduce", [c.input(0)], {"axes": axes, "keepdim": bool(c.attr("keepdims", 1))}
+    function = {f"Reduce{name}": name.lower() for name in ("Max", "Mean", "Min", "Sum")}.get(c.node.op_type)
+    known = {"function": function} if function else {}
+    return "reduce", [c.input(0)], {"axes": axes, "keepdim": bool(c.attr("keepdims", 1)), **known}
+
+
+def _global(c: Call) -> Reading:
+    function = {"GlobalAveragePool": "mean", "GlobalMaxPool": "max"}.get(c.node.op_type)
+    known = {"function": function} if function else {}
+    return "reduce", [c.input(0)], {"axes": list(range(2, len(c.shape(0)))), "keepdim": True, **known}
 
 
 def _softmax(c: Call) -> Reading:
@@ -274,10 +295,7 @@ _enter(
     "ArgMax ArgMin",
     lambda c: ("reduce", [c.input(0)], {"axes": [c.attr("axis", 0)], "keepdim": bool(c.attr("keepdims", 1))}),
 )
-_enter(
-    "GlobalAveragePool GlobalMaxPool GlobalLpPool",
-    lambda c: ("reduce", [c.input(0)], {"axes": list(range(2, len(c.shape(0)))), "keepdim": True}),
-)
+_enter("GlobalAveragePool GlobalMaxPool GlobalLpPool", _global)
 _enter("Softmax LogSoftmax Hardmax", _softmax)
 _enter("CumSum", _cumsum)
 _enter("LpNormalization TopK", _along(-1))

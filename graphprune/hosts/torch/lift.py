@@ -14,7 +14,7 @@ from ...axes.dim import Size
 from ...ir.graph import Graph, Op, Value
 from ..boundary import DRAWN
 from .edit import arguments
-from .ops import ATEN, ZERO
+from .ops import ATEN, FUNCTIONS, ZERO
 from .reindex import MARK
 
 _IGNORED = ("_assert", "sym_constrain_range")
@@ -113,7 +113,10 @@ class Reader:
             return "opaque", node.all_input_nodes, {"why": DRAWN, "draws": True}
         if read is None:
             return _as_given(node)
-        kind, nodes, attrs = read(arguments(node))
+        given = arguments(node)
+        kind, nodes, attrs = read(given)
+        if name in FUNCTIONS and kind in ("pointwise", "pool", "reduce"):
+            attrs = {**attrs, **FUNCTIONS[name](given)}
         if kind == "prelu" and nodes[1].meta["val"].numel() == 1:
             kind = "pointwise"  # one slope for all channels
         if kind == "pointwise" and name in ZERO and (ZERO[name] != "both" or len(nodes) == 2):

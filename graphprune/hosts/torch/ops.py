@@ -23,7 +23,24 @@ def _pointwise(a: Args) -> Reading:
 
 
 def _add(a: Args) -> Reading:
-    return "pointwise", _pointwise(a)[1], {"function": "add"} if a.get("alpha", 1) == 1 else {}
+    return "pointwise", _pointwise(a)[1], _scaled(a, "add")
+
+
+def _scaled(a: Args, function: str) -> dict[str, Any]:
+    """A sum or difference, unless its second part is multiplied."""
+    return {"function": function} if a.get("alpha", 1) == 1 else {}
+
+
+def _just(function: str) -> Callable[[Args], dict[str, Any]]:
+    return lambda a: {"function": function}
+
+
+def _clip(a: Args) -> dict[str, Any]:
+    """The bounds of what is cut off, where they are numbers."""
+    low, high = (a.get(name, a.get(f"{name}_val")) for name in ("min", "max"))
+    if any(hasattr(end, "meta") for end in (low, high)):
+        return {}
+    return {"function": "clip", "low": low, "high": high}
 
 
 def _windows(a: Args) -> dict[str, Any]:
@@ -62,6 +79,39 @@ ZERO = {  # see the rule of pointwise; what is not listed may make something of 
     ),
 }
 """Where the result of a pointwise op is zero for sure."""
+_BY_FUNCTION = {
+    "abs": "abs",
+    "neg": "neg",
+    "sigmoid": "sigmoid sigmoid_",
+    "square": "square",
+    "tanh": "tanh tanh_",
+    "mul": "mul mul_ multiply",
+    "same": "alias clone contiguous detach detach_ lift_fresh lift_fresh_copy",
+    "unknown": "empty_like rrelu",
+    "max": "maximum amax max adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d max_pool1d max_pool2d "
+    "max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices",
+    "min": "minimum amin min",
+    "sum": "sum",
+    "mean": "mean adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool1d "
+    "_adaptive_avg_pool2d _adaptive_avg_pool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d "
+    "upsample_linear1d upsample_bilinear2d upsample_trilinear3d",
+}
+FUNCTIONS: dict[str, Callable[[Args], dict[str, Any]]] = {
+    **{name: _just(function) for function, names in _BY_FUNCTION.items() for name in names.split()},
+    **dict.fromkeys("sub sub_ subtract".split(), lambda a: _scaled(a, "sub")),
+    **dict.fromkeys("clamp clamp_ clamp_min clamp_max hardtanh hardtanh_".split(), _clip),
+    **dict.fromkeys("relu6 relu6_".split(), lambda a: {"function": "clip", "low": 0, "high": 6}),
+    **dict.fromkeys(
+        "dropout dropout_ feature_dropout alpha_dropout".split(),
+        lambda a: {"function": "unknown" if a["train"] else "same"},
+    ),
+    "softplus": lambda a: {"function": "softplus"} if a["beta"] == 1 else {},
+    **dict.fromkeys(
+        "avg_pool1d avg_pool2d avg_pool3d".split(),
+        lambda a: {} if a.get("divisor_override") else {"function": "padded_mean"},
+    ),
+}
+"""What an op is a function of: see coupling/interval.py. What is not listed can be anything."""
 _enter(
     "conv1d conv2d conv3d",
     lambda a: ("conv", [a["input"], a["weight"], a["bias"]], {"groups": a["groups"], **_windows(a)}),
