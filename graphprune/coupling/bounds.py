@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from ..ir.graph import Graph, Op, Value
 from ..ir.host import Array, Host
 from .affine import affine
 from .contractions import Contraction, contractions
-from .interval import BINARY, FUNCTIONS, Interval, contracted, ranked
+from .interval import BINARY, FUNCTIONS, ROUNDING, Interval, contracted, ranked
 from .interval_moves import MOVES
 
 Step = Callable[["_Walk", Op], "Interval | None"]
@@ -122,7 +123,7 @@ def step(*kinds: str) -> Callable[[Step], Step]:
 def _layer(walk: _Walk, op: Op) -> Interval | None:
     read = walk.reads.get(op.name)
     if read is None:
-        return None
+        return _rows(walk, op, 1) if op.kind == "matmul" and len(op.inputs) == 2 else None
     weight = walk.array(op.inputs[1]) if op.inputs[1] is not None else None
     size = read.out.dims[read.out_axis].size
     inputs = read.dim.size
@@ -165,6 +166,37 @@ def _biased(walk: _Walk, op: Op, made: Interval, axis: int) -> Interval:
     if len(bias.shape) == 1:
         bias = bias.moved(lambda x: x.reshape([-1 if k == axis else 1 for k in range(len(made.shape))]))
     return made + bias
+
+
+@step("attention")
+def _attention(walk: _Walk, op: Op) -> Interval | None:
+    return _rows(walk, op, 2)
+
+
+def _rows(walk: _Walk, op: Op, operand: int) -> Interval | None:
+    """Sums of the rows of an operand, whatever their coefficients: zero where all rows are."""
+    x, rank = walk.of(op.inputs[operand]), len(op.outputs[0].dims)
+    if not 2 <= len(x.shape) <= rank:
+        return None
+    zero = x.collapsed([len(x.shape) - 2]).zero
+    return ranked(Interval(np.where(zero, 0.0, -np.inf), np.where(zero, 0.0, np.inf)), rank)
+
+
+@step("layer_norm", "rms_norm")
+def _normalised(walk: _Walk, op: Op) -> Interval | None:
+    """No one of n numbers is further from zero than sqrt(n) times their root mean square."""
+    rank = len(op.outputs[0].dims)
+    sizes = [dim.size for dim in op.outputs[0].dims[rank - op.attrs["trailing"] :]]
+    weights = [ranked(walk.of(value), rank) if value is not None else None for value in op.inputs[1:]]
+    if any(isinstance(n, str) for n in sizes) or any(
+        value is not None and not value.constant for value in op.inputs[1:]
+    ):
+        return None
+    most = prod(int(n) for n in sizes) ** 0.5 * (1 + ROUNDING)
+    made = Interval.between(-most, most, rank)
+    scale, shift = (*weights, None, None)[:2]
+    made = made if scale is None else made * scale
+    return made if shift is None else made + shift
 
 
 @step("batch_norm")

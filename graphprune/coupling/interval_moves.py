@@ -51,6 +51,11 @@ def _reduce(op: Op, operands: Sequence[Interval]) -> list[Interval] | None:
     return [x if op.attrs.get("keepdim") else x.moved(lambda bound: bound.squeeze(tuple(gone)))]
 
 
+@step("along")
+def _along(op: Op, operands: Sequence[Interval]) -> Interval | None:
+    return Interval.between(0.0, 1.0, len(operands[0].shape)) if op.attrs.get("function") == "softmax" else None
+
+
 # ---- what moves data ---------------------------------------------------------------------------------------
 
 

@@ -156,6 +156,35 @@ def test_the_sign_of_what_is_rectified_counts() -> None:
     cut(program)
 
 
+class Attend(nn.Module):
+    """A hidden layer that a norm bounds, behind attention that sums values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(4, 5), nn.Linear(5, 4)
+        self.norm, self.up, self.down = nn.LayerNorm(4), nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores = torch.softmax(self.q(x) @ self.k(x).transpose(-1, -2), -1)
+        x = self.norm(self.out(scores @ self.v(x)))
+        out: torch.Tensor = self.down(F.relu(self.up(x)))
+        return out
+
+
+def test_attention_sums_values_and_a_norm_bounds_what_is_behind_it() -> None:
+    torch.manual_seed(0)
+    net = Attend().double().eval()
+    with torch.no_grad():
+        for layer, channel in ((net.v, 3), (net.q, 1), (net.q, 2), (net.k, 1)):
+            layer.weight[channel], layer.bias[channel] = 0, 0  # queries and keys: dead where both are
+        net.up.weight[:2], net.up.bias[0], net.up.bias[1] = 1, -8.01, -7.9  # 4 numbers of 2 at most
+    program = gp.load(net, torch.randn(2, 7, 4, dtype=torch.float64))
+    keep = {name: at.tolist() for name, at in gp.run("group,dead", program).fact(Keep).keep.items()}
+    assert (keep["v"], keep["up"]) == ([0, 1, 2, 4], list(range(1, 8)))
+    assert [at for name, at in keep.items() if name in "qk"] == [[0, 2, 3, 4, 5]]
+    cut(program)
+
+
 def planted(seed: int) -> nn.Module:
     """Convolutions, activations, norms and a concat at random; some channels dead, some nearly."""
     rng, widths = np.random.default_rng(seed), [5, 6]

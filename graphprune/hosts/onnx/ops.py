@@ -270,9 +270,10 @@ def _global(c: Call) -> Reading:
 
 def _softmax(c: Call) -> Reading:
     rank = len(c.shape(0))
+    known = {"function": "softmax"} if c.node.op_type == "Softmax" else {}
     if c.version >= 13:
-        return "along", [c.input(0)], {"axes": [c.attr("axis", -1) % rank]}
-    return "along", [c.input(0)], {"axes": list(range(c.attr("axis", 1) % rank, rank))}  # flattened to a matrix
+        return "along", [c.input(0)], {"axes": [c.attr("axis", -1) % rank], **known}
+    return "along", [c.input(0)], {"axes": list(range(c.attr("axis", 1) % rank, rank)), **known}  # as a matrix
 
 
 def _cumsum(c: Call) -> Reading:

@@ -115,7 +115,7 @@ class Reader:
             return _as_given(node)
         given = arguments(node)
         kind, nodes, attrs = read(given)
-        if name in FUNCTIONS and kind in ("pointwise", "pool", "reduce"):
+        if name in FUNCTIONS and kind in ("pointwise", "pool", "reduce", "along"):
             attrs = {**attrs, **FUNCTIONS[name](given)}
         if kind == "prelu" and nodes[1].meta["val"].numel() == 1:
             kind = "pointwise"  # one slope for all channels

@@ -92,6 +92,7 @@ _BY_FUNCTION = {
     "max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices",
     "min": "minimum amin min",
     "sum": "sum",
+    "softmax": "softmax _softmax",
     "mean": "mean adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool1d "
     "_adaptive_avg_pool2d _adaptive_avg_pool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d "
     "upsample_linear1d upsample_bilinear2d upsample_trilinear3d",
