@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx.parser
@@ -108,10 +109,11 @@ def test_zero_weights_leave_a_constant(bias: float, act: nn.Module, dead: bool, 
 
 def test_a_padded_constant_is_not_the_same_everywhere_and_a_padded_zero_is() -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1)).double().eval()
+    norm = nn.BatchNorm2d(4)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), norm, nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1)).double().eval()
     with torch.no_grad():
-        net[1].weight[1:3] = 0
-        net[1].bias[1], net[1].bias[2] = 0.5, -0.5
+        norm.weight[1:3] = 0
+        norm.bias[1], norm.bias[2] = 0.5, -0.5
     program = gp.load(net, torch.randn(2, 3, 5, 5, dtype=torch.float64))
     assert kept(program) == kept(program, "group,dead{constant=true}") == [[0, 1, 3]]
     cut(program)
@@ -133,7 +135,7 @@ class Residual(nn.Module):
 
 def test_a_residual_channel_is_dead_where_every_branch_of_it_is() -> None:
     torch.manual_seed(0)
-    net = Residual().double().eval()
+    net: Any = Residual().double().eval()
     with torch.no_grad():
         for layer in (net.stem, net.a, net.b):
             layer.weight[1], layer.bias[1] = 0, -0.5  # everywhere
@@ -149,8 +151,9 @@ def test_the_sign_of_what_is_rectified_counts() -> None:
     """What is not negative, times weights that are not positive, is below a ReLU behind it."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)).double().eval()
+    middle: Any = net[2]
     with torch.no_grad():
-        net[2].weight[4], net[2].bias[4] = -net[2].weight[4].abs(), -0.1
+        middle.weight[4], middle.bias[4] = -middle.weight[4].abs(), -0.1
     program = gp.load(net, torch.randn(3, 4, dtype=torch.float64))
     assert kept(program) == [[0, 1, 2, 3, 4], [0, 1, 2, 3, 5]]
     cut(program)
@@ -185,7 +188,7 @@ def test_attention_sums_values_and_a_norm_bounds_what_is_behind_it() -> None:
     cut(program)
 
 
-def planted(seed: int) -> nn.Module:
+def planted(seed: int) -> Any:
     """Convolutions, activations, norms and a concat at random; some channels dead, some nearly."""
     rng, widths = np.random.default_rng(seed), [5, 6]
     torch.manual_seed(seed)
@@ -205,13 +208,13 @@ def planted(seed: int) -> nn.Module:
             out: torch.Tensor = self.last(F.relu(F.avg_pool2d(self.mid(x), 3, 1, 1)))
             return out
 
-    net = Both().double().eval()
+    net: Any = Both().double().eval()
     with torch.no_grad():
-        for layer in (first[0], second[0], net.mid):
+        for layer in (net.first[0], net.second[0], net.mid):
             for channel in rng.permutation(len(layer.weight))[:2]:
                 layer.weight[channel] *= float(rng.choice([0, 1e-9]))
                 layer.bias[channel] = float(rng.choice([-8, 0]))
-        first[0].bias[2], net.last.weight[:, 0] = -4, 0
+        net.first[0].bias[2], net.last.weight[:, 0] = -4, 0
     return net
 
 
@@ -239,7 +242,7 @@ def test_on_onnx_clip_and_global_pooling_are_known() -> None:
     del model.graph.initializer[:]
     values = {"w": (4, 3, 1, 1), "b": (4,), "h": (2, 4)}
     arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in values.items()}
-    arrays |= {"six": np.float32(6), "zero": np.float32(0)}
+    arrays |= {"six": np.full((), 6, np.float32), "zero": np.zeros((), np.float32)}
     arrays["off"] = np.float32([1, 6, 5.9, 7]).reshape(4, 1, 1)
     model.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(a), n) for n, a in arrays.items())
     program = gp.load(model)
@@ -253,7 +256,7 @@ def test_a_false_claim_fails_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = dead._idle
 
     def wrong(*args: object) -> dead.Idle:
-        idle = whole(*args)  # type: ignore[arg-type]
+        idle = whole(*args)
         for silent in idle.silent.values():
             silent[1] = True
         return idle
