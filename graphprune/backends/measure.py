@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -21,14 +22,27 @@ SAMPLE_SECONDS = 0.005  # shorter samples measure the clock and the scheduler
 FEWEST = 3  # repeats, whatever the budget: fewer have no spread
 
 
+MOST_THREADS = 64
+"""What may be asked for on any machine, however few cores it has (a device may have more)."""
+
+
 class Runnable(ABC):
     """A model ready to run on ``threads`` CPU threads. Calling it runs the fixed ``example`` inputs,
-    which were converted beforehand, so that timing a call times the model."""
+    which were converted beforehand, so that timing a call times the model.
+
+    Raises TargetError for more threads than any machine of this size has work for.
+    """
 
     def __init_subclass__(cls) -> None:
         hold(cls, "runnable", {"bind": Callable, "run": Sequence}, TargetError)
 
     def __init__(self, target: str, threads: int, example: Batch) -> None:
+        most = max(MOST_THREADS, 4 * (os.cpu_count() or 1))
+        if not 1 <= threads <= most:
+            raise TargetError(
+                f"`{target}` cannot run on {threads} threads (1 to {most}): this machine has {os.cpu_count()} cores",
+                "one for each core at most is what is measured well",
+            )
         self.target, self.threads, self.example = target, threads, list(example)
         self._bound: Callable[[], object] | None = None
         self.folder: TemporaryDirectory[str] | None = None  # of the files that it is run from; goes when it goes

@@ -616,3 +616,12 @@ def test_what_numpy_has_no_type_for_is_measured_all_the_same(tmp_path: Path) -> 
     artifact = gp.compile(model, channels="0.5x", targets=["onnx"], out=tmp_path / "out")
     (found,) = (row for row in artifact.report["verification"]["checks"] if row["what"].startswith("code for onnx"))
     assert found["max_relative_error"] <= 1e-5
+
+
+@pytest.mark.parametrize("threads", [0, 100_000])
+def test_threads_that_no_machine_has_work_for_are_refused_before_any_is_started(
+    threads: int, residual: Program, tmp_path: Path
+) -> None:
+    path = Onnx().emit(residual, tmp_path)
+    with pytest.raises(TargetError, match=rf"`onnx` cannot run on {threads} threads \(1 to "):
+        Onnx().load(path, threads=threads, example=residual.host.example())
