@@ -120,7 +120,14 @@ def apply(
 
     Raises RecipeError if the plan is none or does not fit the model, ModelError where it cannot be cut in place.
     """
+    if in_place and "torch" not in _origins(model):
+        raise ModelError(f"in_place cuts an nn.Module, not a {type(model).__name__}", "leave out in_place")
     if isinstance(plan, Program):
+        if example_inputs is None and "torch" in _origins(model) and not plan.source.trainable:
+            raise ModelError(
+                "the program was made from an ONNX model, whose examples a module does not take",
+                "give example_inputs; the names of its parameters must be the module's",
+            )
         if example_inputs is None:
             args, kwargs = plan.source.call_arguments(plan.source.example())
             example_inputs = {"args": args, "kwargs": kwargs}
@@ -310,7 +317,7 @@ def default_recipe(unit: str, text: str, grain: int = 1, *, data: bool, scored: 
 def _host(model: Any, example_inputs: Any, dynamic_shapes: Any) -> Host:
     if isinstance(model, (str, os.PathLike)):
         return _from_text(os.fspath(model), example_inputs)
-    kind = {part.__module__.partition(".")[0] for part in type(model).__mro__}
+    kind = _origins(model)
     if kind & {"onnx_ir", "onnx"}:
         from .hosts.onnx.host import OnnxHost
 
@@ -332,6 +339,11 @@ def _host(model: Any, example_inputs: Any, dynamic_shapes: Any) -> Host:
         f"{type(model).__name__} is not a model",
         "give an nn.Module, an ExportedProgram, an ONNX model, or the path of one",
     )
+
+
+def _origins(model: Any) -> set[str]:
+    """The packages that a model's classes are of: no framework is imported to ask."""
+    return {part.__module__.partition(".")[0] for part in type(model).__mro__}
 
 
 def _from_text(text: str, example_inputs: Any) -> Host:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import graphprune as gp
-from graphprune.errors import DataError
+from graphprune.errors import DataError, ModelError
 
 RECIPE = "group,score,mask{channels=0.5x},propagate"
 IMAGES = np.random.default_rng(0).standard_normal((2, 3, 5, 7)).astype(np.float32)
@@ -91,3 +91,13 @@ def test_example_inputs_of_an_onnx_model_by_name() -> None:
         gp.load(onnx_net(), {"args": (IMAGES,), "kwargs": {"images": IMAGES}})
     with pytest.raises(DataError, match="example inputs by images"):
         gp.load(onnx_net(), {"images": IMAGES})
+
+
+def test_in_place_is_for_modules_and_examples_are_of_the_models_own_kind(tmp_path):
+    module, x = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)), torch.randn(2, 4)
+    torch.onnx.export(module, (x,), tmp_path / "net.onnx", dynamo=True, verbose=False)
+    done = gp.run("group,score,mask{channels=0.5x},propagate", gp.load(tmp_path / "net.onnx"))
+    with pytest.raises(ModelError, match=r"in_place cuts an nn\.Module, not a PosixPath"):
+        gp.apply(done, tmp_path / "net.onnx", in_place=True)
+    with pytest.raises(ModelError, match="made from an ONNX model"):
+        gp.apply(done, module)

@@ -60,10 +60,25 @@ def params(graph: Graph, host: Host) -> Cost:
 
 def macs(graph: Graph, host: Host) -> Cost:
     """Multiply-accumulates of convolutions, linear layers, matrix products and attention, a sample."""
-    example = host.example()
-    batch = example[0].shape[0] if example and example[0].ndim else 1
     terms = [(*one.rows, *one.outer, *one.inner) for op in graph.ops for one in products(op, graph)]
-    return Cost("MACs", tuple(terms), host.sizes(), 1 / batch)
+    return Cost("MACs", tuple(terms), host.sizes(), 1 / samples(graph, host))
+
+
+def samples(graph: Graph, host: Host) -> int:
+    """How many samples the example holds: the size of the first axis of the inputs where that is a batch.
+
+    It is where it is open, and the same in every input that has an open one; and where it is the same axis
+    in every input and output. Else the whole example counts as one sample.
+    """
+    given = [value for value in graph.inputs if value.dims]
+    firsts = [value.dims[0] for value in given]
+    sizes = {str(find(dim).size) for dim in firsts if isinstance(find(dim).size, str)}
+    same = {id(find(value.dims[0])) if value.dims else 0 for value in (*given, *graph.outputs)}
+    if not firsts or not (len(sizes) == 1 or len(same) == 1):
+        return 1
+    chosen = next((k for k, dim in enumerate(firsts) if str(find(dim).size) in sizes), 0)
+    array = host.example()[graph.inputs.index(given[chosen])]
+    return max(1, int(array.shape[0]))
 
 
 def products(op: Op, graph: Graph) -> Iterator[Product]:
@@ -92,8 +107,6 @@ class Peak(Cost):
 def memory(graph: Graph, host: Host) -> Peak:
     """The most bytes of activations that live at once, a sample: inputs and results of each op in turn
     and what later ops read. What a runtime does in place or fuses is not known here."""
-    example = host.example()
-    batch = example[0].shape[0] if example and example[0].ndim else 1
     values = [v for v in (*graph.inputs, *(out for op in graph.ops for out in op.outputs)) if not v.constant]
     number = {value.name: k for k, value in enumerate(values)}
     last = {value.name: len(graph.ops) for value in graph.outputs}
@@ -107,7 +120,7 @@ def memory(graph: Graph, host: Host) -> Peak:
         for position in range(len(graph.ops))
     )
     sizes = tuple(BYTES.get(value.dtype, 4) for value in values)
-    return Peak("bytes", tuple(value.dims for value in values), host.sizes(), 1 / batch, moments, sizes)
+    return Peak("bytes", tuple(value.dims for value in values), host.sizes(), 1 / samples(graph, host), moments, sizes)
 
 
 BYTES = {"float64": 8, "int64": 8, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1, "bool": 1}

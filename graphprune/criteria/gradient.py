@@ -15,8 +15,8 @@ from .scoring import ScoresByGroup, Scoring, criterion
 
 PROBES = 8, 256
 """Rademacher vectors for the trace of the Hessian: at least, and at most."""
-ERROR = 0.1
-"""The standard error of the traces, as a share of them, at which no more vectors are drawn."""
+ERROR = 0.05
+"""The standard error of any score, as a share of the largest, at which no more vectors are drawn."""
 
 
 @criterion("taylor", loss=True)
@@ -50,8 +50,9 @@ def fisher(scoring: Scoring) -> ScoresByGroup:
 @criterion("hessian", loss=True)
 def hessian(scoring: Scoring) -> ScoresByGroup:
     """Tr(H_pp) / numel * |w_p|^2 per slice p (Yu et al., Hessian-aware pruning, 2022), the trace by
-    Hutchinson's estimate with Rademacher vectors, in eval mode, until its standard error is below ``ERROR`` of
-    it or ``PROBES`` are spent. A slice along which the loss curves down has a negative score."""
+    Hutchinson's estimate with Rademacher vectors, in eval mode, until every score's standard error is below
+    ``ERROR`` of the largest score, or ``PROBES`` are spent. A slice along which the loss curves
+    down has a negative score."""
     program, rng = scoring.program, np.random.default_rng(scoring.program.seed)
     axes = sorted({(name, axis) for group in scoring.groups for name, axis, _ in scoring.weights(group)})
     mean = {key: np.zeros(program.host.parameter(key[0]).shape[key[1]]) for key in axes}
@@ -61,14 +62,14 @@ def hessian(scoring: Scoring) -> ScoresByGroup:
             change = value - mean[key]
             mean[key] += change / drawn
             squares[key] += change * (value - mean[key])  # Welford
-        error = sqrt(sum(map(np.sum, squares.values())) / max(drawn - 1, 1) / drawn)
-        size = sqrt(sum(np.square(each).sum() for each in mean.values()))
+        error = sqrt(max(each.max() for each in squares.values()) / max(drawn - 1, 1) / drawn)
+        size = max(np.abs(each).max() for each in mean.values())
         program.progress("Hessian probes", drawn, PROBES[1])
         if drawn >= PROBES[0] and error <= ERROR * size:
             break
     else:
         scoring.notes.append(
-            f"hessian: after {PROBES[1]} probes the traces are known to {error / size if size else 1:.0%} of their size"
+            f"hessian: after {PROBES[1]} probes scores are known to {error / size if size else 1:.0%} of the largest"
         )
     return scoring.per_axis(lambda name, axis: mean[name, axis])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from numpy.typing import NDArray
@@ -80,12 +80,19 @@ class Scores:
     """Per group, one number a channel: higher is more worth keeping.
 
     ``made``: the pass that makes them again for other groups, as a recipe has it; of scores without it
-    (a user's own, those of training) nothing can be made but themselves.
+    (a user's own, those of training) nothing can be made but themselves. ``dataclasses.replace`` leaves it
+    out: other numbers are the user's own.
     """
 
     by: str
     scores: Mapping[str, NDArray[Any]]
-    made: str = ""
+    made: str = field(default="", init=False)
+
+    def signed(self, step: str) -> Scores:
+        """The same scores, which ``step`` makes again."""
+        scores = replace(self)
+        object.__setattr__(scores, "made", step)
+        return scores
 
     def __getitem__(self, group: Group) -> NDArray[Any]:
         return self.scores[group.name]

@@ -48,5 +48,5 @@ class Score(Pass):
         scale = NORMALIZE[criterion.normalize if self.normalize == "auto" else self.normalize]
         for fact in scoring.learned:
             program = program.learn(fact)
-        scores = Scores(self.by, {name: scale(score) for name, score in raw.items()}, self.text())
-        return program.learn(scores).note(*scoring.notes)
+        scores = Scores(self.by, {name: scale(score) for name, score in raw.items()})
+        return program.learn(scores.signed(self.text())).note(*scoring.notes)

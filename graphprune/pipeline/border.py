@@ -38,6 +38,9 @@ def checked(step: Pass, before: Program, made: object) -> Program:
         if not made.knows(kind):
             raise RecipeError(f"{_place(step)} says that it gives {kind.__name__}, and did not")
     made = sound(made, f"`{step.text()}` gave", {k: f for k, f in made.facts.items() if before.facts.get(k) is not f})
+    if made.facts.get(Groups) is not before.facts.get(Groups):
+        old = {kind: fact for kind, fact in made.facts.items() if before.facts.get(kind) is fact}
+        made = sound(made, f"`{step.text()}` found other groups than those of", old)
     if Scores in step.gives and made.fact(Scores) is not before.facts.get(Scores):
         made = _signed(step, made)
     return made
@@ -52,7 +55,7 @@ def _signed(step: Pass, made: Program) -> Program:
     scores = made.fact(Scores)
     if scores.made or step.rewrites or not {*step.needs} <= {Groups}:
         return made
-    return made.learn(replace(scores, made=step.text()))
+    return made.learn(scores.signed(step.text()))
 
 
 def sound(program: Program, who: str, facts: Mapping[type, Any]) -> Program:
@@ -75,7 +78,8 @@ def sound(program: Program, who: str, facts: Mapping[type, Any]) -> Program:
         every = _lists(scores.scores, sizes, f"{who} Scores that", _numbers)
         if missing := [name for name in sizes or () if name not in every]:
             raise RecipeError(f"{who} Scores that have none of `{missing[0]}`", "score every group")
-        program = program.learn(replace(scores, scores=every))
+        if any(every[name] is not own for name, own in scores.scores.items()):
+            program = program.learn(replace(scores, scores=every))
     return program
 
 

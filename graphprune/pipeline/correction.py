@@ -106,6 +106,11 @@ def _placed(name: str, weight: Array, whole: Array, axes: Mapping[str, Axis]) ->
     places = [np.asarray(axes[str(k)]["keep"]) if str(k) in axes else np.arange(n) for k, n in enumerate(whole.shape)]
     if tuple(map(len, places)) != weight.shape:
         raise RecipeError(f"the plan's `{name}` is {weight.shape}, the model's {tuple(map(len, places))}")
+    if weight.dtype.kind != "f" or whole.dtype.kind != "f":
+        raise RecipeError(f"the plan's `{name}` is {weight.dtype}, the model's {whole.dtype}")
+    with np.errstate(over="ignore"):
+        if not np.isfinite(weight.astype(whole.dtype)).all():
+            raise RecipeError(f"the plan's `{name}` has numbers that are none in the model's {whole.dtype}")
     whole = whole.copy()
     whole[np.ix_(*places)] = 0
     np.add.at(whole, np.ix_(*places), weight)  # a channel that is read twice has the sum of both

@@ -76,7 +76,7 @@ def _with_weights(steps: Entry, path: Path) -> list[Any]:
     try:
         tensors = load_file(path)
         found = {number: {name: tensors[f"{number}:{name}"] for name in own} for number, own in names.items()}
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:  # numpy has no float8
         raise RecipeError(
             f"{path}: not the weights of this plan ({error})", "plan.json and plan.safetensors belong together"
         ) from error

@@ -152,3 +152,27 @@ def fixed(program: Program, shapes: list[list[int]]) -> Program:
     for value, shape in zip(model.graph.inputs, shapes, strict=True):
         value.shape = type(value.shape)(shape)
     return gp.load(model)
+
+
+def test_what_is_no_batch_divides_nothing():
+    class Two(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = torch.nn.Linear(6, 5), torch.nn.Conv2d(3, 4, 3)
+
+        def forward(self, q, image):
+            return self.a(q).sum() + self.b(image).sum()
+
+    class Swapped(Two):
+        def forward(self, image, q):
+            return super().forward(q, image)
+
+    q, image = torch.randn(50, 6), torch.randn(2, 3, 9, 9)
+    fixed = [
+        gp.load(Two(), (q, image), dynamic_shapes=({}, {})),
+        gp.load(Swapped(), (image, q), dynamic_shapes=({}, {})),
+    ]
+    for program in fixed:
+        assert macs(program.graph, program.host)() == 50 * 6 * 5 + 2 * 4 * 7 * 7 * 27
+    batched = gp.load(torch.nn.Conv2d(3, 4, 3), image)
+    assert macs(batched.graph, batched.host)() == 4 * 7 * 7 * 27

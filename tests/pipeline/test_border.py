@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import nets
@@ -14,7 +15,8 @@ import graphprune as gp
 from graphprune.errors import RecipeError
 from graphprune.ir.facts import Groups, Keep, Scores
 from graphprune.pipeline.base import Pass
-from graphprune.pipeline.run import run_pass
+from graphprune.pipeline.recipe import Recipe
+from graphprune.pipeline.run import run, run_pass
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +142,19 @@ def test_lists_of_scores_will_do_and_say_which_pass_makes_them_again(program):
     scores = run_pass(Even(), program).fact(Scores)
     assert scores.made == "even"
     assert all(isinstance(score, np.ndarray) for score in scores.scores.values())
+
+
+def test_facts_that_no_longer_fit_newly_found_groups_are_refused():
+    program = run(Recipe.parse("group"), nets.program("Residual"))
+    groups = program.fact(Groups)
+    name = next(iter(groups)).name
+    kept = program.learn(Keep({name: np.array([1, 2])}))
+    with pytest.raises(RecipeError, match=f"found other groups than those of a Keep that names `{re.escape(name)}`"):
+        run(Recipe.parse(f"group{{freeze={name}}}"), kept)
+    assert run(Recipe.parse("group"), kept).knows(Keep)
+
+
+def test_other_numbers_are_no_longer_those_of_the_pass():
+    scored = run(Recipe.parse("group,score"), nets.program("Residual"))
+    scores = scored.fact(Scores)
+    assert scores.made and not replace(scores, scores=dict(scores.scores)).made

@@ -117,3 +117,23 @@ def test_a_run_leaves_the_users_generator_where_it_is():
 def test_a_network_that_draws_is_compiled(tmp_path):
     report = gp.compile(Sampled(), torch.randn(3, 8), channels="0.5x", measure=False, out=tmp_path / "out").report
     assert any("it draws random numbers" in check["what"] for check in report["verification"]["checks"])
+
+
+@pytest.mark.parametrize(
+    "active",
+    [lambda h: F.dropout(h, 0.5, True), lambda h: F.alpha_dropout(h, 0.5, True), lambda h: F.rrelu(h, training=True)],
+    ids=["dropout", "alpha", "rrelu"],
+)
+def test_dropout_that_is_in_training_draws(active):
+    class Dropped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(6, 16), nn.Linear(16, 8), nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.c(F.relu(self.b(active(self.a(x)))))
+
+    program = gp.load(Dropped().eval(), torch.randn(4, 6))
+    assert program.graph.draws
+    assert gp.verify(gp.run(RECIPE, program))[0].error <= 1e-12
+    assert not gp.load(nn.Sequential(nn.Linear(6, 4), nn.Dropout()).eval(), torch.randn(4, 6)).graph.draws

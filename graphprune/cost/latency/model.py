@@ -96,7 +96,7 @@ class LatencyModel:
 def budget(text: str) -> tuple[float, str]:
     """The number and unit (x, us, ms, s) of a latency budget. Raises BudgetError for what is none."""
     match = re.fullmatch(r"(\d*\.?\d+(?:e-?\d+)?)(x|ms|us|s)?", text.strip())
-    if match is None or float(match[1]) <= 0:
+    if match is None or not 0 < float(match[1]) < float("inf"):
         raise BudgetError(f"latency={text} is not a budget", "say what remains: latency=0.6x, or latency=12ms")
     number, unit = float(match[1]), match[2] or "x"
     if unit == "x" and number >= 1:

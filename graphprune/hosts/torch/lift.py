@@ -109,7 +109,7 @@ class Reader:
             return str(node.target), None, {}
         name = schema.name.removeprefix("aten::")
         read = ATEN.get(f"{name}.{schema.overload_name}") or ATEN.get(name)
-        if read is None and draws(node):
+        if draws(node) and (read is None or _active(node)):
             return "opaque", node.all_input_nodes, {"why": DRAWN, "draws": True}
         if read is None:
             return _as_given(node)
@@ -126,7 +126,16 @@ class Reader:
 
 def draws(node: fx.Node) -> bool:
     """Whether a node draws random numbers."""
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) or _active(node)
+
+
+def _active(node: fx.Node) -> bool:
+    """Whether a dropout (or another op that draws in training only) is in training, and drops anything."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or not ("dropout" in schema.name or "rrelu" in schema.name):
+        return False
+    given = arguments(node)
+    return bool(given.get("train", given.get("training"))) and given.get("p", 1) != 0
 
 
 def _as_given(node: fx.Node) -> tuple[str, list[Any] | None, dict[str, Any]]:
