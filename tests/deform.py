@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import nets
 import torch
 from torch import nn
+from torch.utils.flop_counter import register_flop_formula
 
 _SCHEMA = (
     "(Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias, SymInt stride_h, SymInt stride_w, "
@@ -50,6 +53,12 @@ if not hasattr(torch.ops.torchvision, "deform_conv2d"):
     @_op.register_fake
     def _(x, weight, offset, *rest):
         return x.new_empty(x.shape[0], weight.shape[0], *offset.shape[2:])
+
+
+@register_flop_formula(torch.ops.torchvision.deform_conv2d)
+def _flops(x_shape, weight_shape, *rest, out_shape=None, **options):
+    """torch's counter does not look into ops that are not its own."""
+    return 2 * prod(out_shape) * prod(weight_shape[1:])
 
 
 _APART, _INPUT, _OUTPUT = "(deform_conv) tells its positions apart", "graph input", "reaches the graph output"

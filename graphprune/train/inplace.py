@@ -69,6 +69,8 @@ def cut(
     except ModelError:
         for owner, name, old in reversed(undo):
             setattr(owner, name, old)
+            if getattr(type(owner), name, None) is old:  # it was the class's, not the layer's own
+                delattr(owner, name)
         raise
     if optimizer is not None:
         new = {id(old): getattr(owner, name) for owner, name, old in undo if isinstance(old, nn.Parameter)}
