@@ -93,7 +93,7 @@ def trade(losses: Mapping[str, Menu], prices: Prices, budget: float, rounds: int
     counts = _exchanged(menus, prices, budget, _spend(menus, prices, budget, counts))
     if prod(len(options) for options, _ in menus.values()) > EXACT:
         return counts
-    return _branch(menus, prices, budget, counts)
+    return _branch(menus, prices, budget, counts, _loss(losses, counts))
 
 
 EXACT = 100_000
@@ -102,15 +102,16 @@ EXCHANGES = 4_000
 """Prices asked for in exchanging pairs, at most: large networks have none to spare."""
 
 
-def _branch(menus: Mapping[str, tuple[Array, Array]], prices: Prices, budget: float, known: Counts) -> Counts:
-    """The best choice, by depth first search from a known one: a branch whose losses so far, with the least
-    that the rest can lose, are no better is left out. No price is taken to rise with a count."""
+def _branch(
+    menus: Mapping[str, tuple[Array, Array]], prices: Prices, budget: float, best: Counts, lost: float
+) -> Counts:
+    """The best choice, by depth first search from a known one and what it loses: a branch whose losses so far, with
+    the least that the rest can lose, are no better is left out. No price is taken to rise with a count."""
     order = sorted(menus, key=lambda name: -float(np.ptp(menus[name][1])))
     least = [0.0]
     for name in reversed(order):
         least.insert(0, least[0] + float(menus[name][1].min()))
-    best, lost = known, _total(menus, known)
-    stack: list[tuple[int, float, Counts]] = [(0, 0.0, dict(known))]
+    stack: list[tuple[int, float, Counts]] = [(0, 0.0, best)]
     while stack:
         depth, spent, counts = stack.pop()
         if spent + least[depth] >= lost * (1 - 1e-12):
@@ -129,38 +130,35 @@ def _branch(menus: Mapping[str, tuple[Array, Array]], prices: Prices, budget: fl
 
 
 def _exchanged(menus: Mapping[str, tuple[Array, Array]], prices: Prices, budget: float, counts: Counts) -> Counts:
-    """Another count for one group, and for a second one the best that fits then, while that loses less."""
-    asked, moved = 0, True
-    while moved:
-        moved = False
-        for first, (options, loss) in menus.items():
-            have = loss[np.searchsorted(options, counts[first])]
-            for k in range(len(options)):
-                if options[k] == counts[first]:
+    """The counts after every exchange of a pair that loses less, while prices may be asked for."""
+    left = EXCHANGES
+    while True:
+        better, left = _exchange(menus, prices, budget, counts, left)
+        if better is None:
+            return counts
+        counts = better
+
+
+def _exchange(
+    menus: Mapping[str, tuple[Array, Array]], prices: Prices, budget: float, counts: Counts, left: int
+) -> tuple[Counts | None, int]:
+    """Another count for one group, and for a second one the best that fits then, if that loses less; and how
+    many of ``left`` prices have not been asked for."""
+    have = {name: loss[np.searchsorted(options, counts[name])] for name, (options, loss) in menus.items()}
+    for first, (options, loss) in menus.items():
+        for k in np.flatnonzero(options != counts[first]):
+            other = {**counts, first: int(options[k])}
+            for second, (choices, losses) in menus.items():
+                now = (have[first] + have[second]) * (1 - 1e-12)
+                if second == first or loss[k] + losses.min() >= now:
                     continue
-                other = {**counts, first: int(options[k])}
-                for second, (choices, losses) in menus.items():
-                    if second == first:
-                        continue
-                    now = have + losses[np.searchsorted(choices, counts[second])]
-                    if loss[k] + losses.min() >= now * (1 - 1e-12):
-                        continue
-                    if (asked := asked + 1) > EXCHANGES:
-                        return counts
-                    fits = np.flatnonzero(prices(other, second, choices) <= budget)
-                    if len(fits) and loss[k] + losses[fits].min() < now * (1 - 1e-12):
-                        counts = {**other, second: int(choices[fits[np.argmin(losses[fits])]])}
-                        moved, have, other = True, loss[k], counts
-                        break
-                if moved:
-                    break
-            if moved:
-                break
-    return counts
-
-
-def _total(menus: Mapping[str, tuple[Array, Array]], counts: Counts) -> float:
-    return sum(float(loss[np.searchsorted(options, counts[name])]) for name, (options, loss) in menus.items())
+                if left == 0:
+                    return None, left
+                left -= 1
+                fits = np.flatnonzero(prices(other, second, choices) <= budget)
+                if len(fits) and loss[k] + losses[fits].min() < now:
+                    return {**other, second: int(choices[fits[np.argmin(losses[fits])]])}, left
+    return None, left
 
 
 def _settle(menus: Mapping[str, tuple[Array, Array]], prices: Prices, weight: float, counts: Counts) -> Counts:

@@ -20,7 +20,7 @@ from ..ir.program import Plan, Program
 from ..pipeline.compare import relative
 from ..pipeline.replay import apply_plan
 from .channels import unwrapped
-from .unread import refuse_unread, training_error
+from .unread import refuse_unread, tensors, training_error
 
 Keep = Mapping[str, Mapping[int, Tensor]]
 """Parameter -> axis -> the original indices kept."""
@@ -80,7 +80,7 @@ def cut(
 
 def _check_steps(module: nn.Module, host: TorchHost, done: Program) -> None:
     """What was added or removed, the class does not know of."""
-    before, after = ({name for name, _ in _tensors(model)} for model in (host.model, done.model))
+    before, after = ({name for name, _ in tensors(model)} for model in (host.model, done.model))
     for names, what in ((after - before, "adds"), (before - after, "removes")):
         if names:
             raise ModelError(
@@ -91,17 +91,13 @@ def _check_steps(module: nn.Module, host: TorchHost, done: Program) -> None:
 
 def _widths(host: TorchHost, done: Program) -> dict[int, str]:
     """The widths of all axes that were cut, each with a parameter that has it."""
-    before, after = dict(_tensors(host.model)), dict(_tensors(done.model))
+    before, after = dict(tensors(host.model)), dict(tensors(done.model))
     return {
         old: name
         for name, tensor in before.items()
         for old, new in zip(tensor.shape, after[name].shape, strict=True)
         if new != old
     }
-
-
-def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
 
 
 # ---- the module --------------------------------------------------------------------------------------
@@ -111,9 +107,9 @@ Undo = Iterator[tuple[nn.Module, str, Any]]
 
 def _replace_tensors(module: nn.Module, done: Program) -> Undo:
     """Every tensor that the plan changed, each tied one once for all its names."""
-    cut = dict(_tensors(done.model))
+    cut = dict(tensors(done.model))
     new: dict[int, Tensor] = {}
-    for name, old in _tensors(module):
+    for name, old in tensors(module):
         tensor = cut.get(name, old)
         if tensor.shape == old.shape and torch.equal(tensor, old):
             continue

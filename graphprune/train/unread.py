@@ -58,10 +58,15 @@ def _shared(shape: Sequence[int], cut: Mapping[int, str]) -> Iterator[tuple[int,
             yield size, max(widths)
 
 
+def tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Every parameter and buffer, a tied one under each of its names."""
+    return [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+
+
 def _unread(module: nn.Module, graph: Graph) -> Iterator[tuple[str, Tensor]]:
     """Parameters, buffers and other tensors of the module, each once, that no op of the graph reads."""
     read = {value.name for op in graph.ops for value in op.inputs if value is not None}
-    registered = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    registered = tensors(module)
     seen = {id(tensor) for name, tensor in registered if name in read}
     for name, tensor in (*registered, *_loose(module)):
         if id(tensor) not in seen:
