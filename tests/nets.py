@@ -890,11 +890,11 @@ class Activated(nn.Module):
 
 @net(
     vectors(2, 4, 6),
-    {"enter": 7, "head": 5},
-    {"head.weight[1]": "rnn (recurrent) tells its positions apart", "last": OUTPUT},
+    {"enter": 7, "rnn.weight_ih_l0.1": 4, "head": 5},
+    {"last": OUTPUT},
 )
 class Recurrent(nn.Module):
-    """What a recurrent layer reads can go; its state is read at every step."""
+    """One hidden size of all gates and both directions, which both recurrent weights read."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -903,6 +903,71 @@ class Recurrent(nn.Module):
 
     def forward(self, x):
         return self.last(F.relu(self.head(self.rnn(torch.tanh(self.enter(x)))[0])))
+
+
+@net(vectors(3, 2, 6), {"rnn.weight_ih_l0.1": 5, "rnn.weight_hr_l0": 3}, {"head": OUTPUT})
+class Projected(nn.Module):
+    """What the layers of an LSTM read of one another is projected; its last cell states are read as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(6, 5, num_layers=2, proj_size=3, bidirectional=True)
+        self.head, self.cells = nn.Linear(6, 4), nn.Linear(5, 4)
+
+    def forward(self, x):
+        y, (_, c) = self.rnn(x)
+        return self.head(y) + self.cells(torch.tanh(c)).sum((0, 1))
+
+
+@net(vectors(2, 3, 6), {"first": 5, "start": 7}, {"head": OUTPUT})
+class Started(nn.Module):
+    """A state that is computed, another that is learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.start = nn.Linear(6, 5), nn.Parameter(torch.ones(1, 1, 7))
+        self.one, self.two = nn.RNN(6, 5, bias=False, batch_first=True), nn.GRU(5, 7, num_layers=2)
+        self.head = nn.Linear(7, 4)
+
+    def forward(self, x):
+        y, _ = self.one(x, torch.tanh(self.first(x.mean(1))[None]))
+        return self.head(self.two(y, self.start.expand(2, 3, 7).contiguous())[0])
+
+
+@net(vectors(2, 3, 6), {"a.weight_ih.1": 7, "b.weight_ih.1": 5, "c.weight_ih": 4}, {"head": OUTPUT})
+class Cells(nn.Module):
+    """Cells step by step: the state of a step is what the weights read at the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.LSTMCell(6, 7), nn.GRUCell(7, 5), nn.RNNCell(5, 4, nonlinearity="relu")
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        h = c = x.new_zeros(x.shape[0], 7)
+        k = m = None
+        for t in range(x.shape[1]):
+            h, c = self.a(x[:, t], (h, c))
+            k = self.b(h, k)
+            m = self.c(k, m)
+        return self.head(m)
+
+
+@net(vectors(2, 3, 6), {"read": 5}, {"head": OUTPUT})
+class Unrolled(nn.Module):
+    """The loop of an LSTM written by hand, its gates cut out of one product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.again, self.head = nn.Linear(6, 20), nn.Linear(5, 20, bias=False), nn.Linear(5, 3)
+
+    def forward(self, x):
+        h = c = torch.zeros(x.shape[0], 5, dtype=x.dtype)
+        for t in range(x.shape[1]):
+            i, f, g, o = (self.read(x[:, t]) + self.again(h)).chunk(4, -1)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+        return self.head(h)
 
 
 @net(

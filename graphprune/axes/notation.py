@@ -7,6 +7,7 @@ Operands are separated by commas, axes by spaces. An axis is
 
     c         a name; the same name is the same axis; ``c:8`` gives its size
     c^        a name the op normalises across (pruning it is not the same as masking it)
+    h'        the axis h once more, where the op reads what it made there before: a recurrent weight's inputs
     (a b)     a row-major product; (a + b) a concatenation
     1         an axis of size one, which couples with nothing
     _         an axis along which the op tells positions apart: frozen
@@ -28,7 +29,7 @@ from functools import lru_cache
 from ..errors import ShapeError
 from .dim import PRODUCT, SUM, Size
 
-_TOKEN = re.compile(r"\.\.\.|[A-Za-z_]\w*(?::[\w*]+)?\^?|[1~()+]")
+_TOKEN = re.compile(r"\.\.\.|[A-Za-z_]\w*'?(?::[\w*]+)?\^?|[1~()+]")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Axis:
     name: str
     size: Size | None = None
     mixed: bool = False
+
+
+def fed(name: str) -> str | None:
+    """The axis that a name with a prime is once more; None for any other name."""
+    return name[:-1] if name.endswith("'") else None
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def params(graph: Graph, host: Host) -> Cost:
 
 def macs(graph: Graph, host: Host) -> Cost:
     """Multiply-accumulates of convolutions, linear layers, matrix products and attention, a sample."""
-    terms = [(*one.rows, *one.outer, *one.inner) for op in graph.ops for one in products(op, graph)]
+    terms = [(*one.rows, *one.outer, *one.inner, *one.steps) for op in graph.ops for one in products(op, graph)]
     return Cost("MACs", tuple(terms), host.sizes(), 1 / samples(graph, host))
 
 

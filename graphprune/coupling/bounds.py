@@ -116,6 +116,13 @@ def step(*kinds: str) -> Callable[[Step], Step]:
     return enter
 
 
+@step("fill")
+def _fill(walk: _Walk, op: Op) -> Interval | None:
+    """One number everywhere."""
+    array = walk.array(op.outputs[0])
+    return None if array is None or not array.size else Interval.of(array[(slice(1),) * array.ndim])
+
+
 # ---- layers ------------------------------------------------------------------------------------------
 
 

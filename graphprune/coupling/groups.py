@@ -91,10 +91,12 @@ def _stored_uses(graph: Graph) -> Iterator[tuple[Dim, Value, int, Role, str]]:
                 continue
             constants = [v for k, _ in relation.inputs[name] if (v := op.inputs[k]) is not None and v.constant]
             for value in constants:
+                own = {axis for k, axis in relation.inputs[name] if op.inputs[k] is value}
                 for parameter in origin.get(value.name, ()):
                     for leaf in leaves(dim):
                         for axis in axes_of[parameter.name].get(leaf, ()):
-                            yield leaf, parameter, axis, part, op.origin or op.name
+                            if parameter is not value or axis in own:  # one axis may write, another read
+                                yield leaf, parameter, axis, part, op.origin or op.name
 
 
 def _axes(value: Value) -> dict[Dim, list[int]]:

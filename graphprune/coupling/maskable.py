@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ..axes.dim import Dim, freeze, leaves
+from ..axes.notation import fed
 from ..ir.graph import Graph, Masker, Op, Value
 from ..ops.traits import traits
 
@@ -33,7 +34,7 @@ def settle(graph: Graph) -> None:
                 continue
             operands = [value for k, _ in relation.inputs[name] if (value := op.inputs[k]) is not None]
             constants = [value for value in operands if value.constant]
-            if len(constants) == len(operands):
+            if len(constants) == len(operands) and not fed(name):
                 freeze(dim, f"{op.where} reduces over it")
             elif constants:
                 _reader(op, dim, constants, search)

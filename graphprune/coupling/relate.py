@@ -8,7 +8,7 @@ from typing import Any
 
 from ..axes.dim import PRODUCT, Dim, Size, find, freeze, leaves, mix, product, same, total
 from ..axes.index import Index
-from ..axes.notation import Axis, Compound, Pattern, Term, fit, parse
+from ..axes.notation import Axis, Compound, Pattern, Term, fed, fit, parse
 from ..errors import ShapeError
 from ..ir.facts import Role
 from ..ir.graph import Graph, Op, Relation, Value, around
@@ -42,6 +42,8 @@ def relate(graph: Graph) -> Graph:
 def role(op: Op, relation: Relation, name: str) -> Role | None:
     """The part that the op's weights play in the axis ``name``; None where they have none in it."""
     from_weights, from_data = _sources(op, relation, name)
+    if fed(name) or f"{name}'" in relation.dims:  # weights write the state, and read what the op made of it
+        from_data = fed(name) is not None
     if not from_weights or not any(value is not None and not value.constant for value in op.inputs):
         return None
     if name not in relation.outputs:
@@ -135,6 +137,9 @@ class _Binder:
         for operand in self.pattern.outputs[len(self.op.outputs) :]:  # pieces that nobody takes
             for term in operand:
                 self._note(term, self.outputs, (-1, -1))
+        for name in self.inputs:
+            if (base := fed(name)) is not None:
+                self.dims[name] = self.dims[base]
 
     def _axes(self) -> Iterator[tuple[Term, Dim]]:
         sides = (
@@ -174,10 +179,10 @@ class _Binder:
         elif term.name == "1":
             if find(dim).size != 1:
                 raise ShapeError(f"{where}: an axis of size {find(dim).size} where 1 was expected")
-        elif term.name in self.dims:
-            same(self.dims[term.name], dim, f"{where}, axis `{term.name}`")
+        elif (name := fed(term.name) or term.name) in self.dims:
+            same(self.dims[name], dim, f"{where}, axis `{term.name}`")
         else:
-            self.dims[term.name] = dim
+            self.dims[name] = dim
         self._mark(term)
 
     def _mark(self, term: Term) -> None:
@@ -204,12 +209,13 @@ class _Binder:
             dim = Dim(size)
             freeze(dim, f"{self.op.where} tells its positions apart")
             return dim
-        return self.dims.setdefault(term.name, Dim(size))
+        return self.dims.setdefault(fed(term.name) or term.name, Dim(size))
 
     def _size(self, term: Term) -> Size | None:
         if isinstance(term, Compound):
             return self._build(term, None).size
-        return find(self.dims[term.name]).size if term.name in self.dims else term.size
+        name = fed(term.name) or term.name
+        return find(self.dims[name]).size if name in self.dims else term.size
 
     def _rest(self, term: Compound, size: Size | None, known: list[Size]) -> int:
         if isinstance(size, int) and all(isinstance(n, int) for n in known):

@@ -6,7 +6,7 @@ from math import prod
 
 from ..ir.graph import Op
 from .registry import rule
-from .wording import LETTERS, axes_of, because, per_channel, rank_of, shape_of
+from .wording import LETTERS, axes_of, per_channel, rank_of, shape_of
 
 rule("linear", axes="... i, o i, o -> ... o")
 rule("batch_norm", axes="n c ~, c, c, c, c -> n c ~")
@@ -97,23 +97,6 @@ def layer_norm(op: Op) -> str:
 def skip_norm(op: Op) -> str:
     """(x, skip, weights and biases...) -> the normalised sum of x, skip and bias, and the sum itself."""
     return f"... c^, ... c{', c' * (len(op.inputs) - 2)} -> {', '.join(['... c'] * len(op.outputs))}"
-
-
-@rule("recurrent")
-def recurrent(op: Op) -> str:
-    """(x, input weights..., states and other weights...), ``weights``: how many input weights. The
-    state is read at every step by weights of its own: frozen, with ``why`` as the reason."""
-    ins = [" ".join(["_"] * (rank_of(op.inputs[0]) - 1) + ["i"])]
-    for number, value in enumerate(op.inputs[1:]):
-        names = ["_"] * (rank_of(value) if value is not None else 1)
-        if number < op.attrs["weights"]:
-            names[-1] = "i"
-        ins.append(" ".join(names))
-    if "why" in op.attrs:
-        others = [axis for value in op.inputs[1 + op.attrs["weights"] :] if value is not None for axis in value.dims]
-        gates = [axis for value in op.inputs[1 : 1 + op.attrs["weights"]] if value for axis in value.dims[:-1]]
-        because(op, [*gates, *others, *(axis for value in op.outputs for axis in value.dims)])
-    return f"{', '.join(ins)} -> {', '.join(' '.join('_' * rank_of(out)) for out in op.outputs)}"
 
 
 def _batch(op: Op) -> str:

@@ -13,11 +13,13 @@ Dims = tuple[Dim, ...]
 
 @dataclass(frozen=True)
 class Product:
-    """``rows x inner`` times ``inner x outer``: the product of all sizes is its multiply-accumulates."""
+    """``rows x inner`` times ``inner x outer``, once for each of ``steps``, one after the other: the product of
+    all sizes is its multiply-accumulates."""
 
     rows: Dims
     inner: Dims
     outer: Dims
+    steps: Dims = ()
 
 
 Products = Callable[[Op, Relation], Iterator[Product]]
@@ -83,6 +85,37 @@ def _heads(op: Op, relation: Relation, queries: Dims, keys: Dim) -> Iterator[Pro
     wide, tall = (relation.dims.get(name, Dim(size)) for name, size in zip("de", op.attrs["widths"], strict=True))
     yield Product((*queries, *heads), (wide,), (keys,))
     yield Product((*queries, *heads), (keys,), (tall,))
+
+
+def directions(op: Op, relation: Relation) -> Iterator[Product]:
+    """(x, W, R), weights as (directions, gates, inputs): all inputs at once, states step by step."""
+    x, time = _there(op.inputs[0]).dims, op.attrs["time"]
+    ways, gates, inputs = _there(op.inputs[1]).dims
+    yield Product((*x[:-1], ways), (inputs,), (gates,))
+    yield Product((x[1 - time], ways), _there(op.inputs[2]).dims[2:], (gates,), (x[time],))
+
+
+def recurrent_layers(op: Op, relation: Relation) -> Iterator[Product]:
+    """(x, states..., weights...): of every layer and direction as ``directions``; and what projects its state."""
+    x, time = _there(op.inputs[0]).dims[:-1], op.attrs["time"]
+    rows = x if time is None else tuple(dim for axis, dim in enumerate(x) if axis != time)
+    steps = () if time is None else x[time : time + 1]
+    each = 2 + op.attrs["biases"] + op.attrs["projected"]
+    weights = op.inputs[1 + op.attrs["states"] :]
+    for first in range(0, len(weights), each):
+        made, read = _there(weights[first]).dims, _there(weights[first + 1]).dims
+        yield Product(x, made[1:], made[:1])
+        yield Product(rows, read[1:], read[:1], steps)
+        if op.attrs["projected"]:
+            last = _there(weights[first + each - 1]).dims
+            yield Product(rows, last[1:], last[:1], steps)
+
+
+def recurrent_cell(op: Op, relation: Relation) -> Iterator[Product]:
+    """(x, states..., input weight, recurrent weight): one step."""
+    rows = _there(op.inputs[0]).dims[:-1]
+    for weight in op.inputs[1 + op.attrs["states"] :][:2]:
+        yield Product(rows, _there(weight).dims[1:], _there(weight).dims[:1])
 
 
 def _there(value: Value | None) -> Value:

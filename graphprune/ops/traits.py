@@ -77,7 +77,9 @@ TRAITS: dict[str, Traits] = {
     "fused_conv": _CONV,
     "integer_conv": _CONV,
     "deform_conv": Traits(macs.sampled, "product", "written", spatial=True),
-    "recurrent": PLAIN,
+    "recurrent": Traits(macs.directions, "product"),
+    "recurrent_layers": Traits(macs.recurrent_layers, "product"),
+    "recurrent_cell": Traits(macs.recurrent_cell, "product"),
     # norms
     "batch_norm": Traits(zeros="scaled", elementwise=True, along=True, trained=3),
     "instance_norm": Traits(along=True, trained=3),

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..axes.dim import Dim, leaves
 from ..axes.index import coordinates, shares
+from ..axes.notation import fed
 from ..coupling.bounds import bounds, pads
 from ..coupling.contractions import contractions
 from ..ir.facts import Group, Groups, Keep, Member
@@ -115,6 +116,8 @@ def _places(graph: Graph) -> Iterator[tuple[Op, Value, int, bool]]:
     for op in graph.ops:
         relation = graph.relations[op.name]
         for name, uses in relation.inputs.items():
+            if (state := fed(name)) is not None:  # what the op made before, whatever it was
+                yield from ((op, op.outputs[k], axis, False) for k, axis in relation.outputs[state] if k >= 0)
             if name in relation.outputs:
                 continue
             values = [(value, axis) for k, axis in uses if (value := op.inputs[k]) is not None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -29,7 +29,8 @@ class Propagate(Pass):
     rewrites = True
 
     def run(self, program: Program) -> Program:
-        groups, keep = program.fact(Groups), program.fact(Keep)
+        groups = program.fact(Groups)
+        keep, notes = _apart(program.graph, groups, program.fact(Keep))
         order = program.fact(Order) if program.knows(Order) else Order()
         index, graph, host = keep.index(groups), program.graph, program.host.copy()
         with paused():
@@ -44,7 +45,24 @@ class Propagate(Pass):
         _compare(graph, host, index)
         parameters = _parameters(groups, keep, index, program.plan.parameters)
         chosen = {"segments": order.segments} if order.segments else {}
-        return program.rewrite(host, Cut.of(keep, order), parameters=parameters, **chosen)
+        return program.rewrite(host, Cut.of(keep, order), parameters=parameters, **chosen).note(*notes)
+
+
+def _apart(graph: Graph, groups: Groups, keep: Keep) -> tuple[Keep, list[str]]:
+    """One hidden channel more where an LSTM's projection would be as wide as what it projects: torch tells by
+    the two sizes whether there is a projection."""
+    kept, notes, sizes = dict(keep.keep), [], {group.dim: group for group in groups}
+    for op in graph.ops:
+        dims = graph.relations[op.name].dims if op.attrs.get("projected") else {}
+        hidden = sizes.get(find(dims["h"])) if dims else None
+        if hidden is None or hidden.name not in kept:
+            continue
+        index, own = keep.index(groups), kept[hidden.name]
+        if len(own) == len(index(dims["p"])) and len(own) < hidden.size:
+            spare = np.setdiff1d(np.arange(hidden.size), own)[:1]
+            kept[hidden.name] = np.concatenate([own, spare])
+            notes.append(f"{op.where}: one hidden channel more, as torch takes a projection of equal width for none")
+    return replace(keep, keep=kept), notes
 
 
 def _blank(groups: Groups, keep: Keep, host: Host) -> None:

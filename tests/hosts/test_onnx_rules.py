@@ -404,10 +404,60 @@ for _kind, _gates in (("LSTM", 4), ("GRU", 3), ("RNN", 1)):
             **{"w": (6, 7), "W": (2, _gates * 5, 7), "R": (2, _gates * 5, 5), "B": (2, 2 * _gates * 5)},
             "v": (5, 3),
         },
-        [7],
+        [5, 7],
         "float[T,N,6] x",
-        frozen={"v[0]": "l: its hidden size stays: the state is read by weights of its own at every step"},
     )
+
+NETS |= {
+    "LSTM with lengths, states that are given and peepholes": Net(
+        "a = MatMul(x, w) r = Relu(a) m = ReduceMean<keepdims=0>(x, ax) n = Unsqueeze(m, zero) h0 = MatMul(n, wh)"
+        "l, h, c = LSTM<hidden_size=5>(r, W, R, B, n8, h0, c0, P) s = Squeeze(l, one) p = MatMul(s, v)"
+        "q = MatMul(h, u) y = Add(p, q)",
+        {
+            **{"w": (6, 7), "W": (1, 20, 7), "R": (1, 20, 5), "B": (1, 40), "P": (1, 15), "c0": (1, 2, 5)},
+            **{"wh": (6, 5), "v": (5, 3), "u": (5, 3), "n8": np.array([3, 8], np.int32)},
+            **{"ax": np.zeros(1, np.int64), "zero": np.zeros(1, np.int64), "one": np.ones(1, np.int64)},
+        },
+        [5, 7],
+        "float[8,2,6] x",
+    ),
+    "GRU that resets after the product, of which the last state is read": Net(
+        ', h = GRU<hidden_size=5, linear_before_reset=1, direction="reverse">(x, W, R, B) s = Squeeze(h, zero)'
+        "y = MatMul(s, v)",
+        {"W": (1, 15, 6), "R": (1, 15, 5), "B": (1, 30), "v": (5, 3), "zero": np.zeros(1, np.int64)},
+        [5],
+        "float[T,N,6] x",
+    ),
+    "LSTM of which the cells are read": Net(
+        ", , c = LSTM<hidden_size=5, input_forget=1, clip=2.0>(x, W, R) y = MatMul(c, v)",
+        {"W": (1, 20, 6), "R": (1, 20, 5), "v": (5, 3)},
+        [5],
+        "float[T,N,6] x",
+    ),
+    "two LSTMs of both directions that start from zeros": Net(
+        "d = Shape<start=1, end=2>(x) z1 = Concat<axis=0>(two, d, five) z = ConstantOfShape(z1)"
+        'l = LSTM<hidden_size=5, direction="bidirectional">(x, W, R, B, , z, z) t = Transpose<perm=[0,2,1,3]>(l)'
+        "m = Reshape(t, s) k = Shape<start=1, end=2>(m) z3 = Concat<axis=0>(one, k, four) e = Expand(f, z3)"
+        "n = LSTM<hidden_size=4>(m, U, S, C, , e, e) q = Squeeze(n, one) y = MatMul(q, v)",
+        {
+            **{"W": (2, 20, 6), "R": (2, 20, 5), "B": (2, 40), "U": (1, 16, 10), "S": (1, 16, 4), "C": (1, 32)},
+            **{"v": (4, 3), "s": [0, 0, 10], "f": np.zeros((1, 1, 1), np.float32)},
+            **{name: np.array([n]) for name, n in (("one", 1), ("two", 2), ("four", 4), ("five", 5))},
+        },
+        [4, 5],
+        "float[T,N,6] x",
+    ),
+    "LSTM whose weights are made of torch's": Net(
+        "Wi = Unsqueeze(wi, zero) Wh = Unsqueeze(wh, zero) b = Concat<axis=0>(bi, bh) B = Unsqueeze(b, zero)"
+        "l = LSTM<hidden_size=5>(x, Wi, Wh, B) s = Squeeze(l, one) y = MatMul(s, v)",
+        {
+            **{"wi": (20, 6), "wh": (20, 5), "bi": (20,), "bh": (20,), "v": (5, 3)},
+            **{"zero": np.zeros(1, np.int64), "one": np.ones(1, np.int64)},
+        },
+        [5],
+        "float[T,N,6] x",
+    ),
+}
 
 NETS |= {
     "fused convolution with a sum": Net(

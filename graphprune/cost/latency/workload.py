@@ -130,7 +130,7 @@ def _conv(op: Op, sizes: Mapping[str, int]) -> Work:
 
 def _product(op: Op, one: Product, sizes: Mapping[str, int]) -> Work:
     per = prod(_numbers(one.rows, sizes))
-    return Work(op.name, Family("product", (per,)), one.inner, one.outer, one.rows, per)
+    return Work(op.name, Family("product", (per,)), one.inner, one.outer, (*one.rows, *one.steps), per)
 
 
 def _stream(op: Op) -> Work:

@@ -135,10 +135,14 @@ class _Reader:
         elif sized:
             if used:
                 made = tuple(self._value(value) for value in outputs)
-                yield self._op(node, Op(str(outputs[0].name), "create", (), made, {}, origin))
+                filler = node.inputs[0] if kind == "expand" else None
+                filled = kind == "fill" or (filler is not None and constant_tensor(filler) is not None)
+                yield self._op(node, Op(str(outputs[0].name), "fill" if filled else "create", (), made, {}, origin))
         elif used or not all(value in self.flow.constant for value in outputs):
             last = max(k for k, value in enumerate(node.outputs) if value.name) + 1
             made = tuple(self._value(value) for value in node.outputs[:last] if value.name)
+            if kind == "fill":
+                made[0].constant = False  # what weights read of it is data
             yield self._op(node, Op(str(outputs[0].name), kind, tuple(operands), made, attrs, origin))
 
     def _op(self, node: ir.Node, op: Op) -> Op:

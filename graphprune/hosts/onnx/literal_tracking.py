@@ -128,9 +128,9 @@ class Follower:
 
 
 def _aligned(op: Op, node: ir.Node, slot: int, count: int) -> list[Dim]:
-    """The output axes that the ``count`` entries of a Reshape's, Expand's or Resize's size speak of."""
+    """The output axes that the ``count`` entries of a size that is written down speak of."""
     dims = op.outputs[0].dims
-    if node.op_type in ("Reshape", "Expand"):
+    if node.op_type in ("Reshape", "Expand", "ConstantOfShape"):
         return list(dims[len(dims) - count :]) if count <= len(dims) else []
     if node.op_type == "Resize" and slot == 3:
         axes = node.attributes["axes"].value if "axes" in node.attributes else range(count)
@@ -141,7 +141,7 @@ def _aligned(op: Op, node: ir.Node, slot: int, count: int) -> list[Dim]:
 def _twins(op: Op, node: ir.Node, slot: int, count: int) -> list[Dim]:
     """The axes whose sizes the entries of a literal are, where they are."""
     source = op.inputs[0] if op.inputs else None
-    if op.kind in ("reshape", "expand", "resize"):
+    if op.kind in ("reshape", "expand", "resize", "fill"):
         return _aligned(op, node, slot, count)
     if op.kind == "slice" and slot == 2 and source is not None:
         return [source.dims[axis] for axis in op.attrs["axes"]]

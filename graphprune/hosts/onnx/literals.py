@@ -42,12 +42,14 @@ class Literals:
             ("multi_head_attention", "query_group"): lambda v: self._heads(None, v[0]),
             ("packed_attention", "heads"): lambda v: self._own_heads(v[0], None),
             ("packed_attention", "value_width"): lambda v: self._own_heads(None, v[0]),
+            ("recurrent", "hidden_size"): lambda v: self._integer("hidden_size", v[0]),
             ("rotary", "heads"): lambda v: self._integer("num_heads", v[0]) if self._number("num_heads") else None,
             ("layer_norm", "shape"): lambda _: None,  # ONNX writes none down
             ("rms_norm", "shape"): lambda _: None,
             ("reshape", "shape"): self._shape,
             ("expand", "shape"): self._shape,
             ("resize", "shape"): self._resize,
+            ("fill", "shape"): self._fill,
             ("split", "sizes"): self._split,
             ("slice", "starts"): lambda v: self._bound(1, "starts", v),
             ("slice", "ends"): lambda v: self._bound(2, "ends", v),
@@ -102,6 +104,9 @@ class Literals:
             if self._right(k, number, size):
                 wanted[k] = None
         self._write(1, "shape", wanted)
+
+    def _fill(self, sizes: Sequence[int | None]) -> None:
+        self._write(0, "shape", sizes) if self.node.op_type == "ConstantOfShape" else self._shape(sizes)
 
     def _right(self, k: int, number: int | float | None, size: int | None) -> bool:
         """Whether an entry that means something else than a size may stay."""

@@ -235,7 +235,8 @@ _enter("Transpose", lambda c: ("transpose", [c.input(0)], {"perm": list(c.attr("
 _enter("Expand", lambda c: ("expand", [c.input(0)], {}))
 _enter("Tile", _tile)
 _enter("Resize Upsample", _resize)
-_enter("ConstantOfShape Range", lambda c: ("create", [], {}))
+_enter("Range", lambda c: ("create", [], {}))
+_enter("ConstantOfShape", lambda c: ("fill", [], {}))
 _enter("Shape Size", lambda c: ("size", [c.input(0)], {}))
 _enter("AveragePool LpPool MaxPool", _pool)
 

@@ -3,7 +3,6 @@ the ops whose axes cannot change, each with the reason."""
 
 from __future__ import annotations
 
-from ...ir.graph import Value
 from .node import Call, Reader, Reading, Unreadable
 
 
@@ -34,13 +33,12 @@ def _add(c: Call) -> Reading:
     return "pointwise", list(c.inputs), {}
 
 
-_STATE = "its hidden size stays: the state is read by weights of its own at every step"
+def _recurrent(gates: int) -> Reader:
+    def read(c: Call) -> Reading:
+        made = [k for k, value in enumerate(c.outputs) if value is not None]
+        return "recurrent", list(c.inputs), {"gates": gates, "time": int(c.attr("layout", 0)), "outputs": made}
 
-
-def _recurrent(c: Call) -> Reading:
-    """(x, W, R, B, lengths, states..., peepholes): W [directions, gates x hidden, input] reads x."""
-    others: list[Value | None] = list(c.inputs[2:])
-    return "recurrent", [c.input(0), c.input(1), *others], {"weights": 1, "why": _STATE}
+    return read
 
 
 def _stays(why: str) -> Reader:
@@ -54,7 +52,7 @@ _PLACES = "picks or sets single entries by their place in the tensor"
 _FOUND = "gives as many rows as it finds, by their place in the tensor"
 
 OTHERS: dict[str, Reader] = {
-    **dict.fromkeys(("LSTM", "GRU", "RNN"), _recurrent),
+    **{"LSTM": _recurrent(4), "GRU": _recurrent(3), "RNN": _recurrent(1)},
     **dict.fromkeys(("Scatter", "ScatterElements", "ScatterND", "TensorScatter"), _stays(_PLACES)),
     **dict.fromkeys(("NonMaxSuppression", "Unique", "Compress"), _stays(_FOUND)),
     "OneHot": _stays("makes an axis of places"),

@@ -68,7 +68,8 @@ class Reader:
     def _op(self, node: fx.Node) -> Op | None:
         val = node.meta.get("val")
         operands = [v for arg in node.all_input_nodes for v in self._all(arg)]
-        constant = all(v.constant for v in operands)
+        kind, nodes, attrs = self._read(node)
+        constant = kind != "fill" and all(v.constant for v in operands)  # what weights read of it is data
         if isinstance(val, (tuple, list)):
             made: Any = tuple(
                 self._value(f"{node.name}#{k}" if k else node.name, v, constant)
@@ -84,7 +85,6 @@ class Reader:
             made = ()  # a number: sizes, conditions
         self.values[node] = made
         outputs = tuple(v for v in (made if isinstance(made, tuple) else (made,)) if v is not None)
-        kind, nodes, attrs = self._read(node)
         inputs = tuple(operands) if nodes is None else tuple(self._one(arg) for arg in nodes)
         if not outputs and kind != "size":
             return None if not operands else Op(node.name, kind, inputs, (), attrs, origin(node))
@@ -126,16 +126,23 @@ class Reader:
 
 def draws(node: fx.Node) -> bool:
     """Whether a node draws random numbers."""
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) or _active(node)
+    seeded = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    return (seeded and not _between_layers(node)) or _active(node)
+
+
+def _between_layers(node: fx.Node) -> bool:
+    """Whether dropout is all that a node may draw: recurrent layers have it between one another."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(argument.name == "dropout" for argument in schema.arguments)
 
 
 def _active(node: fx.Node) -> bool:
     """Whether a dropout (or another op that draws in training only) is in training, and drops anything."""
     schema = getattr(node.target, "_schema", None)
-    if schema is None or not ("dropout" in schema.name or "rrelu" in schema.name):
+    if schema is None or not ("dropout" in schema.name or "rrelu" in schema.name or _between_layers(node)):
         return False
     given = arguments(node)
-    return bool(given.get("train", given.get("training"))) and given.get("p", 1) != 0
+    return bool(given.get("train", given.get("training"))) and given.get("p", given.get("dropout", 1)) != 0
 
 
 def _as_given(node: fx.Node) -> tuple[str, list[Any] | None, dict[str, Any]]:
@@ -208,8 +215,6 @@ def _fits(kind: str, inputs: Sequence[Value | None], outputs: Sequence[Value], a
         return all(isinstance(n, int) for n in attrs["pads"])
     if kind == "batch_norm":
         return not attrs.get("training")
-    if kind == "recurrent":
-        return bool(attrs["weights"])
     if kind == "index":
         axes = attrs["axes"]
         whole = all("int" in value.dtype for value in inputs[1:] if value is not None)

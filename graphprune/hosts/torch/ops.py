@@ -254,7 +254,10 @@ _enter("im2col", lambda a: ("unfold", [a["self"]], {"taps": prod(a["kernel_size"
 _enter("col2im", lambda a: ("fold", [a["self"]], {"taps": prod(a["kernel_size"])}))
 _enter("unfold", lambda a: ("windows", [a["self"]], {"axis": a["dimension"]}))
 _enter("grid_sampler grid_sampler_2d grid_sampler_3d", lambda a: ("grid_sample", [a["input"], a["grid"]], {}))
-_enter("lstm gru rnn_tanh rnn_relu", lambda a: _recurrent(a))
+for _names, _gates in (("lstm", 4), ("gru", 3), ("rnn_tanh rnn_relu", 1)):
+    _enter(_names, lambda a, gates=_gates: _recurrent(a, gates))  # type: ignore[misc]
+    _cells = " ".join(f"{name}_cell" for name in _names.split())
+    _enter(_cells, lambda a, gates=_gates: _cell(a, gates))  # type: ignore[misc]
 _enter("index", lambda a: _index(a))
 _enter("arange scalar_tensor empty eye linspace", lambda a: ("create", [], {}))
 _enter("zeros ones full new_zeros new_ones new_full", lambda a: ("fill", [], {}))
@@ -266,14 +269,28 @@ def _own_statistics(a: Args) -> bool:
     return bool(a["training"]) and a["running_mean"] is None
 
 
-def _recurrent(a: Args) -> Reading:
-    """Input, the weights that read it (one a direction), and everything else."""
-    hidden, weights = a.get("hx"), list(a.get("params") or [])
-    layer = (4 if a.get("has_biases") else 2) * (1 if "params" in a else 0)
-    first = [weights[k * layer] for k in range(2 if a.get("bidirectional") else 1)] if weights else []
-    rest = [weight for weight in weights if all(weight is not one for one in first)]
-    states = list(hidden) if isinstance(hidden, (list, tuple)) else [hidden]
-    return "recurrent", [a.get("input"), *first, *states, *rest], {"weights": len(first)}
+def _recurrent(a: Args, gates: int) -> Reading:
+    """What runs over all steps, in layers and directions."""
+    states, weights = _states(a), list(a["params"])
+    ways, biases = 2 if a["bidirectional"] else 1, 2 if a["has_biases"] else 0
+    packed = "batch_sizes" in a
+    attrs = {
+        **{"gates": gates, "layers": a["num_layers"], "directions": ways, "states": len(states), "biases": biases},
+        "projected": len(weights) > a["num_layers"] * ways * (2 + biases),
+        "time": None if packed else int(a["batch_first"] and a["input"].meta["val"].ndim == 3),
+    }
+    return "recurrent_layers", [a["data"] if packed else a["input"], *states, *weights], attrs
+
+
+def _cell(a: Args, gates: int) -> Reading:
+    """One step."""
+    states = _states(a)
+    weights = [a[name] for name in ("w_ih", "w_hh", "b_ih", "b_hh")]
+    return "recurrent_cell", [a["input"], *states, *weights], {"gates": gates, "states": len(states)}
+
+
+def _states(a: Args) -> list[Any]:
+    return list(a["hx"]) if isinstance(a["hx"], (list, tuple)) else [a["hx"]]
 
 
 def _index(a: Args) -> Reading:
