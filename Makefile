@@ -14,8 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c const
 
 demo: $(VENV)/.demo $(OUT)/weights.npz
 	$(BIN)/graphprune compile examples.digits:factory --macs 0.5x --data $(OUT)/calibration.npz \
-	  --target onnx --target tvm -o $(OUT)/compiled --force
-	$(BIN)/python -m examples.digits evaluate $(OUT)/compiled
+	  --eval examples.digits:accuracy --target onnx --target tvm -o $(OUT)/compiled --force
 
 $(OUT)/weights.npz: examples/digits.py | $(VENV)/.demo
 	$(BIN)/python -m examples.digits train

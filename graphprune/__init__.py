@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from . import train
-    from .api import Artifact, apply, compile, load, run, verify
+    from .api import Artifact, apply, closeness, compile, hold_back, load, record, run, verify
     from .errors import GraphpruneError
     from .ir.program import Program
     from .pipeline.base import Pass
@@ -28,15 +28,20 @@ __all__ = [
     "Program",
     "Recipe",
     "apply",
+    "closeness",
     "compile",
+    "hold_back",
     "load",
+    "record",
     "run",
     "train",
     "verify",
 ]
 
 _HOME = {
-    **dict.fromkeys(("Artifact", "apply", "compile", "load", "run", "verify"), "api"),
+    **dict.fromkeys(
+        ("Artifact", "apply", "closeness", "compile", "hold_back", "load", "record", "run", "verify"), "api"
+    ),
     "GraphpruneError": "errors",
     "Program": "ir.program",
     "Pass": "pipeline.base",

@@ -13,9 +13,11 @@ from typing import Any, TypeVar
 from .backends.effort import Budget
 from .backends.target import Target, on_device, target
 from .calibration import batches as calibration
+from .calibration.held_back import hold_back
 from .cost.latency.table import Table
 from .cost.units import UNITS
 from .driver.artifact import check_code, describe, emit, latencies, loaded, write
+from .driver.closeness import Evaluate, closeness, figures
 from .driver.dump import dumped
 from .driver.latency_search import has_latency, recorded, to_latency
 from .driver.no_slower import chooses, guarded
@@ -38,7 +40,7 @@ from .pipeline.verify import verify as prove
 
 T = TypeVar("T")
 
-__all__ = ["Artifact", "Check", "apply", "compile", "load", "record", "run", "verify"]
+__all__ = ["Artifact", "Check", "apply", "closeness", "compile", "hold_back", "load", "record", "run", "verify"]
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,7 @@ def compile(
     seed: int = 0,
     verify: bool = True,
     measure: bool = True,
+    evaluate: Evaluate | str | None = None,
     out: str | os.PathLike[str] | None = None,
     force: bool = False,
     dump: str | os.PathLike[str] | None = None,
@@ -175,6 +178,11 @@ def compile(
     schedules for the result on the first target, into records that later runs start from. ``out``: a folder
     that is written whole or not at all. ``dump``: a folder for the program after every pass, which shows after
     an error how far it came. ``instruments`` are called before and after every pass that runs, of every attempt.
+
+    With ``data`` the report says how close the outputs are to the original's, on samples held back from calibration
+    (every eighth, about 64 at most; see ``hold_back``). ``evaluate``: your own figure before and after: a
+    function, or ``"package.module:function"``, called with each network as it comes out of its file (an nn.Module,
+    for ONNX an onnxruntime.InferenceSession), that returns a number or a dict of numbers.
 
     A program that knows scores or a keep list (``gp.train``'s ``learned()``) is pruned by them: with no
     budget by the keep list as it is.
@@ -198,6 +206,9 @@ def compile(
         if progress:
             progress("load", 0, 1)
         program = model if isinstance(model, Program) else load(model, example_inputs, data=data, seed=seed)
+        program, judged = hold_back(program)
+        judge, name = _evaluation(evaluate)
+        figures_before = figures(judge, program.host, name) if judge else {}  # a function that fails does so now
         chosen = chosen or [target(program.host.native_target)]
         grain = max(one.grain for one in chosen)
         if recipe is None and not given and program.knows(Keep):  # training has decided already
@@ -237,6 +248,12 @@ def compile(
         where = os.fspath(data) if isinstance(data, (str, os.PathLike)) else None
         report = describe(_name(model), where, program, done, steps.text(), checks, chosen, measured, files)
         report["auto"] = fixed is None
+        if program.data:
+            change = closeness(program, done, judged or program.data)
+            report["closeness"] = {**change, "held_back": bool(judged)}
+        if judge:
+            after = figures(judge, done.host, name)
+            report["evaluation"] = {"what": name, "before": figures_before, "after": after}
         if facts:
             report["latency"] = facts
         if found:
@@ -365,12 +382,7 @@ def _from_text(text: str, example_inputs: Any) -> Host:
 def _from_factory(module: str, name: str) -> Host:
     from .hosts.torch.host import TorchHost
 
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        factory = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ModelError(f"{module}:{name}: {error}", "package.module:factory must be importable from here") from error
+    factory = _imported(module, name)
     try:
         made = factory()
     except Exception as error:  # the user's code may raise anything
@@ -378,6 +390,25 @@ def _from_factory(module: str, name: str) -> Host:
     if not isinstance(made, tuple) or len(made) != 2:
         raise ModelError(f"{module}:{name} returned {type(made).__name__}", "it must return (module, example_inputs)")
     return TorchHost.export(*made)
+
+
+def _evaluation(evaluate: Evaluate | str | None) -> tuple[Evaluate | None, str]:
+    """The function, and what reports call it."""
+    if not isinstance(evaluate, str):
+        return evaluate, getattr(evaluate, "__name__", type(evaluate).__name__)
+    module, _, name = evaluate.rpartition(":")
+    return _imported(module, name), evaluate
+
+
+def _imported(module: str, name: str) -> Callable[..., Any]:
+    """The function of ``package.module:name``, looked up from the current directory. Raises ModelError."""
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ModelError(f"{module}:{name}: {error}", f"package.module:{name} must be importable from here") from error
+    return found
 
 
 def _check_tensors(program: Program) -> None:

@@ -175,7 +175,8 @@ def test_compile_writes_the_whole_folder(artifact):
 
 def test_the_recipe_of_the_report_reproduces_the_plan(artifact, module):
     data = np.random.default_rng(0).standard_normal((20, 3, 8, 8)).astype(np.float32)
-    again = gp.run(artifact.report["recipe"], gp.load(module, IMAGES, data=data, seed=7))
+    program, _ = gp.hold_back(gp.load(module, IMAGES, data=data, seed=7))
+    again = gp.run(artifact.report["recipe"], program)
     assert again.plan["parameters"] == artifact.program.plan["parameters"]
     for one, other in zip(again.plan["steps"], artifact.program.plan["steps"], strict=True):
         assert {k: v for k, v in one.items() if k != "weights"} == {k: v for k, v in other.items() if k != "weights"}

@@ -159,6 +159,11 @@ def batch_size(inputs: Sequence[Value]) -> int | None:
     return int(fixed[0]) if fixed else None
 
 
+def samples(batch: Batch) -> int:
+    """How many samples a batch has."""
+    return max((len(array) for array in batch if array.ndim), default=1)
+
+
 def _cut(items: Iterable[Sequence[Array]], inputs: Sequence[Value]) -> Iterator[Batch]:
     """Batches of the model's size, or of up to CHUNK samples, across items as far as their shapes are alike."""
     fixed = batch_size(inputs)
@@ -183,7 +188,7 @@ def _cut(items: Iterable[Sequence[Array]], inputs: Sequence[Value]) -> Iterator[
             if waiting
             else arrays
         )
-        whole = max(len(array) for array in joined if array.ndim)
+        whole = samples(joined)
         stop = whole - whole % size
         for k in range(0, stop, size):
             cut += 1

@@ -73,6 +73,13 @@ def _budgets(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--verify/--no-verify", default=True, help="Prove that pruned equals masked (on unless switched off).")
 @click.option(
+    "--eval",
+    "evaluate",
+    metavar="package.module:function",
+    help="Your own figure, before and after: called with each network (an nn.Module, for ONNX an "
+    "onnxruntime.InferenceSession), it returns a number or a dict of numbers.",
+)
+@click.option(
     "--print-after",
     metavar="PASS|all",
     multiple=True,
@@ -98,6 +105,7 @@ def compile(
     tune: str | None,
     seed: int,
     verify: bool,
+    evaluate: str | None,
     print_after: tuple[str, ...],
     dump: Path | None,
     force: bool,
@@ -148,6 +156,7 @@ def compile(
             tune=tune,
             seed=seed,
             verify=verify,
+            evaluate=evaluate,
             out=out,
             force=force,
             dump=dump,

@@ -8,6 +8,7 @@ from math import sqrt
 
 import numpy as np
 
+from ..calibration.batches import samples
 from ..errors import RecipeError
 from ..ir.host import Array, Batch
 from ..ir.program import Loss
@@ -39,7 +40,7 @@ def fisher(scoring: Scoring) -> ScoresByGroup:
     information's estimate of the change (Theis et al., Faster gaze prediction, 2018; Liu et al., Group Fisher
     Pruning, 2021). Each sample is run by itself, repeated where the batch size is fixed."""
     total: ScoresByGroup = {}
-    count = sum(_samples(batch) for batch in scoring.program.data)
+    count = sum(samples(batch) for batch in scoring.program.data)
     for number, (batch, rest) in enumerate(_singles(scoring)):
         one = scoring.per_axis(partial(_products, scoring, _gradient(scoring, batch, rest)), np.square)
         total = {name: score + total.get(name, 0.0) for name, score in one.items()}
@@ -93,13 +94,9 @@ def _probed(
     return out
 
 
-def _samples(batch: Batch) -> int:
-    return len(batch[0]) if batch and batch[0].ndim else 1
-
-
 def _shares(data: Sequence[Batch]) -> list[float]:
     """The share of all samples that each batch has: the last one is often short."""
-    counts = [_samples(batch) for batch in data]
+    counts = [samples(batch) for batch in data]
     return [count / sum(counts) for count in counts]
 
 
@@ -109,7 +106,7 @@ def _singles(scoring: Scoring) -> Iterator[tuple[Batch, Batch]]:
     first = program.graph.inputs[0].shape if program.graph.inputs else None
     fixed = first[0] if first and isinstance(first[0], int) else 1
     for number, batch in enumerate(program.data):
-        count = _samples(batch)
+        count = samples(batch)
         for k in range(count):
             yield _single(batch, k, count, fixed), _single(loss.rest[number], k, count, fixed)
 

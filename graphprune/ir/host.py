@@ -115,6 +115,10 @@ class Host(Protocol):
         """Write the model in the host's own format (``model.pt2``, ``model.onnx``), whole or not at all. Raises
         OutputError, also for a file that is there unless ``replace``."""
 
+    def deployed(self, path: Path) -> Any:
+        """The model in a file that ``save`` wrote, as its users call it: an nn.Module in eval mode, an
+        onnxruntime.InferenceSession."""
+
     def save_onnx(self, path: Path) -> None:
         """Write the model as an ONNX file, its names and open sizes as they are. Raises ModelError where ONNX
         cannot express it."""

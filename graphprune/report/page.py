@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 from .segments import picture, segments
@@ -16,6 +17,11 @@ ROWS_LIMIT = 40
 """With more groups than this the page opens with a skyline and keeps the named bars folded away."""
 FOLD_LIMIT = 10
 """Longer lists are folded away."""
+COLUMNS = 80
+"""Of a terminal."""
+_WORDS: Mapping[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
+CLOSENESS_LIMIT = 3
+"""Of so many outputs is said how far they are from the original's."""
 
 
 # ---- the comparison ------------------------------------------------------------------------------
@@ -24,7 +30,7 @@ FOLD_LIMIT = 10
 def comparison(report: Report) -> list[dict[str, Any]]:
     """The rows of the before/after table: ``label``, ``before``, ``after``, ``remains`` (texts),
     ``share`` (after / before, None where that means nothing), ``exact`` and ``note``."""
-    rows = [] if "accuracy" not in report else [_accuracy(report["accuracy"])]
+    rows = _figures(report["evaluation"]) if "evaluation" in report else []
     for key, label, show in (
         ("params", "parameters", count),
         ("macs", "MACs", count),
@@ -46,17 +52,21 @@ def comparison(report: Report) -> list[dict[str, Any]]:
     return rows
 
 
-def _accuracy(accuracy: Mapping[str, Any]) -> dict[str, Any]:
-    before, after = accuracy["before"], accuracy["after"]
-    return {
-        "label": "accuracy",
-        "before": f"{before:.2%}",
-        "after": f"{after:.2%}",
-        "remains": f"{100 * (after - before):+.2f} pt",
-        "share": None,
-        "exact": f"{before} to {after}",
-        "note": str(accuracy["what"]),
-    }
+def _figures(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The user's own figures; only their difference means something whatever they are."""
+    both = [(name, evaluation["before"][name], after) for name, after in evaluation["after"].items()]
+    return [
+        {
+            "label": name,
+            "before": f"{before:.4g}",
+            "after": f"{after:.4g}",
+            "remains": f"{after - before:+.3g}",
+            "share": None,
+            "exact": f"{before} to {after}",
+            "note": str(evaluation["what"]),
+        }
+        for name, before, after in both
+    ]
 
 
 def latencies(report: Report) -> list[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
@@ -131,6 +141,31 @@ def counted(report: Report) -> list[str]:
     return [f"MACs are those of one sample, counted at the example's sizes: {', '.join(inputs)}."] if inputs else []
 
 
+def close(report: Report) -> list[str]:
+    """How far the outputs are from the original's, in a sentence per output (three at most), or that nobody knows."""
+    if "closeness" not in report:
+        return [
+            "How close the outputs are to the original's is NOT known: no data was given. Cut by weights alone a "
+            "network may lose most of what it knows; data (a few hundred inputs, no labels) measures and repairs."
+        ]
+    facts = report["closeness"]
+    seen = "held back from calibration" if facts["held_back"] else "of calibration itself (too few to hold any back)"
+    outputs = sorted(facts["outputs"], key=lambda one: -(one["relative"] or 0))
+    left = len(outputs) - CLOSENESS_LIMIT
+    more = f" {left} more outputs change less; see report.json." if left > 0 else ""
+    told = "; ".join(_change(one) for one in outputs[:CLOSENESS_LIMIT])
+    return [f"Against the original, on {count(facts['samples'])} samples {seen}: {told}.{more}"]
+
+
+def _change(output: Mapping[str, Any]) -> str:
+    said = [] if output["relative"] is None else [f"changes by {output['relative']:.2%}"]
+    said += [] if output["cosine"] is None else [f"cosine {output['cosine']:.4f}"]
+    if output["same"] is not None:
+        what = "equal in" if output["cosine"] is None else "the same largest entry in"
+        said.append(f"{what} {output['same']:.1%}")
+    return f"`{output['name']}` {', '.join(said) or 'has another shape, or is zero'}"
+
+
 _NOT_RUN = ": not run, "  # of the notes that `compile` leaves
 
 
@@ -140,8 +175,8 @@ def verified(report: Report) -> str:
     if not proof["used"]:
         return "Not verified: --no-verify was given."
     return (
-        f"Computes what the {proof['compared_with']} computes: {proof['dtype']}, "
-        f"relative error {error(proof['max_relative_error'])}, tolerance {error(proof['tolerance'])}."
+        f"The cut is exact: the result computes what the {proof['compared_with']} computes ({proof['dtype']}, "
+        f"relative error {error(proof['max_relative_error'])}, tolerance {error(proof['tolerance'])})."
         f"{unchecked(report)}"
     )
 
@@ -173,21 +208,23 @@ def command(report: Report) -> str:
 
 
 def table(report: Report) -> str:
-    """The before/after table as aligned text, with the verification in one line below it."""
+    """The before/after table as aligned text, ``COLUMNS`` wide, and below it what is known of the result."""
     rows = comparison(report)
     lines = [("", "before", "after", "remains", "")]
     lines += [(row["label"], row["before"], row["after"], row["remains"], row["note"]) for row in rows]
     widths = [max(len(line[k]) for line in lines) for k in range(4)]
-    text = [
-        f"{line[0]:<{widths[0]}}  "
-        + "  ".join(f"{cell:>{width}}" for cell, width in zip(line[1:4], widths[1:], strict=True))
-        + (f"   {line[4]}" if line[4] else "")
-        for line in lines
-    ]
+    text = []
+    for line in lines:
+        cells = "  ".join(f"{cell:>{width}}" for cell, width in zip(line[1:4], widths[1:], strict=True))
+        text.append(f"{line[0]:<{widths[0]}}  {cells}".rstrip())
+        if len(text[-1]) + 3 + len(line[4]) <= COLUMNS:
+            text[-1] = f"{text[-1]}   {line[4]}".rstrip()
+        else:
+            text.append(f"  {line[4]}")
     auto = [f"Recipe: auto, which is {report['recipe']}"] if report.get("auto") else []
-    return "\n".join(
-        [*(line.rstrip() for line in text), "", *auto, *counted(report), *targeted(report), verified(report)]
-    )
+    said = [*close(report), verified(report), *counted(report), *targeted(report)]
+    wrapped = [fill(one, COLUMNS, subsequent_indent="  ", **_WORDS) for one in said]
+    return "\n".join([*text, "", *wrapped, *auto])  # the recipe is there to be copied
 
 
 # ---- for a browser -------------------------------------------------------------------------------
@@ -214,6 +251,7 @@ def render(report: Report) -> str:
         verdict=verdict(report),
         verified=verified(report),
         targeted=targeted(report),
+        close=close(report),
         counted=counted(report),
         ops=_op_bars(report),
         command=command(report),

@@ -85,7 +85,12 @@ REPORT: dict[str, Any] = {
     "machine": {"cpu": "Some CPU", "cores": 12},
     "targets": {"onnx": {"grain": 1}, "tvm": {"grain": 8, "triple": {"kind": "llvm"}}},
     "notes": ["encoder.norm normalises across a pruned axis"],
-    "accuracy": {"before": 0.9917, "after": 0.9806, "what": "360 held-out digits"},
+    "evaluation": {"what": "digits:held_out", "before": {"accuracy": 0.9917}, "after": {"accuracy": 0.9806}},
+    "closeness": {
+        "samples": 64,
+        "held_back": True,
+        "outputs": [{"name": "logits", "relative": 0.0312, "cosine": 0.9995, "same": 0.984}],
+    },
 }
 
 
@@ -161,10 +166,11 @@ class Page(HTMLParser):
         "cores=12",
         "triple.kind=llvm",
         "encoder.norm normalises across a pruned axis",
-        "99.17%",
-        "98.06%",
-        "-1.11 pt",
-        "360 held-out digits",
+        "0.9917",
+        "0.9806",
+        "-0.0111",
+        "digits:held_out",
+        "on 64 samples held back from calibration: `logits` changes by 3.12%, cosine 0.9995, the same largest entry",
         "MACs are those of one sample, counted at the example's sizes: image 2x3x32x32, step scalar.",
     ],
 )
@@ -207,7 +213,8 @@ def test_names_are_escaped_wherever_they_are() -> None:
     report["frozen"][0].update(name=HOSTILE, reason=HOSTILE)
     report["passes"][0].update(text=HOSTILE, name=HOSTILE, options={HOSTILE: HOSTILE})
     report["verification"]["checks"][0]["what"] = HOSTILE
-    report["accuracy"]["what"] = HOSTILE
+    report["evaluation"]["what"] = HOSTILE
+    report["closeness"]["outputs"][0]["name"] = HOSTILE
     page = Page(render(report))
     assert "script" not in page.tags
     assert page.text.count('<script>alert("x")</script>') >= 10
@@ -216,7 +223,7 @@ def test_names_are_escaped_wherever_they_are() -> None:
 def test_not_verified_is_said_plainly() -> None:
     report = changed(verification={"used": False})
     text = Page(render(report)).text
-    assert "Not verified" in text and "--no-verify" in text and "Verified" not in text
+    assert "Not verified" in text and "--no-verify" in text and "Exact" not in text
     assert "--no-verify" in table(report)
     assert "Not verified" not in table(REPORT)
 
@@ -240,12 +247,12 @@ def test_any_number_of_groups_and_frozen_axes(many: int) -> None:
 
 def test_without_optional_parts() -> None:
     report = changed()
-    for key in ("notes", "accuracy"):
+    for key in ("notes", "evaluation", "closeness"):
         del report[key]
     for side in ("before", "after"):
         report[side] |= {"latency_ms": None, "per_target": {}}
     text = Page(render(report)).text
-    assert "Not measured" in text and "accuracy" not in text
+    assert "Not measured" in text and "accuracy" not in text and "is NOT known: no data was given" in text
     assert "latency" not in table(report)
 
 
@@ -256,16 +263,22 @@ def test_the_same_report_gives_the_same_bytes() -> None:
 def test_table_is_exact() -> None:
     spread = "median of 37, 3 threads; interquartile range"
     assert table(REPORT).splitlines() == [
-        "                 before     after   remains",
-        "accuracy         99.17%    98.06%  -1.11 pt   360 held-out digits",
-        "parameters        170 k    81.2 k     0.48x",
-        "MACs             11.3 M    5.63 M     0.50x",
-        "file size        722 kB    345 kB     0.48x",
-        f"latency, onnx  0.842 ms  0.512 ms     0.61x   {spread} 0.031 ms and 0.022 ms",
-        f"latency, tvm    2.31 ms   1.40 ms     0.61x   {spread} 0.125 ms and 0.094 ms",
+        "                 before     after  remains",
+        "accuracy         0.9917    0.9806  -0.0111   digits:held_out",
+        "parameters        170 k    81.2 k    0.48x",
+        "MACs             11.3 M    5.63 M    0.50x",
+        "file size        722 kB    345 kB    0.48x",
+        "latency, onnx  0.842 ms  0.512 ms    0.61x",
+        f"  {spread} 0.031 ms and 0.022 ms",
+        "latency, tvm    2.31 ms   1.40 ms    0.61x",
+        f"  {spread} 0.125 ms and 0.094 ms",
         "",
-        "MACs are those of one sample, counted at the example's sizes: image 2x3x32x32, step scalar.",
-        "Computes what the masked model computes: float64, relative error 3.1e-15, tolerance 1e-12.",
+        "Against the original, on 64 samples held back from calibration: `logits` changes",
+        "  by 3.12%, cosine 0.9995, the same largest entry in 98.4%.",
+        "The cut is exact: the result computes what the masked model computes (float64,",
+        "  relative error 3.1e-15, tolerance 1e-12).",
+        "MACs are those of one sample, counted at the example's sizes: image 2x3x32x32,",
+        "  step scalar.",
     ]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 
 from ...axes.dim import Size
 from ...axes.index import Indices
@@ -297,6 +298,9 @@ class OnnxHost:
         """See ir.Host.save. Weights go into ``<name>.data`` beside the file where the source had
         external data, or where they take more than 1.5 GB. Raises OutputError, leaving nothing."""
         write(self.model, Path(path).absolute(), self._beside, replace)
+
+    def deployed(self, path: Path) -> onnxruntime.InferenceSession:
+        return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
     def save_onnx(self, path: Path) -> None:
         self.save(path)

@@ -352,5 +352,8 @@ class TorchHost:
             except RuntimeError as error:  # what torch's own writer raises for a path it cannot open
                 raise OutputError(f"{path} cannot be written ({first_line(error)})") from error
 
+    def deployed(self, path: Path) -> fx.GraphModule:
+        return TorchHost.load(path).model
+
     def save_onnx(self, path: Path) -> None:
         write_onnx(self.exported(), path)
