@@ -973,14 +973,14 @@ class Unrolled(nn.Module):
 @net(
     vectors(2, 4, 6),
     {"head": 5},
-    {"mix.weight[0]": "mix: no rule for `aten.bilinear.default`", "head.weight[1]": "no rule for", "last": OUTPUT},
+    {"mix": "renorm: no rule for `aten.renorm.default`", "head.weight[1]": "no rule for", "last": OUTPUT},
 )
 class Unknown(nn.Module):
     """An op that the table does not know is carried along, and freezes what it touches."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.mix, self.head, self.last = nn.Bilinear(6, 6, 4), nn.Linear(4, 5), nn.Linear(5, 3)
+        self.mix, self.head, self.last = nn.Linear(6, 4), nn.Linear(4, 5), nn.Linear(5, 3)
 
     def forward(self, x):
-        return self.last(F.relu(self.head(self.mix(x, x.roll(1, -1)))))
+        return self.last(F.relu(self.head(torch.renorm(self.mix(x), 2, 0, 1.0))))

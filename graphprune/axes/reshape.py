@@ -82,10 +82,10 @@ def _common(left: Sequence[Size], right: Sequence[Size]) -> list[Size] | None:
     xs, ys, out = list(left), list(right), []
     while xs and ys:
         x, y = xs.pop(), ys.pop()
-        if (rest := _divide(x, y)) is not None:
+        if (rest := divide(x, y)) is not None:
             out.append(y)
             xs += [rest] if rest != 1 else []
-        elif (rest := _divide(y, x)) is not None:
+        elif (rest := divide(y, x)) is not None:
             out.append(x)
             ys.append(rest)
         else:
@@ -93,7 +93,7 @@ def _common(left: Sequence[Size], right: Sequence[Size]) -> list[Size] | None:
     return out[::-1] if all(n == 1 for n in xs + ys) else None
 
 
-def _divide(size: Size, by: Size) -> Size | None:
+def divide(size: Size, by: Size) -> Size | None:
     """``size / by`` where that is a size, else None."""
     (a, symbols), (b, gone) = monomial([size]), monomial([by])
     left = list(symbols)

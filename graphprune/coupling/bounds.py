@@ -77,7 +77,8 @@ class _Walk:
 
     def _weight(self, value: Value) -> Interval:
         array = self.array(value)
-        return Interval.anything(len(value.dims)) if array is None else Interval.of(array)
+        known = array is not None and array.dtype.kind != "c"  # complex numbers have no order
+        return Interval.of(array) if known and array is not None else Interval.anything(len(value.dims))
 
     def array(self, value: Value) -> Array | None:
         """A constant, computed if it is no parameter; None where it cannot be had."""

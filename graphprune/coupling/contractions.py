@@ -122,6 +122,7 @@ def contractions(graph: Graph, *, own: bool = False) -> list[Contraction]:
             x.constant
             or not weight.constant
             or weight.shape is None
+            or weight.dtype.startswith("complex")  # nothing here is fitted to those
             or (not conv and len(weight.dims) != 2)
             or op.attrs.get("transA")
             or all(role(op, relation, name) != "reader" for name in relation.dims)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..calibration.batches import samples
 from ..errors import RecipeError
-from ..ir.host import Array, Batch
+from ..ir.host import Array, Batch, as_real
 from ..ir.program import Loss
 from .scoring import ScoresByGroup, Scoring, criterion
 
@@ -29,7 +29,7 @@ def taylor(scoring: Scoring) -> ScoresByGroup:
     shares = _shares(program.data)
     for number, share in enumerate(shares):
         for name, gradient in _gradient(scoring, program.data[number], _loss(scoring).rest[number]).items():
-            mean[name] = mean.get(name, 0.0) + share * gradient.astype(np.float64)
+            mean[name] = mean.get(name, 0.0) + share * as_real(gradient).astype(np.float64)
         program.progress("gradients", number + 1, len(shares))
     return scoring.per_axis(partial(_products, scoring, mean), np.abs)
 
@@ -55,6 +55,8 @@ def hessian(scoring: Scoring) -> ScoresByGroup:
     ``ERROR`` of the largest score, or ``PROBES`` are spent. A slice along which the loss curves
     down has a negative score."""
     program, rng = scoring.program, np.random.default_rng(scoring.program.seed)
+    if odd := [name for name in _weights(scoring) if program.graph.parameters[name].dtype.startswith("complex")]:
+        raise RecipeError(f"hessian: `{odd[0]}` has complex numbers", "taylor and fisher take them")
     axes = sorted({(name, axis) for group in scoring.groups for name, axis, _ in scoring.weights(group)})
     mean = {key: np.zeros(program.host.parameter(key[0]).shape[key[1]]) for key in axes}
     squares = {key: np.zeros_like(each) for key, each in mean.items()}
@@ -137,6 +139,6 @@ def _gradient(scoring: Scoring, batch: Batch, rest: Batch) -> dict[str, Array]:
 
 def _products(scoring: Scoring, gradients: Mapping[str, Array], name: str, axis: int) -> Array:
     """Per position of an axis, the sum of gradient times weight."""
-    product = gradients[name].astype(np.float64) * scoring.program.host.parameter(name)
+    product = as_real(gradients[name]).astype(np.float64) * as_real(scoring.program.host.parameter(name))
     total: Array = product.sum(tuple(k for k in range(product.ndim) if k != axis))
     return total

@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 
 from ..axes.index import shares
-from ..ir.host import Array
+from ..ir.host import Array, as_real
 from .scoring import ScoresByGroup, Scoring, criterion, folded
 
 
@@ -46,7 +46,7 @@ def fpgm(scoring: Scoring) -> ScoresByGroup:
     others of its axis. A channel that is near to all the others is one they can stand in for."""
 
     def distances(name: str, axis: int) -> Array:
-        weight = scoring.program.host.parameter(name).astype(np.float64)
+        weight = as_real(scoring.program.host.parameter(name)).astype(np.float64)
         rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
         squares = np.square(rows).sum(1)
         apart = np.maximum(squares[:, None] + squares - 2 * rows @ rows.T, 0)
@@ -88,7 +88,7 @@ def random(scoring: Scoring) -> ScoresByGroup:
 def slices(weight: Array, axis: int, power: int) -> Array:
     """Per position of ``axis``, the sum of |w| or w*w over everything else."""
     before = int(np.prod(weight.shape[:axis], dtype=np.int64))
-    w = weight.reshape(before, weight.shape[axis], -1)
-    total = np.einsum("abc,abc->b", w, w) if power == 2 else np.einsum("abc->b", np.abs(w))
+    w = (as_real(weight) if power == 2 else np.abs(weight)).reshape(before, weight.shape[axis], -1)
+    total = np.einsum("abc,abc->b", w, w) if power == 2 else np.einsum("abc->b", w)
     summed: Array = total.astype(np.float64)
     return summed

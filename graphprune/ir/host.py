@@ -124,6 +124,13 @@ class Host(Protocol):
         cannot express it."""
 
 
+def as_real(array: Array) -> Array:
+    """Complex numbers as pairs of real ones, along a new last axis; what is real stays as it is."""
+    if array.dtype.kind != "c":
+        return array
+    return np.stack([array.real, array.imag], -1)
+
+
 def random_array(rng: np.random.Generator, shape: Sequence[int], dtype: str) -> Array:
     """Example data of a dtype: normal floats, small non-negative integers, coin flips."""
     if dtype == "bool":

@@ -7,6 +7,9 @@ from .registry import rule
 from .wording import axes_of, because, per_channel, rank_of, shape_of
 
 rule("grid_sample", axes="n c ~, n ~ -> n c ~")  # the last axis of the grid is a place in the image
+rule("as_complex", axes="... _ -> ...")  # real and imaginary part, to one number
+rule("as_real", axes="... -> ... _")
+rule("distance", axes="... i _, ... j _ -> ... i j")  # of vectors: no zeros in one of them make it zero
 rule("size", axes="")  # reads a shape: hosts freeze what it is computed with
 
 
@@ -76,10 +79,20 @@ def reduce(op: Op) -> str:
 
 @rule("along")
 def along(op: Op) -> str:
-    """(x), ``axes``: softmax, cumulative sums, flips, sorts: positions along ``axes`` interact."""
+    """(x), ``axes``: softmax, cumulative sums, flips, sorts, Fourier transforms: positions along ``axes``
+    interact, and what comes out may have another number of them. ``zero`` as for pointwise."""
     rank = rank_of(op.inputs[0])
     axes = axes_of(rank, {axis % rank: "_" for axis in op.attrs["axes"]})
     return f"{axes} -> {', '.join([axes] * len(op.outputs))}"
+
+
+@rule("similarity")
+def similarity(op: Op) -> str:
+    """(x, y), ``axis``, of one rank, broadcast: of vectors along an axis, which goes away."""
+    rank = rank_of(op.inputs[0])
+    names = axes_of(rank, {op.attrs["axis"] % rank: "_"}).split()
+    ins = [["1" if n == 1 else name for n, name in zip(shape_of(x), names, strict=True)] for x in op.inputs]
+    return f"{', '.join(map(' '.join, ins))} -> {' '.join(name for name in names if name != '_')}"
 
 
 @rule("opaque")

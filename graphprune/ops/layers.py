@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
+from ..axes.reshape import divide
 from ..ir.graph import Op
 from .registry import rule
 from .wording import LETTERS, axes_of, per_channel, rank_of, shape_of
@@ -12,6 +13,7 @@ rule("linear", axes="... i, o i, o -> ... o")
 rule("batch_norm", axes="n c ~, c, c, c, c -> n c ~")
 rule("instance_norm", axes="n c ~, c, c, c, c -> n c ~")
 rule("prelu", axes="n c ..., c -> n c ...")
+rule("bilinear", axes="... i, ... j, o i j, o -> ... o")
 
 
 @rule("conv")
@@ -42,6 +44,23 @@ def conv_transpose(op: Op) -> str:
     """(x, weight, bias), ``groups``; the weight is input channels first."""
     batch, groups = _batch(op), op.attrs["groups"]
     return f"{batch} (g:{groups} i) ~, (g i) o ~, (g o) -> {batch} (g o) ~ | groups=g"
+
+
+@rule("conv_per_sample", "conv_transpose_per_sample")
+def conv_per_sample(op: Op) -> str:
+    """As conv and conv_transpose, with a size for ``groups``: a weight for each sample of a batch that is folded
+    into the channels. Groups that are more than the batch are computed with other sizes, which then stay."""
+    groups, weight = op.attrs["groups"], shape_of(op.inputs[1])
+    rows = divide(weight[0], groups)
+    if rows is None:
+        return "~, ~, ~ -> ~"
+    turned, g = op.kind.startswith("conv_transpose"), "_" if "*" in groups else "g"
+    ins, outs = (
+        f"({g}:{groups} {name}:{n})" for name, n in zip("io", (rows, weight[1])[:: 1 if turned else -1], strict=True)
+    )
+    kernel = f"{ins} o ~" if turned else f"{outs} i ~"
+    batch = _batch(op)
+    return f"{batch} {ins} ~, {kernel}, {outs} -> {batch} {outs} ~"
 
 
 @rule("deform_conv")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..axes.reshape import regroup
 from ..ir.graph import Op
 from .registry import rule
-from .wording import LETTERS, all_static, axes_of, joined, rank_of, shape_of
+from .wording import all_static, axes_of, joined, rank_of, shape_of
 
 
 @rule("concat")
@@ -168,13 +168,13 @@ def repeat(op: Op) -> str:
 
 @rule("interleave")
 def interleave(op: Op) -> str:
-    """(x), ``axis``, ``times``: every position of an axis several times in a row."""
+    """(x), ``axis``, ``times`` (None: one number a position): every position of an axis several times in a row."""
     rank, times = rank_of(op.inputs[0]), op.attrs["times"]
     axis = op.attrs["axis"] % rank
     size = shape_of(op.inputs[0])[axis]
-    if size == 1 or isinstance(size, str):
+    if times is None or isinstance(size, str) or size == 1:
         return f"{axes_of(rank, {axis: '1' if size == 1 else '_'})} -> {axes_of(rank, {axis: '_'})}"
-    return f"{axes_of(rank, {axis: 'x'})} -> {axes_of(rank, {axis: f'(x:{size} _:{times})'})}"
+    return f"{axes_of(rank, {axis: 'x'})} -> {axes_of(rank, {axis: f'(x:{size} _:{times})'})} | shape=*"
 
 
 @rule("windows")
@@ -220,34 +220,3 @@ def pixel_unshuffle(op: Op) -> str:
     r = op.attrs["factor"]
     channels = f"(_:{r} _:{r} c)" if op.attrs.get("depth_first") else f"(c _:{r} _:{r})"
     return f"... c _ _ -> ... {channels} _ _"
-
-
-@rule("gather")
-def gather(op: Op) -> str:
-    """(x, ids), ``axis``: rows of a table by number; embeddings are axis 0."""
-    rank, ids = rank_of(op.inputs[0]), rank_of(op.inputs[1])
-    axis = op.attrs["axis"] % rank
-    names = axes_of(rank, {axis: "_"}).split()
-    out = [*names[:axis], *("i" + LETTERS[k] for k in range(ids)), *names[axis + 1 :]]
-    picks = " ".join("i" + LETTERS[k] for k in range(ids))
-    return f"{' '.join(names)}, {picks} -> {' '.join(out)}"
-
-
-@rule("take_along")
-def take_along(op: Op) -> str:
-    """(x, ids), ``axis``: one position of ``axis`` for each place of ``ids``; the other axes go along."""
-    rank, sizes = rank_of(op.inputs[0]), zip(shape_of(op.inputs[0]), shape_of(op.inputs[1]), strict=True)
-    axis = op.attrs["axis"] % rank
-    names = axes_of(rank, {k: "_" for k, (x, ids) in enumerate(sizes) if k == axis or x != ids})
-    return f"{names}, {names} -> {names}"
-
-
-@rule("index")
-def index(op: Op) -> str:
-    """(x, ids...), ``axes``: neighbouring axes of a tensor by number, as numpy does it."""
-    rank, axes = rank_of(op.inputs[0]), op.attrs["axes"]
-    names = axes_of(rank, dict.fromkeys(axes, "_")).split()
-    made = ["_"] * (rank_of(op.outputs[0]) - rank + len(axes))
-    ids = [" ".join("_" * rank_of(value)) for value in op.inputs[1:]]
-    out = [*names[: axes[0]], *made, *names[axes[-1] + 1 :]]
-    return f"{', '.join([' '.join(names), *ids])} -> {' '.join(out)}"

@@ -4,8 +4,8 @@ A rule is a string in the notation of notation.py, or a function of the op that 
 attributes change the coupling. Four users read it: groups, slicing, literals and verification.
 A kind that is not here is carried along untouched, and every axis it touches is frozen.
 
-The rules stand in files by subject: ``layers``, ``recurrent``, ``products``, ``elementwise``, ``movement``. Hosts give
-ops these kinds, operand orders and attributes; see each rule's line.
+The rules stand in files by subject: ``layers``, ``recurrent``, ``products``, ``elementwise``, ``movement``,
+``indexing``. Hosts give ops these kinds, operand orders and attributes; see each rule's line.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from functools import cache
 from importlib.metadata import entry_points
 
 from ..errors import GraphpruneError
-from . import elementwise, layers, movement, products, recurrent
+from . import elementwise, indexing, layers, movement, products, recurrent
 from .registry import RULES, RuleText, rule
 from .traits import TRAITS
 
 __all__ = ["BUILT_IN", "RULES", "RuleText", "rule", "table"]
 
-BUILT_IN = (layers, recurrent, products, elementwise, movement)
+BUILT_IN = (layers, recurrent, products, elementwise, movement, indexing)
 """The files that enter graphprune's own rules when they are imported."""
 
 

@@ -74,6 +74,9 @@ TRAITS: dict[str, Traits] = {
     "linear": Traits(macs.layer, "product", "written", contracts=True, absorbs=True),
     "conv": Traits(macs.convolution, "conv", "written", contracts=True, absorbs=True, spatial=True, along=True),
     "conv_transpose": Traits(macs.transposed, "conv", "written", absorbs=True, spatial=True),
+    "conv_per_sample": Traits(macs.convolution, "product", spatial=True),
+    "conv_transpose_per_sample": Traits(macs.transposed, "product", spatial=True),
+    "bilinear": Traits(macs.contraction, "product", "written"),
     "fused_conv": _CONV,
     "integer_conv": _CONV,
     "deform_conv": Traits(macs.sampled, "product", "written", spatial=True),
@@ -98,7 +101,9 @@ TRAITS: dict[str, Traits] = {
     # single positions, windows, axes
     "pointwise": Traits(zeros="declared", elementwise=True, along=True),
     **dict.fromkeys(("pool", "resize", "reduce"), Traits(along=True)),
-    **dict.fromkeys(("along", "glu", "grid_sample", "dynamic_quantize", "opaque"), PLAIN),
+    "along": Traits(zeros="declared"),
+    **dict.fromkeys(("as_complex", "as_real"), _MOVES),
+    **dict.fromkeys(("glu", "grid_sample", "dynamic_quantize", "opaque", "distance", "similarity"), PLAIN),
     # what moves data, or makes it
     **dict.fromkeys(("size", "create", "fill"), _FREE),
     "reshape": Traits(latency="free", zeros="moved", along=True),
@@ -106,8 +111,10 @@ TRAITS: dict[str, Traits] = {
     **dict.fromkeys(("transpose", "slice", "select", "unbind", "concat", "stack", "expand", "repeat"), _MOVES),
     **dict.fromkeys(("interleave", "windows", "unfold", "fold"), _MOVES),
     **dict.fromkeys(("gather", "index"), Traits(zeros="written")),
-    **dict.fromkeys(("reshape_as", "take_along"), Traits(zeros="first")),
+    **dict.fromkeys(("reshape_as", "take_along", "diagonal"), Traits(zeros="first")),
     **dict.fromkeys(("pad", "reindex", "pixel_shuffle", "pixel_unshuffle"), PLAIN),
+    **dict.fromkeys(("scatter", "index_put", "put_along", "put_diagonal", "masked_scatter"), PLAIN),
+    **dict.fromkeys(("nonzero", "masked_select", "unique"), PLAIN),
 }
 """By kind. Those of plug-ins come with their rules (``rules.table``), which relating a graph loads."""
 

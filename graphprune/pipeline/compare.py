@@ -71,7 +71,8 @@ def relative(a: Array, b: Array) -> float:
         return float("inf")
     fine = np.isfinite(a)
     top = float(np.abs(a[fine]).max(initial=0.0))
-    gap = float(np.abs(a[fine].astype(np.float64) - b[fine]).max(initial=0.0))
+    wide = a[fine].astype(np.complex128 if a.dtype.kind == "c" else np.float64)
+    gap = float(np.abs(wide - b[fine]).max(initial=0.0))
     return gap / top if top else gap
 
 

@@ -66,6 +66,17 @@ def _shape(node: fx.Node, value: Sequence[int | None]) -> None:
     set_argument(node, name, fixed)
 
 
+def _view_shape(node: fx.Node, value: Sequence[int | None]) -> None:
+    """One size that is computed with a number that may have changed is left to the op."""
+    _shape(node, value)
+    name = next((n for n in ("size", "shape") if n in arguments(node)), None)
+    sizes = list(arguments(node)[name]) if name is not None else []
+    computed = [k for k, n in enumerate(sizes) if isinstance(n, fx.Node) and "*" in str(n.meta["val"])]
+    if name is not None and len(computed) == 1 and -1 not in sizes:
+        sizes[computed[0]] = -1
+        set_argument(node, name, sizes)
+
+
 def _split_sizes(node: fx.Node, value: Sequence[int]) -> None:
     named = arguments(node)
     node.target = _ATEN.split_with_sizes.default
@@ -104,6 +115,13 @@ def _groups(node: fx.Node, value: int) -> None:
     set_argument(node, "num_groups" if "num_groups" in names else "groups", value)
 
 
+def _interleaved(node: fx.Node, value: Sequence[int | None]) -> None:
+    """The size of the result may be written down along the axis."""
+    named = arguments(node)
+    if named["output_size"] is not None and value[named["dim"]] is not None:
+        set_argument(node, "output_size", value[named["dim"]])
+
+
 def _scale(node: fx.Node, value: float) -> None:
     set_argument(node, "scale", value)
 
@@ -114,9 +132,10 @@ LITERALS: dict[tuple[str, str], Callable[[fx.Node, Any], None]] = {
     ("deform_conv", "groups"): _groups,
     ("deform_conv", "offset_groups"): lambda node, value: set_argument(node, "offset_groups", value[0]),
     ("group_norm", "groups"): _groups,
-    ("reshape", "shape"): _shape,
+    ("reshape", "shape"): _view_shape,
     ("expand", "shape"): _shape,
     ("fill", "shape"): _shape,
+    ("interleave", "shape"): _interleaved,
     ("layer_norm", "shape"): _shape,
     ("rms_norm", "shape"): _shape,
     ("split", "sizes"): _split_sizes,

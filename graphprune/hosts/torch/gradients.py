@@ -20,7 +20,7 @@ def differentiate(
     probe: Mapping[str, Array] | None,
 ) -> dict[str, Array]:
     """See ir.Host.gradients. Parameters that the loss does not depend on have zero gradients."""
-    own = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
+    own = {name: p for name, p in model.named_parameters() if p.is_floating_point() or p.is_complex()}
     asked = {name: p.requires_grad for name, p in own.items()}
     try:
         for parameter in own.values():

@@ -24,6 +24,7 @@ from ...ir.gc_paused import paused
 from ...ir.graph import Graph, Op, Piece, Site
 from ...ir.host import Array, Batch, Call
 from ..boundary import refusing
+from .casting import cast_graph, wider
 from .edit import LITERALS, arguments, pointwise, set_argument, stored
 from .export import call_of, retrace, trace
 from .functional import Unsupported, functionalise
@@ -32,7 +33,7 @@ from .lift import Reader, draws
 from .network import find, network
 from .open_sizes import open_sizes
 from .reindex import build, insert
-from .run import Shapes, to_numpy
+from .run import infer_shapes, to_numpy
 from .run import outputs as drawn_outputs
 from .run import watch as watch_values
 from .to_onnx import write_onnx
@@ -122,25 +123,16 @@ class TorchHost:
 
     def _cast(self, dtype: torch.dtype) -> None:
         for name, tensor in [*self.model.named_parameters(), *self.model.named_buffers()]:
-            if tensor.is_floating_point():
-                self._assign(name, tensor.detach().to(dtype))
-        floats = (torch.float32, torch.float16, torch.bfloat16)
-        for node in list(self.model.graph.nodes):
-            if node.op == "call_function" and "_assert_tensor_metadata" in str(node.target):
-                self.model.graph.erase_node(node)
-            else:
-                node.args = fx.node.map_aggregate(node.args, lambda a: dtype if a in floats else a)
-                node.kwargs = fx.node.map_aggregate(node.kwargs, lambda a: dtype if a in floats else a)
-            if node.op == "placeholder" and isinstance(val := node.meta.get("val"), torch.Tensor):
-                node.meta["val"] = val.to(dtype) if val.is_floating_point() else val
-            elif node.op == "get_attr":
+            if (wanted := wider(tensor.dtype, dtype)) is not tensor.dtype:
+                self._assign(name, tensor.detach().to(wanted))
+        cast_graph(self.model, dtype)
+        for node in self.model.graph.nodes:
+            if node.op == "get_attr":
                 value = _get_attr(self.model, node.target)
-                if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != dtype:
-                    self._assign(node.target, value.to(dtype))  # a constant that is no buffer
+                if isinstance(value, torch.Tensor) and (wanted := wider(value.dtype, dtype)) is not value.dtype:
+                    self._assign(node.target, value.to(wanted))  # a constant that is no buffer
         self._stale = True
-        self._example = [
-            x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in self._example
-        ]
+        self._example = [x.to(wider(x.dtype, dtype)) if isinstance(x, torch.Tensor) else x for x in self._example]
 
     # ---- reading ---------------------------------------------------------------------------------
 
@@ -331,7 +323,7 @@ class TorchHost:
 
     def shapes(self) -> dict[str, tuple[Size, ...]]:
         self._sizes = None
-        Shapes(self.model, self._example).infer()
+        infer_shapes(self.model, self._example)
         return {value.name: value.shape for value in Reader(self.model).graph().values() if value.shape is not None}
 
     # ---- writing ---------------------------------------------------------------------------------

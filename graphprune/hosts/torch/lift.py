@@ -108,7 +108,7 @@ class Reader:
         if schema is None:
             return str(node.target), None, {}
         name = schema.name.removeprefix("aten::")
-        read = ATEN.get(f"{name}.{schema.overload_name}") or ATEN.get(name)
+        read = ATEN.get(f"{name}.{schema.overload_name or 'default'}") or ATEN.get(name)
         if draws(node) and (read is None or _active(node)):
             return "opaque", node.all_input_nodes, {"why": DRAWN, "draws": True}
         if read is None:
@@ -119,7 +119,7 @@ class Reader:
             attrs = {**attrs, **FUNCTIONS[name](given)}
         if kind == "prelu" and nodes[1].meta["val"].numel() == 1:
             kind = "pointwise"  # one slope for all channels
-        if kind == "pointwise" and name in ZERO and (ZERO[name] != "both" or len(nodes) == 2):
+        if kind in ("pointwise", "along") and name in ZERO and (ZERO[name] != "both" or len(nodes) == 2):
             attrs = {**attrs, "zero": ZERO[name]}
         return kind, nodes, _concrete(kind, node, attrs)
 
@@ -187,8 +187,26 @@ def _concrete(kind: str, node: fx.Node, attrs: dict[str, Any]) -> dict[str, Any]
     if kind == "slice":
         return {key: [_number(v) for v in value] for key, value in attrs.items()}
     if kind == "repeat":  # by a dynamic size: its spelling
-        return {"repeats": [n if isinstance(n, int) else str(spelled(n.meta["val"])) for n in attrs["repeats"]]}
+        return {"repeats": [_spelled(n) for n in attrs["repeats"]]}
+    if kind.endswith("_per_sample"):
+        return {"groups": _spelled(attrs["groups"])}
+    if kind == "reshape" and (inferred := _inferred(node)):
+        return {"inferred": inferred}
     return attrs
+
+
+def _inferred(node: fx.Node) -> list[int]:
+    """The axes of the result that are of open size times a number, and that the op works out by itself: given as
+    -1, or not at all, or computed where nothing else is."""
+    given = next((list(v) for key, v in arguments(node).items() if key in ("size", "shape", "sizes")), None)
+    axes = [k for k, n in enumerate(node.meta["val"].shape) if "*" in str(spelled(n))]
+    if given is None or (len(axes) == 1 and -1 not in given and len(given) == node.meta["val"].ndim):
+        return axes
+    return [k for k in axes if given[k : k + 1] == [-1]]
+
+
+def _spelled(n: Any) -> Size:
+    return n if isinstance(n, int) else str(spelled(n.meta["val"]))
 
 
 def _number(value: Any) -> Any:
@@ -202,11 +220,11 @@ def _fits(kind: str, inputs: Sequence[Value | None], outputs: Sequence[Value], a
     """Whether an overload has the shape of result that its kind's rule speaks of."""
     shapes = [value.shape for value in (*inputs, *outputs) if value is not None]
     if any(shape is None for shape in shapes) or (
-        kind not in ("create", "fill", "pointwise") and (not inputs or inputs[0] is None)
+        kind not in ("create", "fill", "pointwise", "opaque") and (not inputs or inputs[0] is None)
     ):
         return False
     if kind == "along":
-        return inputs[0] is not None and outputs[0].shape == inputs[0].shape
+        return all(_but(out.shape, attrs["axes"]) == _but(inputs[0].shape, attrs["axes"]) for out in outputs)  # type: ignore[union-attr]
     if kind == "reduce":
         gone = len(attrs["axes"]) or len(inputs[0].shape or ())  # type: ignore[union-attr]
         rank = len(inputs[0].shape or ()) - (0 if attrs["keepdim"] else gone)  # type: ignore[union-attr]
@@ -215,15 +233,21 @@ def _fits(kind: str, inputs: Sequence[Value | None], outputs: Sequence[Value], a
         return all(isinstance(n, int) for n in attrs["pads"])
     if kind == "batch_norm":
         return not attrs.get("training")
-    if kind == "index":
-        axes = attrs["axes"]
-        whole = all("int" in value.dtype for value in inputs[1:] if value is not None)
-        return whole and axes == list(range(axes[0], axes[-1] + 1))
     if kind == "interleave":
-        return isinstance(attrs["axis"], int) and isinstance(attrs["times"], int)
+        return isinstance(attrs["axis"], int) and isinstance(attrs["times"], (int, type(None)))
+    if kind == "similarity":
+        return len({len(value.shape or ()) for value in inputs if value is not None}) == 1
     if kind in ("unfold", "fold"):  # with a batch axis
         return len(inputs[0].shape or ()) == (4 if kind == "unfold" else 3)  # type: ignore[union-attr]
     return True
+
+
+def _but(shape: Sequence[Size] | None, axes: Sequence[int]) -> list[Size]:
+    """The sizes of the other axes, and one for each of these."""
+    sizes = list(shape or ())
+    for axis in axes or range(len(sizes)):
+        sizes[axis] = 0
+    return sizes
 
 
 def origin(node: fx.Node) -> str:

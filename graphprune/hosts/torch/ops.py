@@ -5,13 +5,14 @@ One line an op. The functions take the op's arguments by their schema names, def
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
-Args = Mapping[str, Any]
-Reading = tuple[str, list[Any], dict[str, Any]]
-ATEN: dict[str, Callable[[Args], Reading]] = {}
+from .ops_indexing import INDEXING
+from .reading import Args, Reading, Table, listed, rank_of
+
+ATEN: Table = dict(INDEXING)
 
 
 def _enter(names: str, read: Callable[[Args], Reading]) -> None:
@@ -57,6 +58,18 @@ def _windows(a: Args) -> dict[str, Any]:
     return {"stride": stride, "pads": pads, "dilation": dilation}
 
 
+def _convolution(a: Args, transposed: bool) -> Reading:
+    """One with as many groups as an open size says has weights that are no parameter."""
+    kind, operands, groups = (
+        "conv_transpose" if transposed else "conv",
+        [a["input"], a["weight"], a["bias"]],
+        a["groups"],
+    )
+    if not isinstance(groups, int):
+        return f"{kind}_per_sample", operands, {"groups": groups}
+    return kind, operands, {"groups": groups} if transposed else {"groups": groups, **_windows(a)}
+
+
 _enter(
     "abs acos add add_ addcdiv addcmul alias asin atan atan2 bitwise_and bitwise_not bitwise_or ceil celu clamp "
     "clamp_ clamp_max clamp_min clone contiguous cos cosh detach detach_ div div_ dropout dropout_ elu elu_ eq erf "
@@ -66,19 +79,24 @@ _enter(
     "mish_ mul mul_ ne neg pow reciprocal relu relu6 relu6_ relu_ remainder round rsqrt rsub selu selu_ sigmoid "
     "sigmoid_ sign silu silu_ sin sinh softplus softshrink softsign sqrt square sub sub_ tan tanh tanh_ threshold "
     "where zeros_like ones_like full_like empty_like _to_copy lift_fresh log10 exp2 true_divide divide "
-    "multiply subtract rrelu alpha_dropout hardshrink tanhshrink logical_xor nan_to_num",
+    "multiply subtract rrelu alpha_dropout hardshrink tanhshrink logical_xor nan_to_num "
+    "real imag conj _conj conj_physical resolve_conj _neg_view resolve_neg angle complex polar "
+    "xlogy bitwise_xor logaddexp sgn hypot",
     _pointwise,
 )
 ZERO = {  # see the rule of pointwise; what is not listed may make something of nothing
     **dict.fromkeys("mul mul_ multiply".split(), "any"),
-    **dict.fromkeys("add add_ sub sub_ subtract maximum minimum".split(), "both"),
+    **dict.fromkeys("add add_ sub sub_ subtract maximum minimum complex".split(), "both"),
     **dict.fromkeys(
         "_to_copy abs alias clone contiguous detach detach_ div div_ divide dropout dropout_ erf gelu lift_fresh "
-        "lift_fresh_copy neg relu relu_ round sign silu sin sqrt square tanh to true_divide type_as".split(),
+        "lift_fresh_copy neg relu relu_ round sign silu sin sqrt square tanh to true_divide type_as "
+        "real imag conj _conj conj_physical resolve_conj _neg_view resolve_neg sgn cumsum flip diff "
+        "fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft fft_ifft2 fft_rfft2 fft_irfft2 "
+        "fft_fftn fft_ifftn fft_rfftn fft_irfftn fft_fftshift fft_ifftshift roll rot90".split(),
         "first",
     ),
 }
-"""Where the result of a pointwise op is zero for sure."""
+"""Where the result of a pointwise op, or of one along other axes, is zero for sure."""
 _BY_FUNCTION = {
     "abs": "abs",
     "neg": "neg",
@@ -113,22 +131,9 @@ FUNCTIONS: dict[str, Callable[[Args], dict[str, Any]]] = {
     ),
 }
 """What an op is a function of: see coupling/interval.py. What is not listed can be anything."""
-_enter(
-    "conv1d conv2d conv3d",
-    lambda a: ("conv", [a["input"], a["weight"], a["bias"]], {"groups": a["groups"], **_windows(a)}),
-)
-_enter(
-    "conv_transpose1d conv_transpose2d conv_transpose3d",
-    lambda a: ("conv_transpose", [a["input"], a["weight"], a["bias"]], {"groups": a["groups"]}),
-)
-_enter(
-    "convolution",
-    lambda a: (
-        "conv_transpose" if a["transposed"] else "conv",
-        [a["input"], a["weight"], a["bias"]],
-        {"groups": a["groups"]} if a["transposed"] else {"groups": a["groups"], **_windows(a)},
-    ),
-)
+_enter("conv1d conv2d conv3d", lambda a: _convolution(a, transposed=False))
+_enter("conv_transpose1d conv_transpose2d conv_transpose3d", lambda a: _convolution(a, transposed=True))
+_enter("convolution", lambda a: _convolution(a, a["transposed"]))
 _enter(
     "torchvision::deform_conv2d",
     lambda a: (
@@ -175,7 +180,7 @@ _enter("rms_norm", lambda a: ("rms_norm", [a["input"], a["weight"]], {"trailing"
 _enter("_weight_norm", lambda a: ("weight_norm", [a["v"], a["g"]], {"axis": a["dim"]}))
 _enter("group_norm", lambda a: ("group_norm", [a["input"], a["weight"], a["bias"]], {"groups": a["num_groups"]}))
 _enter("prelu", lambda a: ("prelu", [a["self"], a["weight"]], {}))
-_enter("cat concat", lambda a: ("concat", list(a["tensors"]), {"axis": a["dim"]}))
+_enter("cat concat", lambda a: ("concat", _there(a["tensors"]), {"axis": a["dim"]}))
 _enter("stack", lambda a: ("stack", list(a["tensors"]), {"axis": a["dim"]}))
 _enter("split split_with_sizes chunk", lambda a: ("split", [a["self"]], {"axis": a["dim"]}))
 _enter("unbind", lambda a: ("unbind", [a["self"]], {"axis": a["dim"]}))
@@ -196,9 +201,6 @@ _enter(
         {"axes": [a["dim"]], "starts": [a["start"]], "ends": [_plus(a["start"], a["length"])], "steps": [1]},
     ),
 )
-_enter("index_select", lambda a: ("gather", [a["self"], a["index"]], {"axis": a["dim"]}))
-_enter("gather", lambda a: ("take_along", [a["self"], a["index"]], {"axis": a["dim"]}))
-_enter("embedding", lambda a: ("gather", [a["weight"], a["indices"]], {"axis": 0}))
 _enter(
     "pad constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d",
     lambda a: ("pad", [a["self"]], {"pads": list(a.get("pad", a.get("padding"))), "mode": a.get("mode")}),
@@ -218,11 +220,16 @@ _enter(
     "repeat_interleave.self_int",
     lambda a: ("interleave", [a["self"]], {"axis": a["dim"], "times": a["repeats"]}),
 )
-_enter("tile", lambda a: ("repeat", [a["self"]], {"repeats": list(a["dims"])}))
+_enter("repeat_interleave.self_Tensor", lambda a: ("interleave", [a["self"]], {"axis": a["dim"], "times": None}))
+_enter(
+    "tile",
+    lambda a: ("repeat", [a["self"]], {"repeats": [1] * (rank_of(a["self"]) - len(a["dims"])) + list(a["dims"])}),
+)
 _enter("permute", lambda a: ("transpose", [a["self"]], {"perm": list(a["dims"])}))
-_enter("transpose swapaxes", lambda a: ("transpose", [a["self"]], {"swap": (_dim(a, 0), _dim(a, 1))}))
+_enter("transpose swapaxes swapdims", lambda a: ("transpose", [a["self"]], {"swap": (_dim(a, 0), _dim(a, 1))}))
+_enter("movedim moveaxis", lambda a: ("transpose", [a["self"]], {"perm": _moved(a)}))
 _enter("t numpy_T", lambda a: ("transpose", [a["self"]], {"swap": (0, -1)}))
-_enter("mT", lambda a: ("transpose", [a["self"]], {"swap": (-2, -1)}))
+_enter("mT adjoint", lambda a: ("transpose", [a["self"]], {"swap": (-2, -1)}))
 for _spatial in (1, 2, 3):
     _enter(
         f"max_pool{_spatial}d avg_pool{_spatial}d adaptive_avg_pool{_spatial}d adaptive_max_pool{_spatial}d "
@@ -234,16 +241,28 @@ _enter("upsample_linear1d", lambda a: _window(a, 1))
 _enter("upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa", lambda a: _window(a, 2))
 _enter("upsample_trilinear3d", lambda a: _window(a, 3))
 _enter(
-    "mean sum amax amin var std any all prod max min argmax argmin logsumexp norm linalg_vector_norm count_nonzero",
-    lambda a: ("reduce", [a["self"]], {"axes": _list(a.get("dim")), "keepdim": a.get("keepdim", False)}),
+    "mean sum amax amin aminmax var std var_mean std_mean any all prod max min argmax argmin logsumexp norm "
+    "linalg_vector_norm count_nonzero nansum nanmean median nanmedian mode kthvalue",
+    lambda a: ("reduce", [a["self"]], {"axes": listed(a.get("dim")), "keepdim": a.get("keepdim", False)}),
 )
-_enter("roll", lambda a: ("along", [a["self"]], {"axes": _list(a["dims"]) or list(range(a["self"].meta["val"].ndim))}))
+_enter("roll", lambda a: ("along", [a["self"]], {"axes": listed(a["dims"]) or list(range(a["self"].meta["val"].ndim))}))
 _enter("max.other min.other", _pointwise)
 _enter("glu", lambda a: ("glu", [a["self"]], {"axis": a["dim"]}))
 _enter(
-    "softmax _softmax log_softmax _log_softmax cumsum cumprod flip sort argsort",
-    lambda a: ("along", [a["self"]], {"axes": _list(a.get("dims", a.get("dim")))}),
+    "softmax _softmax log_softmax _log_softmax cumsum cumprod cummax cummin logcumsumexp flip rot90 diff sort argsort "
+    "topk fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft",
+    lambda a: ("along", [a["self"]], {"axes": listed(a.get("dims", a.get("dim")))}),
 )
+_enter(
+    "fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn fft_fftshift fft_ifftshift",
+    lambda a: ("along", [a["self"]], {"axes": listed(a["dim"]) or _last(a)}),
+)
+_enter("view_as_complex", lambda a: ("as_complex", [a["self"]], {}))
+_enter("view_as_real", lambda a: ("as_real", [a["self"]], {}))
+_enter("broadcast_tensors", lambda a: ("pointwise", list(a["tensors"]), {}))
+_enter("bilinear", lambda a: ("bilinear", [a["input1"], a["input2"], a["weight"], a["bias"]], {}))
+_enter("cdist _cdist_forward", lambda a: ("distance", [a["x1"], a["x2"]], {}))
+_enter("cosine_similarity", lambda a: ("similarity", [a["x1"], a["x2"]], {"axis": a["dim"]}))
 _enter(
     "scaled_dot_product_attention",
     lambda a: ("attention", [a["query"], a["key"], a["value"], a["attn_mask"]], {"scale": a["scale"]}),
@@ -258,9 +277,8 @@ for _names, _gates in (("lstm", 4), ("gru", 3), ("rnn_tanh rnn_relu", 1)):
     _enter(_names, lambda a, gates=_gates: _recurrent(a, gates))  # type: ignore[misc]
     _cells = " ".join(f"{name}_cell" for name in _names.split())
     _enter(_cells, lambda a, gates=_gates: _cell(a, gates))  # type: ignore[misc]
-_enter("index", lambda a: _index(a))
-_enter("arange scalar_tensor empty eye linspace", lambda a: ("create", [], {}))
-_enter("zeros ones full new_zeros new_ones new_full", lambda a: ("fill", [], {}))
+_enter("arange scalar_tensor eye linspace logspace", lambda a: ("create", [], {}))
+_enter("zeros ones full empty new_zeros new_ones new_full new_empty", lambda a: ("fill", [], {}))
 _enter("sym_size sym_numel", lambda a: ("size", [a["self"]], {}))
 
 
@@ -293,13 +311,32 @@ def _states(a: Args) -> list[Any]:
     return list(a["hx"]) if isinstance(a["hx"], (list, tuple)) else [a["hx"]]
 
 
-def _index(a: Args) -> Reading:
-    axes = [k for k, index in enumerate(a["indices"]) if index is not None]
-    return "index", [a["self"], *(index for index in a["indices"] if index is not None)], {"axes": axes}
-
-
 def _window(a: Args, spatial: int) -> Reading:
     return "pool", [a["self"] if "self" in a else a["input"]], {"spatial": spatial}
+
+
+def _there(tensors: Any) -> list[Any]:
+    """Without the empty vectors that may stand among tensors of any rank: how caches begin."""
+    some = [v for v in tensors if rank_of(v) != 1 or v.meta["val"].shape[0] != 0]
+    return some or list(tensors)
+
+
+def _times(a: Args) -> list[Any]:
+    """Repeats for every axis, where they are given for the last."""
+    return [1] * (rank_of(a["self"]) - len(a["dims"])) + list(a["dims"])
+
+
+def _moved(a: Args) -> list[int]:
+    rank = rank_of(a["self"])
+    froms, tos = ([axis % rank for axis in listed(a[name])] for name in ("source", "destination"))
+    left = iter(axis for axis in range(rank) if axis not in froms)
+    return [froms[tos.index(axis)] if axis in tos else next(left) for axis in range(rank)]
+
+
+def _last(a: Args) -> list[int]:
+    """The axes of a transform of several, where none is given: the last ones that sizes are given for, or all."""
+    rank, sizes = rank_of(a["self"]), a.get("s")
+    return list(range(rank - len(sizes), rank)) if sizes is not None else list(range(rank))
 
 
 def _end(end: Any) -> Any:
@@ -313,7 +350,3 @@ def _plus(start: Any, length: Any) -> Any:
 def _dim(a: Args, k: int) -> int:
     value: int = a.get(f"dim{k}", a.get(f"axis{k}"))
     return value
-
-
-def _list(axes: Any) -> list[int]:
-    return [] if axes is None else [axes] if isinstance(axes, int) else list(axes)

@@ -10,7 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 from torch.fx.graph_module import _get_attr
 from torch.utils import _pytree as pytree
 
@@ -110,19 +114,33 @@ def _needed(model: fx.GraphModule, names: Iterable[str], given: Mapping[fx.Node,
     return needed
 
 
-class Shapes(fx.Interpreter):
-    """Runs the graph on fake tensors of the example's sizes and refreshes the shape of every node.
+def infer_shapes(model: fx.GraphModule, example: Sequence[Any]) -> None:
+    """Run the graph on fake tensors of the example's sizes and refresh the shape of every node; where sizes depend
+    on data, on the example itself. Raises ShapeError."""
+    try:
+        _Shapes(model, example, FakeTensorMode()).infer()
+    except _Unknown:
+        with torch.random.fork_rng(devices=[]):
+            _Shapes(model, example, None).infer()
 
-    Sizes that were dynamic stay dynamic: no edit changes what they depend on.
-    """
 
-    def __init__(self, model: fx.GraphModule, example: Sequence[Any]) -> None:
+class _Unknown(Exception):
+    """A size depends on data, which fake tensors do not have."""
+
+
+class _Shapes(fx.Interpreter):
+    """See ``infer_shapes``. Sizes that were dynamic stay dynamic: no edit changes what they depend on."""
+
+    def __init__(self, model: fx.GraphModule, example: Sequence[Any], mode: FakeTensorMode | None) -> None:
         super().__init__(model)
-        self.mode = FakeTensorMode()
-        self.inputs = [self._fake(x) for x in example]
+        self.mode = mode
+        self.inputs = [self._own(x) for x in example]
 
-    def _fake(self, value: Any) -> Any:
-        return self.mode.from_tensor(value, static_shapes=True) if isinstance(value, torch.Tensor) else value
+    def _own(self, value: Any) -> Any:
+        """As a fake tensor, or a copy: a model may write into its inputs."""
+        if not isinstance(value, torch.Tensor):
+            return value
+        return value.detach().clone() if self.mode is None else self.mode.from_tensor(value, static_shapes=True)
 
     def infer(self) -> None:
         with torch.no_grad():
@@ -130,8 +148,10 @@ class Shapes(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         try:
-            with self.mode:
+            with self.mode or nullcontext():
                 value = super().run_node(n)
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            raise _Unknown from error
         except Exception as error:
             raise ShapeError(f"{origin(n)} ({n.target}): shapes disagree after the cut: {first_line(error)}") from error
         if n.op == "call_function" and "val" in n.meta:
@@ -140,7 +160,7 @@ class Shapes(fx.Interpreter):
         return value
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return self._fake(super().get_attr(target, args, kwargs))
+        return self._own(super().get_attr(target, args, kwargs))
 
 
 def _resized(old: Any, new: Any) -> Any:

@@ -1,0 +1,47 @@
+"""A graph whose arithmetic is of another precision: what proofs are run in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+_COMPLEX = {torch.float16: torch.complex32, torch.float32: torch.complex64, torch.float64: torch.complex128}
+
+
+def wider(dtype: torch.dtype, floats: torch.dtype) -> torch.dtype:
+    """The dtype in a model whose floating point numbers are ``floats``: complex ones are pairs of them."""
+    if dtype.is_complex:
+        return _COMPLEX.get(floats, dtype)
+    return floats if dtype.is_floating_point else dtype
+
+
+def cast_graph(model: fx.GraphModule, dtype: torch.dtype) -> None:
+    """Every dtype that is written in the graph, or that an op which makes tensors takes by default; what asserts
+    dtypes goes."""
+
+    def wanted(argument: Any) -> Any:
+        return wider(argument, dtype) if isinstance(argument, torch.dtype) else argument
+
+    for node in list(model.graph.nodes):
+        if node.op == "call_function" and "_assert_tensor_metadata" in str(node.target):
+            model.graph.erase_node(node)
+            continue
+        node.args = fx.node.map_aggregate(node.args, wanted)
+        node.kwargs = fx.node.map_aggregate(node.kwargs, wanted)
+        val = node.meta.get("val")
+        if _makes(node) and wider(val.dtype, dtype) is not val.dtype:
+            node.update_kwarg("dtype", wider(val.dtype, dtype))
+        if node.op == "placeholder" and isinstance(val, torch.Tensor):
+            node.meta["val"] = val.to(wider(val.dtype, dtype))
+
+
+def _makes(node: fx.Node) -> bool:
+    """Whether an op makes a tensor of the default dtype, from no other tensor."""
+    schema = getattr(node.target, "_schema", None)
+    if node.op != "call_function" or schema is None or not isinstance(node.meta.get("val"), torch.Tensor):
+        return False
+    takes = any(argument.name == "dtype" for argument in schema.arguments)
+    reads = any(isinstance(one.meta.get("val"), torch.Tensor) for one in node.all_input_nodes)
+    return takes and not reads and node.kwargs.get("dtype") is None
