@@ -210,6 +210,8 @@ def compile(
         judge, name = _evaluation(evaluate)
         figures_before = figures(judge, program.host, name) if judge else {}  # a function that fails does so now
         chosen = chosen or [target(program.host.native_target)]
+        for one in chosen:
+            one.admit(program)
         grain = max(one.grain for one in chosen)
         if recipe is None and not given and program.knows(Keep):  # training has decided already
             recipe = "propagate,compensate" if program.data else "propagate"

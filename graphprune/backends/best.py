@@ -32,6 +32,10 @@ class Best(Target):
     threads: int = 1  # to measure with
     tuned: int = 0  # as of the target tvm
 
+    def admit(self, program: Program) -> None:
+        for one in self._each():
+            one.admit(program)
+
     def emit(self, program: Program, folder: Path) -> Path:
         files, calls = {}, {}
         for one in self._each():

@@ -30,6 +30,7 @@ _RETURNS = {
     "__post_init__": object,
     "unable": str | None,
     "unmeasured": str | None,
+    "admit": type(None),
     "emit": Path,
     "load": Runnable,
     "runnable": Runnable,
@@ -80,6 +81,10 @@ class Target(Named):
     def unmeasured(self) -> str | None:
         """Why its code cannot be timed from this machine, or None."""
         return self.unable()
+
+    def admit(self, program: Program) -> None:
+        """Raises TargetError where the target cannot express the program, as far as that can be told before it is
+        pruned and compiled: asked before any work is done."""
 
     def emit(self, program: Program, folder: Path) -> Path:
         """Write the program's code into an existing folder; return the main file. Raises TargetError

@@ -135,6 +135,15 @@ SIZES: tuple[tuple[tuple[type[nn.Module], ...], Callable[[Any], dict[str, Any]]]
     ((nn.Embedding,), lambda m: {"num_embeddings": m.weight.shape[0], "embedding_dim": m.weight.shape[1]}),
     ((nn.GroupNorm,), lambda m: {"num_channels": m.weight.shape[0]} if m.affine else {}),
     ((nn.LayerNorm, nn.RMSNorm), lambda m: {"normalized_shape": tuple(m.weight.shape)} if m.weight is not None else {}),
+    (
+        (nn.RNNBase,),
+        lambda m: {
+            "input_size": m.weight_ih_l0.shape[1],
+            "hidden_size": (m.weight_hr_l0 if m.proj_size else m.weight_hh_l0).shape[1],
+            "proj_size": m.weight_hr_l0.shape[0] if m.proj_size else 0,
+        },
+    ),
+    ((nn.RNNCellBase,), lambda m: {"input_size": m.weight_ih.shape[1], "hidden_size": m.weight_hh.shape[1]}),
     ((nn.PReLU,), lambda m: {"num_parameters": m.weight.shape[0]}),
     (
         (nn.modules.batchnorm._NormBase,),

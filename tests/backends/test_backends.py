@@ -515,6 +515,33 @@ def old_model(path: Path, op: str) -> Path:
     return path
 
 
+class Begun:
+    """Notes which passes begin."""
+
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+
+    def before(self, step: Any, program: Program) -> None:
+        self.steps.append(step.name)
+
+    def after(self, step: Any, program: Program, seconds: float) -> None:
+        pass
+
+
+@pytest.mark.parametrize("spec", ["cpu", "best-cpu", "raspberry-pi-4"])
+def test_what_tvm_cannot_import_is_refused_before_any_pass_runs(spec: str) -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> net (float[4,2,5] x) => (float[4,1,2,3] y) '
+        "{ y = GRU<hidden_size=3>(x, w, r) }"
+    )
+    weights = {"w": np.ones((1, 9, 5), np.float32), "r": np.ones((1, 9, 3), np.float32)}
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in weights.items())
+    begun = Begun()
+    with pytest.raises(TargetError, match=r"cannot import the model: .*not supported.*GRU"):
+        gp.compile(model, targets=[spec], instruments=[begun])
+    assert begun.steps == []
+
+
 def test_tvm_reads_old_opsets_and_open_sizes(tmp_path: Path) -> None:
     host = OnnxHost.load(old_model(tmp_path / "old.onnx", "Relu"))
     batch = host.example()

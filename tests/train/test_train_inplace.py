@@ -52,10 +52,52 @@ def test_it_computes_what_the_graph_module_does_or_is_left_alone(name):
             assert layer.weight.shape[:2] == (layer.out_channels, layer.in_channels // layer.groups)
 
 
-@pytest.mark.parametrize("name", ["Residual", "Dense", "Depthwise", "Gate", "SqueezeExcite", "MLP", "PReLU"])
+@pytest.mark.parametrize(
+    "name", [*"Residual Dense Depthwise Gate SqueezeExcite MLP PReLU".split(), "Projected", "Recurrent"]
+)
 def test_ordinary_networks_are_cut(name):
     module, inputs = copy.deepcopy(nets.module(name)), nets.ZOO[name].inputs()
     gp.apply(compiled(module, inputs), module, in_place=True)
+
+
+class Decoder(nn.Module):
+    """Layers of both directions, then cells, each as wide as what it reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.head = nn.Linear(6, 8), nn.Linear(9, 4)
+        self.rnn = nn.LSTM(8, 10, num_layers=2, batch_first=True, bidirectional=True, proj_size=6)
+        self.lstm, self.gru = nn.LSTMCell(12, 7), nn.GRUCell(7, 9)
+
+    def forward(self, x):
+        y, state, k = self.rnn(F.relu(self.enter(x)))[0], None, None
+        for t in range(x.shape[1]):
+            state = self.lstm(y[:, t], state)
+            k = self.gru(state[0], k)
+        return self.head(k)
+
+
+def test_recurrent_layers_know_their_new_sizes_and_train_on():
+    torch.manual_seed(0)
+    module, x = Decoder(), torch.randn(3, 4, 6)
+    optimizer = torch.optim.Adam(module.parameters())
+    module(x).sum().backward()
+    optimizer.step()
+    program = gp.run("group,score{by=l1},mask{channels=0.5x},propagate", gp.load(module, x))
+    gp.apply(program, module, in_place=True, optimizer=optimizer)
+    rnn, lstm, gru = module.rnn, module.lstm, module.gru
+    assert (rnn.input_size, rnn.hidden_size, rnn.proj_size) == (4, 5, 3)
+    assert (lstm.input_size, lstm.hidden_size, gru.input_size, gru.hidden_size) == (6, 4, 4, 5)
+    assert all(
+        mine is getattr(rnn, name) for mine, name in zip(rnn._flat_weights, rnn._flat_weights_names, strict=True)
+    )
+    again = Decoder()
+    again.rnn = nn.LSTM(4, 5, num_layers=2, batch_first=True, bidirectional=True, proj_size=3)
+    assert {n: p.shape for n, p in again.rnn.named_parameters()} == {n: p.shape for n, p in rnn.named_parameters()}
+    before = copy.deepcopy(module.state_dict())
+    module.train()(x).square().sum().backward()
+    optimizer.step()
+    assert all(not torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
 
 
 class Literal(nn.Module):

@@ -62,6 +62,9 @@ class Edge(Target):
     def label(self) -> str:
         return Path(self.board).stem
 
+    def admit(self, program: Program) -> None:
+        imported(program.host, self.label)
+
     def emit(self, program: Program, folder: Path) -> Path:
         device = board(self.board)
         if self.link and not shutil.which(device.cc):

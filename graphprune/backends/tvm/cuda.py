@@ -38,6 +38,9 @@ class Cuda(Target):
             return "this build of TVM has no CUDA runtime (tvm.runtime.enabled says so)"
         return None if tvm.cuda(0).exist else "no CUDA GPU here"
 
+    def admit(self, program: Program) -> None:
+        imported(program.host, self.label)
+
     def emit(self, program: Program, folder: Path) -> Path:
         self.require("build TVM with USE_CUDA, or compile on a machine with a GPU")
         from tvm import relax

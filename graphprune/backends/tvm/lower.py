@@ -46,6 +46,7 @@ def toolchain() -> Any:
 def imported(host: Host, label: str = "tvm") -> tuple[Any, list[str]]:
     """The Relax module at the example's shapes, and the names of its inputs. ``label``: the target's, for
     messages. Raises TargetError for what TVM's frontends cannot read."""
+    toolchain()
     host = _folded(host)
     said = io.StringIO()  # the ONNX frontend prints which op it stumbled on
     try:

@@ -63,6 +63,9 @@ class Tvm(Target):
         if self.opt not in range(4):
             raise TargetError(f"`tvm`: option `opt` is 0 to 3, not {self.opt}")
 
+    def admit(self, program: Program) -> None:
+        imported(program.host, self.label)
+
     def emit(self, program: Program, folder: Path) -> Path:
         tvm = toolchain()
         target = self._llvm()
