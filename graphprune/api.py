@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .backends.effort import Budget
 from .backends.target import Target, on_device, target
@@ -38,6 +38,9 @@ from .pipeline.run import run as run_recipe
 from .pipeline.verify import verify
 from .pipeline.verify import verify as prove
 
+if TYPE_CHECKING:
+    from .hosts.torch.host import TorchHost
+
 T = TypeVar("T")
 
 __all__ = ["Artifact", "Check", "apply", "closeness", "compile", "hold_back", "load", "record", "run", "verify"]
@@ -58,6 +61,7 @@ def load(
     *,
     dynamic_shapes: Any = None,
     data: Any = None,
+    fixed: Sequence[str] = (),
     loss: Callable[..., Any] | None = None,
     seed: int = 0,
 ) -> Program:
@@ -66,20 +70,33 @@ def load(
     ``model``: an nn.Module (with ``example_inputs``: a tensor, a tuple, or ``{"args": ..., "kwargs":
     ...}``), an ExportedProgram, an onnx_ir.Model or onnx.ModelProto, a path to an ``.onnx`` or
     ``.pt2`` file, or ``"package.module:factory"``, where ``factory()`` returns ``(module,
-    example_inputs)``. ``dynamic_shapes`` as torch.export takes it; by default the batch axis may
-    vary where the model allows. ``data``: calibration data, see calibration.batches. ``loss``: for
+    example_inputs)``. Of all but a module ``example_inputs`` may leave inputs out and give sizes for arrays,
+    by name: ``{"x": (1, 3, 320, 320), "rate": 16000}``; of an ONNX model what is not given is as the first sample
+    of ``data``, or else sizes are tried until it runs. ``dynamic_shapes`` as torch.export takes it; by default the
+    batch axis may vary where the model allows. ``data``: calibration data, see calibration.batches;
+    ``fixed``: the inputs that are the same for all of its samples. ``loss``: for
     criteria with gradients, called as ``loss(output, *rest)`` with what ``data`` has beside the model's
     inputs: ``data=(images, labels), loss=torch.nn.functional.cross_entropy``.
 
     The model given is not changed. Raises ModelError, DataError.
     """
     host = _host(model, example_inputs, dynamic_shapes)
+    if data is not None and (inputs := host.undecided()):
+        samples, data = calibration.first(data, inputs, fixed)
+        host.suppose(samples)
     program = Program(host=host, source=host, seed=seed)
     _check_tensors(program)
+    inputs = program.graph.inputs
     if loss is not None:
-        found, rest = calibration.with_rest(data, program.graph.inputs)
+        found, rest = calibration.with_rest(data, inputs, fixed)
         return replace(program, data=found, loss=Loss(loss, rest))
-    return replace(program, data=calibration.batches(data, program.graph.inputs)) if data is not None else program
+    if data is None:
+        return program
+    sizes = host.sizes() if example_inputs is not None else None
+    program = replace(program, data=calibration.batches(data, inputs, fixed, sizes))
+    same = [value.name for value in inputs if value.shape and value.name in getattr(program.data, "fixed", ())]
+    detected = [name for name in same if name not in fixed]
+    return program.note(f"calibration: the same for every sample: {', '.join(detected)}") if detected else program
 
 
 def run(
@@ -154,6 +171,7 @@ def compile(
     memory: str | None = None,
     latency: str | None = None,
     data: Any = None,
+    fixed: Sequence[str] = (),
     targets: Sequence[str | Target] = (),
     threads: int = 1,
     table: str | os.PathLike[str] | None = None,
@@ -205,7 +223,8 @@ def compile(
         watching = (*instruments, *dumps)
         if progress:
             progress("load", 0, 1)
-        program = model if isinstance(model, Program) else load(model, example_inputs, data=data, seed=seed)
+        options: dict[str, Any] = {"data": data, "fixed": fixed, "seed": seed}
+        program = model if isinstance(model, Program) else load(model, example_inputs, **options)
         program, judged = hold_back(program)
         judge, name = _evaluation(evaluate)
         figures_before = figures(judge, program.host, name) if judge else {}  # a function that fails does so now
@@ -215,7 +234,7 @@ def compile(
         grain = max(one.grain for one in chosen)
         if recipe is None and not given and program.knows(Keep):  # training has decided already
             recipe = "propagate,compensate" if program.data else "propagate"
-        fixed = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
+        own = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
         unit, text = next(iter(given.items()), ("macs", "0.5x"))
         held = Table.read(Path(table)) if table is not None else None
 
@@ -227,12 +246,10 @@ def compile(
             )
             return outcome.program, outcome.facts
 
-        if fixed is not None:
-            steps, (done, facts) = fixed, attempt(fixed)
-            if measure and chooses(fixed) and chosen[0].unmeasured() is None:
-                least = guarded(
-                    program, done, fixed, chosen[0], threads=threads, progress=progress, instruments=watching
-                )
+        if own is not None:
+            steps, (done, facts) = own, attempt(own)
+            if measure and chooses(own) and chosen[0].unmeasured() is None:
+                least = guarded(program, done, own, chosen[0], threads=threads, progress=progress, instruments=watching)
                 steps, done, fallback = least.recipe, least.program, least.facts
         else:
             steps, (done, facts) = _aligned(program, unit, text, grain, attempt)
@@ -249,7 +266,7 @@ def compile(
         measured = latencies(program, done, chosen, code, progress, threads) if measure else {}
         where = os.fspath(data) if isinstance(data, (str, os.PathLike)) else None
         report = describe(_name(model), where, program, done, steps.text(), checks, chosen, measured, files)
-        report["auto"] = fixed is None
+        report["auto"] = own is None
         if program.data:
             change = closeness(program, done, judged or program.data)
             report["closeness"] = {**change, "held_back": bool(judged)}
@@ -347,7 +364,7 @@ def _host(model: Any, example_inputs: Any, dynamic_shapes: Any) -> Host:
         from .hosts.torch.host import TorchHost
 
         if isinstance(model, torch.export.ExportedProgram):
-            return TorchHost.from_exported(model)
+            return _resized(TorchHost.from_exported(model), example_inputs)
         if isinstance(model, torch.nn.Module):
             if example_inputs is None:
                 raise ModelError(
@@ -374,14 +391,21 @@ def _from_text(text: str, example_inputs: Any) -> Host:
     if path.suffix == ".pt2":
         from .hosts.torch.host import TorchHost
 
-        return TorchHost.load(path)
+        return _resized(TorchHost.load(path), example_inputs)
     if ":" in text and not path.exists():
-        return _from_factory(*text.rsplit(":", 1))
+        return _resized(_from_factory(*text.rsplit(":", 1)), example_inputs)
     what = "not an .onnx or .pt2 file" if path.exists() else "no such file"
     raise ModelError(f"{text}: {what}", "give a .onnx file, a .pt2 file of torch.export, or package.module:factory")
 
 
-def _from_factory(module: str, name: str) -> Host:
+def _resized(host: TorchHost, example_inputs: Any) -> TorchHost:
+    """What was traced on inputs of its own, on those that are given."""
+    if example_inputs is not None:
+        host.resize(example_inputs)
+    return host
+
+
+def _from_factory(module: str, name: str) -> TorchHost:
     from .hosts.torch.host import TorchHost
 
     factory = _imported(module, name)

@@ -234,13 +234,15 @@ def _named(name: str) -> tuple[type[Target], dict[str, Any]]:
     raise TargetError(f"unknown target `{shown(name)}`", nearest(name, [*targets(), *_ALIASES, *boards()]))
 
 
-def runnable(what: str | Path | Program, *, threads: int = 1, example: Batch | None = None) -> Runnable:
+def runnable(
+    what: str | Path | Program, *, threads: int = 1, example: Batch | None = None, inputs: Any = None
+) -> Runnable:
     """Anything that can be measured, ready to run on fixed inputs.
 
     A Program runs on its host's own framework; a ``.onnx`` file in ONNX Runtime, a ``.pt2`` file in
     torch, a ``.so`` (or its folder) that the tvm target wrote in TVM; an output folder through the
-    model in it. ``example`` replaces the inputs (to give two models the same). Raises TargetError
-    for anything else, ModelError for a broken model.
+    model in it. ``example`` replaces the inputs (to give two models the same); ``inputs`` says them or their
+    sizes, as ``api.load`` takes them. Raises TargetError for anything else, ModelError for a broken model.
     """
     if isinstance(what, Program):
         return target(what.host.native_target).runnable(what, threads=threads)
@@ -255,7 +257,24 @@ def runnable(what: str | Path | Program, *, threads: int = 1, example: Batch | N
         raise TargetError(f"{path}: nothing known runs `{path.suffix or path.name}`", f"known: {', '.join(names)}")
     if not path.is_file():
         raise TargetError(f"{path}: no such file")
+    if inputs is not None:
+        example = _example(path, inputs)
     return target(names[path.suffix]).load(path, threads=threads, example=example)
+
+
+def _example(path: Path, inputs: Any) -> Batch:
+    """The inputs that are given, of a model file."""
+    if path.suffix == ".so":
+        raise TargetError(f"{path}: compiled for inputs of one size", "leave out --input, or compile it at these sizes")
+    if path.suffix == ".onnx":
+        from ..hosts.onnx.host import OnnxHost
+
+        return OnnxHost.load(path, inputs).example()
+    from ..hosts.torch.host import TorchHost
+
+    host = TorchHost.load(path)
+    host.resize(inputs)
+    return host.example()
 
 
 @cache

@@ -7,10 +7,12 @@ pass over the data then sees the same samples, shuffled loader or not, and no mo
 from __future__ import annotations
 
 import copy
+import itertools
 import shutil
 import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import numpy as np
 from ..errors import DataError
 from ..ir.graph import Value
 from ..ir.host import Array, Batch
-from .files import Folder, arrays_of, read_npz
+from .files import Folder, arrays_of, read_npz, samples_of, shapes_of
 
 CHUNK = 64
 """Samples a batch where the model takes any number."""
@@ -27,26 +29,49 @@ LIMIT_BYTES = 1 << 30
 """What is held in memory of an iterable's samples; the rest is in temporary files."""
 
 
-def batches(data: Any, inputs: Sequence[Value]) -> Sequence[Batch]:
+def batches(
+    data: Any, inputs: Sequence[Value], fixed: Sequence[str] = (), sizes: Mapping[str, int] | None = None
+) -> Sequence[Batch]:
     """``data`` as batches of one array per input.
 
     Takes an ``.npz`` or ``.npy`` path, a folder of ``.npy`` files or images (read as they are needed, see
-    datafiles.Folder), an array, a mapping of input name to array, a sequence of arrays (one per input),
-    or an iterable of such (a generator, a torch DataLoader; read once). Samples are on axis 0; they are
-    put together in batches of the model's size, a rest that does not fill one is dropped. Raises
-    DataError naming the input, its shape and what was expected.
+    files.Folder) or of ``.npz`` files (a sample each, one array per input), an array, a mapping of input name to
+    array, a sequence of arrays (one per input), or an iterable of such (a generator, a torch DataLoader; read
+    once). Samples are on axis 0; an array without that axis is one sample, so that sequences of different length
+    are a list of arrays, or an ``.npz`` with one array a sample. Samples of one shape are put together in batches
+    of the model's size, a rest that does not fill one is dropped.
+
+    ``fixed``: inputs that are the same for every sample (a state, a sample rate). So are those, unasked, whose
+    array is what the model declares while others have another number of samples: the ``Batches`` say which.
+    ``sizes``: of the open axes, what images are resized to. Raises DataError naming the input, its shape and what
+    was expected.
     """
-    if isinstance(data, (str, Path)) and Path(data).is_dir():
+    if isinstance(data, (str, Path)) and Path(data).is_dir() and not samples_of(Path(data)):
         size = batch_size(inputs)
-        return Folder(Path(data), inputs, size or CHUNK, size is not None, lambda arrays: _checked(arrays, inputs))
-    return _kept(_parts(data, inputs, 0), inputs, 0)[0]
+        check = partial(_checked, inputs=inputs)
+        return Folder(Path(data), inputs, size or CHUNK, size is not None, check, sizes or {})
+    return _kept(_parts(data, inputs, 0, fixed), inputs, 0, fixed)[0]
 
 
-def with_rest(data: Any, inputs: Sequence[Value]) -> tuple[Sequence[Batch], Sequence[Batch]]:
+def first(data: Any, inputs: Sequence[Value], fixed: Sequence[str] = ()) -> tuple[Batch, Any]:
+    """The first item of the data, checked, and the data as it was. Raises DataError."""
+    if isinstance(data, (str, Path)) and Path(data).is_dir() and not samples_of(Path(data)):
+        return Folder(Path(data), inputs, 1, False, partial(_checked, inputs=inputs), {})[0], data
+    if not (isinstance(data, (str, Path, Mapping, list, tuple)) or _is_array(data)):  # what can be read but once
+        items = iter(data) if isinstance(data, Iterable) else iter(())
+        ahead = list(itertools.islice(items, 1))
+        data = itertools.chain(ahead, items)
+        arrays = next(_parts(ahead, inputs, 0, fixed))
+    else:
+        arrays = next(_parts(data, inputs, 0, fixed))
+    return _checked(arrays, inputs), data
+
+
+def with_rest(data: Any, inputs: Sequence[Value], fixed: Sequence[str] = ()) -> tuple[Sequence[Batch], Sequence[Batch]]:
     """As ``batches``, and per batch what each item of ``data`` has beside the inputs (labels), cut alike:
     ``(images, labels)`` or an iterable of such pairs. Raises DataError where there is nothing beside."""
     try:
-        return _kept(_parts(data, inputs, 1), inputs, 1)
+        return _kept(_parts(data, inputs, 1, fixed), inputs, 1, fixed)
     except _NothingBeside as error:
         raise DataError(
             "the loss wants more than the model's inputs, and the calibration data has no more",
@@ -63,6 +88,7 @@ class Spool(Sequence[Batch]):
     go when nobody has the spool any more."""
 
     def __init__(self) -> None:
+        self.fixed: tuple[str, ...] = ()  # the inputs that are the same for every sample
         self._held: list[Batch | Path] = []
         self._bytes = 0
         self._folder: Path | None = None
@@ -92,20 +118,25 @@ class Spool(Sequence[Batch]):
         return arrays_of(held) if isinstance(held, Path) else held
 
 
-def _kept(items: Iterable[Sequence[Array]], inputs: Sequence[Value], more: int) -> tuple[Spool, Spool]:
+def _kept(
+    items: Iterable[Sequence[Array]], inputs: Sequence[Value], more: int, fixed: Sequence[str]
+) -> tuple[Spool, Spool]:
     found, rest = Spool(), Spool()
-    for batch in _cut(items, inputs):
+    for batch in _Cutter(inputs, fixed, found).cut(items):
         found.append(batch[: len(inputs)])
         if more:
             rest.append(batch[len(inputs) :])
     return found, rest
 
 
-def _parts(data: Any, inputs: Sequence[Value], more: int) -> Iterator[list[Array]]:
+def _parts(data: Any, inputs: Sequence[Value], more: int, fixed: Sequence[str]) -> Iterator[list[Array]]:
     """The arrays of each item of the data: one per input, and what there is beside where ``more``."""
     if isinstance(data, (str, Path)):
-        data = read_npz(Path(data), batch_size(inputs) or CHUNK) if Path(data).suffix == ".npz" else _npy(Path(data))
-    if _is_array(data) or isinstance(data, Mapping):
+        data = _file(Path(data), inputs, fixed)
+    if isinstance(data, Mapping) and _each_a_sample({name: np.shape(item) for name, item in data.items()}, inputs):
+        data = list(data.values())
+    alone = _is_array(data) or isinstance(data, Mapping)
+    if alone:
         data = [data]
     elif isinstance(data, (list, tuple)) and all(map(_is_array, data)):
         together = len(data) > len(inputs) if more else len(data) == len(inputs)
@@ -121,9 +152,52 @@ def _parts(data: Any, inputs: Sequence[Value], more: int) -> Iterator[list[Array
             arrays = [_array(part) for part in ([item] if _is_array(item) else item)]
         if more and len(arrays) <= len(inputs):
             raise _NothingBeside
+        if not alone:  # some samples, or one
+            ranks = [len(value.shape or ()) for value in inputs]
+            arrays[: len(ranks)] = [a[None] if 0 < a.ndim == n - 1 else a for a, n in zip(arrays, ranks, strict=False)]
         yield arrays if more else arrays[: len(inputs)]
     if empty:
         raise DataError("the calibration data is empty")
+
+
+def _file(path: Path, inputs: Sequence[Value], fixed: Sequence[str]) -> Any:
+    """What is in a file, an array or items of arrays by name; and in each of a folder's."""
+    if path.is_dir():
+        return (item for file in samples_of(path) for item in _file(file, inputs, fixed))
+    if path.suffix != ".npz":
+        return _npy(path)
+    shapes = shapes_of(path)
+    if _each_a_sample(shapes, inputs):
+        return arrays_of(path)
+    if set(shapes) & {value.name for value in inputs}:
+        known = [shapes.get(value.name, ()) for value in inputs]
+    else:
+        known = [*shapes.values()]
+    same = same_for_all(known, inputs, fixed) if len(known) == len(inputs) else frozenset[int]()
+    names = [value.name if value.name in shapes else list(shapes)[k] for k, value in enumerate(inputs) if k in same]
+    varying = [value for k, value in enumerate(inputs) if k not in same]
+    return read_npz(path, batch_size(varying) or CHUNK, names)
+
+
+def _each_a_sample(shapes: Mapping[str, Sequence[int]], inputs: Sequence[Value]) -> bool:
+    """Whether the arrays of a mapping, whose names are no input's, are one sample each of the only input."""
+    if len(inputs) != 1 or len(shapes) < 2 or inputs[0].name in shapes:
+        return False
+    rank = len(inputs[0].shape or ())
+    return all(len(shape) in (rank, rank - 1) for shape in shapes.values())
+
+
+def same_for_all(shapes: Sequence[Sequence[int]], inputs: Sequence[Value], fixed: Sequence[str] = ()) -> frozenset[int]:
+    """The places of the inputs that are the same for every sample, by the shapes of their arrays: those named, and
+    those that have the declared first size where others have another number of samples. Raises DataError."""
+    names = [value.name for value in inputs]
+    if unknown := [name for name in fixed if name not in names]:
+        raise DataError(f"no input `{unknown[0]}` to be fixed", f"the model takes {', '.join(names)}")
+    named = {k for k, name in enumerate(names) if name in fixed}
+    batched = [k for k, shape in enumerate(shapes) if k not in named and inputs[k].shape and shape]
+    whole = {k for k in batched if list(shapes[k][:1]) == list((inputs[k].shape or ())[:1])}
+    counts = {shapes[k][0] for k in batched if k not in whole} or {shapes[k][0] for k in batched[:1]}
+    return frozenset(named | {k for k in whole if len(counts) == 1 and shapes[k][0] not in counts})
 
 
 def _npy(path: Path) -> Array:
@@ -164,41 +238,78 @@ def samples(batch: Batch) -> int:
     return max((len(array) for array in batch if array.ndim), default=1)
 
 
-def _cut(items: Iterable[Sequence[Array]], inputs: Sequence[Value]) -> Iterator[Batch]:
-    """Batches of the model's size, or of up to CHUNK samples, across items as far as their shapes are alike."""
-    fixed = batch_size(inputs)
-    size = fixed or CHUNK
-    waiting: list[Array] = []
-    total, cut = 0, 0
-    for item in items:
-        arrays = [*_checked(item[: len(inputs)], inputs), *item[len(inputs) :]]
-        count = _samples(arrays, inputs)
-        if count is None:  # nothing has a batch axis
-            cut += 1
-            yield arrays
-            continue
-        total += count
-        if waiting and not all(a.shape[1:] == b.shape[1:] for a, b in zip(waiting, arrays, strict=True)):
-            if not fixed:
-                cut += 1
-                yield waiting
-            waiting = []
-        joined = (
-            [np.concatenate([a, b]) if b.ndim else b for a, b in zip(waiting, arrays, strict=True)]
-            if waiting
-            else arrays
+class _Cutter:
+    """Cuts items into batches of the model's size, or of up to CHUNK samples, across items as far as their shapes
+    are alike. ``found`` is told which inputs are the same for every sample."""
+
+    def __init__(self, inputs: Sequence[Value], fixed: Sequence[str], found: Spool) -> None:
+        self.inputs, self.named, self.found = inputs, fixed, found
+
+    def cut(self, items: Iterable[Sequence[Array]]) -> Iterator[Batch]:
+        waiting: list[Array] = []
+        total, made, bound, size = 0, 0, None, CHUNK
+        for item in items:
+            arrays = [*_checked(item[: len(self.inputs)], self.inputs), *item[len(self.inputs) :]]
+            same = same_for_all([array.shape for array in arrays[: len(self.inputs)]], self.inputs, self.named)
+            self.found.fixed = tuple(self.inputs[k].name for k in sorted(same))
+            count = _samples(arrays, self.inputs, same)
+            if count is None:  # nothing has a batch axis
+                made += 1
+                yield arrays
+                continue
+            total += count
+            bound = self._bound(arrays, same)
+            size = bound or CHUNK
+            if waiting and not self._alike(waiting, arrays, same):
+                if not bound:
+                    made += 1
+                    yield self._spread(waiting, same)
+                waiting = []
+            joined = [
+                a if k in same or not a.ndim else np.concatenate([*waiting[k : k + 1], a]) for k, a in enumerate(arrays)
+            ]
+            whole = max(len(array) for k, array in enumerate(joined) if array.ndim and k not in same)
+            stop = whole - whole % size
+            for start in range(0, stop, size):
+                made += 1
+                yield self._spread(self._rows(joined, same, start, start + size), same)
+            waiting = self._rows(joined, same, stop, whole) if stop < whole else []
+        if waiting and not bound:
+            made += 1
+            yield self._spread(waiting, same)
+        if not made:
+            raise DataError(f"{total} calibration samples do not fill one batch of {size}")
+
+    @staticmethod
+    def _rows(arrays: Sequence[Array], same: frozenset[int], start: int, stop: int) -> list[Array]:
+        return [a[start:stop] if a.ndim and k not in same else a for k, a in enumerate(arrays)]
+
+    @staticmethod
+    def _alike(waiting: Sequence[Array], arrays: Sequence[Array], same: frozenset[int]) -> bool:
+        return all(
+            np.array_equal(a, b) if k in same else a.shape[1:] == b.shape[1:]
+            for k, (a, b) in enumerate(zip(waiting, arrays, strict=True))
         )
-        whole = samples(joined)
-        stop = whole - whole % size
-        for k in range(0, stop, size):
-            cut += 1
-            yield [array[k : k + size] if array.ndim else array for array in joined]
-        waiting = [array[stop:] if array.ndim else array for array in joined] if stop < whole else []
-    if waiting and not fixed:
-        cut += 1
-        yield waiting
-    if not cut:
-        raise DataError(f"{total} calibration samples do not fill one batch of {size}")
+
+    def _bound(self, arrays: Sequence[Array], same: frozenset[int]) -> int | None:
+        """The samples of a batch, where the model or an array that is the same for all of them says it."""
+        size = batch_size([value for k, value in enumerate(self.inputs) if k not in same])
+        axes = [arrays[k].shape[axis] for k, axis in self._along_batch(same) if arrays[k].shape[axis] > 1]
+        return size or (axes[0] if axes else None)
+
+    def _along_batch(self, same: frozenset[int]) -> list[tuple[int, int]]:
+        """The axes, by input and number, on which an input that is the same for every sample has the samples."""
+        firsts = {value.shape[0] for k, value in enumerate(self.inputs) if value.shape and k not in same}
+        opened = {n for n in firsts if isinstance(n, str)}
+        return [(k, axis) for k in sorted(same) for axis, n in enumerate(self.inputs[k].shape or ()) if n in opened]
+
+    def _spread(self, batch: list[Array], same: frozenset[int]) -> list[Array]:
+        """Each sample of the batch gets what is the same for all."""
+        count = max(len(a) for k, a in enumerate(batch[: len(self.inputs)]) if a.ndim and k not in same)
+        for k, axis in self._along_batch(same):
+            if batch[k].shape[axis] == 1:
+                batch[k] = np.repeat(batch[k], count, axis)
+        return batch
 
 
 def _checked(arrays: Sequence[Array], inputs: Sequence[Value]) -> list[Array]:
@@ -207,10 +318,17 @@ def _checked(arrays: Sequence[Array], inputs: Sequence[Value]) -> list[Array]:
     return [_check(array, value) for array, value in zip(arrays, inputs, strict=True)]
 
 
-def _samples(arrays: Sequence[Array], inputs: Sequence[Value]) -> int | None:
-    counts = {len(array) for array, value in zip(arrays, inputs, strict=False) if value.shape}
+def _samples(arrays: Sequence[Array], inputs: Sequence[Value], same: frozenset[int]) -> int | None:
+    counts = {
+        len(array)
+        for k, (array, value) in enumerate(zip(arrays, inputs, strict=False))
+        if value.shape and k not in same
+    }
     if len(counts) > 1:
-        raise DataError(f"the calibration arrays have different numbers of samples: {sorted(counts)}")
+        raise DataError(
+            f"the calibration arrays have different numbers of samples: {sorted(counts)}",
+            "name an input that is the same for every sample: --fixed NAME, gp.load(..., fixed=[NAME])",
+        )
     return counts.pop() if counts else None
 
 

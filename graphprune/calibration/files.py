@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import groupby
 from math import prod
 from pathlib import Path
 from typing import IO, Any
@@ -25,30 +26,44 @@ def arrays_of(path: Path) -> list[Array]:
         return [loaded[name] for name in loaded.files] if isinstance(loaded, np.lib.npyio.NpzFile) else [loaded]
 
 
-def read_npz(path: Path, rows: int) -> Iterator[dict[str, Array]]:
-    """The arrays of an ``.npz`` file by name, ``rows`` positions of axis 0 at a time, so that no more than
-    these are held. Raises DataError."""
+def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the arrays of an ``.npz`` file by name. Raises DataError."""
     with _plain(path), ExitStack() as opened:
-        archive = opened.enter_context(zipfile.ZipFile(path))
-        members = {
-            name.removesuffix(".npy"): _Member(opened.enter_context(archive.open(name))) for name in archive.namelist()
-        }
+        return {name: member.shape for name, member in _members(path, opened).items()}
+
+
+def read_npz(path: Path, rows: int, whole: Sequence[str] = ()) -> Iterator[dict[str, Array]]:
+    """The arrays of an ``.npz`` file by name, ``rows`` positions of axis 0 at a time, so that no more than
+    these are held; those of ``whole`` all of them every time. Raises DataError."""
+    with _plain(path), ExitStack() as opened:
+        members = _members(path, opened)
+        always = {name: member.take(member.left) for name, member in members.items() if name in whole}
+        if always.keys() == members.keys():
+            yield always
         while any(member.left for member in members.values()):
-            yield {name: member.take(rows) for name, member in members.items()}
+            yield {name: always[name] if name in always else member.take(rows) for name, member in members.items()}
+
+
+def _members(path: Path, opened: ExitStack) -> dict[str, _Member]:
+    archive = opened.enter_context(zipfile.ZipFile(path))
+    return {name.removesuffix(".npy"): _Member(opened.enter_context(archive.open(name))) for name in archive.namelist()}
 
 
 class _Member:
     """An array that is read from its first row to its last."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], read: bool = True) -> None:
         version = npy.read_magic(file)
         read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, fortran, self.dtype = read_header(file)
         if self.dtype.hasobject:
             raise ValueError("it holds Python objects")
         self._file, self._row, self.left = file, shape[1:], shape[0] if shape else 1
+        self.shape: tuple[int, ...] = shape
         self._whole: Array | None = None
         self._scalar: Array | None = None
+        if not read:  # its shape alone
+            return
         if not shape:
             self._scalar = self._read(())
         elif fortran and len(shape) > 1:  # its rows are not together
@@ -84,11 +99,17 @@ def _plain(path: Path) -> Iterator[None]:
         ) from error
 
 
+def samples_of(path: Path) -> list[Path]:
+    """The ``.npz`` files of a folder in order of their names: one sample each."""
+    return sorted(path.rglob("*.npz"))
+
+
 class Folder(Sequence[Batch]):
     """The files of a folder in order of their names, read when a batch is asked for, so that no more than
-    one batch is held. ``.npy``: one sample each (without the batch axis). Images: RGB (or grey, where the
-    model takes one channel), resized to the model's size, floats from 0 to 1; normalisation is the model's
-    own, or write ``.npy`` files. For models of one input.
+    one batch is held. ``.npy``: one sample each (without the batch axis), those of one length that follow each
+    other in a batch. Images: RGB (or grey, where the model takes one channel), resized to the model's size or, of
+    open axes, to ``sizes``, floats from 0 to 1; normalisation is the model's own, or write ``.npy`` files. For
+    models of one input.
 
     ``size``: samples a batch; ``full``: a rest that does not fill one is dropped. ``check``: what is done
     to the arrays of a batch."""
@@ -102,35 +123,44 @@ class Folder(Sequence[Batch]):
         size: int,
         full: bool,
         check: Callable[[Sequence[Array]], list[Array]],
+        sizes: Mapping[str, int],
     ) -> None:
         if len(inputs) != 1:
-            raise DataError(f"{path}: a folder feeds one input, the model takes {len(inputs)}", "write an .npz")
-        self.value, self.size, self.check = inputs[0], size, check
-        files = [file for file in path.rglob("*") if file.suffix.lower() in {".npy", *self.IMAGES}]
-        self.files = sorted(files)[: len(files) // size * size if full else None]
-        if not self.files:
-            raise DataError(f"{path}: {len(files)} .npy files or images do not fill a batch of {self.size}")
+            hint = "write an .npz, or one for each sample"
+            raise DataError(f"{path}: a folder of single arrays feeds one input, the model takes {len(inputs)}", hint)
+        self.value, self.check = inputs[0], check
+        self.shape = [sizes.get(n, n) if isinstance(n, str) else n for n in self.value.shape or ()]
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in {".npy", *self.IMAGES})
+        self.batches: list[list[Path]] = []
+        for _, alike in groupby(files, self._shape):
+            some = list(alike)
+            self.batches += [some[k : k + size] for k in range(0, len(some), size)]
+        if full:
+            self.batches = [batch for batch in self.batches if len(batch) == size]
+        if not self.batches:
+            raise DataError(f"{path}: {len(files)} .npy files or images do not fill a batch of {size}")
         self[0]  # what does not fit is said now
 
     def __len__(self) -> int:
-        return -(-len(self.files) // self.size)
+        return len(self.batches)
 
     def counts(self) -> list[int]:
         """The samples of every batch; no file is read."""
-        return [min(self.size, len(self.files) - start) for start in range(0, len(self.files), self.size)]
+        return list(map(len, self.batches))
 
     def __getitem__(self, number: Any) -> Any:
         if isinstance(number, slice):
-            some, places = copy.copy(self), range(*number.indices(len(self)))
-            some.files = [file for k in places for file in self.files[k * self.size : (k + 1) * self.size]]
+            some = copy.copy(self)
+            some.batches = self.batches[number]
             return some
-        number = range(len(self))[number]
-        files = self.files[number * self.size : (number + 1) * self.size]
-        samples = [self._sample(file) for file in files]
-        odd = next((f for f, sample in zip(files, samples, strict=True) if sample.shape != samples[0].shape), None)
-        if odd is not None:
-            raise DataError(f"{odd}: not of the shape of {files[0].name}")
-        return self.check([np.stack(samples)])
+        return self.check([np.stack([self._sample(file) for file in self.batches[number]])])
+
+    def _shape(self, file: Path) -> tuple[int, ...]:
+        """Of an array; images are all of one."""
+        if file.suffix.lower() != ".npy":
+            return ()
+        with _plain(file), file.open("rb") as opened:
+            return _Member(opened, read=False).shape
 
     def _sample(self, file: Path) -> Array:
         if file.suffix.lower() == ".npy":
@@ -138,9 +168,14 @@ class Folder(Sequence[Batch]):
             return read
         from PIL import Image
 
-        shape = self.value.shape or ()
-        if len(shape) != 4 or not all(isinstance(n, int) for n in shape[1:]) or shape[1] not in (1, 3):
-            raise DataError(f"{file}: the model takes no images of a fixed size", "write .npy files")
+        shape = self.shape
+        if len(shape) != 4 or shape[1] not in (1, 3):
+            raise DataError(f"{file}: the model takes no images", "write .npy files")
+        if not all(isinstance(n, int) for n in shape[2:]):
+            raise DataError(
+                f"{file}: the model leaves the size of its images open",
+                f"say which: --input {self.value.name}=1x{shape[1]}x224x224, or write .npy files",
+            )
         try:
             with Image.open(file) as image:
                 fitted = image.convert("RGB" if shape[1] == 3 else "L").resize((int(shape[3]), int(shape[2])))

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ..cost.units import UNITS
+from .example import fixed_option, input_option
 from .recipe import read_recipe
 
 
@@ -44,8 +45,10 @@ def _budgets(command: Callable[..., None]) -> Callable[..., None]:
     "--data",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Calibration data: an .npz (one array per input), or a folder of .npy files or images.",
+    help="Calibration data: an .npz (one array per input), or a folder of .npy files, images, or an .npz a sample.",
 )
+@fixed_option
+@input_option
 @click.option(
     "--target", "targets_", metavar="NAME", multiple=True, help="Compile for it and measure on it. May be repeated."
 )
@@ -98,6 +101,8 @@ def compile(
     passes_: str | None,
     recipe: Path | None,
     data: Path | None,
+    fixed: tuple[str, ...],
+    inputs: dict[str, Any] | None,
     targets_: tuple[str, ...],
     threads: int,
     table: Path | None,
@@ -128,6 +133,7 @@ def compile(
       graphprune compile model.onnx --channels 0.7x -o out
       graphprune compile model.onnx --macs 0.5x --data calibration.npz --target onnx --target tvm -o out
       graphprune compile model.onnx --latency 0.6x --target cpu -o out
+      graphprune compile detector.onnx --macs 0.5x --input image=1x3x320x320 -o out
       graphprune compile model.onnx --macs 0.5x --target best-cpu --tune 30min -o out
       graphprune compile mynet.models:resnet --params 0.4x --seed 3 -o out --force
       graphprune compile model.pt2 --passes 'group,score{by=l1},mask{macs=0.5x grain=8},propagate' -o out
@@ -146,9 +152,11 @@ def compile(
     with shown() as progress:
         artifact = api.compile(
             model,
+            inputs,
             **budgets,
             recipe=read_recipe(recipe) if recipe else passes_,
             data=data,
+            fixed=fixed,
             targets=targets_,
             threads=threads,
             table=table,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from .example import fixed_option, input_option
 from .recipe import read_recipe
 
 
@@ -15,7 +17,8 @@ from .recipe import read_recipe
     "--graph", metavar="OUT.svg", type=click.Path(dir_okay=False, path_type=Path), help="Draw the dependency graph."
 )
 @click.option("--text", is_flag=True, help="Print the program as graphprune reads it, op by op.")
-def inspect(model: str, graph: Path | None, text: bool) -> None:
+@input_option
+def inspect(model: str, graph: Path | None, text: bool, inputs: dict[str, Any] | None) -> None:
     """Show what of MODEL can be pruned, and what cannot and why.
 
     A group is a set of channels that live or die together. Its members are parameter axes: writers make
@@ -34,7 +37,7 @@ def inspect(model: str, graph: Path | None, text: bool) -> None:
 
     with shown() as progress:
         progress("reading the model", 0, 1)
-        program = api.load(model)
+        program = api.load(model, inputs)
         groups = find_groups(program.graph)
     if text:
         click.echo(program.graph.text())
@@ -54,7 +57,11 @@ def inspect(model: str, graph: Path | None, text: bool) -> None:
 @click.option(
     "--plot", metavar="OUT.svg", type=click.Path(dir_okay=False, path_type=Path), help="Draw it as a heat map."
 )
-def sweep(model: str, data: Path, by: str, plot: Path | None) -> None:
+@fixed_option
+@input_option
+def sweep(
+    model: str, data: Path, by: str, plot: Path | None, fixed: tuple[str, ...], inputs: dict[str, Any] | None
+) -> None:
     """Remove channels of one group of MODEL after the other, and measure what the outputs lose.
 
     The table has a line per group: the mean squared change of the outputs, as a share of their variance,
@@ -70,7 +77,7 @@ def sweep(model: str, data: Path, by: str, plot: Path | None) -> None:
 
     with shown() as progress:
         progress("reading the model", 0, 1)
-        curves = sensitivity.sweep(api.load(model, data=data), by, progress)
+        curves = sensitivity.sweep(api.load(model, inputs, data=data, fixed=fixed), by, progress)
     click.echo(sensitivity.table(curves))
     if plot:
         sensitivity.plot(curves, plot)
@@ -94,6 +101,8 @@ def sweep(model: str, data: Path, by: str, plot: Path | None) -> None:
     show_default=True,
     help="The model as it was given, or with the same channels zeroed where they are read.",
 )
+@fixed_option
+@input_option
 @click.pass_context
 def bisect(
     ctx: click.Context,
@@ -103,6 +112,8 @@ def bisect(
     data: Path | None,
     tolerance: float,
     against: str,
+    fixed: tuple[str, ...],
+    inputs: dict[str, Any] | None,
 ) -> None:
     """Find the first pass of a recipe that makes the outputs of MODEL differ by more than a tolerance, and
     a least set of groups whose cut in that pass is enough for it.
@@ -127,7 +138,7 @@ def bisect(
     with shown() as progress:
         progress("reading the model", 0, 1)
         steps = read_recipe(recipe) if recipe else passes_ or ""
-        program = api.load(model, data=data)
+        program = api.load(model, inputs, data=data, fixed=fixed)
         found = bisection.bisect(program, steps, tolerance=tolerance, against=against, progress=progress)
     click.echo(bisection.table(found))
     if found.found is not None:

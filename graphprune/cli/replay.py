@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
+
+from .example import input_option
 
 
 @click.command(short_help="Replay a plan on a fresh copy of the model it was made from.")
@@ -22,7 +25,10 @@ import click
 @click.option(
     "--allow-other-weights", is_flag=True, help="Keep the same channels of a model with other weights, trained on."
 )
-def apply(plan: Path, model: str, out: Path, force: bool, allow_other_weights: bool) -> None:
+@input_option
+def apply(
+    plan: Path, model: str, out: Path, force: bool, allow_other_weights: bool, inputs: dict[str, Any] | None
+) -> None:
     """Replay PLAN on a fresh copy of the MODEL that it was made from.
 
     Nothing is scored or measured again: the same weights come out, to the last bit. A model with other
@@ -38,7 +44,7 @@ def apply(plan: Path, model: str, out: Path, force: bool, allow_other_weights: b
 
     with shown() as progress:
         progress("replaying the plan", 0, 1)
-        done = api.apply(plan, model, allow_other_weights=allow_other_weights)
+        done = api.apply(plan, model, inputs, allow_other_weights=allow_other_weights)
         path = save(done, out, force)
     for note in done.notes:
         click.echo(f"note: {note}", err=True)

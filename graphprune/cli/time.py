@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
+
+from .example import input_option
 
 
 @click.command(short_help="Record the latency table that a model needs on a target.")
@@ -21,7 +24,8 @@ import click
 @click.option(
     "-o", "--out", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The table."
 )
-def record(model: str, target_: str, threads: int, rpc: str | None, out: Path) -> None:
+@input_option
+def record(model: str, target_: str, threads: int, rpc: str | None, out: Path, inputs: dict[str, Any] | None) -> None:
     """Time on a target every op that MODEL may have at any width, and keep the times in a file.
 
     Interrupted, it goes on where it was. `graphprune compile --table FILE` uses the table elsewhere.
@@ -36,7 +40,7 @@ def record(model: str, target_: str, threads: int, rpc: str | None, out: Path) -
     from ..report.progress import shown
 
     with shown() as progress:
-        table = api.record(model, target_, threads=threads, rpc=rpc, out=out, progress=progress)
+        table = api.record(model, target_, inputs, threads=threads, rpc=rpc, out=out, progress=progress)
     click.echo(f"{sum(map(len, table.points.values()))} points: {out}")
     if table.damaged:
         click.echo(table.remark())
@@ -51,7 +55,8 @@ def record(model: str, target_: str, threads: int, rpc: str | None, out: Path) -
 @click.option(
     "--repeats", metavar="N", type=click.IntRange(min=3), default=50, show_default=True, help="Timed runs of each."
 )
-def bench(a: Path, b: Path, threads: int, repeats: int) -> None:
+@input_option
+def bench(a: Path, b: Path, threads: int, repeats: int, inputs: dict[str, Any] | None) -> None:
     """Measure A against B, in turns so that a busy machine is unfair to neither.
 
     A and B are model files (.onnx, .pt2) or folders with compiled code that `graphprune compile` wrote.
@@ -68,6 +73,6 @@ def bench(a: Path, b: Path, threads: int, repeats: int) -> None:
 
     with shown() as progress:
         progress("reading the models", 0, 1)
-        calls = {"a": runnable(a, threads=threads), "b": runnable(b, threads=threads)}
+        calls = {name: runnable(path, threads=threads, inputs=inputs) for name, path in (("a", a), ("b", b))}
         measured = interleave(calls, repeats, threads=threads, progress=progress)
     click.echo(compared((str(a), measured["a"]), (str(b), measured["b"])))

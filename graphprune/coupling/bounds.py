@@ -99,7 +99,7 @@ class _Walk:
         given = np.broadcast_to(np.where(box.constant, box.lo, 1.0), shape).astype(x.dtype)
         name = op.outputs[0].name
         try:
-            made = self.host.watch(self.host.example(), [name], {x.name: np.ascontiguousarray(given)})[name]
+            made = self.host.watch(self.host.example(), [name], {x.name: np.asarray(given, order="C")})[name]
         except GraphpruneError:
             return None
         told = np.broadcast_to(box.constant, shape)

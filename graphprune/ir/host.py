@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..axes.dim import Size
 from ..axes.index import Indices
-from .graph import Graph, Op, Piece, Site
+from .graph import Graph, Op, Piece, Site, Value
 
 Array = NDArray[Any]
 
@@ -84,6 +84,12 @@ class Host(Protocol):
 
     def remove(self, op: Op) -> None:
         """Drop an op; its readers read its first input instead."""
+
+    def undecided(self) -> Sequence[Value]:
+        """All inputs, as the model declares them, where ``example`` has some that nobody has given; else none."""
+
+    def suppose(self, samples: Batch) -> None:
+        """Make the example of the first of these samples, where nobody gave another: one array per input."""
 
     def example(self) -> list[Array]:
         """Inputs of the right names, shapes and dtypes to run on."""

@@ -170,7 +170,7 @@ def test_folders_that_do_not_fit_are_refused(tmp_path):
     np.save(tmp_path / "a.npy", images(1)[0, :2])
     with pytest.raises(DataError, match="input `x` takes Nx3x4x4, the calibration array is 1x2x4x4"):
         batches(tmp_path, [IMAGE])
-    with pytest.raises(DataError, match="a folder feeds one input, the model takes 2"):
+    with pytest.raises(DataError, match="a folder of single arrays feeds one input, the model takes 2"):
         batches(tmp_path, [IDS, MASK])
     (tmp_path / "a.npy").write_bytes(b"")
     with pytest.raises(DataError, match=r"a.npy: not an .npz or .npy file"):

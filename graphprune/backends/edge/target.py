@@ -215,7 +215,7 @@ class _Emulated(Runnable):
     def _call(self, folder: Path, batch: Batch) -> None:
         files = []
         for k, (array, hole) in enumerate(zip(batch, self._holes, strict=True)):
-            np.ascontiguousarray(array, hole.dtype).tofile(folder / f"input{k}.bin")
+            np.asarray(array, hole.dtype, order="C").tofile(folder / f"input{k}.bin")
             files.append(str(folder / f"input{k}.bin"))
         command = [*self._command, str(self._program.resolve()), str(folder), "-t", str(self.threads), *files]
         try:

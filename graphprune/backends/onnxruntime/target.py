@@ -135,11 +135,11 @@ class _Session(Runnable):
 def _given(kind: str, array: Array) -> Any:
     """An array as ONNX Runtime takes it for an input of that type; numpy has no bfloat16 of its own."""
     if kind != "tensor(bfloat16)":
-        return np.ascontiguousarray(array, _DTYPES.get(kind, array.dtype))
+        return np.asarray(array, _DTYPES.get(kind, array.dtype), order="C")
     import onnxruntime as ort
     from onnx import TensorProto
 
-    from ...hosts.onnx.run import bfloat16_bits
+    from ...hosts.onnx.inputs import bfloat16_bits
 
     return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bfloat16_bits(array), TensorProto.BFLOAT16)
 

@@ -194,7 +194,7 @@ class Library(Runnable):
         import tvm
 
         fits(self._holes, batch, "target `tvm`")
-        arrays = [np.ascontiguousarray(array, hole.dtype) for array, hole in zip(batch, self._holes, strict=True)]
+        arrays = [np.asarray(array, hole.dtype, order="C") for array, hole in zip(batch, self._holes, strict=True)]
         tensors = [tvm.runtime.tensor(array, self._device) for array in arrays]
         main, pool, threads = self._vm["main"], self._pool, self.threads
         wait = None if self._device == tvm.cpu() else self._device.sync  # a GPU answers before it is done

@@ -24,7 +24,7 @@ def set_tensor(value: ir.Value, array: Array) -> None:
     old = constant_tensor(value)
     assert old is not None
     new = ir.Tensor(
-        np.ascontiguousarray(array.astype(old.dtype.numpy(), copy=False)),
+        np.asarray(array, old.dtype.numpy(), order="C"),
         old.dtype,
         name=value.name,
         doc_string=old.doc_string,
@@ -78,7 +78,7 @@ def make_tensor(
 ) -> ir.Value:
     """A new initializer, of that name or one like it; ``taken``: the names there are, if they are known."""
     name = fresh(graph, name, taken)
-    tensor = ir.Tensor(np.ascontiguousarray(array.astype(dtype.numpy(), copy=False)), dtype, name=name)
+    tensor = ir.Tensor(np.asarray(array, dtype.numpy(), order="C"), dtype, name=name)
     value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(tensor.shape), const_value=tensor)
     graph.register_initializer(value)
     return value

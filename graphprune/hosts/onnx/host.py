@@ -15,26 +15,27 @@ from ...axes.dim import Size
 from ...axes.index import Indices
 from ...errors import GraphpruneError, ModelError, ShapeError
 from ...ir.gc_paused import paused
-from ...ir.graph import Graph, Op, Piece, Site
+from ...ir.graph import Graph, Op, Piece, Site, Value
 from ...ir.host import Array, Batch, Call
 from ..boundary import refusing
+from ..example import Given, given
 from . import edit
 from .file import check_external, external, from_proto, read, write
 from .float32_reference import halves, widened
+from .inputs import bfloat16_values, feed, holes, some
 from .lift import lift
 from .literal_tracking import Written
 from .literals import Literals, pin
 from .node import constant_tensor
 from .reindex import build, insert
-from .run import Session, arrays, bfloat16_values, feed, holes
+from .run import Session
 from .shape_probe import Seen, Watcher
 from .size_flow import Flow, as_numpy
 from .zero_points import dequantised, is_quantiser, stored_zero
 
 
 class OnnxHost:
-    """See ir.Host. ``example``: where the declared shapes leave sizes open, one array per input (a single one
-    may stand alone), or what ``call_arguments`` gives.
+    """See ir.Host. ``example``: arrays or sizes, of all inputs or some, as ``inputs.given`` takes them.
 
     Names are the file's: a value's is its ONNX name, an op's is that of its first output.
     Parameters are the initializers and Constant nodes. What is quantised is read as the numbers that it
@@ -53,7 +54,7 @@ class OnnxHost:
             model = from_proto(model, model.graph.name or "model")
             check_external(model, str(model.graph.name or "model"))
         self.model: ir.Model = edit.untied(model)
-        self._given = None if example is None else arrays(self.model, example)
+        self._starts: Sequence[Given] = ({} if example is None else given(holes(self.model), example),)
         self._beside = any(True for _ in external(model))  # the source has external data: so has the result
         self._edited = False
         self._exact = False
@@ -93,11 +94,12 @@ class OnnxHost:
         if dtype not in (None, "float32"):
             raise GraphpruneError(f"an ONNX model cannot be run in {dtype}", "compare in float32, with 1e-5 to spare")
         if dtype is not None and (halves(self.model) or _quantises(self.model)):
-            host = OnnxHost(widened(self.model), self._given)
-            host._edited, host._beside, host._exact = self._edited, self._beside, True
+            host = OnnxHost(widened(self.model))
+            host._edited, host._beside, host._exact, host._starts = self._edited, self._beside, True, self._starts
             return host
-        host = OnnxHost(self.model.clone(), self._given)
+        host = OnnxHost(self.model.clone())
         host._edited, host._beside, host._exact = self._edited, self._beside, self._exact
+        host._starts = self._starts
         host._known, host._example = dict(self._known), self._example
         host._seen, host._session = self._seen, self._session
         return host
@@ -115,9 +117,10 @@ class OnnxHost:
         if self._seen is None:
             flow = Flow(self.model)
             try:
-                watcher = Watcher(self._runnable(), flow.to_watch(), self._given)
+                watcher = Watcher(self._runnable(), flow.to_watch(), self._starts)
                 self._seen = watcher.see()
                 self._example = list(watcher.first_feed.values())
+                self._starts = (watcher.first_feed,)  # what is made of it runs at the same sizes
             except ShapeError as error:
                 if self._edited:
                     raise
@@ -234,6 +237,19 @@ class OnnxHost:
 
     # ---- running ---------------------------------------------------------------------------------
 
+    def undecided(self) -> Sequence[Value]:
+        wanted = holes(self.model)
+        known = all(hole.name in start for start in self._starts for hole in wanted)
+        return () if known else wanted
+
+    def suppose(self, samples: Batch) -> None:
+        """See ir.Host.suppose. Of as many samples as the model is bound to, else of two or, where it takes no two,
+        of one."""
+        (start,), wanted = self._starts, holes(self.model)
+        supposed = [given(wanted, some(self.model, samples, count)) for count in (2, 1)]
+        self._starts = [{**one, **start} for one in supposed]
+        self._forget()
+
     def example(self) -> list[Array]:
         if self._example is None:
             self._look()
@@ -247,21 +263,21 @@ class OnnxHost:
         return tuple(batch), {}
 
     def run(self, batch: Batch) -> list[Array]:
-        given = feed(self._runnable(), batch)
+        fed = feed(self._runnable(), batch)
         if self._session is None:
             self._session = self._running(lambda: Session(self._runnable(), exact=self._exact))
         session = self._session
-        return [_wide(np.asarray(array)) for array in self._running(lambda: session.run(given))]
+        return [_wide(np.asarray(array)) for array in self._running(lambda: session.run(fed))]
 
     def watch(self, batch: Batch, names: Sequence[str], known: Mapping[str, Array] | None = None) -> dict[str, Array]:
-        given = {**feed(self._runnable(), batch), **(known or {})}
-        made = [name for name in names if name in self._by_output() and name not in given]
+        fed = {**feed(self._runnable(), batch), **(known or {})}
+        made = [name for name in names if name in self._by_output() and name not in fed]
         seen: dict[str, Array] = {}
         if made:
             session = self._watching(tuple(made), tuple(sorted(known or {})))
-            seen = dict(zip(session.outputs, self._running(lambda: session.run(given)), strict=True))
+            seen = dict(zip(session.outputs, self._running(lambda: session.run(fed)), strict=True))
         fixed = {name: self.parameter(name) for name in names if name in self.model.graph.initializers}
-        return {name: _wide(np.asarray(seen.get(name, given.get(name, fixed.get(name))))) for name in names}
+        return {name: _wide(np.asarray(seen.get(name, fed.get(name, fixed.get(name))))) for name in names}
 
     def _watching(self, made: tuple[str, ...], known: tuple[str, ...]) -> Session:
         """A session for some values, the last one again where it is asked for once more."""

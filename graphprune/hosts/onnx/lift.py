@@ -10,6 +10,7 @@ from ...coupling.relate import relate
 from ...errors import ModelError
 from ...ir.graph import Graph, Op, Value
 from ..boundary import DRAWN
+from .inputs import dtype_name
 from .literal_tracking import Follower, Written
 from .node import RANDOM, Call, Reader, Reading, Unreadable, constant_tensor, plain_attributes, standard
 from .ops import MICROSOFT, ONNX
@@ -17,7 +18,6 @@ from .ops_attention import ATTENTION, MICROSOFT_ATTENTION
 from .ops_fused import FUSED, OTHERS
 from .ops_quantised import MICROSOFT_QUANTISED, QUANTISED
 from .reindex import attributes
-from .run import dtype_name
 from .shape_probe import Seen
 from .size_flow import Flow, captured, known, operands, slots
 

@@ -1,4 +1,4 @@
-"""Running an onnx_ir Model in ONNX Runtime: sessions, and what may be fed to them."""
+"""Running an onnx_ir Model in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import re
 import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -16,20 +14,15 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from ...axes.dim import Size
-from ...errors import DataError, ModelError, ShapeError
+from ...errors import ModelError, ShapeError
 from ...ir.host import Array
 from .checker import all_nodes
 from .float32_reference import unround
 from .node import RANDOM
 
 _PATIENCE_S = 8.0  # for a model with loops, which only running shows to end
-_LARGEST_INPUT = 2**31  # elements
 _INLINE = 1024  # tensors of more elements are handed to ONNX Runtime as they lie in memory
 SHAPE_OF = "graphprune_shape_of:"  # prefix of the outputs that tell shapes
-
-
-# ---- sessions ------------------------------------------------------------------------------------
 
 
 class Session:
@@ -251,111 +244,3 @@ def _refused(error: Exception, names: Mapping[str, str]) -> ShapeError:
         mentioned += [name for name, op_type in names.items() if op_type == unknown[1]]
     where = f"{mentioned[0]} ({names[mentioned[0]]}): " if mentioned else ""
     return ShapeError(f"{where}ONNX Runtime cannot run it: {said}")
-
-
-# ---- inputs --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Hole:
-    """A graph input: its declared shape (open sizes by symbol; None: rank not declared) and dtype."""
-
-    name: str
-    shape: tuple[Size, ...] | None
-    dtype: str
-
-
-def holes(model: ir.Model) -> list[Hole]:
-    """The inputs a caller has to give (initializers listed as inputs are not)."""
-    out = []
-    for value in model.graph.inputs:
-        if value.name in model.graph.initializers:
-            continue
-        if value.type is not None and not isinstance(value.type, ir.TensorType):
-            raise ModelError(f"input `{value.name}` is not a tensor but a {type(value.type).__name__}")
-        if value.dtype is None:
-            raise ModelError(f"input `{value.name}` declares no element type")
-        sizes = None if value.shape is None else tuple(_symbol(value, k) for k in range(len(value.shape)))
-        if sizes is not None and any(isinstance(n, int) and n < 1 for n in sizes):
-            raise ModelError(f"input `{value.name}` has shape {_text(sizes)}: an axis of size zero")
-        if sizes is not None and prod(n for n in sizes if isinstance(n, int)) > _LARGEST_INPUT:
-            raise ModelError(f"input `{value.name}` has shape {_text(sizes)}, which no memory holds")
-        out.append(Hole(str(value.name), sizes, dtype_name(value.dtype)))
-    return out
-
-
-def _symbol(value: ir.Value, axis: int) -> Size:
-    assert value.shape is not None
-    size = value.shape[axis]
-    if isinstance(size, int):
-        return size
-    return re.sub(r"\W", "_", size.value or f"{value.name}_{axis}")
-
-
-def _text(shape: Sequence[Size]) -> str:
-    return f"({', '.join(map(str, shape))})"
-
-
-def dtype_name(dtype: ir.DataType | None) -> str:
-    """numpy's spelling: ``float32``, ``bfloat16``, ``int64``."""
-    return "float32" if dtype is None else {"FLOAT": "float32", "DOUBLE": "float64"}.get(dtype.name, dtype.name.lower())
-
-
-def bfloat16_bits(array: Array) -> Array:
-    """The bits of an array rounded to bfloat16 (to nearest, ties to even), which numpy has no type for."""
-    wide = np.ascontiguousarray(array, np.float32).view(np.uint32)
-    bits: Array = ((wide + 0x7FFF + (wide >> 16 & 1)) >> 16).astype(np.uint16)
-    return bits
-
-
-def bfloat16_values(array: Array) -> Array:
-    """An array rounded to bfloat16, as float32."""
-    return (bfloat16_bits(array).astype(np.uint32) << 16).view(np.float32)
-
-
-def arrays(model: ir.Model, given: Any) -> list[Array]:
-    """Example inputs in the model's order: an array, one per input, or ``{"args": ..., "kwargs": ...}`` whose
-    keywords are inputs' names. Raises DataError."""
-    if not isinstance(given, Mapping):
-        return [as_array(x) for x in (given if isinstance(given, (tuple, list)) else (given,))]
-    if set(given) != {"args", "kwargs"}:
-        raise DataError(f"example inputs by {', '.join(map(str, given))}", 'give {"args": (...), "kwargs": {...}}')
-    left, out = list(given["args"]), []
-    for hole in holes(model):
-        if hole.name in given["kwargs"]:
-            out.append(given["kwargs"][hole.name])
-        elif left:
-            out.append(left.pop(0))
-    if left or len(out) < len(given["args"]) + len(given["kwargs"]):
-        raise DataError(
-            f"{len(given['args']) + len(given['kwargs'])} example inputs of which {len(out)} are the model's",
-            f"its inputs: {', '.join(hole.name for hole in holes(model))}",
-        )
-    return [as_array(x) for x in out]
-
-
-def as_array(given: Any) -> Array:
-    """A tensor of either framework as numpy has it."""
-    return np.asarray(given.detach().cpu() if hasattr(given, "detach") else given)
-
-
-def feed(model: ir.Model, batch: Sequence[Array]) -> dict[str, Array]:
-    """A batch by input name, in the declared dtypes. Raises DataError where it does not fit."""
-    wanted = holes(model)
-    if len(batch) != len(wanted):
-        raise DataError(f"{len(batch)} arrays for {len(wanted)} inputs ({', '.join(hole.name for hole in wanted)})")
-    out = {}
-    for hole, given in zip(wanted, batch, strict=True):
-        array = np.asarray(given)
-        fits = hole.shape is None or (
-            array.ndim == len(hole.shape)
-            and all(isinstance(want, str) or want == got for want, got in zip(hole.shape, array.shape, strict=True))
-        )
-        if not fits:
-            raise DataError(f"input `{hole.name}` has shape {_text(hole.shape or ())}, the data {_text(array.shape)}")
-        if hole.dtype == "bfloat16":
-            raise DataError(f"input `{hole.name}` is bfloat16, which ONNX Runtime cannot take on a CPU")
-        if not np.can_cast(array.dtype, hole.dtype, "same_kind"):
-            raise DataError(f"input `{hole.name}` is {hole.dtype}, the data {array.dtype}")
-        out[hole.name] = np.ascontiguousarray(array.astype(hole.dtype, copy=False))
-    return out

@@ -6,7 +6,7 @@ what they come to, the model is run once, and once more for every size its input
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -15,10 +15,14 @@ import onnx
 import onnx_ir as ir
 
 from ...axes.dim import Size
-from ...errors import GraphpruneError, ModelError, ShapeError
+from ...errors import DataError, GraphpruneError, ModelError, ShapeError
+from ...ir.graph import Value
 from ...ir.host import Array, random_array
+from ..example import Given
+from .inputs import dtype_name, feed, holes
 from .node import Literal
-from .run import SHAPE_OF, Session, dtype_name, feed, holes
+from .run import SHAPE_OF, Session
+from .size_search import candidates, largest_stride
 
 SMALL = 64  # literals of up to this many elements are read: sizes, indices, pads
 _SEED = 0
@@ -38,14 +42,15 @@ class Seen:
 class Watcher:
     """Runs a model on growing inputs until it is known which sizes follow which.
 
-    ``example``: arrays to start from; without them sizes are tried until the model runs.
+    ``starts``: what is known of the inputs to start from, the first taken that runs; sizes that one leaves open
+    are tried until the model runs.
     """
 
-    def __init__(self, model: ir.Model, literals: Sequence[str], example: Sequence[Array] | None) -> None:
+    def __init__(self, model: ir.Model, literals: Sequence[str], starts: Sequence[Given] = ({},)) -> None:
         self.model, self.holes = model, holes(model)
         self.extra = list(literals)
         self.session = Session(model, self.extra, shapes=True)
-        self.given = None if example is None else feed(model, example)
+        self.starts, self.given = starts, starts[0]
 
     def see(self) -> Seen:
         base, first = self._start()
@@ -64,53 +69,56 @@ class Watcher:
 
     def _start(self) -> tuple[dict[str, int], _Run]:
         failure: GraphpruneError | None = None
-        for sizes in self._candidates():
-            try:
-                return sizes, self._run(sizes)
-            except ShapeError as error:
-                failure = failure or error
+        stride = largest_stride(self.model)
+        for start in self.starts:
+            self.given = start
+            bound = self._bound()
+            for sizes in candidates(self.holes, bound, stride):
+                try:
+                    return sizes, self._run(sizes)
+                except ShapeError as error:
+                    failure = failure or error
         assert failure is not None
-        symbols = any(isinstance(n, str) for hole in self.holes for n in hole.shape or ())
-        hint = "give example inputs of a shape that it takes" if symbols and self.given is None else None
+        searched = any(hole.name not in self.given and _open(hole) for hole in self.holes)
+        hint = (
+            "give example inputs of a shape that it takes: --input NAME=1x16000, gp.load(model, {NAME: (1, 16000)})"
+            if searched
+            else None
+        )
         raise ShapeError(failure.message, hint) from failure
 
-    def _candidates(self) -> Iterator[dict[str, int]]:
-        if self.given is not None:
-            yield {
-                n: array.shape[k]
-                for hole, array in zip(self.holes, self.given.values(), strict=True)
-                for k, n in enumerate(hole.shape or ())
-                if isinstance(n, str)
-            }
-            return
-        unknown = [hole.name for hole in self.holes if hole.shape is None]
-        if unknown:
-            raise ModelError(f"input `{unknown[0]}` does not declare its shape", "give example inputs")
-        seen: list[dict[str, int]] = []
-        for batch, scale in ((2, 1), (1, 1), (2, 2), (2, 7), (2, 8), (1, 7)):
-            sizes: dict[str, int] = {}
-            for hole in self.holes:
-                shape = hole.shape or ()
-                for k, n in enumerate(shape):
-                    if isinstance(n, str):
-                        sizes.setdefault(n, batch if k == 0 else (32 if len(shape) > 3 else 8) * scale)
-            if sizes not in seen:
-                seen.append(sizes)
-                yield sizes
+    def _bound(self) -> dict[str, int]:
+        """The open sizes that are given. Raises DataError where one is given twice."""
+        bound: dict[str, int] = {}
+        for hole in self.holes:
+            item = self.given.get(hole.name)
+            if item is None and hole.shape is None:
+                raise ModelError(
+                    f"input `{hole.name}` does not declare its shape",
+                    "give example inputs: --input NAME=1x3x224x224, gp.load(model, example_inputs)",
+                )
+            sizes = () if item is None else item if isinstance(item, tuple) else item.shape
+            for n, size in zip(hole.shape or (), sizes, strict=False):
+                if isinstance(n, str) and bound.setdefault(n, size) != size:
+                    raise DataError(f"the open size `{n}` is {bound[n]} in one input and {size} in `{hole.name}`")
+        return bound
 
     def _feed(self, sizes: Mapping[str, int]) -> dict[str, Array]:
         rng, out = np.random.default_rng(_SEED), {}
         for hole in self.holes:
-            if self.given is not None:
-                array = self.given[hole.name]
+            item = self.given.get(hole.name)
+            if item is None or isinstance(item, tuple):
+                shape = [n if isinstance(n, int) else sizes[n] for n in hole.shape or ()]
+                if hole.shape is None and isinstance(item, tuple):
+                    shape = list(item)
+                wide = "float32" if hole.dtype in ("float16", "bfloat16") else hole.dtype
+                array = random_array(rng, shape, wide)
+            else:
+                array = item
                 for axis, n in enumerate(hole.shape or ()):
                     if isinstance(n, str) and sizes[n] != array.shape[axis]:  # more of the same data
                         array = np.take(array, np.arange(sizes[n]) % array.shape[axis], axis)
-                out[hole.name] = np.ascontiguousarray(array)
-            else:
-                shape = [n if isinstance(n, int) else sizes[n] for n in hole.shape or ()]
-                wide = "float32" if hole.dtype in ("float16", "bfloat16") else hole.dtype
-                out[hole.name] = random_array(rng, shape, wide)
+            out[hole.name] = array
         return feed(self.model, list(out.values()))
 
     def _run(self, sizes: Mapping[str, int]) -> _Run:
@@ -160,6 +168,10 @@ class Watcher:
                 groups[symbols] = new
                 return True
         return False
+
+
+def _open(hole: Value) -> bool:
+    return any(isinstance(n, str) for n in hole.shape or ())
 
 
 @dataclass(frozen=True)

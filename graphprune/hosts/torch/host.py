@@ -21,9 +21,10 @@ from ...coupling.relate import relate
 from ...errors import ModelError, OutputError, first_line
 from ...ir.atomic import followed, stage, unwritable
 from ...ir.gc_paused import paused
-from ...ir.graph import Graph, Op, Piece, Site
+from ...ir.graph import Graph, Op, Piece, Site, Value
 from ...ir.host import Array, Batch, Call
 from ..boundary import refusing
+from ..example import given
 from .casting import cast_graph, wider
 from .edit import LITERALS, arguments, pointwise, set_argument, stored
 from .export import call_of, retrace, trace
@@ -151,7 +152,7 @@ class TorchHost:
 
     def set_parameter(self, name: str, value: Array) -> None:
         old = self._tensor(name)
-        self._assign(name, torch.from_numpy(np.ascontiguousarray(value)).to(old.dtype).to(old.device))
+        self._assign(name, torch.from_numpy(np.asarray(value, order="C")).to(old.dtype).to(old.device))
 
     def _assign(self, name: str, tensor: torch.Tensor) -> None:
         old = find(self._module, name)
@@ -279,6 +280,27 @@ class TorchHost:
         return found
 
     # ---- running ---------------------------------------------------------------------------------
+
+    def resize(self, example: Any) -> None:
+        """Take other example inputs than those it was traced on: see hosts.example.given; of sizes alone more of the
+        same data is made. Raises DataError where they do not fit."""
+        inputs, arrays = self.lift().inputs, self.example()
+        known = given(inputs, example)
+        for k, value in enumerate(inputs):
+            item = known.get(value.name, arrays[k].shape)
+            if isinstance(item, tuple):
+                for axis, size in enumerate(item):
+                    arrays[k] = arrays[k].take(np.arange(size) % arrays[k].shape[axis], axis)
+            else:
+                arrays[k] = item
+        self._example, self._sizes = self.inputs(arrays), None
+        self.run(arrays)
+
+    def undecided(self) -> Sequence[Value]:
+        return ()  # it was traced on its example
+
+    def suppose(self, samples: Batch) -> None:
+        """See ir.Host.suppose: nothing is undecided."""
 
     def example(self) -> list[Array]:
         return [to_numpy(x) for x in self._example if isinstance(x, torch.Tensor)]
