@@ -85,7 +85,8 @@ def load(
         samples, data = calibration.first(data, inputs, fixed)
         host.suppose(samples)
     program = Program(host=host, source=host, seed=seed)
-    _check_tensors(program)
+    _check_tensors(program)  # which reads it
+    program = program.note(*host.notes)
     inputs = program.graph.inputs
     if loss is not None:
         found, rest = calibration.with_rest(data, inputs, fixed)

@@ -43,6 +43,8 @@ def inspect(model: str, graph: Path | None, text: bool, inputs: dict[str, Any] |
         click.echo(program.graph.text())
     else:
         click.echo(describe(groups))
+    for note in program.notes:
+        click.echo(f"note: {note}", err=True)
     if graph:
         from ..report.dependency_graph import draw
 

@@ -20,6 +20,19 @@ def concat(op: Op) -> str:
     return f"{', '.join(ins)} -> {axes_of(rank, {axis: joined(parts)})}"
 
 
+@rule("if")
+def if_(op: Op) -> str:
+    """(condition, what one branch gives ..., what the other gives ...) -> what the chosen one gives. An axis is one
+    where both branches have it in one size."""
+    each = (len(op.inputs) - 1) // 2
+    terms = []
+    for k in range(each):
+        one, other = shape_of(op.inputs[1 + k]), shape_of(op.inputs[1 + each + k])
+        terms.append(" ".join(f"x{k}a{axis}" if n == other[axis] else "_" for axis, n in enumerate(one)))
+    given = ", ".join([axes_of(rank_of(op.inputs[0]), {0: "_"}), *terms, *terms])
+    return f"{given} -> {', '.join(terms)}"
+
+
 @rule("split")
 def split(op: Op) -> str:
     """(x) -> pieces, ``axis``."""

@@ -108,7 +108,7 @@ TRAITS: dict[str, Traits] = {
     **dict.fromkeys(("size", "create", "fill"), _FREE),
     "reshape": Traits(latency="free", zeros="moved", along=True),
     "split": Traits(latency="free", zeros="moved"),
-    **dict.fromkeys(("transpose", "slice", "select", "unbind", "concat", "stack", "expand", "repeat"), _MOVES),
+    **dict.fromkeys(("transpose", "if", "slice", "select", "unbind", "concat", "stack", "expand", "repeat"), _MOVES),
     **dict.fromkeys(("interleave", "windows", "unfold", "fold"), _MOVES),
     **dict.fromkeys(("gather", "index"), Traits(zeros="written")),
     **dict.fromkeys(("reshape_as", "take_along", "diagonal"), Traits(zeros="first")),

@@ -50,7 +50,7 @@ def untied(model: ir.Model) -> ir.Model:
     found = {value for value in model.graph.initializers.values() if _uniform(value)}
     read: set[ir.Value] = set()
     taken = _taken(model.graph)
-    for node in list(model.graph):
+    for node in list(model.graph.all_nodes()):
         for k, value in enumerate(node.inputs):
             if value in found and value not in read:
                 read.add(value)
@@ -109,10 +109,10 @@ def drop_unread(graph: ir.Graph, values: Sequence[ir.Value | None]) -> None:
         if value is None or value.uses() or value.is_graph_output() or value.is_graph_input():
             continue
         node = value.producer()
-        if value.is_initializer():
-            graph.initializers.pop(str(value.name), None)
-        elif node is not None and node.graph is graph and node.op_type == "Constant":
-            graph.remove(node, safe=True)
+        if value.is_initializer() and value.graph is not None:
+            value.graph.initializers.pop(str(value.name), None)
+        elif node is not None and isinstance(node.graph, ir.Graph) and node.op_type == "Constant":
+            node.graph.remove(node, safe=True)
 
 
 def set_input(node: ir.Node, k: int, value: ir.Value) -> None:
@@ -138,7 +138,9 @@ def insert(
     node = ir.Node("", op_type, list(inputs), num_outputs=1, name=name)
     node.outputs[0].name = name
     node.outputs[0].type = ir.TensorType(dtype) if dtype is not None else None
-    (graph.insert_before if before else graph.insert_after)(at, node)
+    place = at.graph  # which may be a branch
+    assert isinstance(place, ir.Graph)
+    (place.insert_before if before else place.insert_after)(at, node)
     return node
 
 
@@ -211,44 +213,47 @@ def _insert_add(graph: ir.Graph, node: ir.Node, op: Op, bias: Array) -> None:
     for reader, k in readers:
         reader.replace_input_with(k, add.outputs[0])
     if out.is_graph_output():
-        _take_over(graph, out, add.outputs[0])
+        assert isinstance(node.graph, ir.Graph)
+        _take_over(graph, node.graph, out, add.outputs[0])
 
 
-def _take_over(graph: ir.Graph, out: ir.Value, new: ir.Value) -> None:
-    """``new`` becomes the graph output that ``out`` was, with its name."""
+def _take_over(graph: ir.Graph, place: ir.Graph, out: ir.Value, new: ir.Value) -> None:
+    """``new`` becomes the output of ``place``, the graph or one within it, that ``out`` was, with its name."""
     name = str(out.name)
     out.name = fresh(graph, f"{name}_before")
     new.name, new.type, new.shape, new.doc_string = name, out.type, out.shape, out.doc_string
     new.metadata_props.update(out.metadata_props)
-    for k, value in enumerate(graph.outputs):
+    for k, value in enumerate(place.outputs):
         if value is out:
-            graph.outputs[k] = new
+            place.outputs[k] = new
 
 
 def remove(graph: ir.Graph, node: ir.Node) -> None:
     """Drop a node; its readers read its first input, and a graph output keeps its name."""
-    out, source = node.outputs[0], node.inputs[0]
+    out, source, place = node.outputs[0], node.inputs[0], node.graph
     assert source is not None
+    assert isinstance(place, ir.Graph)
     if out.is_graph_output():
-        if source.producer() is None or source.is_graph_output() or source.graph is not graph:
+        if source.producer() is None or source.is_graph_output() or source.graph is not place:
             source = insert(graph, node, "Identity", [source], f"{out.name}_kept", out.dtype).outputs[0]
         for reader, k in out.uses():
             reader.replace_input_with(k, source)
-        _take_over(graph, out, source)
+        _take_over(graph, place, out, source)
     else:
         for reader, k in out.uses():
             reader.replace_input_with(k, source)
     inputs = list(node.inputs)
     for k in range(len(node.inputs)):
         node.replace_input_with(k, None)
-    graph.remove(node)
+    place.remove(node)
     drop_unread(graph, inputs)
 
 
 def stale(model: ir.Model) -> Iterator[ir.Value]:
-    """The values whose recorded shapes an edit may make wrong: all that nodes make, but the outputs."""
+    """The values whose recorded shapes an edit may make wrong: all that nodes make, but the outputs of the model."""
+    kept = set(model.graph.outputs)
     for node in model.graph.all_nodes():
-        yield from (value for value in node.outputs if not value.is_graph_output())
+        yield from (value for value in node.outputs if value not in kept)
     for function in model.functions.values():
         for node in function.all_nodes():
             yield from node.outputs

@@ -20,6 +20,8 @@ from ...ir.host import Array, Batch, Call
 from ..boundary import refusing
 from ..example import Given, given
 from . import edit
+from .choices import look, opened, take_known
+from .control_flow import flat, graphs_of
 from .file import check_external, external, from_proto, read, write
 from .float32_reference import halves, widened
 from .inputs import bfloat16_values, feed, holes, some
@@ -29,7 +31,7 @@ from .literals import Literals, pin
 from .node import constant_tensor
 from .reindex import build, insert
 from .run import Session
-from .shape_probe import Seen, Watcher
+from .shape_probe import Seen
 from .size_flow import Flow, as_numpy
 from .zero_points import dequantised, is_quantiser, stored_zero
 
@@ -53,8 +55,12 @@ class OnnxHost:
         if isinstance(model, onnx.ModelProto):
             model = from_proto(model, model.graph.name or "model")
             check_external(model, str(model.graph.name or "model"))
+        self._closed: frozenset[str] | None = None  # each If whose branches are not looked into, once that is known
+        model, self.notes = opened(model)
         self.model: ir.Model = edit.untied(model)
         self._starts: Sequence[Given] = ({} if example is None else given(holes(self.model), example),)
+        with refusing("its conditions cannot be computed"):
+            self.notes += take_known(self.model, self._starts[0])
         self._beside = any(True for _ in external(model))  # the source has external data: so has the result
         self._edited = False
         self._exact = False
@@ -93,38 +99,37 @@ class OnnxHost:
         quantised activations: what it computes can be compared to 1e-5."""
         if dtype not in (None, "float32"):
             raise GraphpruneError(f"an ONNX model cannot be run in {dtype}", "compare in float32, with 1e-5 to spare")
-        if dtype is not None and (halves(self.model) or _quantises(self.model)):
-            host = OnnxHost(widened(self.model))
-            host._edited, host._beside, host._exact, host._starts = self._edited, self._beside, True, self._starts
-            return host
-        host = OnnxHost(self.model.clone())
-        host._edited, host._beside, host._exact = self._edited, self._beside, self._exact
-        host._starts = self._starts
-        host._known, host._example = dict(self._known), self._example
-        host._seen, host._session = self._seen, self._session
+        wide = dtype is not None and (halves(self.model) or _quantises(self.model))
+        host = OnnxHost(widened(self.model) if wide else self.model.clone())
+        host._edited, host._beside, host._exact = self._edited, self._beside, bool(wide) or self._exact
+        host._starts, host._closed, host.notes = self._starts, self._closed, self.notes
+        if not wide:
+            host._known, host._example = dict(self._known), self._example
+            host._seen, host._session = self._seen, self._session
         return host
 
     # ---- reading ---------------------------------------------------------------------------------
 
     def lift(self) -> Graph:
         with refusing("the model cannot be read"), paused():
-            graph, self._known = lift(self.model, Flow(self.model), self._look())
+            seen = self._look()
+            graph, self._known = lift(self.model, Flow(self.model, self._closed or frozenset()), seen)
         return graph
 
     def _look(self) -> Seen:
         """Run the model to see its shapes, once. Raises ModelError where the user's own model does
         not run, ShapeError where an edited one does not."""
         if self._seen is None:
-            flow = Flow(self.model)
             try:
-                watcher = Watcher(self._runnable(), flow.to_watch(), self._starts)
-                self._seen = watcher.see()
-                self._example = list(watcher.first_feed.values())
-                self._starts = (watcher.first_feed,)  # what is made of it runs at the same sizes
+                found = look(self.model, self._runnable, self._starts, self._closed)
             except ShapeError as error:
                 if self._edited:
                     raise
                 raise ModelError(error.message, error.hint) from error
+            self._forget()  # what was known of the model before a branch took its place
+            self._seen, self._closed, self._nodes = found.seen, found.closed, None
+            self._example = list(found.feed.values())
+            self._starts = (found.feed,)  # what is made of it runs at the same sizes
         return self._seen
 
     def parameter(self, name: str) -> Array:
@@ -142,8 +147,9 @@ class OnnxHost:
         return tensor
 
     def _constant(self, name: str) -> ir.Value:
-        if name in self.model.graph.initializers:
-            return self.model.graph.initializers[name]
+        for graph in graphs_of(self.model.graph):
+            if name in graph.initializers:
+                return graph.initializers[name]
         node = self._by_output().get(name)
         if node is None or constant_tensor(node.outputs[0]) is None:
             raise ModelError(f"no parameter `{name}`")
@@ -151,7 +157,8 @@ class OnnxHost:
 
     def _by_output(self) -> dict[str, ir.Node]:
         if self._nodes is None:
-            self._nodes = {str(value.name): node for node in self.model.graph for value in node.outputs if value.name}
+            nodes = (node for graph in graphs_of(self.model.graph) for node in graph)
+            self._nodes = {str(value.name): node for node in nodes for value in node.outputs if value.name}
         return self._nodes
 
     def _node(self, op: Op) -> ir.Node:
@@ -276,14 +283,19 @@ class OnnxHost:
         if made:
             session = self._watching(tuple(made), tuple(sorted(known or {})))
             seen = dict(zip(session.outputs, self._running(lambda: session.run(fed)), strict=True))
-        fixed = {name: self.parameter(name) for name in names if name in self.model.graph.initializers}
+        stored = {name for graph in graphs_of(self.model.graph) for name in graph.initializers}
+        fixed = {name: self.parameter(name) for name in names if name in stored}
         return {name: _wide(np.asarray(seen.get(name, fed.get(name, fixed.get(name))))) for name in names}
 
     def _watching(self, made: tuple[str, ...], known: tuple[str, ...]) -> Session:
         """A session for some values, the last one again where it is asked for once more."""
         key, session = self._watched or (None, None)
         if session is None or key != (made, known):
-            session = self._running(lambda: Session(self._runnable(), made, exact=self._exact, known=known))
+            self._look()
+            whole = self._runnable()
+            wide = flat(whole, self._closed or frozenset())
+            fed = known if known or wide is not whole else None
+            session = self._running(lambda: Session(wide, made, exact=self._exact, known=fed))
             self._watched = (made, known), session
         return session
 

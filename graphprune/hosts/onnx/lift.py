@@ -10,6 +10,7 @@ from ...coupling.relate import relate
 from ...errors import ModelError
 from ...ir.graph import Graph, Op, Value
 from ..boundary import DRAWN
+from .control_flow import branches, graphs_of, subgraphs, why_closed
 from .inputs import dtype_name
 from .literal_tracking import Follower, Written
 from .node import RANDOM, Call, Reader, Reading, Unreadable, constant_tensor, plain_attributes, standard
@@ -19,7 +20,7 @@ from .ops_fused import FUSED, OTHERS
 from .ops_quantised import MICROSOFT_QUANTISED, QUANTISED
 from .reindex import attributes
 from .shape_probe import Seen
-from .size_flow import Flow, captured, known, operands, slots
+from .size_flow import Flow, known, operands, slots
 
 _TABLES: dict[str, dict[str, Reader]] = {
     "": {**ONNX, **QUANTISED, **ATTENTION, **OTHERS},
@@ -59,8 +60,10 @@ class _Reader:
         return Graph(ops, inputs, outputs, kept)
 
     def _parameters(self) -> Iterator[ir.Value]:
-        yield from self.model.graph.initializers.values()
+        for graph in graphs_of(self.model.graph):
+            yield from graph.initializers.values()
         for node in self.flow.nodes:
+            yield from (value for value in self.flow.stored(node) if not value.is_initializer())
             if standard(node) and node.op_type == "Constant" and constant_tensor(node.outputs[0]) is not None:
                 yield node.outputs[0]
 
@@ -82,6 +85,12 @@ class _Reader:
     def _read(self, node: ir.Node) -> Reading:
         """Kind, operands and attributes; for an unknown op its own name and all it reads, for an unknown
         use of one the reason."""
+        if self.flow.opened(node):
+            return self._choice(node)
+        if subgraphs(node):
+            values = [*node.inputs, *self.flow.taken_in(node)]
+            why = {"why": why_closed(self.model, node)}
+            return "opaque", [None if v is None else self._value(v) for v in values], why
         marked = attributes(node)
         if marked is not None:
             assert node.inputs[0] is not None
@@ -107,8 +116,18 @@ class _Reader:
                     name, attrs = "opaque", {"why": error.args[0]}
         if standard(node) and node.op_type in RANDOM:
             name, attrs = "opaque", {"why": DRAWN, "draws": True}
-        values = [*node.inputs, *captured(node, self.flow.inside)]
-        return name, [None if v is None else self._value(v) for v in values], attrs
+        return name, [None if v is None else self._value(v) for v in node.inputs], attrs
+
+    def _choice(self, node: ir.Node) -> Reading:
+        """An ``If``: (condition, what one branch gives ..., what the other gives ...)."""
+        used = [k for k, value in enumerate(node.outputs) if value.name]
+        made = [[self._value(branch.outputs[k]) for k in used] for branch in branches(node)]
+        values = [self._value(value) for value in node.inputs if value is not None]
+        values += [value for given in made for value in given]
+        ranks = [[None if value.shape is None else len(value.shape) for value in given] for given in made]
+        if ranks[0] != ranks[1] or None in ranks[0]:
+            return "opaque", [*values], {"why": "its branches give tensors of different rank"}
+        return "if", [*values], {}
 
     def _wanted(self, readings: dict[ir.Node, Reading]) -> set[str]:
         """The values that flow into something: the other constants and sizes are left out."""

@@ -101,7 +101,8 @@ def _sweep(graph: ir.Graph, node: ir.Node) -> None:
     inputs = [value for value in node.inputs if value is not None]
     for k in range(len(node.inputs)):
         node.replace_input_with(k, None)
-    graph.remove(node)
+    assert isinstance(node.graph, ir.Graph)
+    node.graph.remove(node)
     for value in inputs:
         maker = value.producer()
         if maker is not None and not any(out.uses() or out.is_graph_output() for out in maker.outputs):

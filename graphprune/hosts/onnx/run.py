@@ -29,7 +29,7 @@ class Session:
     """A model in ONNX Runtime on the CPU. Weights are shared with it, not copied.
 
     ``watch``: values to return instead of the model's outputs; ``known``: values that are fed like inputs,
-    so that what only they depend on is not computed. ``shapes``: also return every
+    so that what only they depend on is not computed, nor what ``watch`` does not need. ``shapes``: also return every
     tensor's shape. ``exact``: without the rounding of quantised activations. Raises ShapeError naming
     the node that ONNX Runtime refuses.
     """
@@ -40,7 +40,7 @@ class Session:
         watch: Sequence[str] | None = None,
         shapes: bool = False,
         exact: bool = False,
-        known: Sequence[str] = (),
+        known: Sequence[str] | None = None,
     ) -> None:
         self.proto, self._weights = _light(model, exact)
         names = _name_nodes(self.proto)
@@ -50,7 +50,7 @@ class Session:
         if watch is not None:
             del graph.output[:]
             graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(watch))
-            if known:
+            if known is not None:
                 _start_at(self.proto, known)
         if shapes:
             graph.output.extend(_shape_outputs(self.proto))

@@ -52,6 +52,10 @@ class Watcher:
         self.session = Session(model, self.extra, shapes=True)
         self.starts, self.given = starts, starts[0]
 
+    def start(self) -> dict[str, Array]:
+        """The first inputs that the model runs on. Raises ShapeError where it runs on none."""
+        return self._feed(self._start()[0])
+
     def see(self) -> Seen:
         base, first = self._start()
         self.first_feed = self._feed(base)

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ...ir.host import Array
+from .control_flow import branches, graphs_of, is_if, key, nodes_of, within
 from .node import SLOTS, TYPES, constant_tensor, standard
 from .shape_probe import SMALL, Seen
 
@@ -65,17 +66,36 @@ def captured(node: ir.Node, outer: Mapping[ir.Value, Any] | set[ir.Value]) -> li
 class Flow:
     """Sorts a model's values into constants, sizes and data, before it is run."""
 
-    def __init__(self, model: ir.Model) -> None:
-        self.nodes = list(model.graph)
-        self.constant: set[ir.Value] = set(model.graph.initializers.values())
+    def __init__(self, model: ir.Model, closed: frozenset[str] = frozenset()) -> None:
+        self.closed = closed  # the ``If`` nodes, by key, whose branches are not looked into
+        self.nodes = list(nodes_of(model.graph, closed))
+        self.constant: set[ir.Value] = {v for graph in graphs_of(model.graph) for v in graph.initializers.values()}
+        self.constant |= {value for node in self.nodes for value in self.stored(node)}
         self.sized: set[ir.Value] = set()
         self._weighty = {v for v in self.constant if _weighty(v.const_value)}
         self.inside = self.constant | set(model.graph.inputs) | {out for node in self.nodes for out in node.outputs}
         for node in self.nodes:
             self._sort(node)
 
+    def opened(self, node: ir.Node) -> bool:
+        """Whether it is an ``If`` whose branches are looked into."""
+        return is_if(node) and key(node) not in self.closed
+
+    def chosen(self, node: ir.Node) -> list[ir.Value]:
+        """What the branches of an ``If`` that is looked into hand on: of one all, then of the other."""
+        return [value for branch in branches(node) for value in branch.outputs] if self.opened(node) else []
+
+    def stored(self, node: ir.Node) -> list[ir.Value]:
+        """The weights in the subgraphs of a node that is not looked into."""
+        found = [] if self.opened(node) else within(node)
+        return [value for value in found if _weighty(constant_tensor(value))]
+
+    def taken_in(self, node: ir.Node) -> list[ir.Value]:
+        """What the subgraphs of a node read of the values that are looked into, and hold themselves."""
+        return self.chosen(node) if self.opened(node) else [*captured(node, self.inside), *self.stored(node)]
+
     def _sort(self, node: ir.Node) -> None:
-        inputs = [value for value in operands(node) if value is not None] + captured(node, self.inside)
+        inputs = [value for value in operands(node) if value is not None] + self.taken_in(node)
         outputs = set(node.outputs)
         literal = slots(node)
         weighty = any(v in self._weighty for k, v in enumerate(operands(node)) if k not in literal)
@@ -103,6 +123,8 @@ class Flow:
             wanted = {v for k, v in enumerate(node.inputs) if k in slots(node) and v is not None}
             if self.sized & set(node.outputs) and node.op_type in ("Gather", "Slice"):
                 wanted |= {v for v in node.inputs[1:] if v is not None}
+            if is_if(node) and node.inputs[0] is not None:
+                wanted.add(node.inputs[0])
             for value in sorted(wanted, key=lambda v: str(v.name)):
                 if value in self.sized or (value in self.constant and constant_tensor(value) is None):
                     names[str(value.name)] = None
@@ -135,6 +157,18 @@ class Sizes:
     def of(self, value: ir.Value) -> list[Entry]:
         """The entries of a literal, flat; a constant has none that read anything."""
         return list(self._given(value).ravel())
+
+    def decided(self) -> dict[str, bool]:
+        """Every ``If``, by key, whose condition is computed from sizes that are not open, and what it comes to."""
+        found: dict[str, bool] = {}
+        for node in self.flow.nodes:
+            condition = node.inputs[0] if is_if(node) else None
+            if condition is not None and condition in self.flow.sized:
+                numbers = known(condition, self.seen)
+                sizes = [(self.seen.shapes.get(name) or ())[axis : axis + 1] for name, axis in self.reads(condition)]
+                if numbers and numbers[0] is not None and all(n and isinstance(n[0], int) for n in sizes):
+                    found[key(node)] = bool(numbers[0])
+        return found
 
     def reads(self, value: ir.Value) -> Iterator[tuple[str, int]]:
         """Every (value name, axis) whose size a value was computed from."""
@@ -173,8 +207,8 @@ class Sizes:
         assert source is not None
         seen = self.seen.shapes.get(str(source.name))
         rank = len(seen) if seen is not None else 0
-        if source in self.flow.sized:  # the shape of a shape
-            return _filled(shape, Entry(frozenset(self.reads(source))))
+        if source in self.flow.sized:  # the shape of a shape, which has as many entries as there are axes
+            return _filled(shape, Entry() if self._shape(source) is not None else Entry(frozenset(self.reads(source))))
         axes = [(str(source.name), axis) for axis in range(rank)]
         if node.op_type == "Size":
             return _filled((), Entry(frozenset(axes)))

@@ -49,6 +49,7 @@ class TorchHost:
     trainable = True
     proof_dtype = "float64"
     tolerance = 1e-12
+    notes: tuple[str, ...] = ()
 
     def __init__(self, model: fx.GraphModule, example: Sequence[Any]) -> None:
         self._module = model

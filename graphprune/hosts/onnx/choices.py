@@ -1,0 +1,125 @@
+"""Which branch of an ``If`` runs, as far as that is known, and whether both can be looked into.
+
+A condition is known where it is computed from constants, from a value that the caller gave of an input, or from sizes
+that are not open. Its branch is written in its place. Of any other ``If`` both branches are computed side by side to
+learn their shapes, where they can be; else it stays closed, and what is in it as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from ...errors import ShapeError
+from ...ir.host import Array
+from ..example import Given
+from .control_flow import flat, graphs_of, is_if, key, known_conditions, name_apart, nodes_of, take
+from .functions import without_functions
+from .inputs import holes
+from .run import Session
+from .shape_probe import Seen, Watcher
+from .size_flow import Flow, Sizes
+
+_ROUNDS = 64  # of choices that wait for one another
+
+
+def opened(model: ir.Model) -> tuple[ir.Model, tuple[str, ...]]:
+    """The model as it is read: without functions of its own, every name there once; and what to say of it."""
+    notes = []
+    if model.functions:
+        names = sorted({function.name for function in model.functions.values()})
+        notes.append(f"functions of the model are written out where they are called: {_listed(names)}")
+        model = without_functions(model)
+    if len(graphs_of(model.graph)) > 1:
+        model = model.clone()
+        name_apart(model)
+    return model, tuple(notes)
+
+
+def take_known(model: ir.Model, start: Given) -> tuple[str, ...]:
+    """Write branches in the place of every ``If`` whose condition depends on constants or on inputs of one element
+    that are given (in place); what to say of it."""
+    flags = {hole.name: (_flag(start, hole.name), hole.dtype) for hole in holes(model)}
+    values = {name: np.asarray(flag, dtype) for name, (flag, dtype) in flags.items() if flag is not None}
+    notes: dict[str, None] = {}
+    for _ in range(_ROUNDS):
+        known = known_conditions(model, values)
+        if not known:
+            break
+        at = {key(node): node for node in nodes_of(model.graph)}
+        conditions = {name: str(value.name) for name in known if (value := at[name].inputs[0]) is not None}
+        wanted = sorted({*conditions.values()} - set(values))
+        made: dict[str, Array] = dict(values)
+        if wanted:
+            session = Session(flat(model), wanted, known=sorted(values))
+            made.update(zip(session.outputs, session.run(values), strict=True))
+        choices = {name: bool(np.asarray(made[condition]).ravel()[0]) for name, condition in conditions.items()}
+        for name, inputs in known.items():
+            said = ", ".join(f"`{one}` = {values[one].ravel()[0]}" for one in sorted(inputs))
+            what = f"{at[name].name or name} (If): its branch for {said} stands in its place"
+            notes.update({f"{what}; the model is right for no other value": None} if inputs else {})
+        take(model, choices)
+    return tuple(notes)
+
+
+def _flag(start: Given, name: str) -> Array | None:
+    """The value of an input that is a flag or a number: of one element, and whole or a scalar."""
+    item = start.get(name)
+    if item is None or isinstance(item, tuple) or item.size != 1:
+        return None
+    return item if item.ndim == 0 or item.dtype.kind in "biu" else None
+
+
+@dataclass(frozen=True)
+class Look:
+    """What running a model showed: which ``If`` nodes stay closed, by key; shapes and sizes; the inputs it ran on."""
+
+    closed: frozenset[str]
+    seen: Seen
+    feed: Mapping[str, Array]
+
+
+def look(
+    model: ir.Model, running: Callable[[], ir.Model], starts: Sequence[Given], closed: frozenset[str] | None
+) -> Look:
+    """Run a model, from the first of ``starts`` that it takes. Where it is not known yet (None) which of its ``If``
+    nodes stay closed, that is found, and branches that sizes choose are written in their places (in place).
+    ``running``: the model as ONNX Runtime runs it. Raises ShapeError where it does not."""
+    settled, closed = closed is not None, closed or frozenset()
+    while True:
+        flow = Flow(model, closed)
+        try:
+            watcher = Watcher(flat(running(), closed), flow.to_watch(), starts)
+            seen = watcher.see()
+        except ShapeError:
+            more = frozenset() if settled else _not_both(model, running, starts) - closed
+            if not more:
+                raise
+            closed |= more
+            continue
+        starts = (watcher.first_feed,)
+        choices = {} if settled else Sizes(flow, seen).decided()
+        if not choices:
+            return Look(closed, seen, watcher.first_feed)
+        take(model, choices)
+
+
+def _not_both(model: ir.Model, running: Callable[[], ir.Model], starts: Sequence[Given]) -> frozenset[str]:
+    """The outermost ``If`` nodes whose branches do not both run on what the model itself runs on; all of them where
+    each alone does. Raises ShapeError where the model does not run."""
+    outermost = [key(node) for node in model.graph if is_if(node)]
+    start = Watcher(running(), (), starts).start() if outermost else {}
+    failing = set()
+    for name in outermost:
+        try:
+            Watcher(flat(running(), frozenset(outermost) - {name}), (), [start]).start()
+        except ShapeError:
+            failing.add(name)
+    return frozenset(failing or outermost)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
