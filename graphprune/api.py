@@ -311,7 +311,7 @@ def _aligned(program: Program, unit: str, text: str, grain: int, attempt: Callab
     """The default recipe, with the largest grain up to the targets' own that meets the budget; a latency table has
     a price for what is below the grain."""
     scored = program.knows(Groups) and program.knows(Scores)
-    if unit == "channels" and grain > 1:  # which is met however much the grain rounds up
+    if unit == "channels" and grain > 1:  # of which a coarse grain leaves groups unlike shares
         grain = _near(program if scored else run("group,score", program), text, grain)
     while True:
         steps = default_recipe(unit, text, grain, data=bool(program.data), scored=scored)
@@ -324,11 +324,15 @@ def _aligned(program: Program, unit: str, text: str, grain: int, attempt: Callab
 
 
 def _near(scored: Program, text: str, grain: int) -> int:
-    """The largest grain at which rounding up keeps a tenth more channels than asked for, at most."""
+    """The largest grain at which at least nine tenths of the channels asked for are kept."""
     whole = sum(group.size for group in scored.fact(Groups))
     while grain > 1:
         mask = Mask(channels=text, grain=grain)
-        if sum(map(len, mask.run(scored).fact(Keep).keep.values())) <= 1.1 * mask.budget()[1] * whole:
+        try:
+            kept = sum(map(len, mask.run(scored).fact(Keep).keep.values()))
+        except BudgetError:
+            kept = 0
+        if kept >= 0.9 * mask.budget()[1] * whole:
             break
         grain //= 2
     return grain

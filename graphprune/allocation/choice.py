@@ -77,14 +77,14 @@ def trade(losses: Mapping[str, Menu], prices: Prices, budget: float, rounds: int
     best, low, high = fewest, 0.0, 0.0
     if not menus:
         return {}
-    _check(_price(prices, fewest), budget)
+    _check(price_of(prices, fewest), budget)
     counts = {name: int(own[-1]) for name, (own, _) in menus.items()}
-    if _price(prices, counts) > budget:
+    if price_of(prices, counts) > budget:
         spread = sum(float(np.ptp(loss)) for _, loss in menus.values())
-        guess = max(spread, 1e-300) / max(_price(prices, counts) - _price(prices, fewest), 1e-300)
+        guess = max(spread, 1e-300) / max(price_of(prices, counts) - price_of(prices, fewest), 1e-300)
         for _ in range(rounds):
             counts = _settle(menus, prices, guess, counts)
-            fits = _price(prices, counts) <= budget
+            fits = price_of(prices, counts) <= budget
             if fits and _loss(losses, counts) <= _loss(losses, best):
                 best = counts
             low, high = (low, guess) if fits else (guess, high)
@@ -188,7 +188,7 @@ def _spend(menus: Mapping[str, tuple[Array, Array]], prices: Prices, budget: flo
 def _steps(
     menus: Mapping[str, tuple[Array, Array]], prices: Prices, budget: float, counts: Counts
 ) -> Iterator[tuple[float, str, int]]:
-    now = _price(prices, counts)
+    now = price_of(prices, counts)
     for name, (options, loss) in menus.items():
         have = loss[np.searchsorted(options, counts[name])]
         cost = prices(counts, name, options)
@@ -196,7 +196,8 @@ def _steps(
             yield float((have - loss[k]) / max(cost[k] - now, 1e-12 * max(now, 1e-300))), name, int(options[k])
 
 
-def _price(prices: Prices, counts: Counts) -> float:
+def price_of(prices: Prices, counts: Counts) -> float:
+    """What everything costs."""
     name = next(iter(counts))
     return float(prices(counts, name, np.array([counts[name]]))[0])
 

@@ -19,8 +19,6 @@ def uniform(problem: Allocation) -> Counts:
     def counts(ratio: float) -> Counts:
         return {g.name: problem.survivors(g, floor(ratio * g.size + 0.5)) for g in problem.groups}
 
-    if problem.unit == "channels":  # the same share of every group, whatever the grain then adds
-        return counts(problem.budget / problem.cost())
     ratios = sorted({(k + 0.5) / group.size for group in problem.groups for k in range(group.size)})
     return _largest(problem, lambda k: counts(ratios[k] if k >= 0 else 0.0), len(ratios), _worth(problem))
 

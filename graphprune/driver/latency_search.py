@@ -158,8 +158,18 @@ def to_latency(
         },
         "ops": _ops(model, best, on, threads),
     }
-    remark = table.remark()
-    return Outcome(best.program.note(remark) if remark else best.program, facts)
+    remarks = [table.remark(), _left(best, mask.latency, goal, rounds, bool(blind))]
+    return Outcome(best.program.note(*filter(None, remarks)), facts)
+
+
+def _left(best: Round, text: str, goal: float, rounds: Sequence[Round], blind: bool) -> str:
+    """Why less than the goal is taken, where it is noticeably less."""
+    taken = best.predicted_ms if blind else best.measured_ms
+    if taken >= CLOSE[0] * goal:
+        return ""
+    step = "by the table one more step of any group exceeds it"
+    why = step if len(rounds) < ROUNDS else f"{ROUNDS} rounds of choosing and measuring came no nearer"
+    return f"latency={text}: {taken:.3g} ms {'predicted' if blind else 'measured'} of {goal:.3g} ms, for {why}"
 
 
 def _model(scored: Program, table: Table, whole_ms: float | None, on: Target) -> LatencyModel:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..allocation import Allocation, methods
 from ..allocation.choice import Menu, Prices, trade
+from ..allocation.fill import fill
 from ..allocation.problem import best
 from ..allocation.rd import losses
 from ..axes.index import Indices
@@ -27,6 +28,8 @@ from ..reorder.copy_costs import PRICES
 from ..reorder.mixed import agree
 from ..reorder.per_reader import MODES, Links, unopened
 
+NOTED = 0.02
+"""Of the whole: what may be left of a budget without a word."""
 FOLLOWED = 6
 """Choices among readers, each with what the last one left of the layers that they read."""
 
@@ -103,11 +106,20 @@ class Mask(Pass):
         priced = links.priced(cost, scores, best)
         problem = Allocation(program, groups, scores, priced, remains * cost(), unit, self.floor, self.grain)
         counts = methods()[self.allocate].counts(problem)
-        keep = {group.name: best(scores[group], counts[group.name]) for group in groups}
-        keep = links.complete(keep)
-        if self.unconstrained == "mixed":
-            keep = agree(program, keep, scores, cost, links.steps, self.target)
-        return program.learn(Keep(keep)).learn(Budget(unit, remains * cost()))
+        lost = {g.name: _cut(scores[g], sorted({*problem.menu(g), counts[g.name]})) for g in groups}
+        counts = fill(lost, problem.prices, problem.budget, counts)
+        keep = links.complete({group.name: best(scores[group], counts[group.name]) for group in groups})
+        agreed = agree(program, keep, scores, cost, links.steps, self.target) if self.unconstrained == "mixed" else keep
+        made = program.learn(Keep(agreed)).learn(Budget(unit, problem.budget))
+        have = (
+            cost({group.dim: len(agreed[group.name]) for group in program.fact(Groups) if group.name in agreed})
+            / cost()
+        )
+        if have > remains - NOTED:
+            return made
+        less = any(len(agreed[name]) < len(kept) for name, kept in keep.items())
+        why = "readers that agree take less" if less else _next(lost, problem.prices, counts, cost(), "x")
+        return made.note(f"{unit}={getattr(self, unit)}: {have:.3g}x is kept, for {why}")
 
     def menus(self, program: Program) -> dict[str, list[int]]:
         """The counts that each group may keep where a latency table prices them: floor and grain applied, and
@@ -151,8 +163,9 @@ class Mask(Pass):
         left: dict[str, int] = {}  # of the groups that follow from the choice
         spend, under = budget, 0.0
         for _ in range(FOLLOWED if links.followers else 1):
+            prices = _beside(model, left)
             try:
-                counts = trade(lost, _beside(model, left), spend)
+                counts = fill(lost, prices, spend, trade(lost, prices, spend))
             except BudgetError:
                 if keep:
                     break
@@ -175,6 +188,16 @@ def _cut(scores: Indices, counts: Sequence[int]) -> dict[int, float]:
     """The sum of the scores that go when so many channels stay."""
     lost = np.concatenate([[0.0], np.cumsum(np.sort(scores))])
     return {count: float(lost[len(scores) - count]) for count in counts}
+
+
+def _next(lost: Mapping[str, Menu], prices: Prices, counts: Mapping[str, int], whole: float, sign: str) -> str:
+    """What the cheapest step of any group would come to."""
+    steps = {name: next((k for k in sorted(menu) if k > counts[name]), 0) for name, menu in lost.items()}
+    each = [(float(prices(counts, name, np.array([k]))[0]) / whole, name, k) for name, k in steps.items() if k]
+    if not each:
+        return "every group is whole"
+    least, name, count = min(each)
+    return f"one more step of any group exceeds it: {count} channels of `{name}`, the cheapest, make {least:.3g}{sign}"
 
 
 def _beside(model: LatencyModel, left: Mapping[str, int]) -> Prices:

@@ -206,7 +206,7 @@ def test_every_allocation_meets_every_budget(allocate, unit):
     groups = program.fact(Groups)
     assert all(counts[group.name] >= 0.2 * group.size for group in groups)
     if unit == "channels":
-        limit = 0.6 * sum(group.size for group in groups) + (len(groups) if allocate == "uniform" else 0)
+        limit = 0.6 * sum(group.size for group in groups)
         assert sum(counts.values()) <= limit
     else:
         cost = UNITS[unit](program.graph, program.host)

@@ -27,7 +27,7 @@ from graphprune.cost.latency.tabulated import Sheet
 from graphprune.cost.latency.workload import Family, works
 from graphprune.driver.latency_search import recorded, to_latency
 from graphprune.errors import BudgetError, DataError, RecipeError, TargetError
-from graphprune.ir.facts import Groups, Latency, Scores
+from graphprune.ir.facts import Groups, Keep, Latency, Scores
 from graphprune.ir.host import Array, Batch
 from graphprune.ir.program import Program
 from graphprune.passes.mask import Mask
@@ -556,3 +556,27 @@ def test_compile_to_a_latency_reports_prediction_and_measurement(program: Progra
     assert facts["measured_ms"] <= 1.03 * facts["goal_ms"]
     assert "mask{latency=0.7x" in report["recipe"]
     assert "latency 0.7x on onnx" in done.output
+
+
+def test_a_latency_budget_is_filled_by_the_table(program: Program) -> None:
+    """Where all scores are alike nothing tells counts apart but the budget."""
+    scored, model = model_of(program)
+    mask = Mask(latency="0.6x", grain=16)
+    menus = mask.menus(scored)
+    alike = Scores("none", {group.name: np.zeros(group.size) for group in scored.fact(Groups)})
+    for known in (scored, scored.learn(alike)):
+        keep = mask.run(known.learn(model)).fact(Keep).keep
+        counts, goal = {name: len(kept) for name, kept in keep.items()}, 0.6 * model.whole_ms
+        assert model.total_ms(counts) <= goal * (1 + 1e-9)
+        for name, menu in menus.items():
+            higher = [count for count in menu if count > counts[name]]
+            assert not higher or model.total_ms({**counts, name: higher[0]}) > goal
+
+
+def test_the_report_says_why_less_than_the_latency_is_taken(program: Program, clock: None) -> None:
+    """Widths in steps of 64 are few."""
+    outcome = to_latency(program, recipe("0.97x", 64), Known())
+    taken = outcome.facts["measured_ms"]
+    assert taken < 0.97 * outcome.facts["goal_ms"]
+    (note,) = [note for note in outcome.program.notes if note.startswith("latency=0.97x: ")]
+    assert f"{taken:.3g} ms measured of {outcome.facts['goal_ms']:.3g} ms, for " in note

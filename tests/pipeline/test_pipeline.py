@@ -254,7 +254,7 @@ import graphprune_tiny
 
 program = gp.load(graphprune_tiny.Net().eval(), (torch.randn(2, 3, 4, 4),))
 print("groups", json.dumps({group.name: group.size for group in find_groups(program.graph)}))
-done = gp.run("group,score_by_position{reverse=true},mask{channels=0.5x},propagate,negate", program)
+done = gp.run("group,score_by_position{reverse=true},mask{channels=0.6x},propagate,negate", program)
 print("keep", json.dumps(done.plan["steps"][0]["keep"]))
 print("error", max(check.error for check in gp.verify(done)))
 import tempfile

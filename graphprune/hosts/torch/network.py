@@ -18,7 +18,7 @@ class Network(fx.GraphModule):
     def train(self, mode: bool = True) -> Network:
         changed = False
         for node in self.graph.nodes:
-            flag = _mode_flag(node)
+            flag = mode_flag(node)
             if flag is not None and len(node.args) > flag and node.args[flag] is not mode:
                 node.update_arg(flag, mode)
                 changed = True
@@ -26,18 +26,27 @@ class Network(fx.GraphModule):
             self.recompile()
         return super().train(mode)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        from .pickled import reduced
 
-def _mode_flag(node: fx.Node) -> int | None:
-    """Where an op keeps its ``training`` or ``train`` argument."""
+        return reduced(self)
+
+
+def mode_flag(node: fx.Node) -> int | None:
+    """Where an op keeps its ``training`` or ``train`` argument; None where it has none, or no statistics but those
+    of the batch."""
     schema = getattr(node.target, "_schema", None)
     if node.op != "call_function" or schema is None:
         return None
     names = [argument.name for argument in schema.arguments]
+    if "running_mean" in names and node.args[names.index("running_mean")] is None:
+        return None
     return next((names.index(name) for name in ("training", "train", "use_input_stats") if name in names), None)
 
 
 def network(module: fx.GraphModule) -> Network:
-    """A Network of its own graph that shares the tensors of ``module``, the unused ones too."""
+    """A Network of its own graph that shares the tensors of ``module``, the unused ones too; what is saved of it is
+    what was saved of that."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns about how it copies its own pytree specs
         made = Network(module, copy.deepcopy(module.graph), "Network")
@@ -47,8 +56,11 @@ def network(module: fx.GraphModule) -> Network:
     ]:
         if find(made, name) is None:
             _assign_attr(tensor, made, name)
-    for part in made.modules():
+    saved = module.state_dict(keep_vars=True)
+    for path, part in made.named_modules():
         part.training = False
+        lead = f"{path}." if path else ""
+        part._non_persistent_buffers_set = {name for name in part._buffers if lead + name not in saved}
     return made
 
 
