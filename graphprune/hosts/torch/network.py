@@ -10,6 +10,8 @@ import torch
 from torch import fx
 from torch.fx.graph_module import _assign_attr
 
+from .pickled import mode_flag, reduced
+
 
 class Network(fx.GraphModule):
     """The compiled network: the user's parameter names, and BatchNorm and dropout that follow
@@ -27,21 +29,7 @@ class Network(fx.GraphModule):
         return super().train(mode)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        from .pickled import reduced
-
-        return reduced(self)
-
-
-def mode_flag(node: fx.Node) -> int | None:
-    """Where an op keeps its ``training`` or ``train`` argument; None where it has none, or no statistics but those
-    of the batch."""
-    schema = getattr(node.target, "_schema", None)
-    if node.op != "call_function" or schema is None:
-        return None
-    names = [argument.name for argument in schema.arguments]
-    if "running_mean" in names and node.args[names.index("running_mean")] is None:
-        return None
-    return next((names.index(name) for name in ("training", "train", "use_input_stats") if name in names), None)
+        return reduced(network(self), self.training)
 
 
 def network(module: fx.GraphModule) -> Network:

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.graph_module import _assign_attr
 
-from .network import Network, find, mode_flag, network
+from ...errors import first_line
 
 _RANKS: Mapping[str, Mapping[int, Callable[..., nn.Module]]] = {
     "batch_norm": {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d},
+    "instance_norm": {3: nn.InstanceNorm1d, 4: nn.InstanceNorm2d, 5: nn.InstanceNorm3d},
     "dropout": dict.fromkeys(range(9), nn.Dropout),
     "feature_dropout": {3: nn.Dropout1d, 4: nn.Dropout2d, 5: nn.Dropout3d},
     "alpha_dropout": dict.fromkeys(range(9), nn.AlphaDropout),
@@ -23,15 +25,17 @@ _RANKS: Mapping[str, Mapping[int, Callable[..., nn.Module]]] = {
 _STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training")
 
 
-def reduced(model: Network) -> tuple[Any, ...]:
-    """What ``__reduce__`` is to return. torch.fx stores the code of a GraphModule and traces it anew, keeping what
-    the code names; all tensors and modules are therefore stored beside it.
+def reduced(plain: fx.GraphModule, training: bool) -> tuple[Any, ...]:
+    """What ``__reduce__`` is to return for a copy of a network, which is changed.
+
+    torch.fx stores the code of a GraphModule and traces it anew when it is loaded;
+    it does so here on a skeleton of parameters, for what is made of buffers alone it would compute then. All tensors
+    and modules, the unread ones too, are stored beside it and put in the place of the skeleton's.
 
     What follows ``train()`` and ``eval()`` becomes a layer of torch's, as a plain GraphModule has no other way to
     follow; of what cannot, a warning says so. Raises PicklingError for random numbers that depend on no input:
     tracing would draw them once and for all.
     """
-    plain = network(model)
     plain.graph._tracer_cls = None  # torch.export's own cannot be made again
     plain._tracer_cls = None
     for node in list(plain.graph.nodes):
@@ -39,30 +43,66 @@ def reduced(model: Network) -> tuple[Any, ...]:
             _to_layer(plain, node)
         elif node.op == "call_function" and not node.all_input_nodes:
             _to_constant(plain, node)
+        elif (op := getattr(node.target, "overloadpacket", None)) in _LIKE:
+            _to_method(plain, node, _LIKE[op])
     plain.recompile()
     for part in plain.modules():
-        part.training = model.training
-    function, arguments = fx.GraphModule.__reduce__(plain)[:2]
-    return function, arguments, {name: plain.__dict__[name] for name in _STATE}
+        part.training = training
+    function, (body, imports) = fx.GraphModule.__reduce__(plain)[:2]
+    bare, state = ({name: each.__dict__[name] for name in _STATE} for each in (_skeleton(plain), plain))
+    arguments = {**body, **bare}, imports
+    try:
+        function({**arguments[0]}, imports)
+    except Exception as error:  # whatever cannot be traced would be found out by who loads it
+        raise pickle.PicklingError(f"{first_line(error)}; save the network by torch.export.save") from error
+    return function, arguments, state
 
 
-def _to_layer(model: Network, node: fx.Node) -> None:
+def mode_flag(node: fx.Node) -> int | None:
+    """Where an op keeps its ``training`` or ``train`` argument; None where it has none, or no statistics but those
+    of the batch."""
+    schema = getattr(node.target, "_schema", None)
+    if node.op != "call_function" or schema is None:
+        return None
+    names = [argument.name for argument in schema.arguments]
+    if "running_mean" in names and node.args[names.index("running_mean")] is None:
+        return None
+    return next((names.index(name) for name in ("training", "train", "use_input_stats") if name in names), None)
+
+
+def _skeleton(model: fx.GraphModule) -> nn.Module:
+    """A module of the same names, with empty parameters for all tensors that the graph reads."""
+    skeleton = nn.Module()
+    for kind, make in (("call_module", nn.Module), ("get_attr", _empty)):
+        for node in model.graph.nodes:
+            if node.op == kind:
+                _assign_attr(make(), skeleton, str(node.target))
+    return skeleton
+
+
+def _empty() -> nn.Parameter:
+    return nn.Parameter(torch.empty(0), requires_grad=False)
+
+
+def _to_layer(model: fx.GraphModule, node: fx.Node) -> None:
     """The same as a layer that the module has."""
     kind = str(node.target).split(".")[1]
     val = node.all_input_nodes[0].meta.get("val")
     make = _RANKS.get(kind, {}).get(val.ndim) if isinstance(val, torch.Tensor) else None
-    name = _normed(model, node) if kind == "batch_norm" else _free(model, node.name)
+    name = _normed(model, node) if kind in _NORMS else _free(model, node.name)
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    if "dropout" in names and not node.args[names.index("dropout")]:  # recurrent layers: they are the same in both
+        return
     if make is None or not name:
         warnings.warn(
-            f"once loaded, `{node.name}` stays as it is in {'train' if model.training else 'eval'}(): no layer of "
-            "torch's is the same; set the mode before you save",
+            f"once loaded, `{node.name}` stays in the mode it is saved in: no layer of torch's is the same",
             stacklevel=6,
         )
         return
-    if kind == "batch_norm":
+    if kind in _NORMS:
         held = model.get_submodule(name)
         momentum, eps = node.args[6:8]
-        layer: nn.Module = make(1, eps=eps, momentum=momentum, affine=node.args[1] is not None)
+        layer: nn.Module = make(1, eps, momentum, node.args[1] is not None, True)
         for part in ("_parameters", "_buffers"):
             getattr(layer, part).clear()
             getattr(layer, part).update({**dict.fromkeys(_NORM[part]), **getattr(held, part)})
@@ -73,15 +113,17 @@ def _to_layer(model: Network, node: fx.Node) -> None:
     model.set_submodule(name, layer)
     with model.graph.inserting_before(node):
         called = model.graph.call_module(name, (node.args[0],))
+    called.meta = dict(node.meta)
     node.replace_all_uses_with(called)
     model.graph.erase_node(node)
 
 
+_NORMS = ("batch_norm", "instance_norm")
 _NORM = {"_parameters": ("weight", "bias"), "_buffers": ("running_mean", "running_var", "num_batches_tracked")}
 
 
-def _normed(model: Network, node: fx.Node) -> str:
-    """The module of all four tensors of a BatchNorm, if they have one to themselves and the names of torch's layer."""
+def _normed(model: fx.GraphModule, node: fx.Node) -> str:
+    """The module of all four tensors of a norm, if they have one to themselves and the names of torch's layer."""
     names = [str(arg.target) if isinstance(arg, fx.Node) else "" for arg in node.args[1:5]]
     owner = names[2].rpartition(".")[0]
     wanted = [f"{owner}.{leaf}" for leaf in ("weight", "bias", "running_mean", "running_var")]
@@ -93,7 +135,22 @@ def _normed(model: Network, node: fx.Node) -> str:
     return owner if mine and same and not held._modules else ""
 
 
-def _to_constant(model: Network, node: fx.Node) -> None:
+_LIKE = {
+    torch.ops.aten.zeros: torch.ops.aten.new_zeros.default,
+    torch.ops.aten.ones: torch.ops.aten.new_ones.default,
+    torch.ops.aten.full: torch.ops.aten.new_full.default,
+    torch.ops.aten.empty: torch.ops.aten.new_empty.default,
+}
+
+
+def _to_method(model: fx.GraphModule, node: fx.Node, target: Callable[..., Any]) -> None:
+    """The same made of a tensor: that an open size is among a list of sizes tracing sees only beside one."""
+    val, like = node.meta["val"], next(n for n in model.graph.nodes if isinstance(n.meta.get("val"), torch.Tensor))
+    node.args, node.target = (like, *node.args), target
+    node.kwargs = {"dtype": val.dtype, "device": val.device}
+
+
+def _to_constant(model: fx.GraphModule, node: fx.Node) -> None:
     """What is made of numbers alone as a buffer, as tracing would make it one that is saved."""
     if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
         raise pickle.PicklingError(
@@ -109,5 +166,5 @@ def _to_constant(model: Network, node: fx.Node) -> None:
         model.graph.erase_node(node)
 
 
-def _free(model: Network, name: str) -> str:
-    return next(one for one in (name, *(f"{name}_{k}" for k in range(1, 10000))) if find(model, one) is None)
+def _free(model: fx.GraphModule, name: str) -> str:
+    return next(one for one in (name, *(f"{name}_{k}" for k in range(1, 10000))) if not hasattr(model, one))
