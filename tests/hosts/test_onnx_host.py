@@ -463,18 +463,19 @@ def test_a_size_used_in_arithmetic_freezes_just_the_axis_that_was_read() -> None
     assert "%q: = create()" in host.lift().text()
 
 
-def test_an_unknown_op_and_a_subgraph_freeze_what_they_read_and_are_kept(tmp_path: Path) -> None:
+def test_an_unknown_op_freezes_what_it_reads_and_a_subgraph_is_looked_into_and_kept(tmp_path: Path) -> None:
     then = oh.make_graph([oh.make_node("Relu", ["a"], ["t"])], "then", [], [oh.make_tensor_value_info("t", 1, None)])
     other = oh.make_graph([oh.make_node("Neg", ["a"], ["o"])], "else", [], [oh.make_tensor_value_info("o", 1, None)])
     model = build(
         "a = Conv(x, w) q = Conv(x, v) i = NonZero(q) c = Cast<to=1>(i) m = ReduceMax<keepdims=0>(c) y = Add(a, m)",
-        {"w": (6, 4, 1, 1), "v": (7, 4, 1, 1), "yes": np.bool_(True), "w2": (5, 6, 1, 1)},
+        {"w": (6, 4, 1, 1), "v": (7, 4, 1, 1), "w2": (5, 6, 1, 1)},
+        inputs="float[N,4,8,8] x, bool yes",
         outputs="z",
     )
     model.graph.node.append(oh.make_node("If", ["yes"], ["b"], then_branch=then, else_branch=other))
     model.graph.node.append(oh.make_node("Mul", ["b", "y"], ["z"]))
     host = OnnxHost(model)
-    assert reasons(host, "w", 0) == ["b: no rule for `If`"]
+    assert reasons(host, "w", 0) == ["reaches the graph output"]
     assert reasons(host, "v", 0) == ["i: no rule for `NonZero`"]
     host.save(tmp_path / "kept.onnx")
     kept = onnx.load(tmp_path / "kept.onnx")
