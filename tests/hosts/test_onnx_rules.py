@@ -818,8 +818,7 @@ def test_an_attention_that_ends_the_process_is_refused(text: str, why: str) -> N
         net.proto()
 
 
-def test_what_a_branch_dequantises_is_rounded_as_ever() -> None:
-    """The exact copy edits the main graph alone."""
+def test_what_a_branch_dequantises_is_not_rounded_in_the_proof() -> None:
     branch = oh.make_graph(
         [oh.make_node("DequantizeLinear", ["rq", "rs", "rz"], ["t"])],
         "then",
@@ -830,11 +829,16 @@ def test_what_a_branch_dequantises_is_rounded_as_ever() -> None:
     at = next(k for k, node in enumerate(model.graph.node) if node.output[0] == "rd")
     node = oh.make_node("If", ["yes"], ["rd"], then_branch=branch, else_branch=branch)
     model.graph.node[at].CopyFrom(node)
-    model.graph.initializer.append(nh.from_array(np.bool_(True), "yes"))
+    model.graph.input.append(oh.make_tensor_value_info("yes", 9, []))
     host = OnnxHost(model)
-    steps = host.copy("float32").watch(host.example(), ["rd"])["rd"] / 0.01
-    assert np.abs(steps - steps.round()).max() < 1e-3
-    assert find_groups(host.lift()).groups == ()
+    exact, plain = host.copy("float32"), OnnxHost(NETS["quantised convolutions, by channel and by tensor"].proto())
+    for flag in (True, False):
+        batch = [host.example()[0], np.array(flag)]
+        steps = exact.watch(batch, ["rd"])["rd"] / 0.01
+        assert np.abs(steps - steps.round()).max() > 1e-3
+        assert distance(exact.run(batch), plain.copy("float32").run(batch[:1])) <= 1e-6
+        assert distance(host.run(batch), plain.run(batch[:1])) <= 1e-6
+    assert [group.size for group in find_groups(host.lift()).groups] == [6]
 
 
 # ---- half precision ------------------------------------------------------------------------------------

@@ -29,9 +29,10 @@ _ROUNDS = 64  # of choices that wait for one another
 def opened(model: ir.Model) -> tuple[ir.Model, tuple[str, ...]]:
     """The model as it is read: without functions of its own, every name there once; and what to say of it."""
     notes = []
-    if model.functions:
-        names = sorted({function.name for function in model.functions.values()})
-        notes.append(f"functions of the model are written out where they are called: {_listed(names)}")
+    nodes = [node for graph in graphs_of(model.graph) for node in graph]
+    called = {node.op_type for node in nodes if node.op_identifier() in model.functions}
+    if called:
+        notes.append(f"functions of the model are written out where they are called: {_listed(sorted(called))}")
         model = without_functions(model)
     if len(graphs_of(model.graph)) > 1:
         model = model.clone()

@@ -36,8 +36,6 @@ def _say_defaults(
 
 def without_functions(model: ir.Model) -> ir.Model:
     """The same of a model that was read already."""
-    if not model.functions:
-        return model
     with refusing("its functions cannot be written out where they are called"):
         made = ir.from_proto(written_out(ir.to_proto(model)))
     beside = next(external(model), None)

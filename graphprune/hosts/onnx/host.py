@@ -82,6 +82,12 @@ class OnnxHost:
             self._widened = widened(self.model) if ir.DataType.BFLOAT16 in halves(self.model) else self.model
         return self._widened
 
+    def _flat(self) -> ir.Model:
+        """The same with the branches that are looked into computed side by side."""
+        if self._closed is None:
+            self._look()
+        return flat(self._runnable(), self._closed or frozenset())
+
     # ---- making one ------------------------------------------------------------------------------
 
     @classmethod
@@ -272,7 +278,8 @@ class OnnxHost:
     def run(self, batch: Batch) -> list[Array]:
         fed = feed(self._runnable(), batch)
         if self._session is None:
-            self._session = self._running(lambda: Session(self._runnable(), exact=self._exact))
+            model = self._flat() if self._exact else self._runnable()  # the rounding in a branch goes as well
+            self._session = self._running(lambda: Session(model, exact=self._exact))
         session = self._session
         return [_wide(np.asarray(array)) for array in self._running(lambda: session.run(fed))]
 
@@ -291,11 +298,9 @@ class OnnxHost:
         """A session for some values, the last one again where it is asked for once more."""
         key, session = self._watched or (None, None)
         if session is None or key != (made, known):
-            self._look()
-            whole = self._runnable()
-            wide = flat(whole, self._closed or frozenset())
-            fed = known if known or wide is not whole else None
-            session = self._running(lambda: Session(wide, made, exact=self._exact, known=fed))
+            model = self._flat()
+            fed = known if known or model is not self._runnable() else None
+            session = self._running(lambda: Session(model, made, exact=self._exact, known=fed))
             self._watched = (made, known), session
         return session
 
