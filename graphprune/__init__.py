@@ -32,6 +32,7 @@ __all__ = [
     "compile",
     "hold_back",
     "load",
+    "rebuild",
     "record",
     "run",
     "train",
@@ -40,7 +41,7 @@ __all__ = [
 
 _HOME = {
     **dict.fromkeys(
-        ("Artifact", "apply", "closeness", "compile", "hold_back", "load", "record", "run", "verify"), "api"
+        ("Artifact", "apply", "closeness", "compile", "hold_back", "load", "rebuild", "record", "run", "verify"), "api"
     ),
     "GraphpruneError": "errors",
     "Program": "ir.program",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,7 @@ from .ir.program import Loss, Program
 from .passes.mask import Mask
 from .pipeline.base import Progress
 from .pipeline.compare import Check
+from .pipeline.edits import Cut
 from .pipeline.instrument import Instrument
 from .pipeline.plan_file import read_plan
 from .pipeline.plan_reader import as_plan
@@ -42,8 +44,21 @@ if TYPE_CHECKING:
     from .hosts.torch.host import TorchHost
 
 T = TypeVar("T")
+AGAIN = "the network was pruned before: budgets are shares of what was left, and this plan follows that one's"
 
-__all__ = ["Artifact", "Check", "apply", "closeness", "compile", "hold_back", "load", "record", "run", "verify"]
+__all__ = [
+    "Artifact",
+    "Check",
+    "apply",
+    "closeness",
+    "compile",
+    "hold_back",
+    "load",
+    "rebuild",
+    "record",
+    "run",
+    "verify",
+]
 
 
 @dataclass(frozen=True)
@@ -53,6 +68,16 @@ class Artifact:
     program: Program
     report: Mapping[str, Any]
     path: Path | None = None
+
+    def save(self, out: str | os.PathLike[str], *, force: bool = False) -> Path:
+        """Write the folder ``out``, whole or not at all, as ``compile(out=...)`` does, without code for other targets:
+        the model, the plan, the report, and of a module what makes its own class at the new widths (``widths.json``,
+        ``weights.pt``, ``rebuild.py``). Returns it. Raises OutputError if it exists, unless ``force``."""
+        with new_folder(out, force) as folder:
+            assert folder is not None
+            emit(folder, self.program, (), None)
+            write(folder, self.program, dict(self.report))
+        return Path(out)
 
 
 def load(
@@ -161,6 +186,31 @@ def apply(
     return apply_plan(made, host, allow_other_weights=allow_other_weights)
 
 
+def rebuild(made: Artifact | Program | str | os.PathLike[str], module: Any) -> Any:
+    """The user's own class with the widths and weights of a compiled network, proven to compute the same.
+
+    ``made``: an artifact or its folder (or a file in it), or a program. ``module``: a fresh instance of the class that
+    was compiled, which is changed and returned; no example inputs are needed. Where graphprune is not, ``rebuild.py``
+    in the folder does the same. Raises ModelError where the class has no place for what was made, or its forward
+    does not go by its layers' sizes; the instance is then of no more use.
+    """
+    from .driver.rebuilding import rebuilt
+    from .hosts.torch.host import TorchHost
+
+    made = made.program if isinstance(made, Artifact) else made
+    if isinstance(made, Program):
+        if not made.host.trainable:
+            raise ModelError("an ONNX model has no class", "compile the module that it was exported from")
+        return rebuilt(made, module)
+    place = Path(made)
+    folder = place if place.is_dir() else place.parent
+    widths = folder / "widths.json"
+    if not widths.exists():
+        raise ModelError(f"{widths}: no such file", "compile a module with out=, or save the artifact")
+    host = TorchHost.load(folder / "model.pt2")
+    return rebuilt(Program(host=host, source=host), module, json.loads(widths.read_text()))
+
+
 def compile(
     model: Any,
     example_inputs: Any = None,
@@ -203,6 +253,7 @@ def compile(
     function, or ``"package.module:function"``, called with each network as it comes out of its file (an nn.Module,
     for ONNX an onnxruntime.InferenceSession), that returns a number or a dict of numbers.
 
+    A program that was compiled before is pruned further: budgets, proof and plan are of the network as it is now.
     A program that knows scores or a keep list (``gp.train``'s ``learned()``) is pruned by them: with no
     budget by the keep list as it is.
 
@@ -229,6 +280,8 @@ def compile(
         program, judged = hold_back(program)
         judge, name = _evaluation(evaluate)
         figures_before = figures(judge, program.host, name) if judge else {}  # a function that fails does so now
+        if program.plan.of(Cut):
+            program = program.afresh().note(AGAIN)
         chosen = chosen or [target(program.host.native_target)]
         for one in chosen:
             one.admit(program)

@@ -254,7 +254,8 @@ def test_compile_writes_everything_and_prints_the_table(here: Path) -> None:
     np.savez(here / "data.npz", x=np.random.default_rng(0).standard_normal((8, 3, 8, 8), np.float32))
     result = well("compile cli_nets:net --channels 0.5x --data data.npz --seed 7 -o out")
     assert {path.name for path in (here / "out").iterdir()} == {
-        *("model.pt2", "plan.json", "plan.safetensors", "report.html", "report.json")
+        *("model.pt2", "plan.json", "plan.safetensors", "report.html", "report.json"),
+        *("widths.json", "weights.pt", "rebuild.py"),
     }
     assert left_behind(here) == {"data.npz", "out"}
     report = json.loads((here / "out/report.json").read_text())

@@ -7,11 +7,9 @@ import platform
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from ..backends.measure import Runnable, interleave
 from ..backends.target import Target, host_cpu
 from ..cost import static as costs
@@ -24,12 +22,13 @@ from ..pipeline.base import Progress
 from ..pipeline.compare import Check, compare
 from ..pipeline.edits import kept, original
 from ..pipeline.plan_file import write_plan
+from ..pipeline.provenance import provenance, versions
 
 
 def emit(folder: Path, program: Program, targets: Sequence[Target], progress: Progress | None) -> dict[str, Path]:
     """Write the model and a folder of code per target; returns each target's main file."""
     model = folder / f"model{program.host.suffix}"
-    program.host.save(model)
+    program.host.save(model, about=provenance(program))
     files = {}
     for number, one in enumerate(targets):
         files[one.label] = model
@@ -43,8 +42,12 @@ def emit(folder: Path, program: Program, targets: Sequence[Target], progress: Pr
 
 
 def write(folder: Path, program: Program, report: dict[str, Any]) -> None:
-    """plan.json (with plan.safetensors), report.json and report.html."""
+    """plan.json (with plan.safetensors), report.json and report.html; of a module widths.json and what goes with it."""
     from ..report.page import render
+    from .rebuilding import write_widths
+
+    if program.host.trainable and (why := write_widths(folder, program)):
+        report["notes"] = [*report["notes"], f"no widths.json was written: {why}"]
 
     about = {"model": report["model"], "recipe": report["recipe"], "seed": program.seed}
     write_plan(folder, replace(program.plan, about=about))
@@ -161,7 +164,7 @@ def describe(
         "passes": [asdict(step) for step in program.history],
         "verification": _verification(checks),
         "recipe": recipe,
-        "versions": _versions(),
+        "versions": versions(),
         "seed": program.seed,
         "machine": {"cpu": host_cpu(), "system": f"{platform.system()} {platform.machine()}"},
         "targets": {one.label: {**one.describe(), **_found(one, files)} for one in targets},
@@ -211,7 +214,7 @@ def _saved_size(program: Program) -> int:
     """The size of the model's own file; the model as it was given is written the same way as the result."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"model{program.host.suffix}"
-        program.host.save(path)
+        program.host.save(path, about=provenance(program))
         return size_bytes(Path(folder), path)
 
 
@@ -230,13 +233,3 @@ def _verification(checks: Sequence[Check] | None) -> dict[str, Any]:
             for c in checks
         ],
     }
-
-
-def _versions() -> dict[str, str]:
-    out = {"graphprune": __version__, "python": platform.python_version()}
-    for name in ("torch", "onnx", "onnx-ir", "onnxruntime", "apache-tvm", "numpy", "networkx"):
-        try:
-            out[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return out

@@ -8,6 +8,7 @@ from ..errors import OutputError
 from ..ir.host import SUFFIXES
 from ..ir.program import Program
 from ..pipeline.plan_file import write_plan
+from ..pipeline.provenance import provenance
 from .output import new_folder, parents
 
 
@@ -22,7 +23,7 @@ def save(program: Program, out: Path, force: bool = False) -> Path:
     if out.suffix not in SUFFIXES:
         with new_folder(out, force) as folder:
             assert folder is not None
-            program.host.save(folder / f"model{suffix}")
+            program.host.save(folder / f"model{suffix}", about=provenance(program))
             write_plan(folder, program.plan)
         return out / f"model{suffix}"
     if out.suffix != suffix:
@@ -30,5 +31,5 @@ def save(program: Program, out: Path, force: bool = False) -> Path:
     if out.exists() and not (force and out.is_file()):
         raise OutputError(f"{out} exists", "choose another path, or replace it with --force")
     parents(out)
-    program.host.save(out, replace=force)
+    program.host.save(out, replace=force, about=provenance(program))
     return out

@@ -118,15 +118,16 @@ class Host(Protocol):
     def shapes(self) -> dict[str, tuple[Size, ...]]:
         """Every value's shape, inferred anew. Raises ShapeError naming the op that disagrees."""
 
-    def save(self, path: Path, *, replace: bool = True) -> None:
+    def save(self, path: Path, *, replace: bool = True, about: Mapping[str, str] = {}) -> None:
         """Write the model in the host's own format (``model.pt2``, ``model.onnx``), whole or not at all. Raises
-        OutputError, also for a file that is there unless ``replace``."""
+        OutputError, also for a file that is there unless ``replace``. ``about``: what the file says of how it was
+        made, beside what it says already."""
 
     def deployed(self, path: Path) -> Any:
         """The model in a file that ``save`` wrote, as its users call it: an nn.Module in eval mode, an
         onnxruntime.InferenceSession."""
 
-    def save_onnx(self, path: Path) -> None:
+    def save_onnx(self, path: Path, *, about: Mapping[str, str] = {}) -> None:
         """Write the model as an ONNX file, its names and open sizes as they are. Raises ModelError where ONNX
         cannot express it."""
 

@@ -198,6 +198,11 @@ class Program:
         """The same program with another account of what was done to its source."""
         return self._with(plan=plan)
 
+    def afresh(self) -> Program:
+        """The network as it is, as if it had been given like that: what is done from here on is proven against it,
+        and planned for it. Facts stay."""
+        return self._with(source=self.host, history=(), plan=Plan())
+
     def note(self, *notes: str) -> Program:
         """The same program with remarks for the report: what was left undone, and why."""
         return self._with(notes=(*self.notes, *notes))

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import ModelError
 from ..hosts.torch.host import TorchHost
+from ..ir.host import Host
 from ..ir.program import Plan, Program
 from ..pipeline.compare import relative
 from ..pipeline.replay import apply_plan
@@ -63,7 +64,7 @@ def cut(
     states = _cut_states(module, optimizer, keep) if optimizer is not None else {}
     undo = [*_replace_tensors(module, done), *_resize_layers(module, done)]
     try:
-        _compare(module, host, done)
+        compare(module, host, done)
         if trains and (error := training_error(module, args, kwargs)):
             raise _unfit(module, host, done, f"in training mode its forward now raises {error}")
     except ModelError:
@@ -178,7 +179,7 @@ def _resize_layers(module: nn.Module, done: Program) -> Undo:
 
 
 @torch.no_grad()
-def _compare(module: nn.Module, host: TorchHost, done: Program) -> None:
+def compare(module: nn.Module, host: Host, done: Program) -> None:
     """The cut class and the GraphModule compute the same, in eval mode. Raises ModelError."""
     args, kwargs = host.call_arguments(host.example())
     modes = {part: part.training for part in module.modules()}
@@ -203,7 +204,7 @@ def _compare(module: nn.Module, host: TorchHost, done: Program) -> None:
         raise _unfit(module, host, done, f"its forward differs from the GraphModule's by {gap:.2g} relative")
 
 
-def _unfit(module: nn.Module, host: TorchHost, done: Program, what: str) -> ModelError:
+def _unfit(module: nn.Module, host: Host, done: Program, what: str) -> ModelError:
     before, after = _literals(host.model), _literals(done.model)
     changed = [name for name in before if name in after and before[name] != after[name]]
     where = ""

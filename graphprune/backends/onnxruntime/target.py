@@ -15,6 +15,7 @@ from ...errors import ModelError, TargetError, first_line
 from ...ir.facts import Latency
 from ...ir.host import Array, Batch
 from ...ir.program import Program
+from ...pipeline.provenance import provenance
 from ..measure import Runnable
 from ..target import Target
 from . import time_ops as ort_ops
@@ -35,7 +36,7 @@ class Onnx(Target):
     def emit(self, program: Program, folder: Path) -> Path:
         path = folder / "model.onnx"
         try:
-            program.host.save_onnx(path)
+            program.host.save_onnx(path, about=provenance(program))
         except ModelError as error:
             raise TargetError(f"target `{self.label}`: {error.message}", error.hint) from error
         return path

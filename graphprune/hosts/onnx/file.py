@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import onnx
@@ -17,6 +18,10 @@ from ..boundary import refusing
 from .checker import check_proto
 
 _INLINE_BYTES = 3 * 2**29  # 1.5 GB: protobuf ends at 2
+
+
+CHANGED = "graphprune.changed"
+"""Where a model that was read holds in what it is not as it was given: sentences for the user."""
 
 
 def read(path: Path) -> ir.Model:
@@ -67,7 +72,12 @@ def _hold_weights(model: ir.Model) -> None:
     weights, inputs = model.graph.initializers, model.graph.inputs
     if weights and all(value.is_graph_input() for value in weights.values()):
         inputs[:] = [value for value in inputs if value.name not in weights]
+        newer = f", and IR version {model.ir_version} became 4" if model.ir_version < 4 else ""
         model.ir_version = max(model.ir_version, 4)
+        model.meta[CHANGED] = (
+            f"its {len(weights)} weights are no inputs of the model any more{newer}: what a caller could replace "
+            "ONNX Runtime does not optimise",
+        )
 
 
 def external(model: ir.Model) -> Iterator[ir.ExternalTensor]:
@@ -105,9 +115,16 @@ def check_external(model: ir.Model, where: str) -> None:
             raise ModelError(f"{what} takes {tensor.nbytes} bytes, {tensor.length} are given")
 
 
-def write(model: ir.Model, path: Path, data_beside: bool, replace: bool = True) -> None:
+def write(
+    model: ir.Model,
+    path: Path,
+    data_beside: bool,
+    replace: bool = True,
+    about: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Write ``path``, and ``path``.data beside it for large models and where ``data_beside``: under another name
-    where there is such a file, so that the old model has its own until the new one is in its place.
+    where there is such a file, so that the old model has its own until the new one is in its place. ``about`` goes
+    into its metadata.
 
     Raises OutputError; then nothing is left behind. It is one that ``path`` exists, unless ``replace``.
     """
@@ -119,6 +136,7 @@ def write(model: ir.Model, path: Path, data_beside: bool, replace: bool = True) 
         raise OutputError(f"{path} is a link, and its weights go into a file beside it", "name the file it leads to")
     path = followed(path)
     copy = model.clone()
+    copy.metadata_props.update(about)
     for tensor in external(copy):
         tensor.numpy()  # mapped now: the file may be the one that is replaced
     if not split:

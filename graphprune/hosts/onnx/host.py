@@ -22,7 +22,7 @@ from ..example import Given, given
 from . import edit
 from .choices import look, opened, take_known
 from .control_flow import flat, graphs_of
-from .file import check_external, external, from_proto, read, write
+from .file import CHANGED, check_external, external, from_proto, read, write
 from .float32_reference import halves, widened
 from .inputs import bfloat16_values, feed, holes, some
 from .lift import lift
@@ -56,7 +56,9 @@ class OnnxHost:
             model = from_proto(model, model.graph.name or "model")
             check_external(model, str(model.graph.name or "model"))
         self._closed: frozenset[str] | None = None  # each If whose branches are not looked into, once that is known
+        changed: tuple[str, ...] = model.meta.get(CHANGED, ())
         model, self.notes = opened(model)
+        self.notes += changed
         self.model: ir.Model = edit.untied(model)
         self._starts: Sequence[Given] = ({} if example is None else given(holes(self.model), example),)
         with refusing("its conditions cannot be computed"):
@@ -327,16 +329,16 @@ class OnnxHost:
 
     # ---- writing ---------------------------------------------------------------------------------
 
-    def save(self, path: Path, *, replace: bool = True) -> None:
+    def save(self, path: Path, *, replace: bool = True, about: Mapping[str, str] = {}) -> None:
         """See ir.Host.save. Weights go into ``<name>.data`` beside the file where the source had
         external data, or where they take more than 1.5 GB. Raises OutputError, leaving nothing."""
-        write(self.model, Path(path).absolute(), self._beside, replace)
+        write(self.model, Path(path).absolute(), self._beside, replace, about)
 
     def deployed(self, path: Path) -> onnxruntime.InferenceSession:
         return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
-    def save_onnx(self, path: Path) -> None:
-        self.save(path)
+    def save_onnx(self, path: Path, *, about: Mapping[str, str] = {}) -> None:
+        self.save(path, about=about)
 
 
 def _quantises(model: ir.Model) -> bool:

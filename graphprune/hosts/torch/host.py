@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -355,12 +356,13 @@ class TorchHost:
         """The model as an ExportedProgram, dynamic where it was dynamic; ``static``: at the example's shapes."""
         return retrace(self.model, self._example, static)
 
-    def save(self, path: Path, *, replace: bool = True) -> None:
-        """See ir.Host.save."""
+    def save(self, path: Path, *, replace: bool = True, about: Mapping[str, str] = {}) -> None:
+        """See ir.Host.save; ``about`` is in the archive as ``extra/about``, JSON."""
+        extra = {"about": json.dumps(about, indent=1)} if about else None
         with warnings.catch_warnings(), stage(followed(path)) as place:
             warnings.simplefilter("ignore")
             try:
-                torch.export.save(self.exported(), place.new / place.path.name)
+                torch.export.save(self.exported(), place.new / place.path.name, extra_files=extra)
                 place.put_model(replace)
             except OSError as error:
                 raise unwritable(path, error) from error
@@ -370,5 +372,5 @@ class TorchHost:
     def deployed(self, path: Path) -> fx.GraphModule:
         return TorchHost.load(path).model
 
-    def save_onnx(self, path: Path) -> None:
-        write_onnx(self.exported(), path)
+    def save_onnx(self, path: Path, *, about: Mapping[str, str] = {}) -> None:
+        write_onnx(self.exported(), path, about)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ import torch
 from ...errors import ModelError, first_line
 
 
-def write_onnx(exported: torch.export.ExportedProgram, path: Path) -> None:
-    """Parameters keep their names, nothing is folded away. Raises ModelError for what torch.onnx cannot express."""
+def write_onnx(exported: torch.export.ExportedProgram, path: Path, about: Mapping[str, str]) -> None:
+    """Parameters keep their names, nothing is folded away; ``about`` is its metadata.
+
+    Raises ModelError for what torch.onnx cannot express."""
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     try:
@@ -27,6 +29,7 @@ def write_onnx(exported: torch.export.ExportedProgram, path: Path) -> None:
             _without_zero_biases(made.model)
             _without_casts(made.model)
             RemoveUnusedNodesPass()(made.model)
+            made.model.metadata_props.update(about)
             made.save(path)
     except Exception as error:  # the exporter raises whatever its decompositions raise
         said = first_line(error.__cause__ or error)

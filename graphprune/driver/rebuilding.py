@@ -1,0 +1,55 @@
+"""The user's own class at the new widths: what is written for it, and making it here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import GraphpruneError, ModelError, first_line
+from ..ir.program import Program
+
+
+def write_widths(folder: Path, program: Program) -> str | None:
+    """Write ``widths.json``, ``weights.pt`` (a state dict) and ``rebuild.py``, with which plain torch makes the user's
+    own class at the new widths. Returns why nothing was written where the class has no place for what was made."""
+    import torch
+
+    from ..hosts.torch import rebuild
+    from ..hosts.torch.widths import widths
+
+    try:
+        found = widths(program)
+    except ModelError as error:
+        return error.message
+    (folder / "widths.json").write_text(json.dumps(found, indent=1) + "\n")
+    torch.save(_weights(program, found), folder / "weights.pt")
+    (folder / "rebuild.py").write_text(Path(rebuild.__file__).read_text())
+    return None
+
+
+def rebuilt(program: Program, module: Any, sizes: Any = None) -> Any:
+    """``module`` at the widths of ``program`` and with its weights, proven to compute the same on the example inputs.
+    ``sizes``: those of widths.json, where the program has no source to compare with. Raises ModelError."""
+    from ..hosts.torch.rebuild import resized
+    from ..hosts.torch.widths import widths
+    from ..train.inplace import compare
+
+    sizes = widths(program) if sizes is None else sizes
+    try:
+        resized(module, sizes).load_state_dict(_weights(program, sizes))
+    except GraphpruneError:
+        raise
+    except Exception as error:  # whatever the class's own attributes raise
+        raise ModelError(
+            f"{type(module).__name__} cannot be rebuilt: {first_line(error)}",
+            "give a fresh instance of the class that was compiled, made with the same arguments",
+        ) from error
+    compare(module, program.source, program)
+    return module
+
+
+def _weights(program: Program, sizes: Any) -> dict[str, Any]:
+    """What the rebuilt class holds: nothing in what became an identity."""
+    state = program.model.state_dict()
+    return {name: tensor for name, tensor in state.items() if name.rpartition(".")[0] not in sizes["identity"]}

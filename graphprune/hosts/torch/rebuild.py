@@ -1,0 +1,48 @@
+"""Your own class at the widths of a compiled network, in plain torch: nothing is needed but widths.json.
+
+    model = rebuild(YourClass(), "the folder of widths.json")
+    model.load_state_dict(torch.load("weights.pt"))  # or a checkpoint of what was trained since
+
+What ``forward`` has written in it (``x.view(2, 64)``) is for you to change.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def rebuild(model: M, folder: str | Path = ".") -> M:
+    """``model``, its tensors and layers changed as ``folder/widths.json`` says; their values are yet to be loaded."""
+    return resized(model, json.loads((Path(folder) / "widths.json").read_text()))
+
+
+def resized(model: M, widths: Any) -> M:
+    """The same from what is in the file."""
+    new: dict[int, torch.Tensor] = {}
+    for name, tensor in widths["tensors"].items():
+        path, _, leaf = name.rpartition(".")
+        layer = model.get_submodule(path)
+        old = getattr(layer, leaf)
+        if old is None:  # a bias that the layer did not have
+            old = nn.Parameter(layer.weight.detach()[:0])  # type: ignore[operator]
+        if id(old) not in new:  # a tensor under two names stays one
+            made = old.detach().new_empty(tensor["is"])
+            for axis, kept in tensor.get("keep", {}).items():  # values that no checkpoint has
+                made = old = old.index_select(int(axis), torch.tensor(kept, device=old.device))
+            new[id(old)] = nn.Parameter(made, old.requires_grad) if isinstance(old, nn.Parameter) else made
+        setattr(layer, leaf, new[id(old)])
+    for path, sizes in widths["layers"].items():
+        layer = model.get_submodule(path)
+        for size, value in sizes.items():
+            if hasattr(layer, size):  # torch's layers remember their sizes, your own may not
+                setattr(layer, size, tuple(value) if isinstance(value, list) else value)
+    for path in widths["identity"]:  # a norm that went into the layer before it
+        model.set_submodule(path, nn.Identity())
+    return model

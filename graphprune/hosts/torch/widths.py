@@ -1,0 +1,133 @@
+"""What is left of every layer of the user's own class, as data that people read: see rebuild.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import fx
+
+from ...errors import ModelError
+from ...ir.graph import Graph, Op
+from ...ir.program import Program
+
+VERSION = 1
+
+
+def _linear(op: Op, weight: Sequence[int]) -> dict[str, Any]:
+    return {"in_features": weight[1], "out_features": weight[0]}
+
+
+def _conv(op: Op, weight: Sequence[int]) -> dict[str, Any]:
+    groups = op.attrs["groups"]
+    return {"in_channels": weight[1] * groups, "out_channels": weight[0], "groups": groups}
+
+
+def _conv_transpose(op: Op, weight: Sequence[int]) -> dict[str, Any]:
+    groups = op.attrs["groups"]
+    return {"in_channels": weight[0], "out_channels": weight[1] * groups, "groups": groups}
+
+
+def _norm(op: Op, weight: Sequence[int]) -> dict[str, Any]:
+    return {"num_features": weight[0]}
+
+
+def _group_norm(op: Op, weight: Sequence[int]) -> dict[str, Any]:
+    return {"num_channels": weight[0], "num_groups": op.attrs["groups"]}
+
+
+def _layer_norm(op: Op, weight: Sequence[int]) -> dict[str, Any]:
+    return {"normalized_shape": list(weight)}
+
+
+def _prelu(op: Op, weight: Sequence[int]) -> dict[str, Any]:
+    return {"num_parameters": weight[0]}
+
+
+def _embedding(op: Op, weight: Sequence[int]) -> dict[str, Any]:
+    return {"num_embeddings": weight[0], "embedding_dim": weight[1]}
+
+
+def _recurrent(op: Op, weight: Sequence[int]) -> dict[str, Any]:
+    sizes = {"input_size": weight[1], "hidden_size": weight[0] // op.attrs["gates"]}
+    if op.attrs.get("projected"):
+        seen = op.inputs[2 + op.attrs["states"]]  # the recurrent weight reads the projected state
+        assert seen is not None and seen.shape is not None
+        sizes["proj_size"] = int(seen.shape[1])
+    return sizes
+
+
+_SIZES: Mapping[str, tuple[Sequence[int], Callable[[Op, Sequence[int]], dict[str, Any]]]] = {
+    "linear": ((1,), _linear),
+    "conv": ((1,), _conv),
+    "conv_transpose": ((1,), _conv_transpose),
+    "batch_norm": ((1, 3), _norm),
+    "instance_norm": ((1, 3), _norm),
+    "group_norm": ((1,), _group_norm),
+    "layer_norm": ((1,), _layer_norm),
+    "rms_norm": ((1,), _layer_norm),
+    "prelu": ((1,), _prelu),
+    "gather": ((0,), _embedding),
+    "recurrent_layers": ((2, 3), _recurrent),
+    "recurrent_cell": ((2, 3), _recurrent),
+}
+"""Per kind of op, what torch's layer of it knows of its sizes beside its tensors, by the shape of its weight: the
+first stored one of some operands."""
+
+
+def widths(program: Program) -> dict[str, Any]:
+    """``tensors``: per name the shape it was made with and has now (of what no checkpoint holds, also which positions
+    to ``keep``); ``layers``: the sizes to set, by module; ``identity``: modules that do nothing any more. Names are
+    those of the user's class.
+
+    Raises ModelError where the network has something that the class has no place for.
+    """
+    before, after = _tensors(program.source.model), _tensors(program.model)
+    _check(program, before, after)
+    saved = program.model.state_dict()
+    changed: dict[str, Any] = {}
+    for name, shape in after.items():
+        if shape != before.get(name):
+            changed[name] = {"was": before.get(name), "is": shape}
+            if name not in saved:
+                changed[name]["keep"] = {axis: one["keep"] for axis, one in program.plan.parameters[name].items()}
+    gone = {name.rpartition(".")[0] for name in before.keys() - after.keys()}
+    read = {value.name for op in program.graph.ops for value in op.inputs if value is not None}
+    for owner in gone:
+        if not owner or any(name.startswith(f"{owner}.") for name in read):
+            raise _unfit(f"a part of `{owner}` is gone")
+    layers = dict(_layers(program.graph, {name.rpartition(".")[0] for name in changed}))
+    return {"version": VERSION, "tensors": changed, "layers": layers, "identity": sorted(gone)}
+
+
+def _tensors(model: fx.GraphModule) -> dict[str, list[int]]:
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {name: list(tensor.shape) for name, tensor in named}
+
+
+def _check(program: Program, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    known = {op.name for op in program.source.lift().ops}
+    for op in program.graph.ops:
+        if op.name not in known:
+            raise _unfit(f"{op.where} is new")
+    for name in after.keys() - before.keys():
+        if name.rpartition(".")[2] != "bias":
+            raise _unfit(f"`{name}` is new")
+
+
+def _unfit(what: str) -> ModelError:
+    return ModelError(
+        f"the class that the network was traced from has no place for what was made of it: {what}",
+        "keep the network itself, torch.save(program.model)",
+    )
+
+
+def _layers(graph: Graph, changed: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Of the layers whose tensors changed."""
+    for op in graph.ops:
+        places, sizes = _SIZES.get(op.kind, ((), _linear))
+        stored = [v for k in places if k < len(op.inputs) and (v := op.inputs[k]) is not None]
+        weight = next((value for value in stored if value.name in graph.parameters), None)
+        path = weight.name.rpartition(".")[0] if weight is not None else ""
+        if weight is not None and weight.shape and path in changed:
+            yield path, sizes(op, [int(size) for size in weight.shape])

@@ -1,0 +1,210 @@
+"""The user's own class at the new widths: by gp.rebuild, and in plain torch by what lies in the folder."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+import graphprune as gp
+
+
+class Own(nn.Module):
+    """Layers of most kinds, a tied weight, a buffer that is not saved, and a convolution that gains a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.bn = nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12)
+        self.wide = nn.Conv2d(12, 12, 3, groups=12, bias=False)
+        self.norm, self.act = nn.GroupNorm(1, 12), nn.PReLU(12)
+        self.up = nn.ConvTranspose2d(12, 10, 2)
+        self.a, self.b, self.head = nn.Linear(10, 10), nn.Linear(10, 10), nn.Linear(10, 2)
+        self.b.weight = self.a.weight
+        self.register_buffer("gain", torch.arange(12.0) + 1, persistent=False)
+
+    def forward(self, x):
+        x = torch.relu(self.bn(self.stem(x))) * self.gain.view(1, -1, 1, 1)
+        x = self.up(self.act(self.wide(x))).mean((2, 3))
+        return self.head(torch.relu(self.b(torch.relu(self.a(x)))))
+
+
+X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+DATA = np.random.default_rng(0).standard_normal((32, 3, 8, 8)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def artifact() -> gp.Artifact:
+    torch.manual_seed(0)
+    return gp.compile(Own().eval(), (X,), channels="0.5x", data=DATA, measure=False)
+
+
+@pytest.fixture(scope="module")
+def folder(artifact: gp.Artifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return artifact.save(tmp_path_factory.mktemp("living") / "out")
+
+
+def test_the_users_own_class_is_rebuilt(artifact: gp.Artifact, folder: Path) -> None:
+    want = artifact.program.model(X)
+    for made in (artifact, artifact.program, folder, folder / "plan.json"):
+        model = gp.rebuild(made, Own())
+        assert type(model) is Own and torch.allclose(model.eval()(X), want, atol=1e-6)
+        assert model.stem.out_channels == model.stem.weight.shape[0] == model.bn.num_features == 6
+        assert model.wide.groups == 6 and model.act.num_parameters == 6
+        assert model.a.weight is model.b.weight and len(model.gain) == 6
+    trained = model.train()(X).square().mean()
+    trained.backward()
+    assert all(p.grad is not None for name, p in model.named_parameters() if not name.startswith("norm"))
+
+
+ALONE = """
+import sys
+class Without:
+    def find_spec(self, name, *rest):
+        if name.partition(".")[0] in ("graphprune", "nets"):
+            raise ImportError(f"{name} is not here")
+sys.meta_path.insert(0, Without())
+import torch
+from torch import nn
+sys.path.insert(0, sys.argv[1])
+from rebuild import rebuild
+from own import Own
+model = rebuild(Own(), sys.argv[1])
+print(model.load_state_dict(torch.load(f"{sys.argv[1]}/weights.pt", weights_only=True)))
+torch.save(model.eval()(torch.load(f"{sys.argv[1]}/x.pt")), f"{sys.argv[1]}/y.pt")
+"""
+
+
+def test_plain_torch_rebuilds_it_where_graphprune_is_not(artifact: gp.Artifact, folder: Path) -> None:
+    source = Path(__file__).read_text()
+    own = source[source.index("class Own") : source.index("X = torch")]
+    (folder / "own.py").write_text(f"import torch\nfrom torch import nn\n\n\n{own}")
+    torch.save(X, folder / "x.pt")
+    done = subprocess.run([sys.executable, "-c", ALONE, str(folder)], capture_output=True, text=True, check=False)
+    assert done.stdout == "<All keys matched successfully>\n", done.stderr
+    assert torch.allclose(torch.load(folder / "y.pt"), artifact.program.model(X), atol=1e-6)
+
+
+def test_the_widths_are_for_people(folder: Path) -> None:
+    found = json.loads((folder / "widths.json").read_text())
+    assert found["tensors"]["stem.weight"] == {"was": [12, 3, 3, 3], "is": [6, 3, 3, 3]}
+    assert found["layers"]["stem"] == {"in_channels": 3, "out_channels": 6, "groups": 1}
+    assert found["layers"]["wide"] == {"in_channels": 6, "out_channels": 6, "groups": 6}
+    assert found["layers"]["up"]["in_channels"] == 6
+    assert list(found["tensors"]["gain"]["keep"]) == ["0"] and len(found["tensors"]["gain"]["keep"]["0"]) == 6
+    assert found["identity"] == []
+
+
+def test_a_norm_that_was_folded_becomes_nothing() -> None:
+    net = lambda: nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1))  # noqa: E731
+    done = gp.run("group,score,mask{channels=0.5x},propagate,fold", gp.load(net().eval(), (X,)))
+    model = gp.rebuild(done, net())
+    assert isinstance(model[1], nn.Identity) and model[0].bias.shape == (4,)
+    assert torch.allclose(model.eval()(X), done.model(X), atol=1e-6)
+
+
+class Lstm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(5, 8, 2, batch_first=True), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0])
+
+
+def test_recurrent_layers_are_rebuilt() -> None:
+    x = torch.randn(2, 3, 5)
+    done = gp.run("group,score,mask{channels=0.5x},propagate", gp.load(Lstm().eval(), (x,)))
+    model = gp.rebuild(done, Lstm())
+    assert model.lstm.hidden_size == 4 and torch.allclose(model.eval()(x), done.model(x), atol=1e-6)
+
+
+class Written(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x)).view(-1, 2, 4).flatten(1))
+
+
+def test_what_cannot_be_rebuilt_says_why(folder: Path, artifact: gp.Artifact) -> None:
+    x = torch.randn(3, 4)
+    done = gp.run("group,score,mask{channels=0.5x},propagate", gp.load(Written().eval(), (x,)))
+    with pytest.raises(gp.GraphpruneError, match=r"Written cannot be .*(view|shape|size)"):
+        gp.rebuild(done, Written())
+    with pytest.raises(gp.GraphpruneError, match="Linear cannot be rebuilt: "):
+        gp.rebuild(artifact, nn.Linear(3, 3))
+    with pytest.raises(gp.GraphpruneError, match=r"widths\.json: no such file"):
+        gp.rebuild(folder.parent, Own())
+    own = gp.run("group,score,mask{channels=0.5x unconstrained=readers},reorder,propagate", gp.load(Own().eval(), (X,)))
+    with pytest.raises(gp.GraphpruneError, match="has no place for what was made of it"):
+        gp.rebuild(own, Own())
+
+
+def small_onnx() -> onnx.ModelProto:
+    text = """
+        <ir_version: 8, opset_import: ["": 13], producer_name: "mine", producer_version: "7">
+        net (float[N,3] x) => (float[N,2] y) { h = Gemm <transB = 1> (x, w) r = Relu (h) y = Gemm <transB = 1> (r, v) }
+    """
+    model = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    for name, shape in (("w", (8, 3)), ("v", (2, 8))):
+        model.graph.initializer.append(
+            onnx.numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
+        )
+    model.metadata_props.add(key="author", value="me")
+    return model
+
+
+def test_an_onnx_result_says_how_it_was_made_and_stays_what_it_was(tmp_path: Path) -> None:
+    given = small_onnx()
+    gp.compile(given, macs="0.5x", measure=False, out=tmp_path / "out")
+    made = onnx.load(tmp_path / "out" / "model.onnx")
+    said = {entry.key: entry.value for entry in made.metadata_props}
+    assert said["author"] == "me" and said["graphprune.budget"] == "macs=0.5x" and said["graphprune.seed"] == "0"
+    assert gp.Recipe.parse(said["graphprune.recipe"]).text() == said["graphprune.recipe"]
+    assert "graphprune " in said["graphprune.versions"] and "onnx " in said["graphprune.versions"]
+    for field in ("ir_version", "opset_import", "producer_name", "producer_version", "domain", "model_version"):
+        assert getattr(made, field) == getattr(given, field), field
+    assert [i.name for i in made.graph.input] == ["x"] and made.graph.input[0] == given.graph.input[0]
+    assert made.graph.output[0] == given.graph.output[0]
+
+
+def test_what_an_onnx_result_has_otherwise_is_said(tmp_path: Path) -> None:
+    """Weights that are inputs as well, as old exporters had to write them."""
+    given = small_onnx()
+    given.ir_version = 3
+    given.graph.input.extend(
+        onnx.helper.make_tensor_value_info(one.name, one.data_type, one.dims) for one in given.graph.initializer
+    )
+    report = gp.compile(given, macs="0.5x", measure=False, out=tmp_path / "out").report
+    made = onnx.load(tmp_path / "out" / "model.onnx")
+    assert made.ir_version == 4 and [i.name for i in made.graph.input] == ["x"]
+    assert report["notes"][0] == (
+        "its 2 weights are no inputs of the model any more, and IR version 3 became 4: what a caller could replace "
+        "ONNX Runtime does not optimise"
+    )
+
+
+@pytest.mark.parametrize("first", ["", "group,score,mask{channels=0.7x},propagate,fold"])
+def test_what_was_compiled_is_compiled_again(first: str) -> None:
+    """After a fit, after a fold: with data, as it was the first time. Two plans in turn are the two compilations."""
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 12, 3, bias=False))
+    net = nn.Sequential(*net, nn.ReLU(), nn.Conv2d(12, 4, 1)).eval()
+    given = {"recipe": first} if first else {"macs": "0.6x"}
+    one = gp.compile(net, (X,), data=DATA, measure=False, **given)
+    two = gp.compile(one.program, macs="0.6x", measure=False)
+    before, after = two.report["before"]["macs"], two.report["after"]["macs"]
+    assert before == one.report["after"]["macs"] and after <= 0.6 * before
+    assert all(check["max_relative_error"] <= 1e-12 for check in two.report["verification"]["checks"])
+    assert sum("was pruned before" in note for note in two.report["notes"]) == 1
+    again = gp.apply(one.program, net)
+    again = gp.apply(two.program, again.model)
+    assert torch.equal(again.model(X), two.program.model(X))
