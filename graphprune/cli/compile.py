@@ -171,5 +171,7 @@ def compile(
             instruments=[PrintAfter(print_after, partial(click.echo, err=True))] if print_after else (),
             progress=progress,
         )
+    for note in artifact.program.source.notes:
+        click.echo(f"note: {note}", err=True)
     click.echo(shown_table(artifact.report))
     click.echo(f"\nreport: {out / 'report.html'}")

@@ -10,12 +10,14 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from click.testing import CliRunner
 from onnx import helper as oh
 from onnx import numpy_helper as nh
 from test_onnx_host import difference, free, masked, pruned
 
 import graphprune as gp
 from graphprune.axes.index import Index
+from graphprune.cli import main
 from graphprune.coupling.groups import find_groups
 from graphprune.errors import ModelError
 from graphprune.hosts.onnx.host import OnnxHost
@@ -495,3 +497,13 @@ def test_voice_activity(rate: int | None, samples: int | None, groups: int, tmp_
         batch = [sound, np.zeros((2, 1, 128), np.float32), np.array(some)]
         outputs = runtime(after, batch)
         assert difference(outputs, result.host.run(batch)) <= 1e-5
+
+
+def test_the_command_line_says_what_a_given_value_means(tmp_path: Path) -> None:
+    onnx.save(KNOWN["given as a number"][0], tmp_path / "net.onnx")
+    said = "its branch for `rate` = 16000 stands in its place; the model is right for no other value"
+    for line in (["inspect"], ["compile", "--passes", RECIPE, "-o", str(tmp_path / "out")]):
+        done = CliRunner().invoke(main, [*line, str(tmp_path / "net.onnx"), "--input", "rate=16000"])
+        assert done.exit_code == 0, done.output
+        assert f"note: choice (If): {said}" in done.output
+    assert said in (tmp_path / "out/report.html").read_text().replace("&#x27;", "'")
