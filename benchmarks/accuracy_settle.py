@@ -88,7 +88,6 @@ def _constants(chosen: dict[str, Any], curves: dict[Any, Any]) -> Iterator[None]
         (rd, "distortions"): once,
         (lsq, "ROUNDS"): chosen["rounds"],
         (lsq, "DAMP"): chosen["damp"],
-        (lsq, "ROWS"): chosen["rows"],
         (regression, "ROWS"): chosen["rows"],
     }
     before = {place: getattr(*place) for place in wanted}

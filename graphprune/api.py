@@ -319,7 +319,7 @@ def compile(
             checks = (*checks, *check_code(done, chosen, code))
         measured = latencies(program, done, chosen, code, progress, threads) if measure else {}
         where = os.fspath(data) if isinstance(data, (str, os.PathLike)) else None
-        report = describe(_name(model), where, program, done, steps.text(), checks, chosen, measured, files)
+        report = describe(_name(model), where, program, done, steps.text(), checks, chosen, measured, files, folder)
         report["auto"] = own is None
         if program.data:
             change = closeness(program, done, judged or program.data)

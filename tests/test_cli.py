@@ -413,6 +413,34 @@ def test_progress_is_lines_where_there_is_no_terminal(
     assert capsys.readouterr() == ("", "[0/3] score\n[0/1] mask\n")
 
 
+def test_what_long_work_has_left_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from graphprune.report import progress
+
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    with progress.shown() as report:
+        for what, at, done, total in (
+            ("a", 0.0, 0, 10),
+            ("b", 30.0, 2, 10),
+            ("c", 40.0, 8, 10),
+            ("d", 48.0, 9, 10),
+            ("e", 49.5, 10, 10),
+            ("f", 50.0, 0, 4),  # other work
+            ("g", 52.0, 1, 4),
+        ):
+            now[0] = at
+            report(what, done, total)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "[2/10] b, about 2 min left",
+        "[8/10] c, about 10 s left",
+        "[9/10] d, about 5 s left",
+        "[10/10] e",
+        "[0/4] f",
+        "[1/4] g, about 6 s left",
+    ]
+
+
 def test_short_work_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
     from graphprune.report import progress
 

@@ -9,18 +9,17 @@ import numpy as np
 from ..axes.index import coordinates
 from ..calibration.activations import Walk
 from ..calibration.least_squares import Curvature, NormalEquations, equations
-from ..calibration.optimal_brain_surgeon import eliminate, problems, scales
+from ..calibration.optimal_brain_surgeon import Problem, in_turn, problems, scales
 from ..coupling.contractions import Contraction, contractions
 from ..ir.facts import Group, Groups, Losses, Scores
-from ..ir.host import Array, Batch
+from ..ir.host import Array, Batch, Host
 from ..ir.program import Program
-from ..pipeline.correction import Correct, addition
 from .choice import Counts, choose, trade
 from .problem import Allocation
 
 SHARES = (0.25, 0.5, 0.75)
 """The shares of each group's channels at whose removal the outputs are looked at."""
-SAMPLES = 64
+SAMPLES = 32
 SHARED = 0.5
 """A group's distortion counts times the number of layers that read it to this power. Distortions of a group that
 many layers read do not add with those of the others: what one reader loses the next cannot lean on. Derived, and
@@ -73,24 +72,22 @@ def distortions(
     first = {group.name: min(_readers(program, group, place), default=0) for group in groups}
     count = scales(program.graph, program.host)
     curves: dict[str, dict[int, float]] = {}
-    with Walk(program.host, program.graph, batches) as walk:
+    with Walk(program.host, program.graph, batches, edited=False) as walk:
         whole = [program.host.watch(batch, outputs) for batch in batches]
         for number, group in enumerate(sorted(groups, key=lambda group: first[group.name])):
             program.progress("distortions", number, len(groups))
             order = np.argsort(scores[group], kind="stable")
             own = problems(group, found, sums, program.host, count)
             stops = sorted({min(max(round(share * group.size), 1), group.size - 1) for share in shares} - {0})
-            _, costs, weights = eliminate(own, group.size, order.tolist(), stops)
             known = list(walk.live(first[group.name]))
+            host, moved = program.host.copy(), dict[str, Array]()
             measured = {}
-            for stop in stops:
-                fitted = _fitted(program, group, order[:stop], found, sums, weights[stop], count)
-                host = fitted.apply(program).host
-                for name, axis, drop in _unread(program, group, order[:stop], fitted):
-                    host.zero(name, axis, drop)
+            for stop in stops:  # what goes only grows, so that one copy serves all
+                _leave_out(program, host, group, order[:stop], own, sums, count, moved)
                 seen = [host.watch(b, outputs, live) for b, live in zip(batches, known, strict=True)]
                 measured[stop] = _change(whole, seen)
-            curves[group.name] = _curve(np.asarray(costs), measured, group.size)
+            costs = in_turn(own, order.tolist())
+            curves[group.name] = _curve(costs, measured, group.size)
     return {group.name: curves[group.name] for group in groups}
 
 
@@ -115,40 +112,41 @@ def _readers(program: Program, group: Group, place: Mapping[str, int]) -> Iterat
             yield place[op.name]
 
 
-def _fitted(
+def _leave_out(
     program: Program,
+    host: Host,
     group: Group,
     gone: Array,
-    found: Sequence[Contraction],
+    found: Sequence[Problem],
     sums: Mapping[str, NormalEquations],
-    weights: Mapping[tuple[str, int], Array],
     count: Mapping[str, Array],
-) -> Correct:
-    """The readers' weights as the elimination left them, and biases that keep the mean."""
-    host, new, bias = program.host, {}, {}
-    for layer in found:
-        parts = {part: weight for (name, part), weight in weights.items() if name == layer.op.name}
-        if not parts:
-            continue
-        matrix = layer.flat_matrix(host)
-        scale = count.get(layer.op.name, np.ones(matrix.shape[0] * matrix.shape[1])).reshape(matrix.shape[:2])
+    moved: dict[str, Array],
+) -> None:
+    """Take channels from ``host``, a copy of the program's: what reads them is fitted to the rest, with biases that
+    keep the mean, or has zeros in their place. ``moved``: by op name, what was added to biases so far."""
+    fitted: dict[str, list[Problem]] = {}
+    for problem in found:
+        fitted.setdefault(problem.layer.op.name, []).append(problem)
+    for name, parts in fitted.items():
+        layer = parts[0].layer
+        matrix = layer.flat_matrix(program.host)
+        scale = count.get(name, np.ones(matrix.shape[0] * matrix.shape[1])).reshape(matrix.shape[:2])
         changed = matrix.copy()
-        for part, weight in parts.items():
-            live = scale[part] > 0
-            changed[part][live] = (weight.T / np.where(live, scale[part], 1)[:, None])[live]
-        _, _, mean, _ = sums[layer.op.name].centred()
+        for problem in parts:
+            live = scale[problem.part] > 0
+            weight = problem.without(gone.tolist()).T / np.where(live, scale[problem.part], 1)[:, None]
+            changed[problem.part][live] = weight[live]
+        _, _, mean, _ = sums[name].centred()
         change = np.einsum("goi,gi->go", matrix - changed, mean).ravel()
         tensor = host.parameter(layer.weight)
-        new[layer.weight] = layer.tensor(changed, tensor.shape).astype(tensor.dtype)
-        bias[layer.op.name] = addition(change, np.arange(len(change)), len(change))
-    return Correct(new, bias)
-
-
-def _unread(program: Program, group: Group, gone: Array, fitted: Correct) -> Iterator[tuple[str, int, Array]]:
-    """Reader axes that were not fitted, and the positions to zero in them."""
+        host.set_parameter(layer.weight, layer.tensor(changed, tensor.shape).astype(tensor.dtype))
+        host.add_bias(layer.op, change - moved.get(name, 0.0))
+        moved[name] = change
+    weights = {parts[0].layer.weight for parts in fitted.values()}
     for member in group.members:
-        if member.role == "reader" and member.parameter not in fitted.weights:
-            yield member.parameter, member.axis, np.flatnonzero(np.isin(coordinates(member.dim, group.dim), gone))
+        if member.role == "reader" and member.parameter not in weights:
+            drop = np.flatnonzero(np.isin(coordinates(member.dim, group.dim), gone))
+            host.zero(member.parameter, member.axis, drop)
 
 
 def _change(whole: Sequence[Mapping[str, Array]], seen: Sequence[Mapping[str, Array]]) -> float:

@@ -7,7 +7,7 @@ batch however many stops there are. Beyond ``LIMIT_BYTES`` they are kept in temp
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -16,20 +16,58 @@ import numpy as np
 from ..ir.graph import Graph, Value
 from ..ir.host import Array, Batch, Host
 
-LIMIT_BYTES = 1 << 30
+LIMIT_BYTES = 1 << 28
+
+
+class Values(Mapping[str, Array]):
+    """Values by name; those that are in files are read whenever they are asked for."""
+
+    def __init__(self, held: Mapping[str, Array | Path]) -> None:
+        self._held = dict(held)
+
+    def __getitem__(self, name: str) -> Array:
+        held = self._held[name]
+        found: Array = np.load(held) if isinstance(held, Path) else held
+        return found
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._held
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._held)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def only(self, names: Iterable[str], new: Mapping[str, Array]) -> Values:
+        """Those of ``names``, the ``new`` ones among them."""
+        return Values({name: self._held[name] if name in self._held else new[name] for name in names})
+
+    def held_bytes(self) -> int:
+        return sum(held.nbytes for held in self._held.values() if not isinstance(held, Path))
+
+    def put_away(self, folder: Path, number: int) -> None:
+        """What is held goes into files that are numbered from ``number`` on."""
+        for k, (name, held) in enumerate(self._held.items()):
+            if not isinstance(held, Path):
+                self._held[name] = path = folder / f"{number + k}.npy"
+                np.save(path, held)
 
 
 class Walk:
     """Values of ``host`` at any op, in order of execution; a later weight may be edited on the way.
 
-    ``graph``: what was lifted from the host before any edit; it names the values. A context manager.
+    ``graph``: what was lifted from the host before any edit; it names the values. ``edited``: whether it will be on
+    the way; where not, what was seen ahead of its op is not made again. A context manager.
     """
 
-    def __init__(self, host: Host, graph: Graph, batches: Sequence[Batch]) -> None:
-        self.host, self.graph, self.batches = host, graph, batches
-        self._live: list[dict[str, Array]] = [{} for _ in batches]
+    def __init__(self, host: Host, graph: Graph, batches: Sequence[Batch], edited: bool = True) -> None:
+        self.host, self.graph, self.batches, self.edited = host, graph, batches, edited
+        self._live = [Values({}) for _ in batches]
         self._made: list[Value] = []
         self._at = 0
+        self._ahead: list[str] = []
+        self._values = {value.name: value for value in graph.values()}
         self._place = {op.name: position for position, op in enumerate(graph.ops)}
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._files = 0
@@ -46,10 +84,13 @@ class Walk:
         """Per batch, the values ``names``, which the ops before ``position`` made, or which depend on what
         they made. Positions must not fall."""
         live = self._move(position)
+        if not self.edited:
+            live = sorted({*live, *(name for name in (*self._ahead, *names) if self._still_read(name, position))})
+            self._ahead = live
         for number, batch in enumerate(self.batches):
             known = self._live[number]
-            seen = self.host.watch(batch, sorted({*names, *live}), known)
-            self._live[number] = {name: known[name] if name in known else seen[name] for name in live}
+            seen = self.host.watch(batch, sorted({*names, *(name for name in live if name not in known)}), known)
+            self._live[number] = known.only(live, seen)
             self._spill(number)
             yield {name: seen[name] for name in names}
 
@@ -65,6 +106,10 @@ class Walk:
         self._at = position
         return sorted(value.name for value in self._made)
 
+    def _still_read(self, name: str, position: int) -> bool:
+        value = self._values.get(name)
+        return value is not None and not value.constant and self._last_use(value) >= position
+
     def _last_use(self, value: Value) -> int:
         """Where a value is read last: nowhere is before all ops, outside is behind them."""
         if self.graph.is_output(value):
@@ -72,13 +117,7 @@ class Walk:
         return max((self._place[user.name] for user in self.graph.users(value)[-1:]), default=-1)
 
     def _spill(self, number: int) -> None:
-        held = sum(a.nbytes for values in self._live for a in values.values() if not isinstance(a, np.memmap))
-        if held <= LIMIT_BYTES:
-            return
-        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="graphprune-")
-        for name, array in self._live[number].items():
-            if not isinstance(array, np.memmap):
-                path = Path(self._folder.name) / f"{self._files}.npy"
-                self._files += 1
-                np.save(path, array)
-                self._live[number][name] = np.load(path, mmap_mode="r")
+        if sum(values.held_bytes() for values in self._live) > LIMIT_BYTES:
+            self._folder = self._folder or tempfile.TemporaryDirectory(prefix="graphprune-")
+            self._live[number].put_away(Path(self._folder.name), self._files)
+            self._files += len(self._live[number])

@@ -21,10 +21,8 @@ import numpy as np
 from ..errors import DataError
 from ..ir.graph import Value
 from ..ir.host import Array, Batch
-from .files import Folder, arrays_of, read_npz, samples_of, shapes_of
+from .files import CHUNK, Folder, arrays_of, chunk, read_npz, samples_of, shapes_of
 
-CHUNK = 64
-"""Samples a batch where the model takes any number."""
 LIMIT_BYTES = 1 << 30
 """What is held in memory of an iterable's samples; the rest is in temporary files."""
 
@@ -49,7 +47,7 @@ def batches(
     if isinstance(data, (str, Path)) and Path(data).is_dir() and not samples_of(Path(data)):
         size = batch_size(inputs)
         check = partial(_checked, inputs=inputs)
-        return Folder(Path(data), inputs, size or CHUNK, size is not None, check, sizes or {})
+        return Folder(Path(data), inputs, size, size is not None, check, sizes or {})
     return _kept(_parts(data, inputs, 0, fixed), inputs, 0, fixed)[0]
 
 
@@ -239,7 +237,7 @@ def samples(batch: Batch) -> int:
 
 
 class _Cutter:
-    """Cuts items into batches of the model's size, or of up to CHUNK samples, across items as far as their shapes
+    """Cuts items into batches of the model's size, or as ``chunk`` says, across items as far as their shapes
     are alike. ``found`` is told which inputs are the same for every sample."""
 
     def __init__(self, inputs: Sequence[Value], fixed: Sequence[str], found: Spool) -> None:
@@ -259,7 +257,7 @@ class _Cutter:
                 continue
             total += count
             bound = self._bound(arrays, same)
-            size = bound or CHUNK
+            size = bound or chunk(sum(a.nbytes for k, a in enumerate(arrays) if k not in same) // max(count, 1))
             if waiting and not self._alike(waiting, arrays, same):
                 if not bound:
                     made += 1

@@ -19,6 +19,17 @@ from ..ir.graph import Value
 from ..ir.host import Array, Batch
 
 
+CHUNK = 64
+"""Samples a batch where the model takes any number, at most."""
+CHUNK_BYTES = 1 << 22
+"""What the samples of such a batch take, at most: what is computed of them takes many times as much."""
+
+
+def chunk(sample_bytes: int) -> int:
+    """Samples a batch where the model takes any number."""
+    return max(1, min(CHUNK, CHUNK_BYTES // max(sample_bytes, 1)))
+
+
 def arrays_of(path: Path) -> list[Array]:
     """The arrays of an ``.npy`` or ``.npz`` file. Raises DataError."""
     with _plain(path):
@@ -111,7 +122,7 @@ class Folder(Sequence[Batch]):
     open axes, to ``sizes``, floats from 0 to 1; normalisation is the model's own, or write ``.npy`` files. For
     models of one input.
 
-    ``size``: samples a batch; ``full``: a rest that does not fill one is dropped. ``check``: what is done
+    ``size``: samples a batch, by default as ``chunk`` says; ``full``: a rest that does not fill one is dropped. ``check``: what is done
     to the arrays of a batch."""
 
     IMAGES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp"))
@@ -120,7 +131,7 @@ class Folder(Sequence[Batch]):
         self,
         path: Path,
         inputs: Sequence[Value],
-        size: int,
+        size: int | None,
         full: bool,
         check: Callable[[Sequence[Array]], list[Array]],
         sizes: Mapping[str, int],
@@ -134,11 +145,12 @@ class Folder(Sequence[Batch]):
         self.batches: list[list[Path]] = []
         for _, alike in groupby(files, self._shape):
             some = list(alike)
-            self.batches += [some[k : k + size] for k in range(0, len(some), size)]
+            step = size or chunk(self._sample(some[0]).nbytes)
+            self.batches += [some[k : k + step] for k in range(0, len(some), step)]
         if full:
             self.batches = [batch for batch in self.batches if len(batch) == size]
         if not self.batches:
-            raise DataError(f"{path}: {len(files)} .npy files or images do not fill a batch of {size}")
+            raise DataError(f"{path}: {len(files)} .npy files or images do not fill a batch of {size or CHUNK}")
         self[0]  # what does not fit is said now
 
     def __len__(self) -> int:

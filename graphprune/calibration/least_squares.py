@@ -7,7 +7,7 @@ than the rows drawn from it.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,39 +17,63 @@ from ..ir.host import Array, Batch, Host
 
 
 class NormalEquations:
-    """Sums over rows x (inputs, and a one) and targets t: x x' and x t', per group of a layer."""
+    """Sums over rows of inputs x and targets t: x x' and x t', per group of a layer, about the means of the first
+    rows. Products are made in the precision of x, block by block, and summed in float64: about a mean, float32
+    loses nothing that the data has."""
 
     def __init__(self, groups: int, inputs: int, outputs: int) -> None:
         self.rows = 0
-        self.gram = np.zeros((groups, inputs + 1, inputs + 1))
-        self.cross = np.zeros((groups, inputs + 1, outputs // groups))
+        self._gram = np.zeros((groups, inputs, inputs))
+        self._input = np.zeros((groups, inputs))
+        self._about: tuple[Array, Array] | None = None  # what is taken off every row of inputs, and of targets
+        self._outputs = outputs
+        self._forget()
+
+    def _forget(self) -> None:
+        """As if no target had been added."""
+        groups, inputs = self._input.shape
+        self._cross = np.zeros((groups, inputs, self._outputs // groups))
+        self._target = np.zeros((groups, self._outputs // groups))
 
     def add(self, x: Array, target: Array) -> None:
         """``x``: (rows, groups, inputs); ``target``: (rows, outputs)."""
-        for part, rows in enumerate(self._aim(x, target)):
-            self.gram[part] += rows.T @ rows  # a product of a matrix with itself takes half the time
         self.rows += len(x)
+        for own, t in self._blocks(x, target):
+            self._gram += own.swapaxes(1, 2) @ own  # a product of a matrix with itself takes half the time
+            self._input += own.sum(1, dtype=np.float64)
+            self._aim(own, t)
 
-    def aim(self, x: Array, target: Array) -> None:
-        """As ``add`` for rows that were added before, whose targets have changed."""
-        for _ in self._aim(x, target):
-            pass
+    def aim(self, rows: Iterable[tuple[Array, Array]]) -> None:
+        """The same rows once more, with other targets in place of those they had."""
+        self._forget()
+        for x, target in rows:
+            for own, t in self._blocks(x, target):
+                self._aim(own, t)
 
-    def _aim(self, x: Array, target: Array) -> Iterator[Array]:
-        """Add to ``cross``, and yield the rows of each group, with a one."""
-        count, groups, inputs = x.shape
-        rows = np.ones((count, inputs + 1))
-        for part, t in enumerate(np.split(target.astype(np.float64), groups, 1)):
-            rows[:, :-1] = x[:, part]
-            self.cross[part] += rows.T @ t
-            yield rows
+    def _aim(self, own: Array, target: Array) -> None:
+        self._cross += own.swapaxes(1, 2) @ target
+        self._target += target.sum(1, dtype=np.float64)
+
+    def _blocks(self, x: Array, target: Array) -> Iterator[tuple[Array, Array]]:
+        """Blocks of rows, (groups, rows, inputs) and (groups, rows, outputs)."""
+        whole = target.reshape(len(x), len(self._gram), -1)
+        if self._about is None:
+            self._about = tuple(part[:BLOCK].mean(0, np.float64).astype(x.dtype) for part in (x, whole))
+        assert self._about is not None
+        for k in range(0, len(x), BLOCK):
+            own, t = (
+                np.ascontiguousarray((part[k : k + BLOCK] - about).swapaxes(0, 1), x.dtype)
+                for part, about in zip((x, whole), self._about, strict=True)
+            )
+            yield own, t
 
     def centred(self) -> tuple[Array, Array, Array, Array]:
         """Covariances of x with itself and with t, and the means of both."""
-        mean, target = self.gram[:, -1, :-1] / self.rows, self.cross[:, -1] / self.rows
-        gram = self.gram[:, :-1, :-1] / self.rows - mean[:, :, None] * mean[:, None, :]
-        cross = self.cross[:, :-1] / self.rows - mean[:, :, None] * target[:, None, :]
-        return gram, cross, mean, target
+        assert self._about is not None
+        mean, target = self._input / self.rows, self._target / self.rows
+        gram = self._gram / self.rows - mean[:, :, None] * mean[:, None, :]
+        cross = self._cross / self.rows - mean[:, :, None] * target[:, None, :]
+        return gram, cross, mean + self._about[0], target + self._about[1]
 
     def solve(self, start: Array, damp: float) -> tuple[Array, Array]:
         """The weight (groups, outputs, inputs) and intercept (outputs) of the least squared error,
@@ -74,8 +98,16 @@ class Curvature:
     sums: Mapping[str, NormalEquations]
 
 
-ROWS = 100
-"""Rows drawn per unknown of a layer (neighbouring positions say much the same)."""
+BLOCK = 4096
+"""Rows that are multiplied at once."""
+ROWS, FEW, MANY = 100, 30, 16_384
+"""Rows drawn per unknown of a layer (neighbouring positions say much the same), and per unknown where those are more
+than ``MANY``: their products cost the cube of the unknowns."""
+
+
+def rows_wanted(unknowns: int) -> int:
+    """How many rows the fit of a layer draws from the whole data."""
+    return min(ROWS * unknowns, max(FEW * unknowns, MANY))
 
 
 def draw(rng: np.random.Generator, positions: int, wanted: int) -> Array | None:
@@ -84,18 +116,24 @@ def draw(rng: np.random.Generator, positions: int, wanted: int) -> Array | None:
 
 
 def equations(
-    found: Sequence[Contraction], host: Host, batches: Sequence[Batch], seed: int
+    found: Sequence[Contraction],
+    host: Host,
+    batches: Sequence[Batch],
+    seed: int,
+    told: Callable[[int], None] = lambda batches: None,
 ) -> dict[str, NormalEquations]:
-    """By op name, the normal equations of layers for what they give now: one pass over the data."""
+    """By op name, the normal equations of layers for what they give now: one pass over the data. ``told``: called
+    with how many batches are done."""
     sums: dict[str, NormalEquations] = {}
     names = sorted({value.name for layer in found for value in (layer.value, layer.out)})
     for number, batch in enumerate(batches):
+        told(number)
         seen = host.watch(batch, names)
         for layer in found:
             x, y = seen[layer.value.name], seen[layer.out.name]
             groups, outputs, inputs = layer.flat_matrix(host).shape
             rng = np.random.default_rng([seed, number, zlib.crc32(layer.op.name.encode())])
-            at = draw(rng, layer.positions(y), -(-ROWS * inputs // len(batches)))
+            at = draw(rng, layer.positions(y), -(-rows_wanted(inputs) // len(batches)))
             own = sums.setdefault(layer.op.name, NormalEquations(groups, inputs, groups * outputs))
             own.add(layer.rows(x, at), layer.targets(y, at))
     return sums

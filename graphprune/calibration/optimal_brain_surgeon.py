@@ -1,11 +1,11 @@
 """Optimal brain surgeon for channels: what leaving inputs out costs a layer whose other weights make up
 for it, and those weights.
 
-With H the covariance of a layer's inputs, leaving out the columns B of its weight costs
-tr(W_B' [(H^-1)_BB]^-1 W_B), after which W -= (H^-1)_:B [(H^-1)_BB]^-1 W_B and
-H^-1 -= (H^-1)_:B [(H^-1)_BB]^-1 (H^-1)_B: (Hassibi and Stork 1993; blocks as in SlimGPT, Ling et al. 2024,
-and ZipLM, Kurtic et al. 2023). Removing one channel after another by this gives nested choices, their
-errors, and exactly the least-squares weights of each.
+With A the inverse of the covariance of a layer's inputs, leaving out the rows P of its weight costs
+tr(W_P' [A_PP]^-1 W_P), after which W -= A_:P [A_PP]^-1 W_P (Hassibi and Stork 1993; blocks as in SlimGPT, Ling et
+al. 2024, and ZipLM, Kurtic et al. 2023). Only A_GG and W_G are needed of a group's rows G, and with A_PP = L L' and
+Z = L^-1 W_P what each row of P costs after those before it is the square of its row of Z: of a given order all costs
+come of one Cholesky factor, and the order that takes the cheapest next is its pivoting (``cheapest_first``).
 """
 
 from __future__ import annotations
@@ -28,11 +28,10 @@ DAMP = 0.01
 """Ridge of a layer's H, in mean variances of its inputs."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Problem:
-    """One group of a convolution, or a whole layer: ``weight`` (inputs x taps, outputs), ``inverse`` of H,
-    and for each of ``channels`` the row numbers ``blocks`` that are its. ``scale``: what an error of each
-    output counts."""
+    """One group of a convolution, or a whole layer: ``weight`` (inputs x taps, outputs), ``inverse`` of H, and for each
+    of ``channels`` the row numbers ``blocks`` that are its."""
 
     layer: Contraction
     part: int
@@ -42,23 +41,94 @@ class Problem:
     blocks: Indices
     worth: float  # the reciprocal of the variance of what the layer gives
 
-    def costs(self, size: int) -> Array:
-        """Per channel of the group, what leaving it out costs; zero where it is not read."""
-        out = np.zeros(size)
-        inner = self.inverse[self.blocks[:, :, None], self.blocks[:, None, :]]
-        rows = self.weight[self.blocks]
-        np.add.at(out, self.channels, np.einsum("bro,bro->b", rows, np.linalg.solve(inner, rows)) * self.worth)
+    def without(self, gone: Sequence[int]) -> Array:
+        """The weight once channels are left out."""
+        rows = self._rows(gone)
+        if not len(rows):
+            return self.weight
+        left = np.linalg.solve(self.inverse[np.ix_(rows, rows)], self.weight[rows])
+        weight: Array = self.weight - self.inverse[:, rows] @ left
+        weight[rows] = 0
+        return weight
+
+    def costs(self, order: Sequence[int]) -> Array:
+        """What leaving out each channel of ``order`` costs on top of those before it; zero where it is not read."""
+        rows, out = self._rows(order), np.zeros(len(order))
+        if len(rows):
+            factor = np.linalg.cholesky(self.inverse[np.ix_(rows, rows)])
+            each = np.square(np.linalg.solve(factor, self.weight[rows])).sum(1)
+            counts = [self.blocks[self.channels == channel].size for channel in order]
+            np.add.at(out, np.repeat(np.arange(len(order)), counts), each * self.worth)
         return out
 
+    def _rows(self, channels: Sequence[int]) -> Indices:
+        rows = [self.blocks[self.channels == channel].ravel() for channel in channels]
+        return np.concatenate(rows) if rows else np.arange(0)
+
+
+PANEL = 32
+"""Rows left out before what remains is brought up to date: until then corrections are made where they are looked at."""
+
+
+class Remaining:
+    """What is left of a problem while its channels go one by one.
+
+    ``inverse`` and ``weight`` are those of the group's own rows, block after block, at the last update; since then
+    rows went that make up ``factor`` (L) and ``gone`` (Z). ``inner`` is the present A and ``energy`` the present W W'
+    within each block.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.channels, self._worth = problem.channels, problem.worth
+        rows = problem.blocks.ravel()
+        self._taps = problem.blocks.shape[1]
+        self._inverse, self._weight = problem.inverse[np.ix_(rows, rows)], problem.weight[rows]
+        self._begin()
+
+    def _begin(self) -> None:
+        count, taps = len(self.channels), self._taps
+        self._left = np.ones(count, bool)
+        self._factor, self._gone = np.zeros((count * taps, 0)), np.zeros((0, self._weight.shape[1]))
+        own = np.arange(count)
+        self._inner = self._inverse.reshape(count, taps, count, taps)[own, :, own].copy()
+        weight = self._weight.reshape(count, taps, self._weight.shape[1])
+        self._energy = weight @ weight.swapaxes(1, 2)
+
+    def costs(self, size: int) -> Array:
+        """Per channel of the group, what leaving it out costs; zero where it is not read."""
+        inner, energy = self._inner[self._left], self._energy[self._left]
+        each = (np.linalg.inv(inner) if self._taps > 1 else 1 / inner) * energy
+        out = np.bincount(self.channels[self._left], each.sum((1, 2)) * self._worth, size)
+        return np.maximum(out, 0.0)
+
     def remove(self, channel: int) -> None:
-        for k in np.flatnonzero(self.channels == channel):
-            block = self.blocks[k]
-            gain = np.linalg.solve(self.inverse[np.ix_(block, block)], self.inverse[block]).T
-            self.weight = self.weight - gain @ self.weight[block]
-            self.inverse = self.inverse - gain @ self.inverse[block]
-            self.weight[block] = 0
-        rest = self.channels != channel
-        self.channels, self.blocks = self.channels[rest], self.blocks[rest]
+        for block in np.flatnonzero(self.channels == channel):
+            self._remove(int(block))
+        if self._factor.shape[1] >= PANEL:
+            self._update()
+
+    def _remove(self, block: int) -> None:
+        taps = self._taps
+        rows = slice(block * taps, (block + 1) * taps)
+        column = self._inverse[rows].T - self._factor @ self._factor[rows].T
+        root = np.linalg.cholesky(column[rows])
+        new = np.linalg.solve(root, column.T).T
+        z = np.linalg.solve(root, self._weight[rows] - self._factor[rows] @ self._gone)
+        toward = (self._weight @ z.T - self._factor @ (self._gone @ z.T)).reshape(-1, taps, taps)  # W Z'
+        blocks = new.reshape(-1, taps, taps)
+        mixed = toward @ blocks.swapaxes(1, 2)
+        self._inner -= blocks @ blocks.swapaxes(1, 2)
+        self._energy += blocks @ (z @ z.T) @ blocks.swapaxes(1, 2) - mixed - mixed.swapaxes(1, 2)
+        self._factor, self._gone = np.hstack([self._factor, new]), np.vstack([self._gone, z])
+        self._left[block] = False
+
+    def _update(self) -> None:
+        rows = np.repeat(self._left, self._taps)
+        factor = self._factor[rows]
+        self._inverse = self._inverse[np.ix_(rows, rows)] - factor @ factor.T
+        self._weight = self._weight[rows] - factor @ self._gone
+        self.channels = self.channels[self._left]
+        self._begin()
 
 
 def problems(
@@ -80,7 +150,7 @@ def problems(
         whole = matrix * scale[:, :, None]
         gram, _, _, _ = sums[layer.op.name].centred()
         size = gram.shape[-1]
-        energy = float(np.einsum("goi,gij,goj->", whole, gram, whole))
+        energy = float(np.sum((whole @ gram) * whole))
         taps = layer.taps
         wide = size // taps  # channels a part
         for part in range(layer.groups):
@@ -115,33 +185,40 @@ def _blocks(at: Indices, index: Indices, taps: int) -> tuple[Indices, Indices]:
     return channels, rows.reshape(len(channels), -1)
 
 
-def eliminate(
-    found: list[Problem],
-    size: int,
-    order: Sequence[int] | None = None,
-    stops: Sequence[int] = (),
-    combine: Callable[[Array], Array] = lambda costs: costs.mean(0),
-) -> tuple[list[int], list[float], dict[int, dict[tuple[str, int], Array]]]:
-    """Remove the channels of a group one by one: the one that costs least, or in ``order``.
+Combine = Callable[[Array], Array]
+"""(layers, channels) to one number a channel."""
 
-    Returns the order, what each cost on top (as a share of the variance of what a layer gives; ``combine``
-    takes (layers, channels) to one for all layers), and at each number of removed channels in ``stops``
-    the weights, by layer and part. Changes ``found``.
-    """
-    layers = list(dict.fromkeys(problem.layer.op.name for problem in found))
-    left, gone, costs = np.ones(size, bool), [], []
-    snapshots: dict[int, dict[tuple[str, int], Array]] = {}
-    for step in range(size):
+
+def cheapest_first(found: Sequence[Problem], size: int, combine: Combine) -> tuple[list[int], list[float]]:
+    """The order in which channels of a group go, always the one that costs least by ``combine``, and what each costs
+    on top of those before it, as a share of the variance of what a layer gives."""
+    layers = _layers(found)
+    remaining = [Remaining(problem) for problem in found]
+    left, order, costs = np.ones(size, bool), [], []
+    for _ in range(size):
         each = np.zeros((max(len(layers), 1), size))
-        for problem in found:
-            each[layers.index(problem.layer.op.name)] += problem.costs(size)
+        for problem, now in zip(found, remaining, strict=True):
+            each[layers[problem.layer.op.name]] += now.costs(size)
         each = combine(each)
-        channel = int(np.argmin(np.where(left, each, np.inf))) if order is None else int(order[step])
+        channel = int(np.argmin(np.where(left, each, np.inf)))
         left[channel] = False
-        gone.append(channel)
+        order.append(channel)
         costs.append(float(each[channel]))
-        for problem in found:
-            problem.remove(channel)
-        if step + 1 in stops:
-            snapshots[step + 1] = {(p.layer.op.name, p.part): p.weight.copy() for p in found}
-    return gone, costs, snapshots
+        for now in remaining:
+            now.remove(channel)
+    return order, costs
+
+
+def in_turn(found: Sequence[Problem], order: Sequence[int]) -> Array:
+    """What each channel of ``order`` costs on top of those before it: the mean over layers."""
+    layers = _layers(found)
+    each = np.zeros((max(len(layers), 1), len(order)))
+    for problem in found:
+        each[layers[problem.layer.op.name]] += problem.costs(order)
+    mean: Array = each.mean(0)
+    return mean
+
+
+def _layers(found: Sequence[Problem]) -> dict[str, int]:
+    names = dict.fromkeys(problem.layer.op.name for problem in found)
+    return {name: number for number, name in enumerate(names)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from ..axes.dim import Dim
 from ..axes.index import Indices
 from ..calibration.activations import Walk
-from ..calibration.least_squares import ROWS, NormalEquations, draw
+from ..calibration.least_squares import NormalEquations, draw, rows_wanted
 from ..coupling.affine import affine
 from ..coupling.contractions import Contraction, contractions
 from ..coupling.groups import find_groups
@@ -23,6 +23,8 @@ from ..pipeline.edits import original
 
 ROUNDS = 1
 """Further rounds of a fit behind a ReLU. More come a little closer: see docs/benchmarks.md."""
+HELD_BYTES = 1 << 26
+"""Rows that take no more are held for the further rounds, others drawn again."""
 DAMP = 0.01
 """How strongly a weight is pulled to what it was, in mean variances of the layer's inputs."""
 
@@ -45,7 +47,8 @@ def least_squares(program: Program, keep: Keep) -> Correct:
     """
     fit = _Fit(program, keep)
     todo = fit.todo()
-    with Walk(fit.source, fit.whole, program.data) as theirs, Walk(fit.host, fit.graph, program.data) as mine:
+    given = Walk(fit.source, fit.whole, program.data, edited=False)
+    with given as theirs, Walk(fit.host, fit.graph, program.data) as mine:
         for number, layer in enumerate(todo):
             program.progress("least squares", number, len(todo))
             if layer.own:
@@ -97,15 +100,15 @@ class _Fit:
         target = self._target(layer)
         start = layer.flat_matrix(self.host)
         sums = NormalEquations(start.shape[0], start.shape[2], start.shape[0] * start.shape[1])
+        rounds, held = ROUNDS if target.rectified else 0, list[tuple[Array, Array, Array]]()
+        hold = rounds and rows_wanted(start.shape[2]) * start[:, 0].nbytes <= HELD_BYTES
         for x, offset, z in self._rows(layer, target, theirs, mine):
             sums.add(x, (z - offset) / target.scale)
+            if hold:
+                held.append((x, offset, z))
         weight, bias = sums.solve(start, DAMP)
-        for _ in range(ROUNDS if target.rectified else 0):
-            sums.cross[:] = 0
-            for x, offset, z in self._rows(layer, target, theirs, mine):
-                made = np.einsum("rgi,goi->rgo", x, weight, optimize=True).reshape(z.shape) + bias
-                made = target.scale * made + offset
-                sums.aim(x, (np.where(z > 0, z, np.minimum(made, 0)) - offset) / target.scale)
+        for _ in range(rounds):
+            sums.aim(_rectified(held or self._rows(layer, target, theirs, mine), target, weight, bias))
             weight, bias = sums.solve(start, DAMP)
         self._set(layer, self._kept(target.value, layer.out_axis), weight, bias)
 
@@ -136,7 +139,7 @@ class _Fit:
         unknowns = layer.flat_matrix(self.host).shape[-1]
         for there, here in zip(original, mine.at(self.place[layer.op.name], wanted), strict=True):
             y = np.ascontiguousarray(self.index.cut(there[target.value.name], target.value.dims))
-            at = draw(rng, layer.positions(y), -(-ROWS * unknowns // len(mine.batches)))
+            at = draw(rng, layer.positions(y), -(-rows_wanted(unknowns) // len(mine.batches)))
             z = layer.targets(y, at)
             other = layer.targets(here[target.other.name], at) if target.other is not None else np.zeros(1)
             yield layer.rows(here[layer.value.name], at), other + target.shift, z
@@ -183,6 +186,16 @@ class _Fit:
         assert op is not None, value
         k = [out.name for out in op.outputs].index(value.name)
         return self.whole.ops[self.whole_place[op.name]].outputs[k]
+
+
+def _rectified(
+    rows: Iterable[tuple[Array, Array, Array]], target: Target, weight: Array, bias: Array
+) -> Iterator[tuple[Array, Array]]:
+    """The rows with new targets: where a ReLU makes zero of z, any other that it makes zero of."""
+    for x, offset, z in rows:
+        made = (x.swapaxes(0, 1) @ weight.swapaxes(1, 2).astype(x.dtype)).swapaxes(0, 1).reshape(z.shape) + bias
+        made = target.scale * made + offset
+        yield x, (np.where(z > 0, z, np.minimum(made, 0)) - offset) / target.scale
 
 
 def _contracted(op: Op, graph: Graph) -> list[Dim]:

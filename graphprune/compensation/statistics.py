@@ -45,7 +45,7 @@ def renormalise(program: Program, keep: Keep) -> Correct:
     place = {op.name: k for k, op in enumerate(whole.ops)}
     host, graph = program.host.copy(), program.graph
     weights: dict[str, Array] = {}
-    with Walk(host, graph, program.data) as mine, Walk(source, whole, program.data) as theirs:
+    with Walk(host, graph, program.data) as mine, Walk(source, whole, program.data, edited=False) as theirs:
         for position, op in enumerate(graph.ops):
             known = _running(op, graph)
             if not known or op.name not in place:

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..axes.dim import leaves
 from ..calibration.least_squares import Curvature, NormalEquations, equations
-from ..calibration.optimal_brain_surgeon import eliminate, problems, scales
+from ..calibration.optimal_brain_surgeon import cheapest_first, problems, scales
 from ..coupling.contractions import Contraction, contractions
 from .magnitude import l2
 from .scoring import COMBINE, ScoresByGroup, Scoring, criterion
@@ -16,9 +16,12 @@ def curvature(scoring: Scoring) -> tuple[list[Contraction], dict[str, NormalEqua
     """The layers that read the groups' channels, and what calibration data says of their inputs, which is
     learned as a Curvature as well."""
     program = scoring.program
+    steps = len(program.data) + len(scoring.groups)
     mine = {group.dim for group in scoring.groups}
     found = [la for la in contractions(program.graph, own=True) if any(leaf in mine for leaf in leaves(la.dim))]
-    sums = equations(found, program.host, program.data, program.seed)
+    sums = equations(
+        found, program.host, program.data, program.seed, lambda done: program.progress("statistics", done, steps)
+    )
     scoring.learned.append(Curvature(sums))
     return found, sums
 
@@ -34,13 +37,13 @@ def obs(scoring: Scoring) -> ScoresByGroup:
     Groups that no conv or linear reads get their L2 norms, brought to the same mean by ``normalize``.
     """
     program, (found, sums) = scoring.program, curvature(scoring)
-    count = scales(program.graph, program.host)
+    count, batches = scales(program.graph, program.host), len(program.data)
     out = l2(scoring)
     for number, group in enumerate(scoring.groups):
-        program.progress("optimal brain surgeon", number, len(scoring.groups))
+        program.progress("optimal brain surgeon", batches + number, batches + len(scoring.groups))
         own = problems(group, found, sums, program.host, count)
         if own:
-            order, costs, _ = eliminate(own, group.size, combine=COMBINE[scoring.combine])
+            order, costs = cheapest_first(own, group.size, COMBINE[scoring.combine])
             rising = np.maximum.accumulate(np.maximum(costs, 1e-300))
             score = np.empty(group.size)
             score[order] = rising * (1 + 1e-9 * np.arange(group.size))

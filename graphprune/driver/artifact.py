@@ -27,7 +27,7 @@ from ..pipeline.provenance import provenance, versions
 
 def emit(folder: Path, program: Program, targets: Sequence[Target], progress: Progress | None) -> dict[str, Path]:
     """Write the model and a folder of code per target; returns each target's main file."""
-    model = folder / f"model{program.host.suffix}"
+    model = model_file(folder, program)
     program.host.save(model, about=provenance(program))
     files = {}
     for number, one in enumerate(targets):
@@ -39,6 +39,10 @@ def emit(folder: Path, program: Program, targets: Sequence[Target], progress: Pr
             place.mkdir()
             files[one.label] = one.emit(program, place)
     return files
+
+
+def model_file(folder: Path, program: Program) -> Path:
+    return folder / f"model{program.host.suffix}"
 
 
 def write(folder: Path, program: Program, report: dict[str, Any]) -> None:
@@ -137,8 +141,9 @@ def describe(
     targets: Sequence[Target],
     measured: dict[str, dict[str, Latency]],
     files: Mapping[str, Path] | None = None,
+    folder: Path | None = None,
 ) -> dict[str, Any]:
-    """The report: plain data, what report.json holds."""
+    """The report: plain data, what report.json holds. ``folder``: where the model was written, if it was."""
     files = files or {}
     left = kept(program.plan)
     groups = find_groups(original(program).lift(), **_options(program))
@@ -147,8 +152,8 @@ def describe(
         "model": model,
         "data": data,
         "host": program.host.kind,
-        "before": _side(source, "before", measured),
-        "after": _side(program, "after", measured),
+        "before": _side(source, "before", measured, None),
+        "after": _side(program, "after", measured, folder),
         "sizes": _sizes(source),
         "groups": [
             {
@@ -199,12 +204,12 @@ def _sizes(program: Program) -> dict[str, list[int]]:
     return {value.name: list(map(int, array.shape)) for value, array in pairs}
 
 
-def _side(program: Program, side: str, measured: dict[str, dict[str, Latency]]) -> dict[str, Any]:
+def _side(program: Program, side: str, measured: dict[str, dict[str, Latency]], folder: Path | None) -> dict[str, Any]:
     per_target = {name: asdict(times[side]) for name, times in measured.items()}
     return {
         "params": int(costs.params(program.graph, program.host)()),
         "macs": round(costs.macs(program.graph, program.host)()),
-        "size_bytes": _saved_size(program),
+        "size_bytes": size_bytes(folder, model_file(folder, program)) if folder is not None else _saved_size(program),
         "latency_ms": next(iter(per_target.values()), None),
         "per_target": per_target,
     }
@@ -213,7 +218,7 @@ def _side(program: Program, side: str, measured: dict[str, dict[str, Latency]]) 
 def _saved_size(program: Program) -> int:
     """The size of the model's own file; the model as it was given is written the same way as the result."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"model{program.host.suffix}"
+        path = model_file(Path(folder), program)
         program.host.save(path, about=provenance(program))
         return size_bytes(Path(folder), path)
 

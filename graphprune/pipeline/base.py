@@ -14,7 +14,7 @@ from .options import Named, unreadable
 
 T = TypeVar("T", bound=Named)
 Progress = Callable[[str, int, int], None]
-"""Called from long work as ``progress(what, done, total)``."""
+"""Called from long work as ``progress(what, done, total)``: of a recipe, of all of its work."""
 
 
 class Pass(Named):

@@ -18,6 +18,9 @@ from .fingerprint import fingerprint
 from .instrument import Instrument
 from .recipe import Recipe, make
 
+DATA_WORK = 20
+"""What a pass that reads calibration data takes of the whole, where one that does not takes 1."""
+
 
 def run(
     recipe: Recipe,
@@ -29,19 +32,33 @@ def run(
     recipe.check(known=program.facts, has_data=bool(program.data))
     asked, given = program.progress, program
     program = sound(program, "the program was given with", program.facts)
-    program = program.reporting(progress) if progress else program
     steps = recipe.expanded().steps
+    works = [DATA_WORK if step.wants_data() and program.data else 1 for step in steps]
     for number, step in enumerate(steps):
         if progress:
-            progress(step.text(), number, len(steps))
+            before, whole = sum(works[:number]), sum(works)
+            progress(step.text(), before, whole)
+            program = program.reporting(_part(progress, before, works[number], whole))
         for one in instruments:
             one.before(step, program)
         program = run_pass(step, program)
         for one in instruments:
             one.after(step, program, program.history[-1].seconds)
     if progress:
-        progress("done", len(steps), len(steps))
+        progress("done", sum(works), sum(works))
     return _named(program, given).reporting(asked)
+
+
+def _part(progress: Progress, before: int, work: int, whole: int) -> Progress:
+    """What a pass tells of itself, as its part of the whole recipe, which never falls."""
+    furthest = before
+
+    def told(what: str, done: int, total: int) -> None:
+        nonlocal furthest
+        furthest = max(furthest, before + work * done // max(total, 1))
+        progress(what, furthest, whole)
+
+    return told
 
 
 def _named(program: Program, given: Program) -> Program:

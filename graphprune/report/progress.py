@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ..pipeline.base import Progress
 
 QUIET_SECONDS = 1.0
 """Work shorter than this says nothing in a log file."""
+SHORT_SECONDS = 3.0
+"""Of less is not said that it is left."""
 
 
 @contextmanager
@@ -30,19 +32,42 @@ def _bar() -> Iterator[Progress]:
     from rich.progress import Progress as Display
 
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-    with Display(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as display:
-        task = display.add_task("reading", total=None)
-        yield lambda what, done, total: display.update(task, description=what, completed=done, total=total)
+    times = TimeElapsedColumn(), TextColumn("{task.fields[left]}", markup=False)
+    left = _left()
+    with Display(*columns, *times, console=Console(stderr=True), transient=True) as display:
+        task = display.add_task("reading", total=None, left="")
+        yield lambda what, done, total: display.update(
+            task, description=what, completed=done, total=total, left=left(done, total)
+        )
 
 
 def _lines() -> Progress:
     """One line whenever the work changes, from the second on which it has lasted ``QUIET_SECONDS``."""
-    start, last = time.monotonic(), ""
+    start, last, left = time.monotonic(), "", _left()
 
     def progress(what: str, done: int, total: int) -> None:
         nonlocal last
+        remains = left(done, total)
         if what != last and time.monotonic() - start >= QUIET_SECONDS:
-            print(f"[{done}/{total}] {what}", file=sys.stderr, flush=True)
+            print(f"[{done}/{total}] {what}{remains and f', {remains}'}", file=sys.stderr, flush=True)
         last = what
 
     return progress
+
+
+def _left() -> Callable[[int, int], str]:
+    """How long the work told of will take yet, by what it took so far: nothing before a tenth of it is done, or where
+    that is no time to speak of. Other work, which has another total, begins anew."""
+    start, first, known = time.monotonic(), 0, -1
+
+    def left(done: int, total: int) -> str:
+        nonlocal start, first, known
+        if total != known or done < first:
+            start, first, known = time.monotonic(), done, total
+        share = (done - first) / max(total - first, 1)
+        seconds = (time.monotonic() - start) * (1 - share) / share if share >= 0.1 else 0.0
+        if seconds < SHORT_SECONDS:
+            return ""
+        return f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {seconds:.0f} s left"
+
+    return left

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from graphprune.calibration.batches import CHUNK, batches, with_rest
-from graphprune.calibration.files import read_npz
+from graphprune.calibration.batches import batches, with_rest
+from graphprune.calibration.files import CHUNK, read_npz
 from graphprune.errors import DataError
 from graphprune.ir.graph import Value
 
@@ -65,6 +65,19 @@ def saved(path, **arrays):
 def npy(path, array):
     np.save(path, array)
     return path
+
+
+def test_large_samples_come_in_small_batches(monkeypatch, tmp_path):
+    """What is computed of a batch is many times its size."""
+    monkeypatch.setattr("graphprune.calibration.files.CHUNK_BYTES", 5 * images(1).nbytes + 1)
+    x = images(13)
+    for k, sample in enumerate(x):
+        np.save(tmp_path / f"{k:02d}.npy", sample)
+    for data in (x, tmp_path, (x[k : k + 3] for k in range(0, 13, 3))):
+        found = batches(data, [IMAGE])
+        assert [len(batch[0]) for batch in found] == [5, 5, 3]
+        np.testing.assert_array_equal(joined(found), x)
+    assert [len(batch[0]) for batch in batches(x, [FIXED])] == [8]  # what the model is bound to stays
 
 
 def test_a_fixed_batch_size_is_kept_and_the_rest_dropped():
@@ -149,7 +162,7 @@ def test_a_folder_of_arrays_is_read_batch_by_batch(tmp_path):
     for k, sample in enumerate(x):
         np.save(tmp_path / f"{k:04d}.npy", sample)
     found = batches(tmp_path, [IMAGE])
-    assert len(found) == 3
+    assert len(found) == 5
     np.testing.assert_array_equal(joined(found), x)
     assert [len(batch[0]) for batch in batches(str(tmp_path), [FIXED])] == [8] * 16
 
@@ -193,14 +206,14 @@ def test_an_iterable_is_read_once_and_kept_in_files_beyond_the_limit(monkeypatch
 
     found = batches(source(), [IMAGE])
     assert asked == list(range(0, 300, 7))
-    assert [len(batch[0]) for batch in found] == [64, 64, 64, 64, 44]
+    assert [len(batch[0]) for batch in found] == [32] * 9 + [12]
     for _ in range(2):
         np.testing.assert_array_equal(joined(found), x)
-    np.testing.assert_array_equal(joined(found[2:]), x[128:])
-    assert len(list(tmp_path.rglob("*.npz"))) == 3
+    np.testing.assert_array_equal(joined(found[2:]), x[64:])
+    assert len(list(tmp_path.rglob("*.npz"))) == 6
     half = found[3:]
     del found
-    np.testing.assert_array_equal(joined(half), x[192:])
+    np.testing.assert_array_equal(joined(half), x[96:])
     del half
     assert not list(tmp_path.iterdir())
 
@@ -227,7 +240,7 @@ def test_an_archive_is_read_a_batch_at_a_time(tmp_path):
     assert [len(part["x"]) for part in parts] == [64, 64, 64, 8]
     found = batches(tmp_path / "a.npz", [IMAGE, scale])
     np.testing.assert_array_equal(joined(found), x)
-    assert [float(batch[1]) for batch in found] == [2.0] * 4
+    assert [float(batch[1]) for batch in found] == [2.0] * 7
 
 
 @pytest.mark.parametrize("form", ["arrays", "pairs", "loader"])

@@ -14,7 +14,6 @@ from torch import nn
 
 from graphprune.calibration import least_squares
 from graphprune.calibration.batches import batches
-from graphprune.compensation import lsq
 from graphprune.hosts.torch.export import trace
 from graphprune.hosts.torch.host import TorchHost
 from graphprune.hosts.torch.network import network
@@ -132,8 +131,7 @@ def load(inside):
 @pytest.fixture
 def every_row(monkeypatch):
     """No row is left to chance: which are drawn depends on the number of an op."""
-    for place in (lsq, least_squares):
-        monkeypatch.setattr(place, "ROWS", 10**6)
+    monkeypatch.setattr(least_squares, "ROWS", 10**6)
 
 
 def do(recipe, program):

@@ -8,16 +8,18 @@ import re
 import subprocess
 import sys
 import time
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 
 import nets
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphprune.allocation import METHODS as ALLOCATIONS
 from graphprune.allocation import methods
+from graphprune.calibration.batches import batches
 from graphprune.compensation import METHODS as COMPENSATIONS
 from graphprune.criteria import CRITERIA, criteria
 from graphprune.errors import GraphpruneError, RecipeError
@@ -202,6 +204,23 @@ def test_progress_is_told_of_every_step():
     told = []
     run(Recipe.parse("group,score"), nets.program("MLP"), progress=lambda *what: told.append(what))
     assert told == [("group", 0, 2), ("score", 1, 2), ("done", 2, 2)]
+
+
+def test_progress_moves_within_steps_that_read_data_and_never_falls():
+    program = nets.program("Residual")
+    x = np.random.default_rng(0).standard_normal((80, *program.host.example()[0].shape[1:]))
+    program = replace(program, data=batches(x, program.graph.inputs))
+    told = []
+    steps = "group,score{by=obs},mask{macs=0.6x allocate=rd},propagate,compensate"
+    run(Recipe.parse(steps), program, progress=lambda *what: told.append(what))
+    (whole,) = {total for _, _, total in told}
+    done = [done for _, done, _ in told]
+    assert done == sorted(done) and done[0] == 0 and done[-1] == whole
+    begun = {what: done for what, done, _ in told if what in steps}
+    for step in ("score{by=obs}", "mask{macs=0.6x allocate=rd}"):
+        later = min((k for k in [*begun.values(), whole] if k > begun[step]), default=whole)
+        assert sum(begun[step] < k < later for k in done) >= 2
+        assert later - begun[step] > 10 * begun["score{by=obs}"]  # `group` needs no data
 
 
 def test_telling_progress_changes_nothing():

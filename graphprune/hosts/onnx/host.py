@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -286,7 +287,7 @@ class OnnxHost:
         return [_wide(np.asarray(array)) for array in self._running(lambda: session.run(fed))]
 
     def watch(self, batch: Batch, names: Sequence[str], known: Mapping[str, Array] | None = None) -> dict[str, Array]:
-        fed = {**feed(self._runnable(), batch), **(known or {})}
+        fed = ChainMap(known or {}, feed(self._runnable(), batch))  # type: ignore[arg-type]  # nothing is written
         made = [name for name in names if name in self._by_output() and name not in fed]
         seen: dict[str, Array] = {}
         if made:
@@ -294,7 +295,8 @@ class OnnxHost:
             seen = dict(zip(session.outputs, self._running(lambda: session.run(fed)), strict=True))
         stored = {name for graph in graphs_of(self.model.graph) for name in graph.initializers}
         fixed = {name: self.parameter(name) for name in names if name in stored}
-        return {name: _wide(np.asarray(seen.get(name, fed.get(name, fixed.get(name))))) for name in names}
+        found = ChainMap(seen, ChainMap(fed, fixed))  # type: ignore[arg-type]
+        return {name: _wide(np.asarray(found[name])) for name in names}
 
     def _watching(self, made: tuple[str, ...], known: tuple[str, ...]) -> Session:
         """A session for some values, the last one again where it is asked for once more."""

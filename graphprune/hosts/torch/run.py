@@ -37,8 +37,9 @@ def watch(
     missing = set(names) - known.keys()
     if not missing:
         return seen
-    env = _given(model, known)
-    needed = _needed(model, missing, env)
+    makers = _makers(model, known)
+    needed, read = _needed(model, missing, makers)
+    env = {node: _value(node, makers[node], known) for node in read}
     holes = iter(inputs)
     given = {node: next(holes) for node in model.graph.nodes if node.op == "placeholder"}
     order = [node for node in model.graph.nodes if node in needed]
@@ -82,36 +83,46 @@ def _result(model: fx.GraphModule, node: fx.Node, env: Mapping[fx.Node, Any]) ->
         return called(*args, **kwargs)
 
 
-def _given(model: fx.GraphModule, known: Mapping[str, Array]) -> dict[fx.Node, Any]:
-    """Known values as the nodes' results; of several results, only those that are known."""
-    given: dict[fx.Node, Any] = {}
-    makers = {name.partition("#")[0] for name in known}
-    for node in model.graph.nodes if makers else ():
-        val = node.meta.get("val")
-        if node.op != "call_function" or node.name not in makers:
-            continue
-        if isinstance(val, torch.Tensor):
-            given[node] = _tensor(known[node.name], val)
-        else:
-            names = [f"{node.name}#{k}" if k else node.name for k in range(len(val))]
-            given[node] = tuple(_tensor(known[n], v) if n in known else None for n, v in zip(names, val, strict=True))
+def _makers(model: fx.GraphModule, known: Mapping[str, Array]) -> dict[fx.Node, list[str]]:
+    """The nodes of which a result is known, with the names of all of their results."""
+    given: dict[fx.Node, list[str]] = {}
+    names = {name.partition("#")[0] for name in known}
+    for node in model.graph.nodes if names else ():
+        if node.op == "call_function" and node.name in names:
+            val = node.meta.get("val")
+            count = 1 if isinstance(val, torch.Tensor) else len(val)
+            given[node] = [f"{node.name}#{k}" if k else node.name for k in range(count)]
     return given
+
+
+def _value(node: fx.Node, names: Sequence[str], known: Mapping[str, Array]) -> Any:
+    """A node's known result; of several, only those that are known."""
+    val: Any = node.meta.get("val")
+    if isinstance(val, torch.Tensor):
+        return _tensor(known[node.name], val)
+    return tuple(_tensor(known[n], v) if n in known else None for n, v in zip(names, val, strict=True))
 
 
 def _tensor(array: Array, like: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.require(array, None, ["C", "W"])).to(like.device, like.dtype)
 
 
-def _needed(model: fx.GraphModule, names: Iterable[str], given: Mapping[fx.Node, Any]) -> set[fx.Node]:
+def _needed(
+    model: fx.GraphModule, names: Iterable[str], given: Mapping[fx.Node, Any]
+) -> tuple[set[fx.Node], list[fx.Node]]:
+    """The nodes to run, and those of ``given`` that they read."""
     wanted = {name.partition("#")[0] for name in names}
     needed: set[fx.Node] = set()
+    read: dict[fx.Node, None] = {}
     stack = [node for node in model.graph.nodes if node.name in wanted]
     while stack:
         node = stack.pop()
-        if node not in needed and node not in given:
+        if node in given:
+            read[node] = None
+        elif node not in needed:
             needed.add(node)
             stack += node.all_input_nodes
-    return needed
+    return needed, list(read)
 
 
 def infer_shapes(model: fx.GraphModule, example: Sequence[Any]) -> None:
