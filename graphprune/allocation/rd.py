@@ -8,6 +8,7 @@ import numpy as np
 
 from ..axes.index import coordinates
 from ..calibration.activations import Walk
+from ..calibration.batches import batch_size
 from ..calibration.least_squares import Curvature, NormalEquations, equations
 from ..calibration.optimal_brain_surgeon import Problem, in_turn, problems, scales
 from ..coupling.contractions import Contraction, contractions
@@ -19,7 +20,8 @@ from .problem import Allocation
 
 SHARES = (0.25, 0.5, 0.75)
 """The shares of each group's channels at whose removal the outputs are looked at."""
-SAMPLES = 32
+SAMPLES, SAMPLES_BYTES = 32, 1 << 22
+"""At most so many samples of the data, and no further batch once they take so much."""
 SHARED = 0.5
 """A group's distortion counts times the number of layers that read it to this power. Distortions of a group that
 many layers read do not add with those of the others: what one reader loses the next cannot lean on. Derived, and
@@ -66,7 +68,7 @@ def distortions(
     """
     found = contractions(program.graph, own=True)
     sums = _sums(program, found)
-    batches = _some(program.data, SAMPLES)
+    batches = _some(program.data, batch_size(program.graph.inputs) is not None)
     outputs = [value.name for value in program.graph.outputs if "float" in value.dtype]
     place = {op.name: k for k, op in enumerate(program.graph.ops)}
     first = {group.name: min(_readers(program, group, place), default=0) for group in groups}
@@ -97,11 +99,15 @@ def _sums(program: Program, found: Sequence[Contraction]) -> Mapping[str, Normal
     return equations(found, program.host, program.data, program.seed)
 
 
-def _some(batches: Sequence[Batch], samples: int) -> list[Batch]:
+def _some(batches: Sequence[Batch], whole: bool) -> list[Batch]:
+    """The first samples of the data; ``whole``: batches cannot be cut."""
     out: list[Batch] = []
+    left, size = SAMPLES, 0
     for batch in batches:
-        if sum(len(one[0]) for one in out) < samples:
-            out.append(batch)
+        if left > 0 and size < SAMPLES_BYTES:
+            part = batch if whole else [array[:left] if array.ndim else array for array in batch]
+            out.append(part)
+            left, size = left - len(batch[0]), size + sum(array.nbytes for array in part)
     return out
 
 

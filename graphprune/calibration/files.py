@@ -18,7 +18,6 @@ from ..errors import DataError
 from ..ir.graph import Value
 from ..ir.host import Array, Batch
 
-
 CHUNK = 64
 """Samples a batch where the model takes any number, at most."""
 CHUNK_BYTES = 1 << 22
@@ -122,8 +121,8 @@ class Folder(Sequence[Batch]):
     open axes, to ``sizes``, floats from 0 to 1; normalisation is the model's own, or write ``.npy`` files. For
     models of one input.
 
-    ``size``: samples a batch, by default as ``chunk`` says; ``full``: a rest that does not fill one is dropped. ``check``: what is done
-    to the arrays of a batch."""
+    ``size``: samples a batch, by default as ``chunk`` says; ``full``: a rest that does not fill one is dropped.
+    ``check``: what is done to the arrays of a batch."""
 
     IMAGES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp"))
 

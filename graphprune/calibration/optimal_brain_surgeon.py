@@ -92,7 +92,7 @@ class Remaining:
         own = np.arange(count)
         self._inner = self._inverse.reshape(count, taps, count, taps)[own, :, own].copy()
         weight = self._weight.reshape(count, taps, self._weight.shape[1])
-        self._energy = weight @ weight.swapaxes(1, 2)
+        self._energy = np.einsum("cro,cso->crs", weight, weight)
 
     def costs(self, size: int) -> Array:
         """Per channel of the group, what leaving it out costs; zero where it is not read."""

@@ -57,7 +57,8 @@ class Session:
         self.outputs = [value.name for value in graph.output]
         options = ort.SessionOptions()
         options.log_severity_level = 4
-        options.intra_op_num_threads = 1 if shapes else min(4, os.cpu_count() or 1)  # others share the machine
+        options.intra_op_num_threads = 1 if shapes else _threads()
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others share the machine
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_BASIC if watch is None else level.ORT_DISABLE_ALL
         kept = {tensor.name for tensor in graph.initializer}
@@ -89,6 +90,12 @@ class Session:
             raise _refused(error, self._names) from error
         finally:
             watch.cancel()
+
+
+def _threads() -> int:
+    """As many as OMP_NUM_THREADS says, which ONNX Runtime does not read; else up to four."""
+    said = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(said) if said.isdigit() and int(said) else min(4, os.cpu_count() or 1)
 
 
 def _seed(proto: onnx.ModelProto) -> None:

@@ -37,12 +37,13 @@ def watch(
     missing = set(names) - known.keys()
     if not missing:
         return seen
-    makers = _makers(model, known)
-    needed, read = _needed(model, missing, makers)
+    nodes = {node.name: node for node in model.graph.nodes}
+    makers = _makers(nodes, known)
+    needed, read = _needed(nodes, missing, makers)
     env = {node: _value(node, makers[node], known) for node in read}
     holes = iter(inputs)
-    given = {node: next(holes) for node in model.graph.nodes if node.op == "placeholder"}
-    order = [node for node in model.graph.nodes if node in needed]
+    given = {node: next(holes) for node in nodes.values() if node.op == "placeholder"}
+    order = [node for node in nodes.values() if node in needed]
     last_use = {value: node for node in order for value in node.all_input_nodes}
     for node in order:
         env[node] = value = given[node] if node in given else _result(model, node, env)
@@ -83,13 +84,13 @@ def _result(model: fx.GraphModule, node: fx.Node, env: Mapping[fx.Node, Any]) ->
         return called(*args, **kwargs)
 
 
-def _makers(model: fx.GraphModule, known: Mapping[str, Array]) -> dict[fx.Node, list[str]]:
+def _makers(nodes: Mapping[str, fx.Node], known: Mapping[str, Array]) -> dict[fx.Node, list[str]]:
     """The nodes of which a result is known, with the names of all of their results."""
     given: dict[fx.Node, list[str]] = {}
-    names = {name.partition("#")[0] for name in known}
-    for node in model.graph.nodes if names else ():
-        if node.op == "call_function" and node.name in names:
-            val = node.meta.get("val")
+    for name in {name.partition("#")[0] for name in known}:
+        node = nodes.get(name)
+        if node is not None and node.op == "call_function":
+            val: Any = node.meta.get("val")
             count = 1 if isinstance(val, torch.Tensor) else len(val)
             given[node] = [f"{node.name}#{k}" if k else node.name for k in range(count)]
     return given
@@ -108,13 +109,13 @@ def _tensor(array: Array, like: torch.Tensor) -> torch.Tensor:
 
 
 def _needed(
-    model: fx.GraphModule, names: Iterable[str], given: Mapping[fx.Node, Any]
+    nodes: Mapping[str, fx.Node], names: Iterable[str], given: Mapping[fx.Node, Any]
 ) -> tuple[set[fx.Node], list[fx.Node]]:
     """The nodes to run, and those of ``given`` that they read."""
     wanted = {name.partition("#")[0] for name in names}
     needed: set[fx.Node] = set()
     read: dict[fx.Node, None] = {}
-    stack = [node for node in model.graph.nodes if node.name in wanted]
+    stack = [nodes[name] for name in wanted if name in nodes]
     while stack:
         node = stack.pop()
         if node in given:
