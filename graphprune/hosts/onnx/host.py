@@ -295,7 +295,7 @@ class OnnxHost:
             seen = dict(zip(session.outputs, self._running(lambda: session.run(fed)), strict=True))
         stored = {name for graph in graphs_of(self.model.graph) for name in graph.initializers}
         fixed = {name: self.parameter(name) for name in names if name in stored}
-        found = ChainMap(seen, ChainMap(fed, fixed))  # type: ignore[arg-type]
+        found = ChainMap(seen, ChainMap(fed, fixed))
         return {name: _wide(np.asarray(found[name])) for name in names}
 
     def _watching(self, made: tuple[str, ...], known: tuple[str, ...]) -> Session:
