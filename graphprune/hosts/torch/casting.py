@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.graph_module import _get_attr
 
 _COMPLEX = {torch.float16: torch.complex32, torch.float32: torch.complex64, torch.float64: torch.complex128}
 
@@ -25,6 +26,9 @@ def cast_graph(model: fx.GraphModule, dtype: torch.dtype) -> None:
         return wider(argument, dtype) if isinstance(argument, torch.dtype) else argument
 
     for node in list(model.graph.nodes):
+        if node.op == "get_attr" and isinstance(body := _get_attr(model, str(node.target)), fx.GraphModule):
+            cast_graph(body, dtype)  # a branch, the body of a loop
+            body.recompile()
         if node.op == "call_function" and "_assert_tensor_metadata" in str(node.target):
             model.graph.erase_node(node)
             continue

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import io
+import logging
+import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from ...errors import ModelError, first_line
 from ...ir.host import Call
+from .export_errors import refusal
 
 
 def trace(module: torch.nn.Module, inputs: Any, dynamic_shapes: Any = None) -> torch.export.ExportedProgram:
@@ -73,15 +77,26 @@ def _trace(
     for spec in tries:
         try:
             # Without gradients `torch.no_grad` regions (rotary embeddings) stay plain ops.
-            with warnings.catch_warnings(), torch.no_grad():
+            with warnings.catch_warnings(), torch.no_grad(), _quiet():
                 warnings.simplefilter("ignore")
                 return torch.export.export(module, args, kwargs, dynamic_shapes=spec)
         except Exception as error:  # torch.export raises whatever the module's code raises
             failure = error
-    raise ModelError(
-        f"{type(module).__name__}: torch.export could not trace it ({first_line(failure or ModelError(''))})",
-        "call torch.export.export on it yourself to see the whole trace, or give an ONNX file",
-    ) from failure
+    assert failure is not None
+    raise refusal(module, failure) from failure
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.export prints the graph so far, and logs, where it fails: all that is said in one error."""
+    printed, level = io.StringIO(), logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with redirect_stderr(printed):
+            yield
+        sys.stderr.write(printed.getvalue())  # the module's own
+    finally:
+        logging.disable(level)
 
 
 def _batched(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

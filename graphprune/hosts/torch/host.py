@@ -34,6 +34,7 @@ from .gradients import differentiate
 from .lift import Reader, draws
 from .network import find, network
 from .open_sizes import open_sizes
+from .regions import write_out
 from .reindex import build, insert
 from .run import infer_shapes, to_numpy
 from .run import outputs as drawn_outputs
@@ -52,8 +53,9 @@ class TorchHost:
     tolerance = 1e-12
     notes: tuple[str, ...] = ()
 
-    def __init__(self, model: fx.GraphModule, example: Sequence[Any]) -> None:
+    def __init__(self, model: fx.GraphModule, example: Sequence[Any], notes: Sequence[str] = ()) -> None:
         self._module = model
+        self.notes = tuple(notes)
         self._example = list(example)
         self._sizes: Mapping[str, int] | None = None
         self._stale = False  # the graph was edited since its code was made
@@ -82,12 +84,15 @@ class TorchHost:
             raise ModelError(
                 "the exported program has no example inputs", "save it with the inputs it was exported with"
             )
+        notes = write_out(module)
         example, made = pytree.tree_leaves(inputs), network(module)
         try:
             functionalise(made, example)
         except Unsupported:  # torch's own way, in which norms and dropout no longer follow train()
-            made = network(exported.run_decompositions({}).module(check_guards=False))
-        return cls(made, example)
+            module = exported.run_decompositions({}).module(check_guards=False)
+            notes = write_out(module)
+            made = network(module)
+        return cls(made, example, notes)
 
     @classmethod
     def load(cls, path: Path) -> TorchHost:

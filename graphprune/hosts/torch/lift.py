@@ -18,6 +18,15 @@ from .ops import ATEN, FUNCTIONS, ZERO
 from .reindex import MARK
 
 _IGNORED = ("_assert", "sym_constrain_range")
+CONTROL = {
+    "cond": "`cond` runs one of its branches, as what is computed says, and both read it as it is",
+    "while_loop": "`while_loop` runs its body as often as what is computed says, and that reads it as it is",
+    "scan": "`scan` runs its body at every step, and that reads it as it is",
+    "associative_scan": "`associative_scan` combines steps by its body, and that reads it as it is",
+    "map_impl": "`map` runs its body for every slice, and that reads it as it is",
+    "wrap_with_autocast": "autocast inside of it does more than cast its operands",
+}
+"""Why what enters a region of control flow stays as it is."""
 
 
 def spelled(n: Any) -> Size:
@@ -105,6 +114,8 @@ class Reader:
         if MARK in node.meta:
             return "reindex", [node.args[0]], dict(node.meta[MARK])
         schema = getattr(node.target, "_schema", None)
+        if schema is None and (why := CONTROL.get(str(node.target))):
+            return "opaque", node.all_input_nodes, {"why": why}
         if schema is None:
             return str(node.target), None, {}
         name = schema.name.removeprefix("aten::")

@@ -33,11 +33,12 @@ class Network(fx.GraphModule):
 
 
 def network(module: fx.GraphModule) -> Network:
-    """A Network of its own graph that shares the tensors of ``module``, the unused ones too; what is saved of it is
-    what was saved of that."""
+    """A Network of its own graph (and graphs of branches) that shares the tensors of ``module``, the unused ones too;
+    what is saved of it is what was saved of that."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns about how it copies its own pytree specs
         made = Network(module, copy.deepcopy(module.graph), "Network")
+        _own_bodies(made)
     for name, tensor in [
         *module.named_parameters(remove_duplicate=False),
         *module.named_buffers(remove_duplicate=False),
@@ -50,6 +51,16 @@ def network(module: fx.GraphModule) -> Network:
         lead = f"{path}." if path else ""
         part._non_persistent_buffers_set = {name for name in part._buffers if lead + name not in saved}
     return made
+
+
+def _own_bodies(module: fx.GraphModule) -> None:
+    """Copies of the graphs that a graph calls (branches, bodies of loops), for no other network to have them."""
+    for node in module.graph.nodes:
+        if node.op == "get_attr" and isinstance(body := find(module, str(node.target)), fx.GraphModule):
+            own = fx.GraphModule(body, copy.deepcopy(body.graph))
+            _own_bodies(own)
+            owner, _, leaf = str(node.target).rpartition(".")
+            setattr(module.get_submodule(owner), leaf, own)
 
 
 def find(model: torch.nn.Module, name: str) -> Any:

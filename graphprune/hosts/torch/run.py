@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx
+from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -165,6 +166,8 @@ class _Shapes(fx.Interpreter):
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise _Unknown from error
         except Exception as error:
+            if self.mode is not None and isinstance(n.target, HigherOrderOperator):  # branches and loops
+                raise _Unknown from error
             raise ShapeError(f"{origin(n)} ({n.target}): shapes disagree after the cut: {first_line(error)}") from error
         if n.op == "call_function" and "val" in n.meta:
             old, spec = pytree.tree_flatten(n.meta["val"])  # a list, where a saved program was read: not value's tuple
