@@ -40,7 +40,6 @@ class Host(Protocol):
     proof_dtype: str  # what pruned and masked model are compared in, as ``copy`` takes it
     notes: tuple[str, ...]  # what was changed in reading it, for the report
     tolerance: float  # how far they may be apart there, relative to the largest output
-    notes: tuple[str, ...]  # what reading the model made other than it was given, for the user to know
 
     @property
     def model(self) -> Any:

@@ -58,6 +58,7 @@ def cut(
         for name, axes in done.plan.parameters.items()
     }
     _check_steps(module, host, done)
+    _check_baked(module, host, done)
     refuse_unread(module, host.lift(), _widths(host, done), allow_unread)
     args, kwargs = host.call_arguments(host.example())
     trains = training_error(module, args, kwargs) is None
@@ -87,6 +88,19 @@ def _check_steps(module: nn.Module, host: TorchHost, done: Program) -> None:
             raise ModelError(
                 f"the plan {what} `{min(names)}`, which {type(module).__name__} does not allow for",
                 "leave out `fold`, and `compensate` where a layer has no bias, or train the GraphModule",
+            )
+
+
+def _check_baked(module: nn.Module, host: TorchHost, done: Program) -> None:
+    """A weight that the class computes from others is none that can be cut."""
+    for name in host.baked:
+        before, after = (dict(tensors(model))[name].shape for model in (host.model, done.model))
+        if before != after:
+            owner, _, leaf = name.rpartition(".")
+            raise ModelError(
+                f"{type(module).__name__} cannot be cut in place: it computes `{name}` by a parametrization",
+                f"torch.nn.utils.parametrize.remove_parametrizations(model.{owner}, {leaf!r}) first (of older hooks: "
+                "remove_weight_norm, remove_spectral_norm), or train the GraphModule, `program.model`",
             )
 
 

@@ -26,6 +26,7 @@ from ...ir.graph import Graph, Op, Piece, Site, Value
 from ...ir.host import Array, Batch, Call
 from ..boundary import refusing
 from ..example import given
+from .baked import bake, note
 from .casting import cast_graph, wider
 from .edit import LITERALS, arguments, pointwise, set_argument, stored
 from .export import call_of, retrace, trace
@@ -51,11 +52,11 @@ class TorchHost:
     trainable = True
     proof_dtype = "float64"
     tolerance = 1e-12
-    notes: tuple[str, ...] = ()
 
-    def __init__(self, model: fx.GraphModule, example: Sequence[Any], notes: Sequence[str] = ()) -> None:
+    def __init__(self, model: fx.GraphModule, example: Sequence[Any]) -> None:
         self._module = model
-        self.notes = tuple(notes)
+        self.notes: tuple[str, ...] = ()
+        self.baked: Mapping[str, tuple[str, ...]] = {}  # see baked.bake
         self._example = list(example)
         self._sizes: Mapping[str, int] | None = None
         self._stale = False  # the graph was edited since its code was made
@@ -92,7 +93,10 @@ class TorchHost:
             module = exported.run_decompositions({}).module(check_guards=False)
             notes = write_out(module)
             made = network(module)
-        return cls(made, example, notes)
+        host = cls(made, example)
+        host.baked = bake(made)
+        host.notes = (*notes, *note(host.baked))
+        return host
 
     @classmethod
     def load(cls, path: Path) -> TorchHost:
