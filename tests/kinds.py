@@ -270,3 +270,28 @@ class Distances(Around):
     def inside(self, h, x):
         other = torch.tanh(self.other(x))
         return torch.cdist(h, h) * F.cosine_similarity(other, x.mean(-1, keepdim=True) + other, dim=-1)[..., None]
+
+
+@net(
+    vectors(2, 5, 4),
+    {"up": 7},
+    {"enter.weight[1]": INPUT, "leave": OUTPUT},
+    mixed={"enter": 6},
+)
+class WrittenNorms(Around):
+    """RMSNorm, LayerNorm in two forms, L2 and global response normalisation, in sums and square roots."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 7), nn.Linear(7, 6)
+        self.weight, self.bias = nn.Parameter(torch.ones(6)), nn.Parameter(torch.ones(6))
+
+    def inside(self, h, x):
+        h = self.weight * h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-6)
+        centred = h - h.mean(-1, keepdim=True)
+        h = centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + 1e-6) * self.weight + self.bias
+        var, mean = torch.var_mean(h, -1, keepdim=True)
+        h = (h + self.bias - mean) / (var + 1e-6).sqrt()
+        h = h + self.down(torch.tanh(self.up(F.normalize(h, dim=-1))))
+        response = torch.linalg.vector_norm(h, dim=1, keepdim=True)
+        return h + h * (response / (response.mean(-1, keepdim=True) + 1e-6)) * self.weight

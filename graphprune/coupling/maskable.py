@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ..axes.dim import Dim, freeze, leaves
+from ..axes.dim import Dim, freeze, leaves, mix
 from ..axes.notation import fed
 from ..ir.graph import Graph, Masker, Op, Value
 from ..ops.traits import traits
+from .norms import statistics
 
 Axes = frozenset[tuple[str, int]]
 """Parameter axes: (name, axis number)."""
@@ -23,7 +24,7 @@ _DEPTH = 200  # ops to look back through; further away nothing is tried
 
 def settle(graph: Graph) -> None:
     """Freeze what cannot be masked, and note in ``graph.maskers`` what masks a contraction."""
-    search = _Search(graph)
+    search, norms = _Search(graph), statistics(graph)
     for op in graph.ops:
         relation = graph.relations[op.name]
         if op.kind == "reindex":
@@ -40,6 +41,8 @@ def settle(graph: Graph) -> None:
                 _reader(op, dim, constants, search)
             elif len({id(value) for value in operands}) > 1:
                 _contraction(op, dim, operands, search)
+            elif op.name in norms:
+                mix(dim, op.where)
             else:
                 freeze(dim, f"{op.where} reduces over it")
 

@@ -34,7 +34,7 @@ ZERO = {  # see the rule of pointwise; what is not listed may make something of 
 """Where the result of a pointwise op is zero for sure."""
 
 FUNCTIONS = {
-    **{name: name.lower() for name in "Abs Add Max Min Mul Neg Relu Sigmoid Softplus Sub Tanh".split()},
+    **{name: name.lower() for name in "Abs Add Div Max Min Mul Neg Relu Sigmoid Softplus Sqrt Sub Tanh".split()},
     "Clip": "clip",
     "Identity": "same",
 }
@@ -258,7 +258,8 @@ def _reduce(c: Call) -> Reading:
         raise Unreadable
     if not axes and c.attr("noop_with_empty_axes", 0):
         return "pointwise", [c.input(0)], {}
-    function = {f"Reduce{name}": name.lower() for name in ("Max", "Mean", "Min", "Sum")}.get(c.node.op_type)
+    functions = {f"Reduce{name}": name.lower() for name in ("Max", "Mean", "Min", "Sum")}
+    function = {**functions, "ReduceL2": "norm"}.get(c.node.op_type)
     known = {"function": function} if function else {}
     return "reduce", [c.input(0)], {"axes": axes, "keepdim": bool(c.attr("keepdims", 1)), **known}
 

@@ -102,6 +102,10 @@ _BY_FUNCTION = {
     "neg": "neg",
     "sigmoid": "sigmoid sigmoid_",
     "square": "square",
+    "sqrt": "sqrt",
+    "rsqrt": "rsqrt",
+    "norm": "norm linalg_vector_norm",
+    "var": "var std var_mean std_mean",
     "tanh": "tanh tanh_",
     "mul": "mul mul_ multiply",
     "same": "alias clone contiguous detach detach_ lift_fresh lift_fresh_copy",
@@ -115,6 +119,7 @@ _BY_FUNCTION = {
     "_adaptive_avg_pool2d _adaptive_avg_pool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d "
     "upsample_linear1d upsample_bilinear2d upsample_trilinear3d",
 }
+_POWERS: dict[Any, str] = {2: "square", 0.5: "sqrt", -0.5: "rsqrt"}
 FUNCTIONS: dict[str, Callable[[Args], dict[str, Any]]] = {
     **{name: _just(function) for function, names in _BY_FUNCTION.items() for name in names.split()},
     **dict.fromkeys("sub sub_ subtract".split(), lambda a: _scaled(a, "sub")),
@@ -123,6 +128,10 @@ FUNCTIONS: dict[str, Callable[[Args], dict[str, Any]]] = {
     **dict.fromkeys(
         "dropout dropout_ feature_dropout alpha_dropout".split(),
         lambda a: {"function": "unknown" if a["train"] else "same"},
+    ),
+    "pow": lambda a: {"function": _POWERS[a["exponent"]]} if a["exponent"] in _POWERS else {},
+    **dict.fromkeys(
+        "div div_ divide true_divide".split(), lambda a: {} if a.get("rounding_mode") else {"function": "div"}
     ),
     "softplus": lambda a: {"function": "softplus"} if a["beta"] == 1 else {},
     **dict.fromkeys(
