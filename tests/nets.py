@@ -835,6 +835,33 @@ class Language(nn.Module):
 
 @net(
     lambda: (torch.tensor([[1, 4, 2, 0], [3, 3, 5, 6]]),),
+    {"emb": 6, "q.0": 2, "k.1": 3, "v.1": 3, "gate": 7},
+    {"head": OUTPUT},
+)
+class Llama(nn.Module):
+    """A residual stream below RMS norms, two of which share a weight; norms of queries and keys; gated units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb, self.head = nn.Embedding(8, 6), nn.Linear(6, 5)
+        self.norm1, self.norm2, self.last = nn.RMSNorm(6, eps=0.1), nn.RMSNorm(6, eps=0.3), nn.RMSNorm(6)
+        self.q, self.k, self.v = nn.Linear(6, 6, bias=False), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.qn, self.kn, self.o = nn.RMSNorm(3, eps=0.2), nn.RMSNorm(3, eps=0.2), nn.Linear(6, 6)
+        self.gate, self.up, self.down = nn.Linear(6, 7), nn.Linear(6, 7), nn.Linear(7, 6)
+
+    def forward(self, ids):
+        x = self.emb(ids)
+        y = self.norm1(x)
+        q, k, v = self.qn(_heads(self.q(y), 2)), self.kn(_heads(self.k(y), 2)), _heads(self.v(y), 2)
+        x = x + self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        x = x + self.norm2(x)
+        y = self.norm1(x)
+        x = x + self.down(F.silu(self.gate(y)) * self.up(y))
+        return self.head(self.last(x))
+
+
+@net(
+    lambda: (torch.tensor([[1, 4, 2, 0], [3, 3, 5, 6]]),),
     {"emb": 6, "fc": 5},
     {"head": OUTPUT},
 )

@@ -13,9 +13,10 @@ from .eagleeye import eagleeye
 from .knapsack import knapsack
 from .problem import Allocation
 from .rd import rd
+from .stepwise import stepwise
 from .threshold import greedy, lamp, one_threshold, uniform
 
-__all__ = ["METHODS", "Allocation", "Counts", "Method", "methods"]
+__all__ = ["METHODS", "OF_BRANCHES", "Allocation", "Counts", "Method", "methods"]
 
 METHODS: Mapping[str, Callable[[Allocation], Counts]] = {
     "uniform": uniform,
@@ -25,8 +26,11 @@ METHODS: Mapping[str, Callable[[Allocation], Counts]] = {
     "greedy": greedy,
     "rd": rd,
     "eagleeye": eagleeye,
+    "stepwise": stepwise,
 }
 WANT_DATA = frozenset({"rd", "eagleeye"})
+OF_BRANCHES = frozenset({"uniform", "global", "greedy", "knapsack", "rd", "stepwise"})
+"""The methods that may be asked about branches."""
 
 
 @dataclass(frozen=True)

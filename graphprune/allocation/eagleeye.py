@@ -67,7 +67,7 @@ def _masked(problem: Allocation, counts: Counts) -> Host:
     for group in problem.groups:
         kept = best(problem.scores[group], counts[group.name])
         for member in group.members:
-            if member.role == "reader" and len(kept) < group.size:
+            if member.zeroed and len(kept) < group.size:
                 at = coordinates(member.dim, group.dim)
                 host.zero(member.parameter, member.axis, np.flatnonzero((at >= 0) & ~np.isin(at, kept)))
     return host

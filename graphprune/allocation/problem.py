@@ -43,13 +43,15 @@ class Allocation:
 
     def survivors(self, group: Group, wanted: float) -> int:
         """How many channels remain of a group when ``wanted`` would do: floor and grain applied."""
+        if group.branches:
+            return min(ceil(wanted - 1e-9), 1)
         least = max(wanted, ceil(self.floor * group.size - 1e-9), 1)
         step = self.steps[group.name]
         return min(group.size, ceil(ceil(least - 1e-9) / step) * step)
 
     def menu(self, group: Group) -> list[int]:
         """Every count that floor and grain allow, rising."""
-        return sorted({self.survivors(group, wanted) for wanted in range(1, group.size + 1)})
+        return sorted({self.survivors(group, wanted) for wanted in range(group.least, group.size + 1)})
 
     def price(self, counts: Mapping[str, int]) -> float:
         return float(self.cost({group.dim: counts[group.name] for group in self.groups}))

@@ -11,7 +11,9 @@ from ..calibration.activations import Walk
 from ..calibration.batches import batch_size
 from ..calibration.least_squares import Curvature, NormalEquations, equations
 from ..calibration.optimal_brain_surgeon import Problem, in_turn, problems, scales
+from ..calibration.outputs import compared, distortion
 from ..coupling.contractions import Contraction, contractions
+from ..criteria.branches import output
 from ..ir.facts import Group, Groups, Losses, Scores
 from ..ir.host import Array, Batch, Host
 from ..ir.program import Program
@@ -47,10 +49,11 @@ def losses(program: Program, groups: Groups, menus: Mapping[str, Sequence[int]])
 
 
 def measured_losses(program: Program, groups: Groups) -> Losses:
-    """At every count."""
-    curves = distortions(program, groups, program.fact(Scores))
-    found = {}
-    for group in groups:
+    """At every count. Of a branch it is what the network loses without it."""
+    channels = groups.channels
+    curves = distortions(program, channels, program.fact(Scores)) if channels else {}
+    found = {group.name: {0: lost, 1: 0.0} for group, lost in output(program, groups.gates)} if groups.gates else {}
+    for group in channels:
         readers = len({member.parameter for member in group.members if member.role == "reader"}) or 1
         found[group.name] = {count: readers**SHARED * loss for count, loss in curves[group.name].items()}
     return Losses(found)
@@ -69,7 +72,7 @@ def distortions(
     found = contractions(program.graph, own=True)
     sums = _sums(program, found)
     batches = _some(program.data, batch_size(program.graph.inputs) is not None)
-    outputs = [value.name for value in program.graph.outputs if "float" in value.dtype]
+    outputs = compared(program.graph)
     place = {op.name: k for k, op in enumerate(program.graph.ops)}
     first = {group.name: min(_readers(program, group, place), default=0) for group in groups}
     count = scales(program.graph, program.host)
@@ -87,7 +90,7 @@ def distortions(
             for stop in stops:  # what goes only grows, so that one copy serves all
                 _leave_out(program, host, group, order[:stop], own, sums, count, moved)
                 seen = [host.watch(b, outputs, live) for b, live in zip(batches, known, strict=True)]
-                measured[stop] = _change(whole, seen)
+                measured[stop] = distortion(whole, seen)
             costs = in_turn(own, order.tolist())
             curves[group.name] = _curve(costs, measured, group.size)
     return {group.name: curves[group.name] for group in groups}
@@ -150,19 +153,9 @@ def _leave_out(
         moved[name] = change
     weights = {parts[0].layer.weight for parts in fitted.values()}
     for member in group.members:
-        if member.role == "reader" and member.parameter not in weights:
+        if member.across or (member.role == "reader" and member.parameter not in weights):
             drop = np.flatnonzero(np.isin(coordinates(member.dim, group.dim), gone))
             host.zero(member.parameter, member.axis, drop)
-
-
-def _change(whole: Sequence[Mapping[str, Array]], seen: Sequence[Mapping[str, Array]]) -> float:
-    """The mean over outputs of |change|^2 / |deviation from the mean|^2."""
-    shares = []
-    for name in whole[0]:
-        before = np.concatenate([one[name].astype(np.float64) for one in whole])
-        after = np.concatenate([one[name].astype(np.float64) for one in seen])
-        shares.append(np.square(after - before).mean() / (before.var(0).mean() or 1.0))
-    return float(np.mean(shares))
 
 
 def _curve(costs: Array, measured: Mapping[int, float], size: int) -> dict[int, float]:

@@ -14,7 +14,9 @@ from .problem import Allocation
 
 
 def uniform(problem: Allocation) -> Counts:
-    """The same share of every group."""
+    """The same share of every group; of branches, which are kept or not, those with the highest scores."""
+    if not problem.groups.channels:
+        return one_threshold(problem)
 
     def counts(ratio: float) -> Counts:
         return {g.name: problem.survivors(g, floor(ratio * g.size + 0.5)) for g in problem.groups}

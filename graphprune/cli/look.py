@@ -22,7 +22,8 @@ def inspect(model: str, graph: Path | None, text: bool, inputs: dict[str, Any] |
     """Show what of MODEL can be pruned, and what cannot and why.
 
     A group is a set of channels that live or die together. Its members are parameter axes: writers make
-    the channels, readers contract them, carriers (biases, norms, depthwise weights) go along.
+    the channels, readers contract them, carriers (biases, norms, depthwise weights) go along. Of residual
+    branches, which can go whole, it shows what goes along with each.
 
     \b
     Examples:
@@ -32,6 +33,7 @@ def inspect(model: str, graph: Path | None, text: bool, inputs: dict[str, Any] |
     """
     from .. import api
     from ..coupling.groups import find_groups
+    from ..report.branches import listed
     from ..report.listing import describe
     from ..report.progress import shown
 
@@ -43,6 +45,8 @@ def inspect(model: str, graph: Path | None, text: bool, inputs: dict[str, Any] |
         click.echo(program.graph.text())
     else:
         click.echo(describe(groups))
+        if branches := listed(program.graph, program.host):
+            click.echo(f"\n{branches}")
     for note in program.notes:
         click.echo(f"note: {note}", err=True)
     if graph:

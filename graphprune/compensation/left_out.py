@@ -18,8 +18,10 @@ def left_out(program: Program, keep: Keep) -> str:
     graph = original(program).lift()
     index = keep.index(find_groups(graph, normalised=True))
     fitted = {found.op.name for found in contractions(graph)}
-    names = []
+    left, names = {op.name for op in program.graph.ops}, []
     for op in graph.ops:
+        if op.name not in left:
+            continue
         relation = graph.relations[op.name]
         cut = (name for name, dim in relation.dims.items() if index.touches(dim))
         if op.name not in fitted and any(role(op, relation, name) == "reader" for name in cut):

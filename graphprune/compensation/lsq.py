@@ -17,7 +17,9 @@ from ..coupling.groups import find_groups
 from ..ir.facts import Keep
 from ..ir.graph import Graph, Op, Value
 from ..ir.host import Array
+from ..ir.liveness import dead
 from ..ir.program import Program
+from ..pipeline.bypass import Bypass
 from ..pipeline.correction import Addition, Correct, addition
 from ..pipeline.edits import original
 
@@ -41,6 +43,10 @@ def least_squares(program: Program, keep: Keep) -> Correct:
     the target becomes min(what the layer gives, 0), and the fit is repeated (Zhang et al., Accelerating
     very deep networks, 2016, solve the same by splitting variables; alternating is ours, as is the pull
     towards the present weight instead of zero).
+
+    Where branches went, the layer that ends in the sum before them is fitted to the sum behind them: the linear map
+    that stands for a removed span (ReplaceMe, Shopkhoev et al. 2025, equation 4, T = argmin |M T + Y - L|), in the
+    weight of the layer that made M, which it would be folded into, fitted from what that layer reads.
 
     A layer whose weight cannot be fitted on its own (shared with another, or scaled by its op) gets a bias
     that brings its mean outputs back, no more.
@@ -81,6 +87,7 @@ class _Fit:
         self.weights: dict[str, Array] = {}
         self.biases: dict[str, Addition] = {}
         self.seed = program.seed
+        self.behind = _behind(program, self.whole)
 
     def todo(self) -> list[Contraction]:
         """The layers whose input is not what it was in the original, in order of execution."""
@@ -88,12 +95,15 @@ class _Fit:
         for op in self.graph.ops:
             before = self.whole.ops[self.whole_place[op.name]] if op.name in self.whole_place else None
             cut = before is None or any(map(self.index.touches, _contracted(before, self.whole)))
+            cut = cut or (bool(self.behind) and _read(op) != _read(before))
             if cut or any(value is not None and value.name in changed for value in op.inputs):
                 changed |= {out.name for out in op.outputs}
         return [
             layer
             for layer in contractions(self.graph)
-            if layer.op.name in self.whole_place and layer.out.name in changed and layer.op.attrs.get("beta", 1)
+            if layer.op.name in self.whole_place
+            and layer.op.attrs.get("beta", 1)
+            and (layer.out.name in changed or (layer.own and self._target(layer).value in self.behind.values()))
         ]
 
     def layer(self, layer: Contraction, theirs: Walk, mine: Walk) -> None:
@@ -166,20 +176,24 @@ class _Fit:
         if op is not None and op.kind == "batch_norm" and op.name in self.whole_place and layer.out_axis == 1:
             scale, shift = affine(op, self.host)
             if np.abs(scale).min() < 1e-3 * np.abs(scale).max():
-                return Target(self._original(layer.out))
+                return Target(self._aim(layer.out))
             value, op = op.outputs[0], self.graph.only_user(op.outputs[0])
         if op is not None and op.attrs.get("function") == "add" and op.name in self.whole_place:
             others = [v for v in op.inputs if v is not None and v is not value]
             if len(others) == 1 and not others[0].constant and others[0].shape == value.shape:
                 maker = self.graph.maker(others[0])
                 if maker is None or self.place[maker.name] < self.place[layer.op.name]:
-                    total = self._original(op.outputs[0])
+                    total = self._aim(op.outputs[0])
                     return Target(total, others[0], scale, shift, self._rectified(op.outputs[0]))
-        return Target(self._original(value), None, scale, shift, self._rectified(value))
+        return Target(self._aim(value), None, scale, shift, self._rectified(value))
 
     def _rectified(self, value: Value) -> bool:
         op = self.graph.only_user(value)
         return op is not None and op.attrs.get("function") == "relu"
+
+    def _aim(self, value: Value) -> Value:
+        """What of the original a value stands for: itself, or where branches behind it went what they ended in."""
+        return self.behind.get(value.name, self._original(value))
 
     def _original(self, value: Value) -> Value:
         op = self.graph.maker(value)
@@ -196,6 +210,27 @@ def _rectified(
         made = (x.swapaxes(0, 1) @ weight.swapaxes(1, 2).astype(x.dtype)).swapaxes(0, 1).reshape(z.shape) + bias
         made = target.scale * made + offset
         yield x, (np.where(z > 0, z, np.minimum(made, 0)) - offset) / target.scale
+
+
+def _behind(program: Program, whole: Graph) -> dict[str, Value]:
+    """By the name of the sum, or other value, before branches that went: the sum behind the last of them."""
+    ops, found, before = {op.name: op for op in whole.ops}, dict[str, Value](), dict[str, str]()
+    for edit in program.plan.of(Bypass):
+        inner = dead(whole, edit.branches)
+        for branch in sorted(edit.branches, key=lambda branch: list(ops).index(branch.op)):
+            value = ops[branch.op].inputs[1 - branch.operand]
+            while value and (maker := whole.maker(value)) and maker.attrs.get("function") == "relu":
+                value = maker.inputs[0]  # a ReLU of a ReLU is the same
+            if value is not None and branch.op not in inner:
+                end = ops[branch.op].outputs[0]
+                before[end.name] = before.get(value.name, value.name)
+                found[before[end.name]] = end
+    return found
+
+
+def _read(op: Op | None) -> list[str]:
+    """The names of the activations that an op reads."""
+    return [] if op is None else [value.name for value in op.inputs if value is not None and not value.constant]
 
 
 def _contracted(op: Op, graph: Graph) -> list[Dim]:

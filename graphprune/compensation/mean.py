@@ -25,7 +25,12 @@ def means(program: Program, keep: Keep) -> Correct:
     index, blank = keep.index(groups), keep.blank
     counting = {name: kept[~np.isin(kept, blank.get(name, []))] for name, kept in keep.keep.items()}
     reading = Keep(counting).index(groups)
-    found = [read for read in contractions(graph) if index.touches(read.dim) and read.op.attrs.get("beta", 1)]
+    left = {op.name for op in program.graph.ops}  # a branch may be gone
+    found = [
+        read
+        for read in contractions(graph)
+        if read.op.name in left and index.touches(read.dim) and read.op.attrs.get("beta", 1)
+    ]
     stats = moments(source, found, program.data, index)
     bias = dict[str, Addition]()
     for read in found:

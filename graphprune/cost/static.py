@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 from ..axes.dim import LEAF, Dim, Size, count, find
 from ..errors import ShapeError
+from ..ir.facts import Group
 from ..ir.graph import Graph, Op
 from ..ir.host import Host
+from ..ir.liveness import dead
 from ..ops.macs import Product
 from ..ops.traits import traits
 
@@ -49,18 +52,42 @@ def length_of(dim: Dim, kept: Mapping[Dim, Any], sizes: Mapping[str, int]) -> An
     return kept[dim] if dim in kept else evaluate(dim.size, sizes)
 
 
-def params(graph: Graph, host: Host) -> Cost:
+Gates = Mapping[str, tuple[Dim, ...]]
+"""By op, the dims of size one without which it is not there: see Group.branches."""
+
+
+def gates(graph: Graph, groups: Iterable[Group]) -> Gates:
+    """Of every group of branches its dim, on each op that only those branches are for."""
+    found: dict[str, tuple[Dim, ...]] = {}
+    for group in groups:
+        for name in dead(graph, group.branches) if group.branches else ():
+            found[name] = (*found.get(name, ()), group.dim)
+    return found
+
+
+def params(graph: Graph, host: Host, gates: Gates = MappingProxyType({})) -> Cost:
     """Trained floating-point numbers. Running statistics of BatchNorm do not count."""
-    used: dict[str, None] = {}
+    used: dict[str, list[tuple[Dim, ...]]] = {}
     for op in graph.ops:
-        used.update(dict.fromkeys(value.name for value in op.inputs[: traits(op).trained] if value is not None))
-    terms = [v.dims for v in graph.parameters.values() if v.name in used and "float" in v.dtype]
-    return Cost("parameters", tuple(terms), host.sizes())
+        for value in op.inputs[: traits(op).trained]:
+            if value is not None:
+                used.setdefault(value.name, []).append(gates.get(op.name, ()))
+    counted = [v for v in graph.parameters.values() if v.name in used and "float" in v.dtype]
+    return Cost("parameters", tuple((*v.dims, *_common(used[v.name])) for v in counted), host.sizes())
 
 
-def macs(graph: Graph, host: Host) -> Cost:
+def _common(gates: Sequence[tuple[Dim, ...]]) -> tuple[Dim, ...]:
+    """Those without which no reader of a parameter is there."""
+    return tuple(dim for dim in gates[0] if all(dim in others for others in gates[1:]))
+
+
+def macs(graph: Graph, host: Host, gates: Gates = MappingProxyType({})) -> Cost:
     """Multiply-accumulates of convolutions, linear layers, matrix products and attention, a sample."""
-    terms = [(*one.rows, *one.outer, *one.inner, *one.steps) for op in graph.ops for one in products(op, graph)]
+    terms = [
+        (*one.rows, *one.outer, *one.inner, *one.steps, *gates.get(op.name, ()))
+        for op in graph.ops
+        for one in products(op, graph)
+    ]
     return Cost("MACs", tuple(terms), host.sizes(), 1 / samples(graph, host))
 
 

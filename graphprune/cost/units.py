@@ -36,10 +36,11 @@ UNITS: Mapping[str, Unit] = {
 
 
 def cost(unit: str, graph: Graph, host: Host, groups: Groups) -> Cost:
-    """What a choice of channels costs in a unit that is counted."""
+    """What a choice of channels and branches costs in a unit that is counted."""
     from . import static  # late: the command line reads UNITS alone
 
     if unit == "channels":
         return static.Cost("channels", tuple((group.dim,) for group in groups), {})
-    counted = {"params": static.params, "macs": static.macs, "memory": static.memory}
-    return counted[unit](graph, host)
+    if unit == "memory":  # of a branch that goes, what lives beside it is no less
+        return static.memory(graph, host)
+    return {"params": static.params, "macs": static.macs}[unit](graph, host, static.gates(graph, groups))

@@ -62,9 +62,11 @@ def _members(graph: Graph) -> tuple[dict[Dim, list[Member]], dict[tuple[Dim, str
         if key not in roles or _RANK[part] < _RANK[roles[key]]:
             roles[key] = part
         ops[leaf, parameter.name].append(where)
+    across = {(find(one.dim), one.parameter, one.axis) for one in graph.maskers if one.across}
     members: dict[Dim, list[Member]] = defaultdict(list)
     for (leaf, name, axis), part in roles.items():
-        members[leaf].append(Member(name, axis, part, graph.parameters[name].dims[axis]))
+        mean = (leaf, name, axis) in across and not leaf.mixed
+        members[leaf].append(Member(name, axis, part, graph.parameters[name].dims[axis], mean))
     return members, ops
 
 
@@ -72,6 +74,8 @@ def _uses(graph: Graph) -> Iterator[tuple[Dim, Value, int, Role, str]]:
     """(leaf, parameter, axis, role, op) wherever an op says that a parameter's axis has that leaf."""
     yield from _stored_uses(graph)
     for masker in graph.maskers:  # zeroed like a reader, for want of one
+        if masker.across:
+            continue
         yield masker.dim, graph.parameters[masker.parameter], masker.axis, "reader", masker.op
 
 

@@ -30,6 +30,8 @@ def settle(graph: Graph) -> None:
         if op.kind == "reindex":
             _reindex(op, relation.dims["i"], search)
             continue
+        if op.kind == "rms_norm" and "c" in relation.dims:
+            _norm(op, relation.dims["c"], search)
         for name, dim in relation.dims.items():
             if name in relation.outputs:
                 continue
@@ -52,6 +54,17 @@ def maskable(graph: Graph, value: Value, leaf: Dim) -> bool:
     return _Search(graph)(value, leaf) is not None
 
 
+def silencers(graph: Graph, value: Value) -> tuple[int, dict[tuple[str, int], Dim]]:
+    """An axis of a value, and the parameter axes that, zeroed where they have a leaf of it, make all of the value
+    zero; with each the axis that it has part in. None where nothing makes the whole of it zero."""
+    search = _Search(graph)
+    for axis, dim in enumerate(value.dims):
+        found = [search(value, leaf) for leaf in leaves(dim)]
+        if all(isinstance(leaf.size, int) for leaf in leaves(dim)) and all(found):
+            return axis, {at: dim for axes in found if axes for at in sorted(axes)}
+    return 0, {}
+
+
 def _reader(op: Op, dim: Dim, weights: Sequence[Value], search: _Search) -> None:
     """A weight that is computed must be zero where the parameters it is computed from are."""
     for value in weights:
@@ -65,6 +78,22 @@ def _reindex(op: Op, dim: Dim, search: _Search) -> None:
     """What is left out is not read further on; what is filled up must be zero in the masked model."""
     if op.attrs["fills"]:
         _contraction(op, dim, [value for value in op.inputs if value is not None], search)
+
+
+def _norm(op: Op, dim: Dim, search: _Search) -> None:
+    """What an RMS norm no longer sees must be zero in the masked model, and its weight, which is scaled, its own."""
+    x, weight = op.inputs[0], op.inputs[1]
+    assert x is not None and weight is not None
+    graph = search.graph
+    own = weight.name in graph.parameters and all(
+        user.kind == "rms_norm" and user.inputs[0] is not weight for user in graph.users(weight)
+    )
+    for leaf in leaves(dim):
+        found = search(x, leaf) if own and not leaf.frozen and not leaf.mixed else None
+        if found is None:
+            mix(leaf, op.where)
+        else:
+            graph.maskers += [Masker(leaf, name, axis, op.name, across=True) for name, axis in sorted(found)]
 
 
 def _contraction(op: Op, dim: Dim, operands: Iterable[Value], search: _Search) -> None:

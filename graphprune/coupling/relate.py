@@ -55,7 +55,11 @@ def literals(op: Op, relation: Relation, index: Index) -> dict[str, Any]:
     """The op's literals after ``index`` is applied, where they change; None in a list: leave it."""
     out: dict[str, Any] = {}
     for name, text in relation.literals.items():
-        if text.startswith("rsqrt("):  # a default that depends on the size: spell out what it was
+        if text.startswith("share("):  # times what is left of the axis, upside down: the op divides by its size
+            dim = relation.dims[text[6:-1]]
+            if index.touches(dim):
+                out[name] = op.attrs[name] / share(dim, index)
+        elif text.startswith("rsqrt("):  # a default that depends on the size: spell out what it was
             dim = relation.dims[text[6:-1]]
             if index.touches(dim) and isinstance(size := find(dim).size, int):
                 out[name] = size**-0.5
@@ -67,6 +71,24 @@ def literals(op: Op, relation: Relation, index: Index) -> dict[str, Any]:
             values = [_evaluate(item, relation, index) for item in text.split(",")]
             out[name] = values[0] if name == "groups" else values
     return out
+
+
+def share(dim: Dim, index: Index) -> float:
+    """How much of a dim is left."""
+    size, left = find(dim).size, index.length(dim)
+    return left / size if isinstance(size, int) and isinstance(left, int) else 1.0
+
+
+def rescaled(graph: Graph, index: Index) -> dict[str, float]:
+    """What to multiply weights by, whose op divides by a mean over an axis of which less is left: those of RMS norms.
+
+    Of n of d channels, the others zero, sum(x^2) / d + eps is (n / d) (sum(x^2) / n + eps d / n)."""
+    found = {}
+    for op in graph.ops:
+        dims = graph.relations[op.name].dims
+        if op.kind == "rms_norm" and "c" in dims and index.touches(dims["c"]) and op.inputs[1] is not None:
+            found[op.inputs[1].name] = share(dims["c"], index) ** -0.5
+    return found
 
 
 def _parts(op: Op, relation: Relation, text: str) -> list[str]:

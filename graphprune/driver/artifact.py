@@ -15,14 +15,16 @@ from ..backends.target import Target, host_cpu
 from ..cost import static as costs
 from ..coupling.groups import find_groups
 from ..errors import VerificationError
-from ..ir.facts import Latency
+from ..ir.facts import Group, Latency
 from ..ir.host import Array
 from ..ir.program import Program
 from ..pipeline.base import Progress
+from ..pipeline.bypass import Bypass
 from ..pipeline.compare import Check, compare
 from ..pipeline.edits import kept, original
 from ..pipeline.plan_file import write_plan
 from ..pipeline.provenance import provenance, versions
+from ..report import branches
 
 
 def emit(folder: Path, program: Program, targets: Sequence[Target], progress: Progress | None) -> dict[str, Path]:
@@ -159,12 +161,13 @@ def describe(
             {
                 "name": group.name,
                 "size": group.size,
-                "kept": left.get(group.name, group.size),
+                "kept": left.get(group.name, group.size) if _there(group, program) else 0,
                 "members": [{"parameter": m.parameter, "axis": m.axis, "role": m.role} for m in group.members],
             }
             for group in groups
         ],
         "frozen": [asdict(dim) for dim in groups.frozen],
+        **_branches(program),
         **({"segments": list(program.plan.segments)} if program.plan.segments else {}),
         "passes": [asdict(step) for step in program.history],
         "verification": _verification(checks),
@@ -175,6 +178,19 @@ def describe(
         "targets": {one.label: {**one.describe(), **_found(one, files)} for one in targets},
         "notes": [*program.notes, *_left_out(targets)],
     }
+
+
+def _there(group: Group, program: Program) -> bool:
+    """Whether any of a group's parameters is left: all of them may have gone with a branch."""
+    return any(member.parameter in program.graph.parameters for member in group.members)
+
+
+def _branches(program: Program) -> dict[str, Any]:
+    """Every residual branch, where some were offered or went."""
+    gone = [branch for edit in program.plan.of(Bypass) for branch in edit.branches]
+    if not gone and all(step.name != "branches" for step in program.history):
+        return {}
+    return {"branches": branches.rows(program.source.lift(), program.source, gone)[0]}
 
 
 def _found(one: Target, files: Mapping[str, Path]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..axes.dim import Dim
 from ..axes.index import Index, Indices
+from .graph import Branch
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -22,13 +23,20 @@ class Member:
     """One parameter axis of a group. Its positions may be a product or sum that the group is part of.
 
     writer: makes the channels (a conv's output channels). reader: contracts over them (the next
-    conv's input channels). carrier: goes along (BatchNorm, bias, depthwise, PReLU).
+    conv's input channels). carrier: goes along (BatchNorm, bias, depthwise, PReLU). ``across``: it is zeroed in the
+    masked model although it reads nothing, since an RMS norm takes a mean over what it writes.
     """
 
     parameter: str
     axis: int
     role: Role
     dim: Dim  # the whole axis
+    across: bool = False
+
+    @property
+    def zeroed(self) -> bool:
+        """Whether it is zero in the masked model where a channel goes."""
+        return self.across or self.role == "reader"
 
     def __str__(self) -> str:
         return f"{self.parameter}[{self.axis}]"
@@ -36,12 +44,22 @@ class Member:
 
 @dataclass(frozen=True)
 class Group:
-    """A leaf dim with every parameter axis that contains it: what lives or dies together."""
+    """A leaf dim with every parameter axis that contains it: what lives or dies together.
+
+    With ``branches`` it is a gate: a dim of size one, kept or not, that these branches of the network pass.
+    Its members are what is zero in the masked model when it goes: the last that each branch is multiplied by.
+    """
 
     name: str
     dim: Dim
     size: int
     members: tuple[Member, ...]
+    branches: tuple[Branch, ...] = ()
+
+    @property
+    def least(self) -> int:
+        """How many must stay."""
+        return 0 if self.branches else 1
 
 
 @dataclass(frozen=True)
@@ -73,6 +91,16 @@ class Groups:
 
     def __len__(self) -> int:
         return len(self.groups)
+
+    @property
+    def channels(self) -> Groups:
+        """The groups of channels alone."""
+        return replace(self, groups=tuple(group for group in self.groups if not group.branches))
+
+    @property
+    def gates(self) -> Groups:
+        """The groups of branches alone."""
+        return replace(self, groups=tuple(group for group in self.groups if group.branches))
 
 
 @dataclass(frozen=True)
@@ -107,7 +135,7 @@ class Losses:
 
 @dataclass(frozen=True)
 class Keep:
-    """Per group, the ordered indices that survive. A group that is not listed keeps all.
+    """Per group, the ordered indices that survive. A group that is not listed keeps all; of branches none may.
 
     ``blank``: survivors that count for nothing all the same, per group; what reads them is zero. They fill
     the gaps between the channels that a reader takes, so that it takes a run. A channel that is listed

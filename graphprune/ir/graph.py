@@ -132,12 +132,13 @@ class _UseDef:
 @dataclass(frozen=True)
 class Masker:
     """An axis of a parameter that, zeroed at a position of ``dim``, masks it where ``op`` (its name) contracts
-    two activations along it."""
+    two activations along it, or (``across``) takes a mean over it, so that it must be zero where it is written."""
 
     dim: Dim
     parameter: str
     axis: int
     op: str
+    across: bool = False
 
 
 def around(graph: Graph, op: Op, lines: int = 2) -> str:
@@ -170,6 +171,14 @@ class Site:
     axis: int
     inner: int = 1
     fills: bool = False
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One operand of an add of two: without it the add is its other operand."""
+
+    op: str
+    operand: int
 
 
 @dataclass(frozen=True)

@@ -83,8 +83,9 @@ class Host(Protocol):
         """Replace a ``reindex`` op by the concatenation of ``pieces``: by nothing where that is all of its
         operand, a slice where it is a run, else by a gather."""
 
-    def remove(self, op: Op) -> None:
-        """Drop an op; its readers read its first input instead."""
+    def remove(self, op: Op, stays: int = 0) -> None:
+        """Drop an op; its readers read its input number ``stays`` instead, and what only the others were for, ops and
+        parameters, goes along."""
 
     def undecided(self) -> Sequence[Value]:
         """All inputs, as the model declares them, where ``example`` has some that nobody has given; else none."""

@@ -86,6 +86,12 @@ class Edit(ABC):
     def read(cls, entry: Entry) -> Self:
         """The inverse of ``content``. Raises RecipeError with the place of what is amiss."""
 
+    @property
+    def opens(self) -> bool:
+        """Whether it leaves what is computed as it was, for dims that can be pruned after it: the model that plans
+        speak of, whose channels are masked, is the one with all such edits, which come before all others."""
+        return False
+
     def check(self) -> None:  # noqa: B027 (most have nothing to check)
         """Whether it can be done at all, whatever the model. Raises RecipeError."""
 
@@ -114,6 +120,11 @@ class Plan(Mapping[str, Any]):
     def of(self, kind: type[E]) -> list[E]:
         """The edits of a kind, in order."""
         return [edit for edit in self.edits if isinstance(edit, kind)]
+
+    @property
+    def openings(self) -> tuple[Edit, ...]:
+        """The edits that opened dims, in order."""
+        return tuple(edit for edit in self.edits if edit.opens)
 
     def signed(self, since: int, by: str) -> Plan:
         """The same, the edits from number ``since`` on being done ``by`` a pass."""

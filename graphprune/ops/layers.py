@@ -104,7 +104,16 @@ def weight_norm(op: Op) -> str:
     return f"{' '.join(names)}, {' '.join(n if k == axis else '1' for k, n in enumerate(names))} -> {' '.join(names)}"
 
 
-@rule("layer_norm", "rms_norm")
+@rule("rms_norm")
+def rms_norm(op: Op) -> str:
+    """(x, weight), ``trailing``, ``eps``. With a weight, along one axis, it can be told what it no longer sees: of n of
+    d channels, the others zero, the mean of squares is d / n times as much. relate.rescaled has the weight."""
+    if op.attrs["trailing"] > 1 or len(op.inputs) < 2 or op.inputs[1] is None or op.attrs.get("eps") is None:
+        return layer_norm(op)
+    return "... c, c -> ... c | shape=c eps=share(c)"
+
+
+@rule("layer_norm")
 def layer_norm(op: Op) -> str:
     """(x, weight, bias), ``trailing``: how many axes are normalised together."""
     names = LETTERS[: op.attrs["trailing"]]

@@ -87,7 +87,8 @@ TRAITS: dict[str, Traits] = {
     "batch_norm": Traits(zeros="scaled", elementwise=True, along=True, trained=3),
     "instance_norm": Traits(along=True, trained=3),
     "prelu": Traits(elementwise=True, along=True),
-    **dict.fromkeys(("group_norm", "standardise", "weight_norm", "layer_norm", "rms_norm", "skip_norm"), PLAIN),
+    **dict.fromkeys(("group_norm", "standardise", "weight_norm", "layer_norm", "skip_norm"), PLAIN),
+    "rms_norm": Traits(zeros="first"),
     # products
     "gemm": Traits(macs.contraction, "product", "written", contracts=True, absorbs=True),
     "matmul": Traits(macs.contraction, "product", "written", contracts=True),

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from ..compensation import METHODS, NEVER_WORSE, left_out, no_worse
 from ..errors import RecipeError, nearest
+from ..ir.facts import Keep
 from ..ir.program import Program
 from ..pipeline.base import Pass
+from ..pipeline.bypass import Bypass
 from ..pipeline.correction import Correct
-from ..pipeline.edits import Cut, Reindex
+from ..pipeline.edits import Cut
 
 
 @dataclass(frozen=True)
@@ -31,17 +33,20 @@ class Compensate(Pass):
     def run(self, program: Program) -> Program:
         """See graphprune.compensation for the methods. Raises RecipeError before `propagate`, after `fold`,
         and after more than one cut."""
-        cuts = program.plan.of(Cut)
-        fine = (Cut, Reindex, *((Correct,) if self.by in ("bn", "renorm") else ()))
-        others = [edit for edit in program.plan.edits if not isinstance(edit, fine)]
-        if len(cuts) != 1 or others:
+        cuts, gone = program.plan.of(Cut), program.plan.of(Bypass)
+        fine = (Cut, Bypass, *((Correct,) if self.by in ("bn", "renorm") else ()))
+        others = [edit for edit in program.plan.edits if not (edit.opens or isinstance(edit, fine))]
+        if len(cuts) > 1 or len(gone) > 1 or not (cuts or gone) or others:
             raise RecipeError(
                 f"`compensate` follows one `propagate`, here {len(cuts)} cuts and {len(others)} other edits were made",
                 "put it right after `propagate`, and `fold` after it",
             )
-        correction = METHODS[self.by](program, cuts[0].fact())
+        keep = cuts[0].fact() if cuts else Keep({})
+        correction = METHODS[self.by](program, keep)
         notes = []
         if self.by in NEVER_WORSE:
             correction, said = no_worse(program, correction)
-            notes = [note for note in (said, left_out(program, cuts[0].fact())) if note]
+            if gone and self.by == "mean":
+                notes = ["`compensate{by=mean}` makes up for channels, not for branches: by=lsq does"]
+            notes += [note for note in (said, left_out(program, keep)) if note]
         return correction.apply(program).note(*notes)

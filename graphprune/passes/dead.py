@@ -54,6 +54,8 @@ class Dead(Pass):
 
 
 def _lives(program: Program, group: Group, live: Live, names: Mapping[Dim, str], idle: Idle) -> Array:
+    if any(member.across for member in group.members):  # a norm has it in its mean, whoever reads it
+        return np.ones(group.size, bool)
     readers = [member for member in group.members if member.role == "reader"]
     if not readers or group.dim in idle.elsewhere:
         return ~idle.silent[group.name]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..allocation import Allocation, methods
+from ..allocation import METHODS, OF_BRANCHES, Allocation, methods
 from ..allocation.choice import Menu, Prices, trade
 from ..allocation.fill import fill
 from ..allocation.problem import best
@@ -98,17 +98,21 @@ class Mask(Pass):
                     f"run `{step.text()}` before it; a Recipe does so by itself",
                 )
         unit, remains = self.budget()
+        gates = program.fact(Groups).gates
+        self._check_gates(program.fact(Groups))
         if unit == "latency":
             return program.learn(Keep(self._within(program)))
         scores, links = program.fact(Scores), self._links(program)
-        groups = links.free()
+        free = links.free()
+        groups = replace(free, groups=(*free, *gates))
         cost = static_cost(unit, program.graph, program.host, groups)
         priced = links.priced(cost, scores, best)
         problem = Allocation(program, groups, scores, priced, remains * cost(), unit, self.floor, self.grain)
         counts = methods()[self.allocate].counts(problem)
         lost = {g.name: _cut(scores[g], sorted({*problem.menu(g), counts[g.name]})) for g in groups}
         counts = fill(lost, problem.prices, problem.budget, counts)
-        keep = links.complete({group.name: best(scores[group], counts[group.name]) for group in groups})
+        keep = {group.name: best(scores[group], counts[group.name]) for group in groups}
+        keep = {**links.complete(keep), **{gate.name: keep[gate.name] for gate in gates}}
         agreed = agree(program, keep, scores, cost, links.steps, self.target) if self.unconstrained == "mixed" else keep
         made = program.learn(Keep(agreed)).learn(Budget(unit, problem.budget))
         have = (
@@ -120,6 +124,23 @@ class Mask(Pass):
         less = any(len(agreed[name]) < len(kept) for name, kept in keep.items())
         why = "readers that agree take less" if less else _next(lost, problem.prices, counts, cost(), "x")
         return made.note(f"{unit}={getattr(self, unit)}: {have:.3g}x is kept, for {why}")
+
+    def _check_gates(self, groups: Groups) -> None:
+        """Whether branches can be chosen so. Raises RecipeError."""
+        if not groups.gates:
+            return
+        if self.latency:
+            raise RecipeError("`mask{latency=...}` has no prices of branches", "budget MACs or parameters")
+        if groups.channels and self.allocate != "rd":
+            raise RecipeError(
+                f"`mask{{allocate={self.allocate}}}` cannot weigh channels against branches, whose scores are others",
+                "take allocate=rd, which measures both alike, or `branches{alone=true}`",
+            )
+        if self.allocate in METHODS and self.allocate not in OF_BRANCHES:
+            raise RecipeError(
+                f"`mask{{allocate={self.allocate}}}` says nothing of branches",
+                f"one of: {', '.join(sorted(OF_BRANCHES))}",
+            )
 
     def menus(self, program: Program) -> dict[str, list[int]]:
         """The counts that each group may keep where a latency table prices them: floor and grain applied, and
@@ -139,7 +160,7 @@ class Mask(Pass):
         return Allocation(program, program.fact(Groups), Scores("", {}), nothing, 0.0, "", self.floor, self.grain)
 
     def _links(self, program: Program) -> Links:
-        return Links(program.graph, program.fact(Groups), self._unpriced(program).steps)
+        return Links(program.graph, program.fact(Groups).channels, self._unpriced(program).steps)
 
     def _within(self, program: Program) -> dict[str, Indices]:
         """The channels with the least score lost whose predicted latency is within the budget."""

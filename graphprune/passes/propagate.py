@@ -8,7 +8,7 @@ import numpy as np
 
 from ..axes.dim import find
 from ..axes.index import Index
-from ..coupling.relate import literals
+from ..coupling.relate import literals, rescaled
 from ..errors import ShapeError
 from ..ir.facts import Groups, Keep, Order
 from ..ir.gc_paused import paused
@@ -16,6 +16,7 @@ from ..ir.graph import Graph
 from ..ir.host import Host
 from ..ir.program import Axis, Parameters, Program
 from ..pipeline.base import Pass
+from ..pipeline.bypass import Bypass
 from ..pipeline.edits import Cut
 from ..reorder.reindex import positions, selections
 
@@ -29,13 +30,29 @@ class Propagate(Pass):
     rewrites = True
 
     def run(self, program: Program) -> Program:
-        groups = program.fact(Groups)
-        keep, notes = _apart(program.graph, groups, program.fact(Keep))
+        """Channels first, then branches of which nothing is kept."""
+        cut = self._channels(program)
+        keep = program.fact(Keep).keep
+        gone = [group for group in program.fact(Groups).gates if not len(keep.get(group.name, [0]))]
+        if not gone:
+            return cut
+        branches = tuple(dict.fromkeys(branch for group in gone for branch in group.branches))
+        return Bypass(branches).apply(cut)
+
+    def _channels(self, program: Program) -> Program:
+        groups, keep = program.fact(Groups).channels, program.fact(Keep)
+        names = {group.name for group in groups}
+        if program.fact(Groups).gates and not names & {*keep.keep}:
+            return program
+        keep = replace(keep, keep={name: kept for name, kept in keep.keep.items() if name in names})
+        keep, notes = _apart(program.graph, groups, keep)
         order = program.fact(Order) if program.knows(Order) else Order()
         index, graph, host = keep.index(groups), program.graph, program.host.copy()
         with paused():
             _blank(groups, keep, host)
             _slice(graph, host, index)
+            for name, factor in rescaled(graph, index).items():
+                host.set_parameter(name, host.parameter(name) * factor)
             for op in graph.ops:
                 for name, value in literals(op, graph.relations[op.name], index).items():
                     host.set_literal(op, name, value)
@@ -70,7 +87,7 @@ def _blank(groups: Groups, keep: Keep, host: Host) -> None:
     for group in groups:
         if group.name in keep.blank:
             for member in group.members:
-                if member.role == "reader":
+                if member.zeroed:
                     host.zero(member.parameter, member.axis, positions(member.dim, group.dim, keep.blank[group.name]))
 
 
@@ -115,7 +132,8 @@ def _parameters(groups: Groups, keep: Keep, index: Index, before: Parameters) ->
             earlier = before.get(member.parameter, {}).get(str(member.axis))
             if earlier is not None:  # a second cut: name positions of the original axis
                 kept, idle = ([earlier["keep"][k] for k in at] for at in (kept, idle))
-            role = min(known["role"] if known else member.role, member.role, key=rank.__getitem__)
+            mine = "reader" if member.zeroed else member.role  # of a plan, what is zeroed
+            role = min(known["role"] if known else mine, mine, key=rank.__getitem__)
             axes[str(member.axis)] = {"role": role, "keep": kept}
             if idle := sorted({*idle, *(known.get("blank", ()) if known else ())}):
                 axes[str(member.axis)]["blank"] = idle

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ..cost.static import macs, memory, params
+from ..cost.static import Cost, macs, memory, params
 from ..errors import RecipeError, nearest
 from ..ir.facts import Budget, Groups, Keep, Order
+from ..ir.graph import Graph
+from ..ir.host import Host
 from ..ir.program import Program
 from ..pipeline.base import Pass
 from ..reorder.access import MENU, Layout, Pricing
@@ -73,9 +75,8 @@ class Reorder(Pass):
 
 def _within(program: Program, pricing: Pricing) -> Callable[[Lists], bool]:
     """Whether lists keep to the budget that `mask` had; any do where it counted something else."""
-    cost = {"params": params, "macs": macs, "memory": memory}.get(
-        program.fact(Budget).unit if program.knows(Budget) else ""
-    )
+    counted: Mapping[str, Callable[[Graph, Host], Cost]] = {"params": params, "macs": macs, "memory": memory}
+    cost = counted.get(program.fact(Budget).unit if program.knows(Budget) else "")
     if cost is None:
         return lambda keep: True
     left, limit = cost(program.graph, program.host), program.fact(Budget).limit

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..criteria import COMBINE, NORMALIZE, Scoring, criteria
+from ..criteria.branches import METHODS, worth
 from ..errors import RecipeError, nearest
 from ..ir.facts import Groups, Scores
 from ..ir.program import Program
@@ -13,7 +14,7 @@ from ..pipeline.base import Pass
 
 @dataclass(frozen=True)
 class Score(Pass):
-    """Score channels by a criterion: `graphprune passes score` lists them."""
+    """Score channels by a criterion, and branches by what the network loses without them."""
 
     name = "score"
     needs = (Groups,)
@@ -22,6 +23,7 @@ class Score(Pass):
     by: str = "l2"
     over: str = "all"  # which weights of a group count: all, writers or readers
     combine: str = "mean"  # how they combine: mean, sum or max
+    branches: str = "output"  # what a branch is worth, where `branches` offers any: output, kl, angular, loss
     normalize: str = (
         "auto"  # how groups compare: mean, standard (zero mean, unit variance), none; auto: mean, lamp none
     )
@@ -31,6 +33,7 @@ class Score(Pass):
             "by": criteria(),
             "over": ("all", "writers", "readers"),
             "combine": COMBINE,
+            "branches": METHODS,
             "normalize": ("auto", *NORMALIZE),
         }
         for option, choices in allowed.items():
@@ -42,11 +45,14 @@ class Score(Pass):
         return criteria()[self.by].data
 
     def run(self, program: Program) -> Program:
-        scoring = Scoring(program, program.fact(Groups), self.over, self.combine)
+        channels, gates = program.fact(Groups).channels, program.fact(Groups).gates
+        found = worth(program, gates, self.branches) if gates else {}
+        scoring = Scoring(program, channels, self.over, self.combine)
         criterion = criteria()[self.by]
-        raw = criterion.score(scoring)
-        scale = NORMALIZE[criterion.normalize if self.normalize == "auto" else self.normalize]
+        if channels:
+            scale = NORMALIZE[criterion.normalize if self.normalize == "auto" else self.normalize]
+            found = {**{name: scale(score) for name, score in criterion.score(scoring).items()}, **found}
         for fact in scoring.learned:
             program = program.learn(fact)
-        scores = Scores(self.by, {name: scale(score) for name, score in raw.items()})
+        scores = Scores(self.by if channels else self.branches, found)
         return program.learn(scores.signed(self.text())).note(*scoring.notes)

@@ -23,6 +23,7 @@ class Pass(Named):
     needs: ClassVar[tuple[type, ...]] = ()  # facts that must be known
     gives: ClassVar[tuple[type, ...]] = ()  # facts that it learns
     rewrites: ClassVar[bool] = False  # it edits the host, which drops all facts
+    opens: ClassVar[bool] = False  # what it rewrites computes what it did, for groups that are found after it
     carries: ClassVar[tuple[type, ...]] = ()  # facts that, known before it rewrites, are known of the result
 
     def __init_subclass__(cls) -> None:
@@ -82,7 +83,7 @@ def plug_ins(
 def _built_in() -> dict[str, type[Pass]]:
     from importlib import import_module
 
-    names = ("group", "score", "loosen", "mask", "dead", "reorder", "propagate", "fold", "compensate")
+    names = ("group", "branches", "score", "loosen", "mask", "dead", "reorder", "propagate", "fold", "compensate")
     modules = [import_module(f"graphprune.passes.{name}") for name in names]
     classes = [c for m in modules for c in vars(m).values() if isinstance(c, type) and c.__module__ == m.__name__]
     return {c.name: c for c in classes if issubclass(c, Pass)}

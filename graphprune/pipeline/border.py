@@ -62,12 +62,13 @@ def sound(program: Program, who: str, facts: Mapping[type, Any]) -> Program:
     """The program with lists in Keep and Scores as arrays. Raises RecipeError, beginning with ``who`` gave the
     fact, where one names what is not there or is out of range."""
     sizes = {group.name: group.size for group in program.fact(Groups)} if program.knows(Groups) else None
+    branches = {group.name for group in program.fact(Groups).gates} if program.knows(Groups) else set()
     if Keep in facts:
         keep: Keep = facts[Keep]
         kept = _lists(keep.keep, sizes, f"{who} a Keep that", _indices)
         idle = _lists(keep.blank, sizes, f"{who} a Keep whose blank", _indices)
         for name, own in kept.items():
-            if not len(own):
+            if not len(own) and name not in branches:
                 raise RecipeError(f"{who} a Keep that leaves nothing of `{name}`", "keep one channel at least")
         for name, own in idle.items():
             if name not in kept or not np.isin(own, kept[name]).all():

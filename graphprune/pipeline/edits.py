@@ -1,5 +1,5 @@
-"""The kinds of edits that a plan is made of: Cut and Reindex, Correct (correction.py), Rewrite (run.py), and
-those of other packages."""
+"""The kinds of edits that a plan is made of: Cut and Reindex, Bypass (bypass.py), Correct (correction.py), Rewrite
+(run.py), and those of other packages."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from ..ir.graph import Graph, Op, Site
 from ..ir.host import Host
 from ..ir.program import Edit, Parameters, Plan, Program
 from .base import Pass, plug_ins
+from .bypass import Bypass
 from .correction import Correct
 from .recipe import Recipe
 from .run import Rewrite, run_pass
@@ -30,7 +31,7 @@ Lists = Mapping[str, tuple[int, ...]]
 @cache
 def kinds() -> Mapping[str, type[Edit]]:
     """Every kind of edit by name: the built-in ones and those of the entry-point group ``graphprune.edits``."""
-    built_in: tuple[type[Edit], ...] = (Cut, Reindex, Correct, Rewrite)
+    built_in: tuple[type[Edit], ...] = (Cut, Reindex, Bypass, Correct, Rewrite)
     return {**plug_ins("graphprune.edits", "edit"), **{kind.kind: kind for kind in built_in}}
 
 
@@ -133,6 +134,10 @@ class Reindex(Edit):
 
     sites: tuple[Site, ...]
 
+    @property
+    def opens(self) -> bool:
+        return True
+
     def apply(self, program: Program) -> Program:
         ops = {op.name: op for op in program.graph.ops}
         for site in self.sites:
@@ -181,10 +186,11 @@ def opened(host: Host, sites: Iterable[Site]) -> Host:
 
 
 def original(program: Program) -> Host:
-    """The model as it was given, with the sites that its plan opened: what the groups of the plan are
-    groups of."""
-    sites = [site for edit in program.plan.of(Reindex) for site in edit.sites]
-    return opened(program.source, sites) if sites else program.source
+    """The model as it was given, with all that its plan opened: what the groups of the plan are groups of."""
+    made = Program(host=program.source, source=program.source)
+    for edit in program.plan.openings:
+        made = edit.apply(made)
+    return made.host
 
 
 def kept(plan: Plan) -> dict[str, int]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 
 from ..errors import GraphpruneError, RecipeError
 from ..ir.host import Host
-from ..ir.program import Axis, Parameters, Plan, Program
+from ..ir.program import Axis, Edit, Parameters, Plan, Program
 from .fingerprint import fingerprint
 from .plan_reader import as_plan
 
@@ -22,13 +23,26 @@ def replay(plan: Mapping[str, Any], host: Host, *, masked: bool = False) -> Prog
     what the cut network computes, in the original shapes. Raises RecipeError where the plan is none, or not
     one of this model.
     """
-    return _replayed(as_plan(plan), Program(host=host, source=host), masked)
+    made = as_plan(plan)
+    return _replayed(made, opened(made, Program(host=host, source=host)), masked)
+
+
+def opened(plan: Plan, program: Program) -> Program:
+    """The program after the edits before any cut, which change nothing that is computed."""
+    for edit in _first(plan):
+        program = edit.apply(program)
+    return program
+
+
+def _first(plan: Plan) -> list[Edit]:
+    return list(takewhile(lambda edit: edit.opens, plan.edits))
 
 
 def _replayed(plan: Plan, program: Program, masked: bool = False) -> Program:
-    if masked:  # all cuts at once: they name positions of the original axes
+    """The rest of the plan, done to what its first edits ``opened``."""
+    if masked:  # all cuts at once: they name positions of the axes that were opened
         program = program.rewrite(_zeroed(program, plan.parameters))
-    for edit in plan.edits:
+    for edit in plan.edits[len(_first(plan)) :]:
         program = edit.masked(program, plan.parameters) if masked else edit.apply(program)
     return program
 
@@ -38,10 +52,11 @@ def apply_plan(plan: Plan, host: Host, *, allow_other_weights: bool = False) -> 
     every part, or was made from other weights; ``allow_other_weights`` lets pass what has no weights that were
     fitted to those."""
     given = Program(host=host, source=host)
-    check_parameters(given, plan.parameters)
     weights = fingerprint(given)
     notes = _admitted(plan, weights, allow_other_weights)
     try:
+        given = opened(plan, given)
+        check_parameters(given, plan.parameters)
         done = _replayed(plan, given)
     except RecipeError:
         raise

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from ..cost.static import params
-from ..errors import GraphpruneError, ShapeError
+from ..errors import GraphpruneError, RecipeError, ShapeError
 from ..ir.document import Entry
 from ..ir.graph import around_named
 from ..ir.program import Edit, Parameters, Program, Step
-from .base import Pass, Progress
+from .base import Pass, Progress, passes
 from .border import checked, sound
 from .fingerprint import fingerprint
 from .instrument import Instrument
@@ -76,6 +76,12 @@ def run_pass(step: Pass, program: Program) -> Program:
     try:
         for need in step.needs:
             program.fact(need)
+        late = next((edit.by for edit in program.plan.edits if not edit.opens), None) if step.opens else None
+        if late is not None:
+            raise RecipeError(
+                f"`{step.name}` rewrites the model as it was given, and `{late}` has changed it",
+                f"put it before `{late}`",
+            )
         program = checked(step, program, step.run(program))
         graph = program.graph  # read anew after an edit: structure and rule sizes are checked here
     except GraphpruneError as error:
@@ -105,13 +111,18 @@ class Rewrite(Edit):
     def of(cls, step: Pass) -> Self:
         return cls(step.name, step.changed())
 
+    @property
+    def opens(self) -> bool:
+        kind = passes().get(self.name)
+        return kind is not None and kind.opens
+
     def apply(self, program: Program) -> Program:
         done = run_pass(make(self.name, self.options), program)
         since = len(program.plan.edits)
         return done.planned(replace(done.plan, edits=(*done.plan.edits[:since], self)))
 
     def masked(self, program: Program, cut: Parameters) -> Program:
-        return program
+        return self.apply(program) if self.opens else program
 
     def content(self) -> dict[str, Any]:
         return {"name": self.name, "options": dict(self.options)}

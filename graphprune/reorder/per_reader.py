@@ -7,7 +7,7 @@ own. What is left of a producer follows: what some reader keeps.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -71,7 +71,7 @@ class Links:
     def free(self) -> Groups:
         """The groups without those that follow."""
         kept = tuple(group for group in self.groups if group.name not in self.followers)
-        return Groups(kept, self.groups.frozen, self.groups.graph)
+        return replace(self.groups, groups=kept)
 
     def complete(self, keep: Mapping[str, Indices]) -> dict[str, Indices]:
         """``keep`` with what follows from it: a producer keeps what some reader takes, a writer leaves out
@@ -157,4 +157,5 @@ class _Priced(Cost):
         groups = {group.name: group for group in self.links.groups if group.dim in kept}
         chosen = {name: self.best(self.scores[group], int(kept[group.dim])) for name, group in groups.items()}
         left = self.links.complete(chosen)
-        return self.whole({g.dim: len(left[g.name]) for g in self.links.groups if g.name in left})
+        others = {dim: count for dim, count in kept.items() if dim not in self.links.by_leaf}
+        return self.whole({**others, **{g.dim: len(left[g.name]) for g in self.links.groups if g.name in left}})

@@ -256,6 +256,7 @@ def render(report: Report) -> str:
         ops=_op_bars(report),
         command=command(report),
         groups=_groups(report["groups"]),
+        branches=_branches(report),
         segments=segments(report.get("segments", ())),
         picture=picture(report.get("segments", ())),
         fallback=report.get("fallback"),
@@ -279,6 +280,19 @@ def _groups(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "title": f"{group['name']}: {group['kept']} of {group['size']} channels kept",
         }
         for group in groups
+    ]
+
+
+def _branches(report: Report) -> list[dict[str, Any]]:
+    """Each residual branch with its share of the original's MACs, in percent."""
+    whole = report["before"]["macs"] or 1
+    return [
+        {
+            **branch,
+            "percent": round(100 * branch["macs"] / whole, 3),
+            "title": f"{branch['name']}: {count(branch['macs'])} MACs, {'kept' if branch['kept'] else 'gone'}",
+        }
+        for branch in report.get("branches", ())
     ]
 
 

@@ -67,7 +67,7 @@ class Channels:
     def __init__(self, program: Program, module: nn.Module, over: str = "writers") -> None:
         if over not in ROLES:
             raise RecipeError(f"`over` cannot be `{over}`", nearest(over, ROLES))
-        self.groups: tuple[Group, ...] = program.fact(Groups).groups
+        self.groups: tuple[Group, ...] = program.fact(Groups).channels.groups
         self.starts = dict(zip(self.names, np.cumsum([0, *(g.size for g in self.groups)]).tolist(), strict=False))
         self.total = sum(group.size for group in self.groups)
         self.module = unwrapped(module)

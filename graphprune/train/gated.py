@@ -26,7 +26,7 @@ class Gated(Masked):
     ) -> None:
         super().__init__(program, module, optimizer, **options)
         self.cost = macs(self.program.graph, self.program.host)
-        self.dims = {group.name: group.dim for group in self.program.fact(Groups)}
+        self.dims = {group.name: group.dim for group in self.program.fact(Groups).channels}
 
     def gates(self) -> Tensor:
         """Per channel, the factor that it is read with."""

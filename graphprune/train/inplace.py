@@ -21,6 +21,7 @@ from ..ir.program import Plan, Program
 from ..pipeline.compare import relative
 from ..pipeline.replay import apply_plan
 from .channels import unwrapped
+from .identity import bypassed, identities, leave_out
 from .unread import refuse_unread, tensors, training_error
 
 Keep = Mapping[str, Mapping[int, Tensor]]
@@ -57,13 +58,16 @@ def cut(
         name: {int(axis): torch.tensor(entry["keep"]) for axis, entry in axes.items()}
         for name, axes in done.plan.parameters.items()
     }
-    _check_steps(module, host, done)
+    graph, gone = host.lift(), bypassed(done)
+    parts = identities(module, graph, gone) if gone else []
+    _check_steps(module, host, done, parts)
     _check_baked(module, host, done)
-    refuse_unread(module, host.lift(), _widths(host, done), allow_unread)
+    refuse_unread(module, graph, _widths(host, done), allow_unread)
     args, kwargs = host.call_arguments(host.example())
     trains = training_error(module, args, kwargs) is None
     states = _cut_states(module, optimizer, keep) if optimizer is not None else {}
-    undo = [*_replace_tensors(module, done), *_resize_layers(module, done)]
+    unused = [parameter for path in parts for parameter in module.get_submodule(path).parameters()]
+    undo = [*leave_out(module, parts), *_replace_tensors(module, done), *_resize_layers(module, done)]
     try:
         compare(module, host, done)
         if trains and (error := training_error(module, args, kwargs)):
@@ -77,12 +81,14 @@ def cut(
     if optimizer is not None:
         new = {id(old): getattr(owner, name) for owner, name, old in undo if isinstance(old, nn.Parameter)}
         _move(optimizer, new, states)
+        _forget(optimizer, unused)
     return done
 
 
-def _check_steps(module: nn.Module, host: TorchHost, done: Program) -> None:
-    """What was added or removed, the class does not know of."""
+def _check_steps(module: nn.Module, host: TorchHost, done: Program, parts: Sequence[str]) -> None:
+    """What was added or removed, the class does not know of, but for ``parts`` that become identities."""
     before, after = ({name for name, _ in tensors(model)} for model in (host.model, done.model))
+    before = {name for name in before if not name.startswith(tuple(f"{part}." for part in parts))}
     for names, what in ((after - before, "adds"), (before - after, "removes")):
         if names:
             raise ModelError(
@@ -110,6 +116,7 @@ def _widths(host: TorchHost, done: Program) -> dict[int, str]:
     return {
         old: name
         for name, tensor in before.items()
+        if name in after
         for old, new in zip(tensor.shape, after[name].shape, strict=True)
         if new != old
     }
@@ -176,8 +183,15 @@ def _resize_layers(module: nn.Module, done: Program) -> Undo:
         for op in done.graph.ops
         if "groups" in op.attrs and len(op.inputs) > 1 and op.inputs[1] is not None
     }
+    eps = {
+        op.inputs[1].name.rpartition(".")[0]: op.attrs["eps"]
+        for op in done.graph.ops
+        if op.kind == "rms_norm" and len(op.inputs) > 1 and op.inputs[1] is not None
+    }
     for name, layer in module.named_modules():
         sizes: dict[str, Any] = {}
+        if isinstance(layer, nn.RMSNorm) and name in eps:
+            sizes["eps"] = eps[name]
         if name in groups and hasattr(layer, "groups"):
             yield layer, "groups", layer.groups
             layer.groups = groups[name]
@@ -265,6 +279,15 @@ def _cut(value: Any, parameter: Tensor, axes: Mapping[int, Tensor], what: str) -
     if isinstance(value, (list, tuple, dict)) or (isinstance(value, Tensor) and value.numel() > 1):
         raise ModelError(f"{what} cannot be cut: it is not shaped like the parameter", "start that optimizer anew")
     return value
+
+
+def _forget(optimizer: torch.optim.Optimizer, unused: Sequence[nn.Parameter]) -> None:
+    """Parameters that are gone are trained no more."""
+    ids = {id(parameter) for parameter in unused}
+    for group in optimizer.param_groups:
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in ids]
+    for parameter in unused:
+        optimizer.state.pop(parameter, None)
 
 
 def _move(

@@ -162,7 +162,25 @@ SPLIT = (
 JOIN = "ot = Transpose<perm=[0,2,1,3]>(o) of = Reshape(ot, u) y = MatMul(of, wo)"
 QKV = "q = MatMul(x, wq) qb = Add(q, bq) k = MatMul(x, wk) kb = Add(k, bk) v = MatMul(x, wv)"
 
+STREAM = "h = MatMul(x, w) n = {}<axis=-1, epsilon=0.3>(h, g) a = MatMul(n, u) r = Relu(a) d = MatMul(r, v)"
+RMS = {"w": (6, 8), "g": (8,), "u": (8, 7), "v": (7, 8), "o": (8, 5)}
+
 NETS |= {
+    "a residual stream below RMS norms that share a weight": Net(
+        f"{STREAM.format('SimplifiedLayerNormalization')} s = Add(h, d)"
+        "m = SimplifiedLayerNormalization<axis=-1, epsilon=0.2>(s, g) y = MatMul(m, o)",
+        RMS,
+        [8, 7],
+        SEQ,
+        legal=False,  # of ONNX Runtime
+    ),
+    "a residual stream below RMSNormalization": Net(
+        f"{STREAM.format('RMSNormalization')} s = Add(h, d) m = RMSNormalization<epsilon=0.2>(s, k) y = MatMul(m, o)",
+        {**RMS, "k": (8,)},
+        [8, 7],
+        SEQ,
+        opset=23,
+    ),
     "decomposed attention, scaled by constants": Net(
         f"{QKV} {SPLIT} sc = Mul(qt, c) a = MatMul(sc, kt) d = Div(a, e) m = Softmax<axis=-1>(d)"
         f"o = MatMul(m, vt) {JOIN}",

@@ -126,10 +126,13 @@ def _reference(equals: str, program: Program, done: Program) -> Host:
 def masked(program: Program) -> Host:
     """A copy of the host with zeros wherever a weight reads a channel that is not kept, or is blank."""
     keep, host = program.fact(Keep), program.host.copy()
-    for group in program.fact(Groups):
+    for group in program.fact(Groups).gates:
+        for member in group.members if not len(keep.keep.get(group.name, [0])) else ():
+            host.zero(member.parameter, member.axis, np.arange(host.parameter(member.parameter).shape[member.axis]))
+    for group in program.fact(Groups).channels:
         stay = np.setdiff1d(keep.keep.get(group.name, np.arange(group.size)), keep.blank.get(group.name, ()))
         for member in group.members:
-            if member.role == "reader":
+            if member.zeroed:
                 at = coordinates(member.dim, group.dim)
                 host.zero(member.parameter, member.axis, np.flatnonzero((at >= 0) & ~np.isin(at, stay)))
     return host

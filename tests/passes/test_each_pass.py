@@ -13,6 +13,7 @@ from assert_pass import assert_pass
 
 import graphprune as gp
 from graphprune.calibration.batches import batches
+from graphprune.ir.facts import Keep
 from graphprune.ir.program import Program
 from graphprune.pipeline.base import passes
 
@@ -88,6 +89,59 @@ def test_group(host: str) -> None:
         head: 2 frozen, reaches the graph output
     """
     assert_pass("group", chain(host), before=CHAIN, after=after)
+
+
+SKIP = """
+input  %x:Nx3x5x5
+weight %head.bias:2
+weight %head.weight:2x4x1x1
+weight %inner.bias:3
+weight %inner.weight:3x4x1x1
+weight %outer.bias:4
+weight %outer.weight:4x3x1x1
+weight %stem.bias:4
+weight %stem.weight:4x3x1x1
+%conv2d:Nx4x5x5 = conv(%x, %stem.weight, %stem.bias) dilation=[1, 1] groups=1 pads=[0, 0, 0, 0] stride=[1, 1]
+%conv2d_1:Nx3x5x5 = conv(%conv2d, %inner.weight, %inner.bias) dilation=[1, 1] groups=1 pads=[0, 0, 0, 0] stride=[1, 1]
+%relu:Nx3x5x5 = pointwise(%conv2d_1) function=relu zero=first
+%conv2d_2:Nx4x5x5 = conv(%relu, %outer.weight, %outer.bias) dilation=[1, 1] groups=1 pads=[0, 0, 0, 0] stride=[1, 1]
+%add:Nx4x5x5 = pointwise(%conv2d, %conv2d_2) function=add zero=both
+%conv2d_3:Nx2x5x5 = conv(%add, %head.weight, %head.bias) dilation=[1, 1] groups=1 pads=[0, 0, 0, 0] stride=[1, 1]
+output %conv2d_3
+"""
+"""A residual branch of two layers."""
+
+
+@hosts
+def test_branches(host: str) -> None:
+    after = """
+        branch:outer: 1 channels
+            reader  outer.bias[0]
+            reader  outer.weight[0]
+        stem.weight[1]: 3 frozen, graph input
+        head: 2 frozen, reaches the graph output
+        stem: 4 frozen, `branches{alone=true}` leaves channels alone
+        inner: 3 frozen, `branches{alone=true}` leaves channels alone
+    """
+    program = gp.run("group", tiny.program("skip", host))
+    assert_pass("branches{alone=true}", program, before=SKIP, after=after)
+
+
+@hosts
+def test_propagate_takes_a_branch_out(host: str) -> None:
+    after = """
+        input  %x:Nx3x5x5
+        weight %head.bias:2
+        weight %head.weight:2x4x1x1
+        weight %stem.bias:4
+        weight %stem.weight:4x3x1x1
+        %conv2d:Nx4x5x5 = conv(%x, %stem.weight, %stem.bias) dilation=[1, 1] groups=1 pads=[0, 0, 0, 0] stride=[1, 1]
+        %conv2d_3:Nx2x5x5 = conv(%conv2d, %head.weight, %head.bias) dilation=[1, 1] groups=1 pads=[0, 0, 0, 0] stride=[1, 1]
+        output %conv2d_3
+    """  # noqa: E501
+    known = gp.run("group,branches{alone=true}", tiny.program("skip", host))
+    program = known.learn(Keep({"branch:outer": np.arange(0)}))
+    assert_pass("propagate", program, before=SKIP, after=after, equals="masked", again=False)
 
 
 @hosts

@@ -1,4 +1,4 @@
-"""Two networks small enough to read, on both hosts, with the same weights under the same names."""
+"""Three networks small enough to read, on both hosts, with the same weights under the same names."""
 
 from __future__ import annotations
 
@@ -59,7 +59,30 @@ class Fork(nn.Module):
         return both
 
 
-NETS = {net.__name__.lower(): net for net in (Chain, Fork)}
+class Skip(nn.Module):
+    """A residual branch."""
+
+    ONNX = """
+        conv2d = Conv (x, "stem.weight", "stem.bias")
+        conv2d_1 = Conv (conv2d, "inner.weight", "inner.bias")
+        relu = Relu (conv2d_1)
+        conv2d_2 = Conv (relu, "outer.weight", "outer.bias")
+        add = Add (conv2d, conv2d_2)
+        conv2d_3 = Conv (add, "head.weight", "head.bias")
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+        self.inner, self.outer = nn.Conv2d(4, 3, 1), nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        out: torch.Tensor = self.head(x + self.outer(torch.relu(self.inner(x))))
+        return out
+
+
+NETS = {net.__name__.lower(): net for net in (Chain, Fork, Skip)}
 
 
 @cache

@@ -22,6 +22,7 @@ from graphprune.allocation import methods
 from graphprune.calibration.batches import batches
 from graphprune.compensation import METHODS as COMPENSATIONS
 from graphprune.criteria import CRITERIA, criteria
+from graphprune.criteria.branches import METHODS as BRANCHES
 from graphprune.errors import GraphpruneError, RecipeError
 from graphprune.ir.facts import Groups, Keep, Scores
 from graphprune.pipeline import base
@@ -40,7 +41,14 @@ ROOT = Path(__file__).parents[2]
 SHARES = st.floats(0.01, 0.99).map(lambda x: f"{x:.3g}x")
 OPTIONS = {
     "group": {"normalised": st.booleans(), "freeze": st.sampled_from(["", "stem", "layer1.*|fc", "a[0]"])},
+    "branches": {
+        "of": st.sampled_from(["branch", "block"]),
+        "span": st.integers(1, 9),
+        "keep": st.sampled_from(["", "first:4,last:2", "blocks.1.*"]),
+        "alone": st.booleans(),
+    },
     "score": {
+        "branches": st.sampled_from(sorted(BRANCHES)),
         "by": st.sampled_from(sorted(CRITERIA)),
         "over": st.sampled_from(["all", "writers", "readers"]),
         "combine": st.sampled_from(["mean", "sum", "max"]),
@@ -109,7 +117,7 @@ def test_toml_as_a_person_writes_it():
         (
             "xyzzy",
             "unknown pass `xyzzy`",
-            "known: compensate, dead, fold, group, loosen, mask, propagate, reorder, score",
+            "known: branches, compensate, dead, fold, group, loosen, mask, propagate, reorder, score",
         ),
         ("group{normalized=true}", "`group` has no option `normalized`", "did you mean `normalised`?"),
         ("fold{x=1}", "`fold` has no option `x`", "it has none"),
@@ -288,6 +296,7 @@ made = target("tiny{shout=true}")
 print("target", made.text())
 chosen = gp.run("group,score{by=first},mask{channels=0.2x allocate=three}", program)
 print("chosen", json.dumps({name: at.tolist() for name, at in chosen.facts[Keep].keep.items()}))
+from graphprune.criteria.branches import METHODS as BRANCHES
 from graphprune.criteria import CRITERIA, criteria
 from graphprune.allocation import METHODS, methods
 print("ours", criteria()["l2"] is CRITERIA["l2"] and methods()["uniform"].counts is METHODS["uniform"])
@@ -334,7 +343,7 @@ from graphprune.pipeline.base import passes
 from graphprune.ops.rules import table
 print(sorted(passes()), "tiny.scale.default" in table())
 """
-    names = ["compensate", "dead", "fold", "group", "loosen", "mask", "propagate", "reorder", "score"]
+    names = ["branches", "compensate", "dead", "fold", "group", "loosen", "mask", "propagate", "reorder", "score"]
     assert python(code) == f"{names} False\n"
 
 

@@ -228,9 +228,10 @@ def _take_over(graph: ir.Graph, place: ir.Graph, out: ir.Value, new: ir.Value) -
             place.outputs[k] = new
 
 
-def remove(graph: ir.Graph, node: ir.Node) -> None:
-    """Drop a node; its readers read its first input, and a graph output keeps its name."""
-    out, source, place = node.outputs[0], node.inputs[0], node.graph
+def remove(graph: ir.Graph, node: ir.Node, stays: int = 0) -> None:
+    """Drop a node; its readers read its input number ``stays``, a graph output keeps its name, and what only the other
+    inputs were for goes along."""
+    out, source, place = node.outputs[0], node.inputs[stays], node.graph
     assert source is not None
     assert isinstance(place, ir.Graph)
     if out.is_graph_output():
@@ -242,11 +243,24 @@ def remove(graph: ir.Graph, node: ir.Node) -> None:
     else:
         for reader, k in out.uses():
             reader.replace_input_with(k, source)
-    inputs = list(node.inputs)
-    for k in range(len(node.inputs)):
-        node.replace_input_with(k, None)
-    place.remove(node)
-    drop_unread(graph, inputs)
+    sweep(graph, node)
+
+
+def sweep(graph: ir.Graph, node: ir.Node) -> None:
+    """Drop a node that nobody reads, and what only it was for; the inputs of the model stay."""
+    todo = [node]
+    while todo:
+        node = todo.pop()
+        inputs = [value for value in node.inputs if value is not None]
+        for k in range(len(node.inputs)):
+            node.replace_input_with(k, None)
+        assert isinstance(node.graph, ir.Graph)
+        node.graph.remove(node)
+        makers = {maker for value in inputs if (maker := value.producer()) is not None}
+        for maker in sorted(makers, key=lambda maker: str(maker.outputs[0].name)):
+            if not any(out.uses() or out.is_graph_output() for out in maker.outputs):
+                todo.append(maker)
+        drop_unread(graph, [value for value in inputs if value.producer() is None])
 
 
 def stale(model: ir.Model) -> Iterator[ir.Value]:

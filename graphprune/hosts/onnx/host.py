@@ -235,9 +235,9 @@ class OnnxHost:
         versions = self.model.graph.opset_imports
         return versions.get("", versions.get("ai.onnx", 1))
 
-    def remove(self, op: Op) -> None:
+    def remove(self, op: Op, stays: int = 0) -> None:
         self._change()
-        edit.remove(self.model.graph, self._node(op))
+        edit.remove(self.model.graph, self._node(op), stays)
         self._nodes = None
 
     def _change(self) -> None:

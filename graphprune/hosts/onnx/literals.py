@@ -46,6 +46,7 @@ class Literals:
             ("rotary", "heads"): lambda v: self._integer("num_heads", v[0]) if self._number("num_heads") else None,
             ("layer_norm", "shape"): lambda _: None,  # ONNX writes none down
             ("rms_norm", "shape"): lambda _: None,
+            ("rms_norm", "eps"): self._eps,
             ("reshape", "shape"): self._shape,
             ("expand", "shape"): self._shape,
             ("resize", "shape"): self._resize,
@@ -67,6 +68,9 @@ class Literals:
 
     def _groups(self, groups: int) -> None:
         self._integer("num_groups" if self.op.kind == "group_norm" else "group", groups)
+
+    def _eps(self, eps: float) -> None:
+        self.node.attributes["epsilon"] = ir.AttrFloat32("epsilon", eps)
 
     def _scale(self, scale: float) -> None:
         """The scale of an attention, where it was left to follow the width of a head."""

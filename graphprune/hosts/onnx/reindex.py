@@ -44,7 +44,7 @@ def build(graph: ir.Graph, identity: ir.Node, sources: Sequence[Source], rank: i
     made = parts[0] if len(parts) == 1 else maker.concat(parts)
     for reader, k in list(identity.outputs[0].uses()):
         reader.replace_input_with(k, made)
-    _sweep(graph, identity)
+    edit.sweep(graph, identity)
 
 
 class _Maker:
@@ -94,17 +94,3 @@ class _Maker:
         for attribute in attributes:
             node.attributes[attribute.name] = attribute
         return node.outputs[0]
-
-
-def _sweep(graph: ir.Graph, node: ir.Node) -> None:
-    """Drop a node, and what only it was for."""
-    inputs = [value for value in node.inputs if value is not None]
-    for k in range(len(node.inputs)):
-        node.replace_input_with(k, None)
-    assert isinstance(node.graph, ir.Graph)
-    node.graph.remove(node)
-    for value in inputs:
-        maker = value.producer()
-        if maker is not None and not any(out.uses() or out.is_graph_output() for out in maker.outputs):
-            _sweep(graph, maker)
-    edit.drop_unread(graph, inputs)

@@ -264,22 +264,33 @@ class TorchHost:
         node.meta["val"] = value
         return node
 
-    def remove(self, op: Op) -> None:
+    def remove(self, op: Op, stays: int = 0) -> None:
         node = self._node(op)
-        source = next(arg for arg in node.args if isinstance(arg, fx.Node))
+        source = Reader(self._module).operands(node)[stays]
         for user in list(node.users):
             if user.target is operator.getitem:  # an op with several outputs, of which the first is used
                 user.replace_all_uses_with(source)
                 self._module.graph.erase_node(user)
         node.replace_all_uses_with(source)
-        weights = [arg for arg in node.all_input_nodes if arg.op == "get_attr"]
-        self._module.graph.erase_node(node)
-        for weight in weights:
-            if not weight.users:
-                self._module.graph.erase_node(weight)
-                owner, _, leaf = str(weight.target).rpartition(".")
-                delattr(self._module.get_submodule(owner), leaf)
+        self._sweep(node)
         self._stale = True
+
+    def _sweep(self, node: fx.Node) -> None:
+        """Drop a node that nobody reads, and what only it was for; the inputs of the model stay."""
+        graph, todo = self._module.graph, [node]
+        while todo:
+            node = todo.pop()
+            sources = node.all_input_nodes
+            if node.op == "get_attr" and self._uses(node.target) == 0:
+                for name in (str(node.target), *self._ties.get(str(node.target), ())):
+                    owner, _, leaf = name.rpartition(".")
+                    delattr(self._module.get_submodule(owner), leaf)
+            graph.erase_node(node)
+            for source in sources:
+                if source.op in ("call_function", "get_attr") and all(map(_asserts, source.users)):
+                    for user in list(source.users):
+                        graph.erase_node(user)
+                    todo.append(source)
 
     def _node(self, op: Op) -> fx.Node:
         return self._find_node(op.name)
@@ -383,3 +394,8 @@ class TorchHost:
 
     def save_onnx(self, path: Path, *, about: Mapping[str, str] = {}) -> None:
         write_onnx(self.exported(), path, about)
+
+
+def _asserts(node: fx.Node) -> bool:
+    """Whether a node only checks what it reads, which does not keep that alive."""
+    return "_assert" in str(node.target)

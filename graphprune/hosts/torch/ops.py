@@ -9,6 +9,8 @@ from collections.abc import Callable
 from math import prod
 from typing import Any
 
+import torch
+
 from .ops_indexing import INDEXING
 from .reading import Args, Reading, Table, listed, rank_of
 
@@ -185,7 +187,7 @@ _enter(
     "layer_norm",
     lambda a: ("layer_norm", [a["input"], a["weight"], a["bias"]], {"trailing": len(a["normalized_shape"])}),
 )
-_enter("rms_norm", lambda a: ("rms_norm", [a["input"], a["weight"]], {"trailing": len(a["normalized_shape"])}))
+_enter("rms_norm", lambda a: ("rms_norm", [a["input"], a["weight"]], _rms(a)))
 _enter("_weight_norm", lambda a: ("weight_norm", [a["v"], a["g"]], {"axis": a["dim"]}))
 _enter("group_norm", lambda a: ("group_norm", [a["input"], a["weight"], a["bias"]], {"groups": a["num_groups"]}))
 _enter("prelu", lambda a: ("prelu", [a["self"], a["weight"]], {}))
@@ -289,6 +291,13 @@ for _names, _gates in (("lstm", 4), ("gru", 3), ("rnn_tanh rnn_relu", 1)):
 _enter("arange scalar_tensor eye linspace logspace", lambda a: ("create", [], {}))
 _enter("zeros ones full empty new_zeros new_ones new_full new_empty", lambda a: ("fill", [], {}))
 _enter("sym_size sym_numel", lambda a: ("size", [a["self"]], {}))
+
+
+def _rms(a: Args) -> dict[str, Any]:
+    """``eps`` as it is where none is given: the resolution of the dtype; of half precision it is not known."""
+    spoken = {torch.float32: torch.finfo(torch.float32).eps, torch.float64: torch.finfo(torch.float64).eps}
+    eps = spoken.get(a["input"].meta["val"].dtype) if a["eps"] is None else a["eps"]
+    return {"trailing": len(a["normalized_shape"]), **({} if eps is None else {"eps": eps})}
 
 
 def _own_statistics(a: Args) -> bool:
