@@ -17,16 +17,18 @@ from .calibration import batches as calibration
 from .calibration.held_back import hold_back
 from .cost.latency.table import Table
 from .cost.units import UNITS
-from .driver.artifact import check_code, describe, emit, latencies, loaded, write
+from .driver.artifact import asked, check_code, describe, emit, latencies, loaded, write
 from .driver.closeness import Evaluate, closeness, figures
 from .driver.dump import dumped
 from .driver.latency_search import has_latency, recorded, to_latency
+from .driver.layers import layers
 from .driver.no_slower import chooses, guarded
 from .driver.output import apart, new_folder
 from .errors import BudgetError, ModelError, RecipeError
 from .ir.facts import Groups, Keep, Scores
 from .ir.host import Host
 from .ir.program import Loss, Program
+from .passes.group import Group
 from .passes.mask import Mask
 from .pipeline.base import Progress
 from .pipeline.compare import Check
@@ -221,6 +223,11 @@ def compile(
     macs: str | None = None,
     memory: str | None = None,
     latency: str | None = None,
+    freeze: Sequence[str] = (),
+    only: Sequence[str] = (),
+    ignore: Sequence[Any] = (),
+    floor: float | None = None,
+    grain: int | None = None,
     data: Any = None,
     fixed: Sequence[str] = (),
     targets: Sequence[str | Target] = (),
@@ -241,10 +248,13 @@ def compile(
     """Prune, prove, measure and write a model.
 
     One of ``recipe`` and the budgets (what remains, such as ``"0.5x"``; ``macs="0.5x"`` if nothing
-    is given). ``latency`` (``"0.6x"`` or ``"12ms"``) is *measured* on the first target, on ``threads``
-    threads, see targeting.to_latency; ``table``: a latency table recorded elsewhere. ``targets``: names
-    such as ``"onnx"`` or ``"tvm{layout=NCHW}"``. ``tune`` (``"10min"`` or a number of trials): search
-    schedules for the result on the first target, into records that later runs start from. ``out``: a folder
+    is given). Beside a budget: ``freeze`` names groups, layers and parameters to leave alone (a layer with what it
+    reads; ``*`` is a wildcard), ``only`` layers whose outputs may go and no others, ``ignore`` modules of the model
+    itself to leave alone (``[model.head]``); ``floor`` is the least share that a group keeps, ``grain`` the multiple
+    that axes are kept at (else the targets' own). ``latency`` (``"0.6x"`` or ``"12ms"``) is *measured* on the first
+    target, on ``threads`` threads, see targeting.to_latency; ``table``: a latency table recorded elsewhere.
+    ``targets``: names such as ``"onnx"`` or ``"tvm{layout=NCHW}"``. ``tune`` (``"10min"`` or a number of trials):
+    search schedules for the result on the first target, into records that later runs start from. ``out``: a folder
     that is written whole or not at all. ``dump``: a folder for the program after every pass, which shows after
     an error how far it came. ``instruments`` are called before and after every pass that runs, of every attempt.
 
@@ -264,6 +274,12 @@ def compile(
     if len(given) + (recipe is not None) > 1:
         raise RecipeError(
             f"one budget or a recipe, not {len(given) + (recipe is not None)}", "a recipe has its budget in `mask{...}`"
+        )
+    control = Control(tuple(freeze), tuple(only), floor, grain).ignoring(model, ignore)
+    if recipe is not None and control != Control():
+        raise RecipeError(
+            "a recipe says itself what is frozen, and at which floor and grain",
+            "group{freeze=... only=...}, mask{floor=... grain=...}",
         )
     chosen = [target(item) if isinstance(item, str) else item for item in targets]
     if rpc is not None:
@@ -285,7 +301,7 @@ def compile(
         chosen = chosen or [target(program.host.native_target)]
         for one in chosen:
             one.admit(program)
-        grain = max(one.grain for one in chosen)
+        widest = max(one.grain for one in chosen)
         if recipe is None and not given and program.knows(Keep):  # training has decided already
             recipe = "propagate,compensate" if program.data else "propagate"
         own = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
@@ -306,7 +322,7 @@ def compile(
                 least = guarded(program, done, own, chosen[0], threads=threads, progress=progress, instruments=watching)
                 steps, done, fallback = least.recipe, least.program, least.facts
         else:
-            steps, (done, facts) = _aligned(program, unit, text, grain, attempt)
+            steps, (done, facts) = _aligned(program, unit, text, widest, control, attempt)
         found: Mapping[str, Any] = {}
         if effort is not None:
             chosen[0], found = chosen[0].tune(done, effort, threads=threads, seed=seed, progress=progress)
@@ -321,6 +337,8 @@ def compile(
         where = os.fspath(data) if isinstance(data, (str, os.PathLike)) else None
         report = describe(_name(model), where, program, done, steps.text(), checks, chosen, measured, files, folder)
         report["auto"] = own is None
+        report["network"] = layers(program, done)
+        report["budget"] = {**asked(program, done, steps), "default": own is None and not given}
         if program.data:
             change = closeness(program, done, judged or program.data)
             report["closeness"] = {**change, "held_back": bool(judged)}
@@ -360,18 +378,24 @@ def record(
     return recorded(scored, one, mask, threads=threads, table=table, progress=progress)[0]
 
 
-def _aligned(program: Program, unit: str, text: str, grain: int, attempt: Callable[[Recipe], T]) -> tuple[Recipe, T]:
-    """The default recipe, with the largest grain up to the targets' own that meets the budget; a latency table has
-    a price for what is below the grain."""
+def _aligned(
+    program: Program, unit: str, text: str, widest: int, control: Control, attempt: Callable[[Recipe], T]
+) -> tuple[Recipe, T]:
+    """The default recipe, with the user's grain, or the largest up to ``widest`` that meets the budget; a latency
+    table has a price for what is below the grain."""
     scored = program.knows(Groups) and program.knows(Scores)
-    if unit == "channels" and grain > 1:  # of which a coarse grain leaves groups unlike shares
-        grain = _near(program if scored else run("group,score", program), text, grain)
+    if scored and (control.freeze or control.only):
+        raise RecipeError("training has found the groups already", "gp.run('group{freeze=...}', program) before it")
+    grain = control.grain or widest
+    if unit == "channels" and grain > 1 and not control.grain:  # of which a coarse grain leaves groups unlike shares
+        grain = _near(program if scored else run(f"{control.group()},score", program), text, grain)
     while True:
-        steps = default_recipe(unit, text, grain, data=bool(program.data), scored=scored)
+        chosen = replace(control, grain=grain)
+        steps = default_recipe(unit, text, chosen, data=bool(program.data), scored=scored)
         try:
             return steps, attempt(steps)
         except BudgetError:
-            if grain == 1 or unit == "latency":
+            if grain == 1 or unit == "latency" or control.grain:
                 raise
             grain //= 2
 
@@ -391,20 +415,48 @@ def _near(scored: Program, text: str, grain: int) -> int:
     return grain
 
 
-def default_recipe(unit: str, text: str, grain: int = 1, *, data: bool, scored: bool = False) -> Recipe:
+@dataclass(frozen=True)
+class Control:
+    """What a user says beside a budget, for the default recipe: see ``compile``."""
+
+    freeze: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    floor: float | None = None
+    grain: int | None = None
+
+    def ignoring(self, model: Any, modules: Sequence[Any]) -> Control:
+        """With modules of ``model`` itself left alone too. Raises ModelError for what is none of them."""
+        names = {id(module): name for name, module in model.named_modules()} if modules else {}
+        for module in modules:
+            if not names.get(id(module)):
+                raise ModelError(
+                    f"ignore has {type(module).__name__}, which is no module within the {type(model).__name__} given",
+                    "ignore=[model.head]; freeze=['head'] takes names",
+                )
+        return replace(self, freeze=(*self.freeze, *(names[id(module)] for module in modules)))
+
+    def group(self) -> str:
+        return Group(freeze="|".join(self.freeze), only="|".join(self.only)).text()
+
+    def mask(self) -> list[str]:
+        floor = [] if self.floor is None else [f"floor={self.floor}"]
+        return floor + ([] if (self.grain or 1) == 1 else [f"grain={self.grain}"])
+
+
+def default_recipe(unit: str, text: str, control: Control | None = None, *, data: bool, scored: bool = False) -> Recipe:
     """`auto`: the recipe that is run where none is given. With calibration data: channels by what the
     others cannot make up for, as many of each group as its measured distortion says, and every layer
     after the cut fitted to the original network. Without: by weights. Chosen by benchmarks/accuracy.py.
     ``scored``: training has scored the channels, and one threshold for all decides."""
     score, allocate, repair = ("score{by=obs}", "rd", ",compensate") if data else ("score", "global", "")
-    steps = "" if scored else f"group,{score},"
+    control = control or Control()
+    steps = "" if scored else f"{control.group()},{score},"
     allocate = "global" if scored else allocate
     options = [f"{unit}={text}"]
     # Channels are a promise about every group; of latency the least loss is chosen, measured or of scores.
     if unit != "channels" and (unit != "latency" or allocate == "rd"):
         options.append(f"allocate={allocate}")
-    if grain > 1:
-        options.append(f"grain={grain}")
+    options += control.mask()
     return Recipe.parse(f"{steps}mask{{{' '.join(options)}}},propagate{repair}")
 
 

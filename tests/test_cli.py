@@ -356,7 +356,7 @@ def test_apply_refuses_what_is_not_a_plan(content: str, here: Path) -> None:
 
 
 def test_inspect_lists_members_and_reasons() -> None:
-    output = well("inspect cli_nets:net").stdout
+    output = well("inspect cli_nets:net --all").stdout
     assert "1 group, 16 channels" in output
     for line in (r"writer +conv1\.weight\[0\]", r"carrier +bn1\.running_var\[0\]", r"reader +head\.weight\[1\]"):
         assert re.search(line, output)
@@ -366,6 +366,18 @@ def test_inspect_lists_members_and_reasons() -> None:
 def test_inspect_explains_a_model_with_nothing_to_prune() -> None:
     output = well("inspect cli_nets:nothing_to_prune").stdout
     assert "0 groups" in output and "reaches the graph output" in output
+
+
+def test_inspect_fits_a_screen_and_is_counted_by_hand() -> None:
+    output = well("inspect cli_nets:net").stdout
+    found = json.loads(well("inspect cli_nets:net --json").stdout)
+    (group,) = found["groups"]
+    whole = 16 * 3 * 9 + 16 + 2 * 16 + 16 * 16 * 9 + 16 + 5 * 16 + 5
+    assert found["params"] == whole and group["channels"] == 16
+    assert group["params"] == whole - 5  # all but the bias of the head
+    assert [member["role"] for member in group["members"] if member["parameter"] == "head.weight"] == ["reader"]
+    assert f"{group['params'] / whole:.1%}" in output and "head: reaches the graph output" in output
+    assert max(map(len, output.splitlines())) <= 100
 
 
 def test_inspect_text_is_the_program() -> None:

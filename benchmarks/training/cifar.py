@@ -32,7 +32,7 @@ from .. import cifar
 from ..results import Results
 from .loop import DEVICE, Run, accuracy, mean
 
-GROUP = "group{freeze=conv1*|*.conv2|*.conv2.*}"
+GROUP = "group{only=*.conv1}"
 MASK = "mask{macs=0.5x}"
 
 

@@ -41,6 +41,12 @@ def _budgets(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--recipe", metavar="FILE.toml", type=click.Path(dir_okay=False, path_type=Path), help="The recipe as TOML."
 )
+@click.option("--freeze", metavar="GLOB", multiple=True, help="Leave alone: a group, layer or parameter. Repeatable.")
+@click.option("--only", metavar="GLOB", multiple=True, help="Cut the outputs of these alone. Repeatable.")
+@click.option("--floor", metavar="0.1", type=click.FloatRange(0, 1), help="The least share that any group keeps.")
+@click.option(
+    "--grain", metavar="8", type=click.IntRange(min=1), help="Keep multiples of it; by default what the targets like."
+)
 @click.option(
     "--data",
     metavar="FILE",
@@ -100,6 +106,10 @@ def compile(
     model: str,
     passes_: str | None,
     recipe: Path | None,
+    freeze: tuple[str, ...],
+    only: tuple[str, ...],
+    floor: float | None,
+    grain: int | None,
     data: Path | None,
     fixed: tuple[str, ...],
     inputs: dict[str, Any] | None,
@@ -119,11 +129,11 @@ def compile(
 ) -> None:
     """Prune MODEL to a budget, verify the result, and write it to OUT with a report.
 
-    The budget says what remains: 0.5x is half. Without a recipe of your own `auto` runs: with --data it
-    measures what each group is worth and fits every layer after the cut to the original network, without
-    it goes by weights; `graphprune passes` shows it, the report names it. OUT holds model.onnx or model.pt2,
-    plan.json (what was kept, for `graphprune apply`), report.json, report.html and a folder of code per
-    target. It is written whole or not at all.
+    The budget says what remains: 0.5x is half; without one, half of the multiply-accumulates remain.
+    Without a recipe of your own `auto` runs: with --data it measures what each group is worth and fits
+    every layer after the cut to the original network, without it goes by weights; `graphprune passes` shows
+    it, the report names it. OUT holds model.onnx or model.pt2, plan.json (what was kept, for `graphprune
+    apply`), report.json, report.html and a folder of code per target. It is written whole or not at all.
 
     Tuning keeps every schedule it finds: interrupted (Ctrl-C ends it early) or run again it goes on where
     it was, and ops of the same sizes in other networks start from them.
@@ -135,6 +145,7 @@ def compile(
       graphprune compile model.onnx --latency 0.6x --target cpu -o out
       graphprune compile detector.onnx --macs 0.5x --input image=1x3x320x320 -o out
       graphprune compile model.onnx --macs 0.5x --target best-cpu --tune 30min -o out
+      graphprune compile model.onnx --macs 0.7x --freeze 'head*' --freeze stem.conv --grain 16 -o out
       graphprune compile mynet.models:resnet --params 0.4x --seed 3 -o out --force
       graphprune compile model.pt2 --passes 'group,score{by=l1},mask{macs=0.5x grain=8},propagate' -o out
       graphprune compile model.onnx --print-after group --dump passes -o out
@@ -155,6 +166,10 @@ def compile(
             inputs,
             **budgets,
             recipe=read_recipe(recipe) if recipe else passes_,
+            freeze=freeze,
+            only=only,
+            floor=floor,
+            grain=grain,
             data=data,
             fixed=fixed,
             targets=targets_,
@@ -171,7 +186,7 @@ def compile(
             instruments=[PrintAfter(print_after, partial(click.echo, err=True))] if print_after else (),
             progress=progress,
         )
-    for note in artifact.program.source.notes:
+    for note in artifact.report["notes"]:
         click.echo(f"note: {note}", err=True)
     click.echo(shown_table(artifact.report))
     click.echo(f"\nreport: {out / 'report.html'}")

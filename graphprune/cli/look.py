@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,18 @@ from .recipe import read_recipe
 @click.option(
     "--graph", metavar="OUT.svg", type=click.Path(dir_okay=False, path_type=Path), help="Draw the dependency graph."
 )
+@click.option("--all", "everything", is_flag=True, help="Every group with its parameter axes, and all that is frozen.")
+@click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON.")
 @click.option("--text", is_flag=True, help="Print the program as graphprune reads it, op by op.")
 @input_option
-def inspect(model: str, graph: Path | None, text: bool, inputs: dict[str, Any] | None) -> None:
+def inspect(
+    model: str,
+    graph: Path | None,
+    everything: bool,
+    as_json: bool,
+    text: bool,
+    inputs: dict[str, Any] | None,
+) -> None:
     """Show what of MODEL can be pruned, and what cannot and why.
 
     A group is a set of channels that live or die together. Its members are parameter axes: writers make
@@ -28,24 +38,30 @@ def inspect(model: str, graph: Path | None, text: bool, inputs: dict[str, Any] |
     \b
     Examples:
       graphprune inspect model.onnx
+      graphprune inspect model.onnx --all
+      graphprune inspect model.onnx --json
       graphprune inspect model.onnx --graph groups.svg
       graphprune inspect mynet.models:resnet --text
     """
     from .. import api
     from ..coupling.groups import find_groups
-    from ..report.branches import listed
+    from ..report.branches import listed, rows
     from ..report.listing import describe
+    from ..report.overview import overview, screen
     from ..report.progress import shown
 
     with shown() as progress:
         progress("reading the model", 0, 1)
         program = api.load(model, inputs)
         groups = find_groups(program.graph)
+        found = overview(program, groups)
     if text:
         click.echo(program.graph.text())
+    elif as_json:
+        click.echo(json.dumps({**found, "branches": rows(program.graph, program.host)[0]}, indent=1))
     else:
-        click.echo(describe(groups))
-        if branches := listed(program.graph, program.host):
+        click.echo(describe(groups) if everything else screen(found))
+        if branches := listed(program.graph, program.host, everything):
             click.echo(f"\n{branches}")
     for note in program.notes:
         click.echo(f"note: {note}", err=True)

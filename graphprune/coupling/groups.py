@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from fnmatch import fnmatch
+from collections.abc import Iterator, Mapping, Sequence
 
 from ..axes.dim import Dim, find, leaves
 from ..ir.facts import Frozen, Group, Groups, Member, Role
 from ..ir.graph import Graph, Value
+from .names import matching
+from .names import names as known_as
 from .relate import role
 
 _RANK: dict[Role, int] = {"reader": 0, "writer": 1, "carrier": 2}
 
 
-def find_groups(graph: Graph, *, normalised: bool = False, freeze: Sequence[str] = ()) -> Groups:
+def find_groups(
+    graph: Graph, *, normalised: bool = False, freeze: Sequence[str] = (), only: Sequence[str] = ()
+) -> Groups:
     """Every leaf dim that weights have, with the parameter axes that contain it.
 
     ``normalised`` also offers dims that LayerNorm or GroupNorm normalise across, where a pruned
-    network no longer computes what the masked one does. ``freeze``: name patterns (``*``) to leave
-    alone. Names depend on neither.
+    network no longer computes what the masked one does. ``freeze``: patterns (see names.matching) of
+    groups, layers and parameters to leave alone, a layer with what it reads; ``only``: of those whose
+    outputs may go, no others. Names depend on none of them. Raises RecipeError for a pattern that matches nothing.
     """
     import networkx as nx
 
     members, ops = _members(graph)
     names = _names(members)
+    called = [known_as(names[leaf], found, _by_parameter(ops, leaf, found)) for leaf, found in members.items()]
+    kept = matching(freeze, [one.touched for one in called])
+    chosen = matching(only, [one.made for one in called]) if only else ["*"] * len(called)
     dependency = nx.Graph()
     groups, frozen = [], []
-    for leaf, found in members.items():
+    for (leaf, found), held, wanted in zip(members.items(), kept, chosen, strict=True):
         name = names[leaf]
-        reason = _reason(leaf, name, normalised, freeze)
+        reason = _reason(leaf, normalised) or _asked(held, wanted)
         dependency.add_node(name, kind="dim", size=leaf.size, frozen=reason or "")
         for member in found:
             axis = f"{member.parameter}:{member.axis}"  # not str(member), which may be the name of a dim
@@ -128,10 +135,21 @@ def _names(members: dict[Dim, list[Member]]) -> dict[Dim, str]:
     return names
 
 
-def _reason(leaf: Dim, name: str, normalised: bool, freeze: Sequence[str]) -> str | None:
+def _by_parameter(
+    ops: Mapping[tuple[Dim, str], Sequence[str]], leaf: Dim, found: Sequence[Member]
+) -> dict[str, Sequence[str]]:
+    return {member.parameter: ops[leaf, member.parameter] for member in found}
+
+
+def _reason(leaf: Dim, normalised: bool) -> str | None:
     if find(leaf).frozen:
         return leaf.frozen
     if leaf.mixed and not normalised:
         return f"{leaf.mixed} normalises across it (`group{{normalised=true}}` prunes it all the same)"
-    pattern = next((pattern for pattern in freeze if fnmatch(name, pattern)), None)
-    return f"asked for by `{pattern}`" if pattern else None
+    return None
+
+
+def _asked(held: str | None, wanted: str | None) -> str | None:
+    if held:
+        return f"asked for by `{held}`"
+    return None if wanted else "not among those that alone may go"

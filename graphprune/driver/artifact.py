@@ -13,17 +13,22 @@ from typing import Any
 from ..backends.measure import Runnable, interleave
 from ..backends.target import Target, host_cpu
 from ..cost import static as costs
+from ..cost.units import UNITS, cost
 from ..coupling.groups import find_groups
 from ..errors import VerificationError
-from ..ir.facts import Group, Latency
+from ..ir.facts import Group as Found
+from ..ir.facts import Latency
 from ..ir.host import Array
 from ..ir.program import Program
+from ..passes.group import Group
+from ..passes.mask import Mask
 from ..pipeline.base import Progress
 from ..pipeline.bypass import Bypass
 from ..pipeline.compare import Check, compare
 from ..pipeline.edits import kept, original
 from ..pipeline.plan_file import write_plan
 from ..pipeline.provenance import provenance, versions
+from ..pipeline.recipe import Recipe
 from ..report import branches
 
 
@@ -180,7 +185,7 @@ def describe(
     }
 
 
-def _there(group: Group, program: Program) -> bool:
+def _there(group: Found, program: Program) -> bool:
     """Whether any of a group's parameters is left: all of them may have gone with a branch."""
     return any(member.parameter in program.graph.parameters for member in group.members)
 
@@ -191,6 +196,27 @@ def _branches(program: Program) -> dict[str, Any]:
     if not gone and all(step.name != "branches" for step in program.history):
         return {}
     return {"branches": branches.rows(program.source.lift(), program.source, gone)[0]}
+
+
+def asked(program: Program, done: Program, recipe: Recipe) -> dict[str, Any]:
+    """The budget of a recipe with one mask, as it was given, and what came out: plain data, ``got`` None where it is
+    measured and not counted. Empty where the recipe has no budget of its own, or several."""
+    masks = [step for step in recipe.steps if isinstance(step, Mask)]
+    if len(masks) != 1:
+        return {}
+    unit, _ = masks[0].budget()
+    return {"unit": unit, "asked": getattr(masks[0], unit), "got": _got(program, done, unit)}
+
+
+def _got(program: Program, done: Program, unit: str) -> float | None:
+    groups = find_groups(original(done).lift(), **_options(done))
+    if unit == "channels":
+        left, sizes = kept(done.plan), {group.name: group.size for group in groups}
+        return sum(left.get(name, size) for name, size in sizes.items()) / (sum(sizes.values()) or 1)
+    if not UNITS[unit].counted:
+        return None
+    before, after = (cost(unit, one.graph, one.host, groups)() for one in (program, done))
+    return after / before if before else None
 
 
 def _found(one: Target, files: Mapping[str, Path]) -> dict[str, Any]:
@@ -208,10 +234,7 @@ def _left_out(targets: Sequence[Target]) -> list[str]:
 def _options(program: Program) -> dict[str, Any]:
     """The options that `group` ran with, so that the report lists what it saw."""
     options = next((step.options for step in program.history if step.name == "group"), {})
-    return {
-        "normalised": options.get("normalised", False),
-        "freeze": [p for p in options.get("freeze", "").split("|") if p],
-    }
+    return Group(**options).settings()
 
 
 def _sizes(program: Program) -> dict[str, list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..coupling.groups import find_groups
 from ..errors import ModelError
@@ -19,11 +20,18 @@ class Group(Pass):
     gives = (Groups,)
 
     normalised: bool = False  # also dims that LayerNorm or GroupNorm normalise across (not exact)
-    freeze: str = ""  # names of dims to leave alone, `*` allowed, separated by `|`
+    freeze: str = ""  # groups, layers and parameters to leave alone: names, `*` allowed, separated by `|`
+    only: str = ""  # layers (groups, parameters) whose outputs may go, and no others
+
+    def settings(self) -> dict[str, Any]:
+        """As ``find_groups`` takes them."""
+        return {
+            "normalised": self.normalised,
+            **{key: [one for one in getattr(self, key).split("|") if one] for key in ("freeze", "only")},
+        }
 
     def run(self, program: Program) -> Program:
-        patterns = [pattern for pattern in self.freeze.split("|") if pattern]
-        groups = find_groups(program.graph, normalised=self.normalised, freeze=patterns)
+        groups = find_groups(program.graph, **self.settings())
         if not groups.groups:
             reasons = sorted({f"{dim.name}: {dim.reason}" for dim in groups.frozen})[:5]
             raise ModelError(

@@ -33,11 +33,14 @@ def rows(graph: Graph, host: Host, gone: Sequence[Branch] = ()) -> tuple[Rows, t
     ], frozen
 
 
-def listed(graph: Graph, host: Host) -> str:
-    """A line for every branch; empty where there is none."""
+def listed(graph: Graph, host: Host, everything: bool = True) -> str:
+    """A line for every branch, or one for them all; empty where there is none."""
     found, frozen = rows(graph, host)
     if not found and not frozen:
         return ""
+    if not everything:
+        stay = f", {len(frozen)} that must stay" if frozen else ""
+        return f"{len(found)} residual branches that can go whole (`branches`){stay}; --all lists them"
     whole = {"params": params(graph, host)(), "macs": macs(graph, host)()}
     lines = [f"{len(found)} residual {'branch' if len(found) == 1 else 'branches'} that can go whole (`branches`)"]
     width = max((len(row["name"]) for row in (*found, *({"name": one.name} for one in frozen))), default=0)

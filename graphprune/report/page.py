@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from textwrap import fill
 from typing import Any
 
+from ..cost.units import UNITS
+from .network import blocks, drawing
 from .segments import picture, segments
 from .units import count, duration, error, ratio, size
 
@@ -135,6 +137,16 @@ def targeted(report: Report) -> list[str]:
     ]
 
 
+def budget(report: Report) -> list[str]:
+    """What was asked for and what came out, in one sentence; nothing where no single budget was given."""
+    facts = report.get("budget") or {}
+    if not facts.get("asked"):
+        return []
+    got = "" if facts["got"] is None else f", got {facts['got']:.3f}x"
+    default = " (the default: no budget was given)" if facts["default"] else ""
+    return [f"Asked for {facts['asked']} of {UNITS[facts['unit']].of}{default}{got}."]
+
+
 def counted(report: Report) -> list[str]:
     """At which sizes of the inputs MACs were counted, in one sentence; nothing in reports that do not say."""
     inputs = [f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in report.get("sizes", {}).items()]
@@ -222,7 +234,7 @@ def table(report: Report) -> str:
         else:
             text.append(f"  {line[4]}")
     auto = [f"Recipe: auto, which is {report['recipe']}"] if report.get("auto") else []
-    said = [*close(report), verified(report), *counted(report), *targeted(report)]
+    said = [*close(report), verified(report), *budget(report), *counted(report), *targeted(report)]
     wrapped = [fill(one, COLUMNS, subsequent_indent="  ", **_WORDS) for one in said]
     return "\n".join([*text, "", *wrapped, *auto])  # the recipe is there to be copied
 
@@ -252,6 +264,9 @@ def render(report: Report) -> str:
         verified=verified(report),
         targeted=targeted(report),
         close=close(report),
+        budget=budget(report),
+        drawing=drawing(report["network"]) if "network" in report else None,
+        blocks=blocks(report["network"]) if "network" in report else [],
         counted=counted(report),
         ops=_op_bars(report),
         command=command(report),

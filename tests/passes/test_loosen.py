@@ -76,11 +76,11 @@ def test_mask_alone_does_not_open_anything():
 
 
 def test_scores_of_a_pass_run_alone_are_made_again_as_they_were_made():
-    program = Score(by="l1", over="readers", combine="max", normalize="none").run(Group(freeze="x*").run(load()))
+    program = Score(by="l1", over="readers", combine="max", normalize="none").run(Group(normalised=True).run(load()))
     loose = Loosen().run(program)
     want = Score(by="l1", over="readers", combine="max", normalize="none").run(loose).fact(Scores)
     assert same(loose.fact(Scores).scores, want.scores)
-    assert loose.fact(Groups).made == "group{freeze=x*}"
+    assert loose.fact(Groups).made == "group{normalised=true}"
 
 
 def test_scores_of_the_user_go_along_to_the_groups_that_theirs_was_split_into():

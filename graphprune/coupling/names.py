@@ -1,0 +1,62 @@
+"""What a user calls a dim by: the name of its group, an axis, a parameter, a layer, with wildcards."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from ..errors import RecipeError
+from ..ir.facts import Member
+
+
+@dataclass(frozen=True)
+class Names:
+    """``touched``: by whom any of its axes is stored or read; ``made``: by whom its positions are written. Each
+    holds the dim's own name, its axes (``conv.weight[0]``), their parameters, the ops, and the modules of both."""
+
+    touched: Set[str]
+    made: Set[str]
+
+
+def names(name: str, members: Sequence[Member], ops: Mapping[str, Sequence[str]]) -> Names:
+    """``ops``: by parameter, the ops that read it there."""
+
+    def of(some: Iterable[Member]) -> Set[str]:
+        found = {name}
+        for member in some:
+            found.add(f"{member.parameter}[{member.axis}]")
+            for whole in (member.parameter, *ops[member.parameter]):
+                parts = whole.split(".")
+                found.update(".".join(parts[:k]) for k in range(1, len(parts) + 1))
+        return found
+
+    return Names(of(members), of(m for m in members if m.role == "writer"))
+
+
+def matching(patterns: Sequence[str], known: Sequence[Set[str]]) -> list[str | None]:
+    """For every dim, by its names, the first pattern that one of them matches. ``*`` and ``?`` are wildcards,
+    brackets stand for themselves. Raises RecipeError for a pattern that matches nothing."""
+    found: list[str | None] = [None] * len(known)
+    for pattern in patterns:
+        hits = [k for k, own in enumerate(known) if _any(pattern, own)]
+        if not hits:
+            every = sorted(set().union(*known))
+            close = difflib.get_close_matches(pattern, every, n=3)
+            raise RecipeError(
+                f"`{pattern}` matches no group, layer or parameter",
+                f"did you mean {' or '.join(f'`{one}`' for one in close)}?"
+                if close
+                else "`graphprune inspect` lists groups and their axes; `*` stands for any characters",
+            )
+        for k in hits:
+            found[k] = found[k] or pattern
+    return found
+
+
+def _any(pattern: str, own: Set[str]) -> bool:
+    if not {"*", "?"} & set(pattern):
+        return pattern in own
+    literal = pattern.replace("[", "[[]")
+    return any(fnmatchcase(name, literal) for name in own)

@@ -1,0 +1,71 @@
+"""The network as its layers, before and after: what the report draws from left to right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+from ..cost.static import length_of, products, samples
+from ..ir.graph import Graph, Op
+from ..ir.host import Host
+from ..ir.program import Program
+from ..ops.traits import traits
+
+
+def layers(source: Program, result: Program) -> dict[str, Any]:
+    """Plain data: ``layers``, the ops of ``source`` that multiply or hold weights, and those that join branches, in
+    order of execution; ``edges``, pairs of their numbers: what one makes the other reads, other ops in between left
+    out. Of a layer its name, kind, module, and channels, parameters and MACs (a sample) as pairs before and after;
+    after is zero for one that went. What scales and shifts a layer's outputs (a BatchNorm) counts as part of it."""
+    after = {op.name: op for op in result.graph.ops}
+    came: dict[str, frozenset[int]] = {}  # value -> the layers that it comes from
+    shown: list[dict[str, Any]] = []
+    edges: list[tuple[int, int]] = []
+    mine, theirs = _Side(source.graph, source.host), _Side(result.graph, result.host)
+    for op in source.graph.ops:
+        reads = [came[value.name] for value in op.inputs if value is not None and value.name in came]
+        before = frozenset[int]().union(*reads)
+        own = mine.of(op)
+        left = theirs.of(after[op.name]) if op.name in after else dict.fromkeys(own, 0)
+        if own["params"] and not own["macs"] and len(before) == 1:
+            pair = shown[next(iter(before))]["params"]
+            pair[:] = pair[0] + own["params"], pair[1] + left["params"]
+        elif own["macs"] or own["params"] or len(set(reads) - {frozenset()}) > 1:
+            edges += [(k, len(shown)) for k in sorted(before)]
+            module, _, name = (op.origin or op.name).rpartition(".")
+            pairs = {key: [value, left[key]] for key, value in own.items()}
+            shown.append({"name": name, "module": module, "kind": op.kind, **pairs})
+            before = frozenset((len(shown) - 1,))
+        came.update(dict.fromkeys((out.name for out in op.outputs), before))
+    return {"layers": shown, "edges": edges}
+
+
+class _Side:
+    """The sizes of one of the two networks."""
+
+    def __init__(self, graph: Graph, host: Host) -> None:
+        self._graph, self._host = graph, host
+        self._sizes: Mapping[str, int] = host.sizes()
+        self._samples = samples(graph, host)
+        self._seen: set[str] = set()  # weights that several ops share are those of the first
+
+    def of(self, op: Op) -> dict[str, int]:
+        weights = [v for v in op.inputs[: traits(op).trained] if v is not None and v.name in self._graph.parameters]
+        own = [v for v in weights if v.name not in self._seen and "float" in v.dtype]
+        self._seen.update(v.name for v in own)
+        terms = [(*one.rows, *one.outer, *one.inner, *one.steps) for one in products(op, self._graph)]
+        return {
+            "channels": self._channels(op),
+            "params": sum(prod(self._length(dim) for dim in v.dims) for v in own),
+            "macs": sum(prod(map(self._length, term)) for term in terms) // self._samples,
+        }
+
+    def _channels(self, op: Op) -> int:
+        dims = op.outputs[0].dims if op.outputs else ()
+        if not dims:
+            return 1
+        return self._length(dims[1 if traits(op).spatial and len(dims) > 1 else -1])
+
+    def _length(self, dim: Any) -> int:
+        return int(length_of(dim, {}, self._sizes))

@@ -1,0 +1,122 @@
+"""The part of the report that shows the network from left to right, before and after."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from math import sqrt
+from typing import Any
+
+from .units import count, ratio
+
+LIMIT = 600
+"""More layers are listed and not drawn."""
+ACROSS, DOWN = 26, 40
+"""Pixels from a column to the next, and from a layer to the one below it."""
+WIDE, TALL = 14, 32
+"""Pixels of a layer's bar: its width, and its height where it has the most channels."""
+
+Network = Mapping[str, Any]
+Point = tuple[float, float]
+
+
+def drawing(network: Network) -> dict[str, Any] | None:
+    """Bars and lines with their places in pixels, for the template; None where there is nothing to draw."""
+    layers = network["layers"]
+    if not 1 < len(layers) <= LIMIT:
+        return None
+    places, routes = _layout(len(layers), network["edges"])
+    most = max(layer["channels"][0] for layer in layers) or 1
+    width = max(x for x, _ in places) + 2 * ACROSS
+    low, high = min(y for _, y in places), max(y for _, y in places)
+    shift = TALL / 2 + 4 - low
+    return {
+        "width": round(width),
+        "height": round(high - low + TALL + 8),
+        "lines": [" ".join(f"{x + ACROSS:.1f},{y + shift:.1f}" for x, y in route) for route in routes],
+        "bars": [_bar(layer, x + ACROSS, y + shift, most) for layer, (x, y) in zip(layers, places, strict=True)],
+    }
+
+
+def _bar(layer: Mapping[str, Any], x: float, y: float, most: int) -> dict[str, Any]:
+    before, after = layer["channels"]
+    tall = max(6.0, TALL * sqrt(before / most))
+    kept = tall * (after / before if before else 0)
+    joins = not (layer["macs"][0] or layer["params"][0])
+    return {
+        "joins": joins,
+        "x": round(x - WIDE / 2, 1),
+        "middle": [round(x, 1), round(y, 1)],
+        "top": round(y - tall / 2, 1),
+        "tall": round(tall, 1),
+        "kept_top": round(y + tall / 2 - kept, 1),
+        "kept": round(kept, 1),
+        "width": WIDE,
+        "title": layer["kind"] if joins else f"{_name(layer)}: {after} of {before} channels, {_costs(layer)}",
+    }
+
+
+def _name(layer: Mapping[str, Any]) -> str:
+    return f"{layer['module']}.{layer['name']}" if layer["module"] else str(layer["name"])
+
+
+def _costs(layer: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{count(layer[key][0])} to {count(layer[key][1])} {word}"
+        for key, word in (("params", "parameters"), ("macs", "MACs"))
+    )
+
+
+def _layout(layers: int, edges: Sequence[Sequence[int]]) -> tuple[list[Point], list[list[Point]]]:
+    """Where each layer is, and the points that each edge passes. A column holds what is as far from the start; an
+    edge over several columns keeps a place in each, so that no bar is in its way."""
+    import networkx as nx
+
+    graph = nx.DiGraph()
+    graph.add_nodes_from(range(layers))
+    graph.add_edges_from(map(tuple, edges))
+    columns: dict[Any, int] = {node: k for k, column in enumerate(nx.topological_generations(graph)) for node in column}
+    routed, routes = nx.DiGraph(), []
+    routed.add_nodes_from(columns)
+    for a, b in edges:
+        between = {(a, b, k): k for k in range(columns[a] + 1, columns[b])}
+        columns |= between
+        route = [a, *between, b]
+        nx.add_path(routed, route)
+        routes.append(route)
+    height: dict[Any, float] = {}
+    for _, column in groupby(sorted(routed, key=lambda node: columns[node]), key=lambda node: columns[node]):
+        # as high as what it reads: layers before edges that only pass, which go below
+        wanted = {node: _mean([height[one] for one in routed.predecessors(node)]) for node in column}
+        for k, node in enumerate(sorted(wanted, key=lambda node: (wanted[node], isinstance(node, tuple)))):
+            height[node] = k - (len(wanted) - 1) / 2
+    at = {node: (columns[node] * ACROSS, height[node] * DOWN) for node in routed}
+    return [at[k] for k in range(layers)], [[at[stop] for stop in route] for route in routes]
+
+
+def _mean(numbers: Sequence[float]) -> float:
+    return sum(numbers) / len(numbers) if numbers else 0.0
+
+
+def blocks(network: Network) -> list[dict[str, Any]]:
+    """The layers by the module two levels down that they are in, in order, with what each had and has."""
+    members: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for layer in network["layers"]:
+        if layer["macs"][0] or layer["params"][0]:
+            members[".".join(_name(layer).split(".")[:2])].append(layer)
+    return [
+        {
+            "name": name,
+            "layers": [{**_row(layer), "name": _name(layer), "kind": layer["kind"]} for layer in own],
+            **_row({key: [sum(layer[key][k] for layer in own) for k in (0, 1)] for key in ("params", "macs")}),
+        }
+        for name, own in members.items()
+    ]
+
+
+def _row(layer: Mapping[str, Any]) -> dict[str, Any]:
+    shown = {key: f"{count(layer[key][0])} to {count(layer[key][1])}" for key in ("params", "macs")}
+    shares = {f"{key}_remain": ratio(*layer[key]) for key in ("params", "macs")}
+    channels = {"channels": "{} to {}".format(*layer["channels"])} if "channels" in layer else {}
+    return {**shown, **shares, **channels}

@@ -1,0 +1,75 @@
+"""What a user says beside a budget: compile's freeze, only, ignore, floor and grain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import graphprune as gp
+from graphprune.errors import ModelError, RecipeError
+
+X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 48), nn.ReLU(), nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, 4))
+
+
+def widths(**options: Any) -> list[int]:
+    artifact = gp.compile(net(), X, measure=False, **options)
+    return [len(artifact.program.model.get_parameter(f"{k}.weight")) for k in (0, 2)]
+
+
+def test_named_layers_stay_as_they_are() -> None:
+    free = widths(params="0.5x")
+    assert free[0] < 48 and free[1] < 32
+    assert widths(params="0.5x", freeze=["0"])[0] == 48
+    assert widths(params="0.5x", only=["0"])[1] == 32
+    module = net()
+    artifact = gp.compile(module, X, params="0.6x", ignore=[module[4]], measure=False)
+    assert artifact.program.model.get_parameter("4.weight").shape == module[4].weight.shape
+    with pytest.raises(ModelError, match="no module within"):
+        gp.compile(module, X, ignore=[nn.Linear(2, 2)])
+
+
+def test_floor_and_grain() -> None:
+    assert all(width % 16 == 0 for width in widths(params="0.5x", grain=16))
+    low, high = widths(params="0.2x", floor=0.0), widths(params="0.3x", floor=0.4)
+    assert min(low[0] / 48, low[1] / 32) < 0.4 <= min(high[0] / 48, high[1] / 32)
+
+
+def test_a_recipe_says_so_itself() -> None:
+    with pytest.raises(RecipeError, match="a recipe says itself"):
+        gp.compile(net(), X, recipe="group,score,mask{macs=0.5x},propagate", freeze=["0"])
+
+
+@pytest.mark.parametrize(
+    ("unit", "text"), [("macs", "0.6x"), ("params", "0.6x"), ("channels", "0.5x"), ("memory", "0.9x")]
+)
+def test_asked_and_got(unit: str, text: str) -> None:
+    artifact = gp.compile(net(), X, measure=False, **{unit: text})
+    found, after = artifact.report["budget"], artifact.program.model
+    assert (found["unit"], found["asked"], found["default"]) == (unit, text, False)
+    kept = [len(after.get_parameter(f"{k}.weight")) for k in (0, 2)]
+    whole = {"macs": 8 * 48 + 48 * 32 + 32 * 4, "params": 8 * 48 + 48 + 48 * 32 + 32 + 32 * 4 + 4, "channels": 80}
+    got = {
+        "macs": 8 * kept[0] + kept[0] * kept[1] + kept[1] * 4,
+        "params": 8 * kept[0] + kept[0] + kept[0] * kept[1] + kept[1] + kept[1] * 4 + 4,
+        "channels": sum(kept),
+    }
+    if unit in got:
+        assert found["got"] == pytest.approx(got[unit] / whole[unit])
+    assert found["got"] <= float(text[:-1])
+
+
+def test_the_default_budget_is_said_to_be_one() -> None:
+    report = gp.compile(net(), X, measure=False).report
+    assert report["budget"]["default"] and report["budget"]["asked"] == "0.5x"
+    from graphprune.report.page import table
+
+    said = " ".join(table(report).split())
+    assert "Asked for 0.5x of the multiply-accumulates (the default: no budget was given), got 0.4" in said
