@@ -19,7 +19,7 @@ LEAF, PRODUCT, SUM = "leaf", "product", "sum"
 class Dim:
     """One axis. Compare with ``find(a) is find(b)``; never by value."""
 
-    __slots__ = ("_frozen", "_link", "_mixed", "kids", "kind", "size")
+    __slots__ = ("_firm", "_frozen", "_link", "_mixed", "kids", "kind", "size")
 
     def __init__(self, size: Size, kind: str = LEAF, kids: Sequence[Dim] = ()) -> None:
         self.size = size
@@ -27,6 +27,7 @@ class Dim:
         self.kids = list(kids)
         self._link: Dim | None = None
         self._frozen: str | None = None
+        self._firm = False
         self._mixed: str | None = None
 
     def __repr__(self) -> str:
@@ -40,6 +41,12 @@ class Dim:
         """Why this leaf may not be pruned, or None."""
         dim = find(self)
         return dim._frozen or (f"dynamic size {dim.size}" if isinstance(dim.size, str) else None)
+
+    @property
+    def outside(self) -> bool:
+        """Whether this leaf is frozen for no other reason than that inputs or outputs of the graph have it."""
+        dim = find(self)
+        return dim._frozen is not None and not dim._firm and isinstance(dim.size, int)
 
     @property
     def mixed(self) -> str | None:
@@ -108,10 +115,12 @@ def leaves(dim: Dim) -> Iterator[Dim]:
         stack.extend(reversed(node.kids))
 
 
-def freeze(dim: Dim, reason: str) -> None:
-    """Nothing of ``dim`` may be pruned; the first reason given is kept."""
+def freeze(dim: Dim, reason: str, *, outside: bool = False) -> None:
+    """Nothing of ``dim`` may be pruned; the first reason given is kept. ``outside``: it could be, if whoever
+    calls the graph agreed."""
     for leaf in leaves(dim):
         leaf._frozen = leaf._frozen or reason
+        leaf._firm |= not outside
 
 
 def mix(dim: Dim, reason: str) -> None:
@@ -148,7 +157,7 @@ def same(a: Dim, b: Dim, where: str) -> None:
 
 def _absorb(keeper: Dim, leaf: Dim) -> None:
     if leaf._frozen:
-        freeze(keeper, leaf._frozen)
+        freeze(keeper, leaf._frozen, outside=not leaf._firm)
     if leaf._mixed:
         mix(keeper, leaf._mixed)
     leaf._link = keeper
@@ -158,7 +167,7 @@ def _split(leaf: Dim, kind: str, sizes: Sequence[int]) -> list[Dim]:
     """Refine a leaf in place into a product or sum of new leaves."""
     kids = [Dim(size) for size in sizes]
     for kid in kids:
-        kid._frozen, kid._mixed = leaf._frozen, leaf._mixed
+        kid._frozen, kid._firm, kid._mixed = leaf._frozen, leaf._firm, leaf._mixed
     leaf.kind, leaf.kids = kind, kids
     return list(kids)
 

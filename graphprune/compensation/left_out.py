@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..coupling.contractions import contractions
-from ..coupling.groups import find_groups
+from ..coupling.groups import everything
 from ..coupling.relate import role
 from ..ir.facts import Keep
 from ..ir.program import Program
@@ -16,7 +16,7 @@ def left_out(program: Program, keep: Keep) -> str:
     """A note of the ops that read what was cut with weights of their own and are no Contraction (einsum,
     weights on the left, transposed convolutions); empty where there is none."""
     graph = original(program).lift()
-    index = keep.index(find_groups(graph, normalised=True))
+    index = keep.index(everything(graph))
     fitted = {found.op.name for found in contractions(graph)}
     left, names = {op.name for op in program.graph.ops}, []
     for op in graph.ops:

@@ -13,7 +13,7 @@ from ..calibration.activations import Walk
 from ..calibration.least_squares import NormalEquations, draw, rows_wanted
 from ..coupling.affine import affine
 from ..coupling.contractions import Contraction, contractions
-from ..coupling.groups import find_groups
+from ..coupling.groups import everything
 from ..ir.facts import Keep
 from ..ir.graph import Graph, Op, Value
 from ..ir.host import Array
@@ -80,7 +80,7 @@ class _Fit:
     def __init__(self, program: Program, keep: Keep) -> None:
         self.source = original(program)
         self.graph, self.whole = program.graph, self.source.lift()
-        self.index = keep.index(find_groups(self.whole, normalised=True))
+        self.index = keep.index(everything(self.whole))
         self.host = program.host.copy()
         self.place = {op.name: k for k, op in enumerate(self.graph.ops)}
         self.whole_place = {op.name: k for k, op in enumerate(self.whole.ops)}

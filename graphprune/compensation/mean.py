@@ -6,7 +6,7 @@ import numpy as np
 
 from ..calibration.moments import moments
 from ..coupling.contractions import Contraction, contractions
-from ..coupling.groups import find_groups
+from ..coupling.groups import everything
 from ..ir.facts import Keep
 from ..ir.host import Array, Host
 from ..ir.program import Program
@@ -21,7 +21,7 @@ def means(program: Program, keep: Keep) -> Correct:
     often as the rest, which the mean over the whole input leaves out."""
     source = original(program)
     graph = source.lift()
-    groups = find_groups(graph, normalised=True)
+    groups = everything(graph)
     index, blank = keep.index(groups), keep.blank
     counting = {name: kept[~np.isin(kept, blank.get(name, []))] for name, kept in keep.keep.items()}
     reading = Keep(counting).index(groups)

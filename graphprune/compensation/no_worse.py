@@ -43,7 +43,8 @@ def _part(host: Host, correction: Correct, share: float) -> Correct:
 
 
 def _errors(program: Program, hosts: Sequence[Host]) -> list[float]:
-    """Per host, the squared error of its outputs as a share of the original's squares: the mean over outputs."""
+    """Per host, the squared error of its outputs as a share of the original's squares: the mean over outputs that
+    are as wide as they were."""
     energy: dict[int, float] = {}
     squares: list[dict[int, float]] = [{} for _ in hosts]
     for batch in program.data:
@@ -53,5 +54,6 @@ def _errors(program: Program, hosts: Sequence[Host]) -> list[float]:
         for own, host in zip(squares, hosts, strict=True):
             made = host.run(batch)
             for k, y in original.items():
-                own[k] = own.get(k, 0.0) + float(np.square(made[k] - y).sum())
-    return [float(np.mean([own[k] / (energy[k] or 1.0) for k in energy])) if energy else 0.0 for own in squares]
+                if made[k].shape == y.shape:
+                    own[k] = own.get(k, 0.0) + float(np.square(made[k] - y).sum())
+    return [float(np.mean([own[k] / (energy[k] or 1.0) for k in own])) if own else 0.0 for own in squares]

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..calibration.activations import Walk
 from ..calibration.moments import RunningMoments
-from ..coupling.groups import find_groups
+from ..coupling.groups import everything
 from ..ir.facts import Keep
 from ..ir.graph import Graph, Op, Value
 from ..ir.host import Array
@@ -41,7 +41,7 @@ def renormalise(program: Program, keep: Keep) -> Correct:
     nothing is added to the graph. Where sigma_p is all but gone the channel keeps its scale."""
     source = original(program)
     whole = source.lift()
-    index = keep.index(find_groups(whole, normalised=True))
+    index = keep.index(everything(whole))
     place = {op.name: k for k, op in enumerate(whole.ops)}
     host, graph = program.host.copy(), program.graph
     weights: dict[str, Array] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 
 from ..axes.dim import Dim, find, leaves
 from ..ir.facts import Frozen, Group, Groups, Member, Role
@@ -15,15 +15,27 @@ from .relate import role
 _RANK: dict[Role, int] = {"reader": 0, "writer": 1, "carrier": 2}
 
 
+def everything(graph: Graph) -> Groups:
+    """All that any options of ``find_groups`` offer."""
+    return find_groups(graph, normalised=True, states=("*",) if graph.inputs else ())
+
+
 def find_groups(
-    graph: Graph, *, normalised: bool = False, freeze: Sequence[str] = (), only: Sequence[str] = ()
+    graph: Graph,
+    *,
+    normalised: bool = False,
+    freeze: Sequence[str] = (),
+    only: Sequence[str] = (),
+    states: Sequence[str] = (),
 ) -> Groups:
     """Every leaf dim that weights have, with the parameter axes that contain it.
 
     ``normalised`` also offers dims that LayerNorm or GroupNorm normalise across, where a pruned
     network no longer computes what the masked one does. ``freeze``: patterns (see names.matching) of
     groups, layers and parameters to leave alone, a layer with what it reads; ``only``: of those whose
-    outputs may go, no others. Names depend on none of them. Raises RecipeError for a pattern that matches nothing.
+    outputs may go, no others. ``states``: patterns of graph inputs whose dims are offered, too, where no other
+    input has them: inputs, and outputs that have them, become as narrow. Names depend on none of them. Raises
+    RecipeError for a pattern that matches nothing.
     """
     import networkx as nx
 
@@ -34,9 +46,10 @@ def find_groups(
     chosen = matching(only, [one.made for one in called]) if only else ["*"] * len(called)
     dependency = nx.Graph()
     groups, frozen = [], []
+    given = _given(graph, states) if states else set[Dim]()
     for (leaf, found), held, wanted in zip(members.items(), kept, chosen, strict=True):
         name = names[leaf]
-        reason = _reason(leaf, normalised) or _asked(held, wanted)
+        reason = _reason(leaf, normalised, given) or _asked(held, wanted)
         dependency.add_node(name, kind="dim", size=leaf.size, frozen=reason or "")
         for member in found:
             axis = f"{member.parameter}:{member.axis}"  # not str(member), which may be the name of a dim
@@ -141,8 +154,18 @@ def _by_parameter(
     return {member.parameter: ops[leaf, member.parameter] for member in found}
 
 
-def _reason(leaf: Dim, normalised: bool) -> str | None:
-    if find(leaf).frozen:
+def _given(graph: Graph, states: Sequence[str]) -> set[Dim]:
+    """The leaves of inputs that match a pattern, and of no others."""
+    found: dict[bool, set[Dim]] = {True: set(), False: set()}
+    wanted = matching(states, [{value.name} for value in graph.inputs], "input of the model")
+    for value, pattern in zip(graph.inputs, wanted, strict=True):
+        own = {leaf for dim in value.dims for leaf in leaves(dim) if leaf.outside}
+        found[pattern is not None] |= own
+    return found[True] - found[False]
+
+
+def _reason(leaf: Dim, normalised: bool, given: Set[Dim]) -> str | None:
+    if find(leaf).frozen and leaf not in given:
         return leaf.frozen
     if leaf.mixed and not normalised:
         return f"{leaf.mixed} normalises across it (`group{{normalised=true}}` prunes it all the same)"

@@ -70,7 +70,7 @@ def _reader(op: Op, dim: Dim, weights: Sequence[Value], search: _Search) -> None
     for value in weights:
         for leaf in leaves(dim):
             maker = search.graph.maker(value)
-            if maker is not None and not leaf.frozen and search(value, leaf) is None:
+            if maker is not None and (leaf.outside or not leaf.frozen) and search(value, leaf) is None:
                 freeze(leaf, f"{op.where} reads it with a weight that is not zero where {maker.where} gets zeros")
 
 

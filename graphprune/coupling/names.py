@@ -11,6 +11,10 @@ from ..errors import RecipeError
 from ..ir.facts import Member
 
 
+FEW = 8
+"""So many names are all shown where none is near."""
+
+
 @dataclass(frozen=True)
 class Names:
     """``touched``: by whom any of its axes is stored or read; ``made``: by whom its positions are written. Each
@@ -35,17 +39,19 @@ def names(name: str, members: Sequence[Member], ops: Mapping[str, Sequence[str]]
     return Names(of(members), of(m for m in members if m.role == "writer"))
 
 
-def matching(patterns: Sequence[str], known: Sequence[Set[str]]) -> list[str | None]:
-    """For every dim, by its names, the first pattern that one of them matches. ``*`` and ``?`` are wildcards,
+def matching(
+    patterns: Sequence[str], known: Sequence[Set[str]], what: str = "group, layer or parameter"
+) -> list[str | None]:
+    """For everything, by its names, the first pattern that one of them matches. ``*`` and ``?`` are wildcards,
     brackets stand for themselves. Raises RecipeError for a pattern that matches nothing."""
     found: list[str | None] = [None] * len(known)
     for pattern in patterns:
         hits = [k for k, own in enumerate(known) if _any(pattern, own)]
         if not hits:
             every = sorted(set().union(*known))
-            close = difflib.get_close_matches(pattern, every, n=3)
+            close = difflib.get_close_matches(pattern, every, n=3) or (every if len(every) <= FEW else ())
             raise RecipeError(
-                f"`{pattern}` matches no group, layer or parameter",
+                f"`{pattern}` matches no {what}",
                 f"did you mean {' or '.join(f'`{one}`' for one in close)}?"
                 if close
                 else "`graphprune inspect` lists groups and their axes; `*` stands for any characters",

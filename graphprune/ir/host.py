@@ -68,6 +68,10 @@ class Host(Protocol):
         """Set the given slices of a tensor to zero, in a copy of its own. In a quantised tensor the zero
         point is what stands for zero."""
 
+    def narrow(self, name: str, axis: int, keep: Indices) -> None:
+        """Keep only ``keep`` of an axis of an input or output of the model, in that order, and of the example.
+        Inputs of the width that it had are still taken: what is not kept of them is left out."""
+
     def set_literal(self, op: Op, name: str, value: Any) -> None:
         """Set a literal of the op (rules.py says which ops have which): an int or a list of ints.
         In a list, None stands for a dynamic size, which stays what it was."""

@@ -54,7 +54,8 @@ class Dead(Pass):
 
 
 def _lives(program: Program, group: Group, live: Live, names: Mapping[Dim, str], idle: Idle) -> Array:
-    if any(member.across for member in group.members):  # a norm has it in its mean, whoever reads it
+    # a norm has it in its mean, or whoever calls the network reads it
+    if group.dim.outside or any(member.across for member in group.members):
         return np.ones(group.size, bool)
     readers = [member for member in group.members if member.role == "reader"]
     if not readers or group.dim in idle.elsewhere:

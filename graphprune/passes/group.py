@@ -22,12 +22,14 @@ class Group(Pass):
     normalised: bool = False  # also dims that LayerNorm or GroupNorm normalise across (not exact)
     freeze: str = ""  # groups, layers and parameters to leave alone: names, `*` allowed, separated by `|`
     only: str = ""  # layers (groups, parameters) whose outputs may go, and no others
+    states: str = ""  # inputs, named likewise, whose widths may be cut with all that has them: the interface changes
 
     def settings(self) -> dict[str, Any]:
         """As ``find_groups`` takes them."""
+        names = ("freeze", "only", "states")
         return {
             "normalised": self.normalised,
-            **{key: [one for one in getattr(self, key).split("|") if one] for key in ("freeze", "only")},
+            **{name: [one for one in getattr(self, name).split("|") if one] for name in names},
         }
 
     def run(self, program: Program) -> Program:
@@ -37,6 +39,6 @@ class Group(Pass):
             raise ModelError(
                 f"nothing can be pruned: all {len(groups.frozen)} dims are frozen"
                 + "".join(f"\n    {reason}" for reason in reasons),
-                "`graphprune inspect` lists every frozen dim and why",
+                "`graphprune inspect` lists every frozen dim and why; `group{states=NAMES}` cuts widths of inputs too",
             )
         return program.learn(replace(groups, made=self.text()))

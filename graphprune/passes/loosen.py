@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..coupling.groups import find_groups
+from ..coupling.groups import everything
 from ..ir.facts import Groups, Scores
 from ..ir.program import Program
 from ..pipeline.base import Pass
@@ -36,10 +36,7 @@ class Loosen(Pass):
             return program
         old = program.fact(Groups)
         opened = Reindex(sites).apply(program)
-        if old.made:
-            opened = _again(old.made, opened)
-        else:
-            opened = opened.learn(descended(find_groups(opened.graph, normalised=True), old))
+        opened = _again(old.made, opened) if old.made else opened.learn(descended(everything(opened.graph), old))
         if not program.knows(Scores):
             return opened
         scores = program.fact(Scores)

@@ -58,6 +58,7 @@ class Propagate(Pass):
                     host.set_literal(op, name, value)
             for op, pieces in selections(graph, index, order):
                 host.set_reindex(op, pieces)
+        notes += _narrowed(graph, host, index)
         host.own()
         _compare(graph, host, index)
         parameters = _parameters(groups, keep, index, program.plan.parameters)
@@ -98,6 +99,21 @@ def _slice(graph: Graph, host: Host, index: Index) -> None:
                 kept = index(dim)
                 if not np.array_equal(kept, np.arange(find(dim).size)):
                     host.take(value.name, axis, kept)
+
+
+def _narrowed(graph: Graph, host: Host, index: Index) -> list[str]:
+    """Cut the model's own inputs and outputs; what is to be said of them."""
+    notes = []
+    for what, values in (("input", graph.inputs), ("output", graph.outputs)):
+        for value in dict.fromkeys(values):
+            if not any(map(index.touches, value.dims)):
+                continue
+            for axis, dim in enumerate(value.dims):
+                if index.touches(dim):
+                    host.narrow(value.name, axis, index(dim))
+            old, new = ("x".join(map(str, sizes)) for sizes in (value.shape or (), map(index.length, value.dims)))
+            notes.append(f"the {what} `{value.name}` is {new} now, it was {old}")
+    return notes
 
 
 def _compare(graph: Graph, host: Host, index: Index) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from ..axes.dim import Dim, leaves
-from ..coupling.groups import find_groups
+from ..coupling.groups import everything
 from ..coupling.relate import role
 from ..errors import RecipeError
 from ..ir.document import Entry
@@ -57,7 +57,7 @@ class Cut(Edit):
         return Keep(keep, blank, self.exact)
 
     def apply(self, program: Program) -> Program:
-        groups = find_groups(program.graph, normalised=True)
+        groups = everything(program.graph)
         self._fits(groups, program.graph)
         known = program.learn(groups).learn(self.fact()).learn(Order(self.sinks))
         return run_pass(_cutter(self.by), known)

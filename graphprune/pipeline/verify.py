@@ -16,10 +16,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..axes.index import Index
-from ..coupling.groups import find_groups
+from ..axes.dim import Dim
+from ..axes.index import Index, Indices, coordinates
+from ..coupling.groups import everything
 from ..errors import VerificationError
-from ..ir.graph import Op, around
+from ..ir.facts import Groups
+from ..ir.graph import Graph, Op, around
 from ..ir.host import Array, Batch, Host, random_array
 from ..ir.program import Program
 from .compare import Check, compare, relative
@@ -35,7 +37,9 @@ def verify(program: Program, batches: int = 2) -> tuple[Check, ...]:
     """Prove a compiled program. Raises VerificationError naming the first op that differs."""
     source = program.source
     exact = source.copy(source.proof_dtype)
-    mixed = _mixed(program)
+    graph = original(program).lift()
+    groups = everything(graph)
+    mixed = _mixed(program, groups)
     if mixed:
         raise VerificationError(
             f"`{mixed}` was pruned although a normalisation runs across it: the masked model is no reference",
@@ -44,7 +48,9 @@ def verify(program: Program, batches: int = 2) -> tuple[Check, ...]:
     masked = replay(program.plan, exact, masked=True)
     pruned = replay(program.plan, exact)
     inputs = [_inputs(program, k) for k in range(batches)]
-    found, expected = ([model.host.run(batch) for batch in inputs] for model in (pruned, masked))
+    found, whole = ([model.host.run(batch) for batch in inputs] for model in (pruned, masked))
+    interface = _interface(program, groups)
+    expected = _cut(whole, graph, interface)
     check = compare(f"pruned = masked, {source.proof_dtype}", expected, found, source.tolerance, masked.host, inputs)
     error, tolerance = check.error, check.tolerance
     if not error <= tolerance:
@@ -57,8 +63,8 @@ def verify(program: Program, batches: int = 2) -> tuple[Check, ...]:
         failure.around = None if isinstance(where, str) else around(masked.graph, where)
         raise failure
     opening = [_as_opened(program, exact, inputs)] if program.plan.openings else []
-    original = [_as_original(program, pruned.host, exact, inputs)] if _exact(program) else []
-    return (check, *opening, *original, _same_weights(program))
+    others = [_as_original(program, pruned.host, exact, inputs, graph, interface)] if _exact(program) else []
+    return (check, *opening, *others, _same_weights(program))
 
 
 def _exact(program: Program) -> bool:
@@ -84,11 +90,13 @@ def _as_opened(program: Program, given: Host, inputs: Sequence[Batch]) -> Check:
     return check
 
 
-def _as_original(program: Program, pruned: Host, given: Host, inputs: Sequence[Batch]) -> Check:
+def _as_original(
+    program: Program, pruned: Host, given: Host, inputs: Sequence[Batch], graph: Graph, interface: Index
+) -> Check:
     """Raises VerificationError where the cut network is not the original, on these inputs and ``FAR`` times them."""
     far = [[x * scale if x.dtype.kind == "f" else x for x in batch] for batch in inputs for scale in (1, FAR, -FAR)]
-    expected, found = ([host.run(batch) for batch in far] for host in (given, pruned))
-    source = program.source
+    whole, found = ([host.run(batch) for batch in far] for host in (given, pruned))
+    source, expected = program.source, _cut(whole, graph, interface)
     check = compare(f"pruned = original, {source.proof_dtype}", expected, found, source.tolerance, given, far)
     if not check.holds:
         raise VerificationError(
@@ -99,10 +107,27 @@ def _as_original(program: Program, pruned: Host, given: Host, inputs: Sequence[B
     return check
 
 
+def _interface(program: Program, groups: Groups) -> Index:
+    """What the program keeps of the axes of the original's inputs and outputs."""
+    keep: dict[Dim, Indices] = {}
+    for group in groups:
+        first = group.members[0]
+        entry = program.plan.parameters.get(first.parameter, {}).get(str(first.axis))
+        if group.dim.outside and entry is not None:
+            at = coordinates(first.dim, group.dim)[entry["keep"]]
+            keep[group.dim] = np.array(list(dict.fromkeys(at[at >= 0].tolist())), np.intp)
+    return Index(keep)
+
+
+def _cut(outputs: Sequence[Sequence[Array]], graph: Graph, interface: Index) -> list[list[Array]]:
+    """Outputs of the original, per batch, as wide as those of the program."""
+    return [[interface.cut(x, v.dims) for x, v in zip(batch, graph.outputs, strict=True)] for batch in outputs]
+
+
 def _inputs(program: Program, seed: int) -> Batch:
     """The example first, then random data of the same shapes; integers within the example's range,
     which is all that is known to be legal."""
-    example = program.host.example()
+    example = program.source.example()
     if seed == 0:
         return example
     rng = np.random.default_rng([program.seed, seed])
@@ -115,8 +140,8 @@ def _like(rng: np.random.Generator, x: Array) -> Array:
     return random_array(rng, x.shape, str(x.dtype)) if x.dtype.kind == "f" else x
 
 
-def _mixed(program: Program) -> str | None:
-    groups, left = find_groups(original(program).lift(), normalised=True), kept(program.plan)
+def _mixed(program: Program, groups: Groups) -> str | None:
+    left = kept(program.plan)
     return next((g.name for g in groups if g.dim.mixed and left.get(g.name, g.size) < g.size), None)
 
 
@@ -135,7 +160,7 @@ def _first_difference(masked: Program, pruned: Program, program: Program, batch:
     cuts = program.plan.of(Cut)
     if len(cuts) != 1:
         return "an op that cannot be told after several cuts"
-    groups = find_groups(masked.graph, normalised=True)
+    groups = everything(masked.graph)
     index = cuts[0].fact().index(groups)
     ops = [op for op in masked.graph.ops if op.outputs and op.outputs[0].shape is not None]
     names = {value.name for value in pruned.graph.values()}

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..axes.index import Index, Indices
-from ..coupling.groups import find_groups
+from ..coupling.groups import everything
 from ..errors import ModelError, nearest
 from ..ir.facts import Keep
 from ..ir.program import Program
@@ -88,7 +88,7 @@ def _keeper(seen: dict[str, Tensor], path: str) -> Any:
 def _kept_axes(program: Program, paths: Sequence[str]) -> dict[str, list[tuple[int, Tensor]]]:
     """Per path, the axes of what it returns that the program's plan cut, with the indices kept."""
     graph = program.source.lift()
-    groups = find_groups(graph, normalised=True)
+    groups = everything(graph)
     keep: dict[str, Indices] = {}
     for edit in program.plan.of(Cut):
         for name, own in edit.fact().keep.items():

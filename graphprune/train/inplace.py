@@ -70,6 +70,7 @@ def cut(
     undo = [*leave_out(module, parts), *_replace_tensors(module, done), *_resize_layers(module, done)]
     try:
         compare(module, host, done)
+        args, kwargs = done.host.call_arguments(done.host.example())
         if trains and (error := training_error(module, args, kwargs)):
             raise _unfit(module, host, done, f"in training mode its forward now raises {error}")
     except ModelError:
@@ -209,7 +210,7 @@ def _resize_layers(module: nn.Module, done: Program) -> Undo:
 @torch.no_grad()
 def compare(module: nn.Module, host: Host, done: Program) -> None:
     """The cut class and the GraphModule compute the same, in eval mode. Raises ModelError."""
-    args, kwargs = host.call_arguments(host.example())
+    args, kwargs = done.host.call_arguments(done.host.example())
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -219,7 +220,7 @@ def compare(module: nn.Module, host: Host, done: Program) -> None:
     finally:
         for part, mode in modes.items():
             part.training = mode
-    theirs = done.host.run(host.example())
+    theirs = done.host.run(done.host.example())
     tolerance = max(TOLERANCE.get(x.dtype, 1e-2) for x in mine) if mine else 0.0
     gap = max(
         (

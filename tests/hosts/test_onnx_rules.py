@@ -453,14 +453,16 @@ NETS |= {
         "float[T,N,6] x",
     ),
     "two LSTMs of both directions that start from zeros": Net(
-        "d = Shape<start=1, end=2>(x) z1 = Concat<axis=0>(two, d, five) z = ConstantOfShape(z1)"
+        "d = Shape<start=1, end=2>(x) z1 = Concat<axis=0>(four, d, five) zz = ConstantOfShape(z1)"
+        "z = Slice(zz, two, four, zero)"
         'l = LSTM<hidden_size=5, direction="bidirectional">(x, W, R, B, , z, z) t = Transpose<perm=[0,2,1,3]>(l)'
-        "m = Reshape(t, s) k = Shape<start=1, end=2>(m) z3 = Concat<axis=0>(one, k, four) e = Expand(f, z3)"
-        "n = LSTM<hidden_size=4>(m, U, S, C, , e, e) q = Squeeze(n, one) y = MatMul(q, v)",
+        "m = Reshape(t, s) k = Shape<start=1, end=2>(m) z3 = Concat<axis=0>(two, k, four) ee = Expand(f, z3)"
+        "e = Slice(ee, one, two, zero) n = LSTM<hidden_size=4>(m, U, S, C, , e, e) q = Squeeze(n, one)"
+        "y = MatMul(q, v)",
         {
             **{"W": (2, 20, 6), "R": (2, 20, 5), "B": (2, 40), "U": (1, 16, 10), "S": (1, 16, 4), "C": (1, 32)},
             **{"v": (4, 3), "s": [0, 0, 10], "f": np.zeros((1, 1, 1), np.float32)},
-            **{name: np.array([n]) for name, n in (("one", 1), ("two", 2), ("four", 4), ("five", 5))},
+            **{name: np.array([n]) for name, n in (("zero", 0), ("one", 1), ("two", 2), ("four", 4), ("five", 5))},
         },
         [4, 5],
         "float[T,N,6] x",

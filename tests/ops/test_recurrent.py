@@ -84,6 +84,20 @@ def test_the_hidden_size_is_written_into_the_node():
     assert check.error <= 1e-5
 
 
+def test_a_dynamically_quantised_lstm_is_read_and_says_why_it_stays():
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]> net (float[4,2,6] x) => (float[4,1,2,3] y) {'
+        "l = com.microsoft.DynamicQuantizeLSTM<hidden_size=5>(x, W, R, B, , , , , s, z, s, z) y = MatMul(l, v) }"
+    )
+    arrays = {"W": np.ones((1, 6, 20), np.int8), "R": np.ones((1, 5, 20), np.int8), "B": np.ones((1, 40), np.float32)}
+    arrays |= {"s": np.full(1, 0.1, np.float32), "z": np.zeros(1, np.int8), "v": np.ones((5, 3), np.float32)}
+    model.graph.initializer.extend(nh.from_array(array, name) for name, array in arrays.items())
+    program = gp.load(model)
+    assert program.graph.parameters.keys() >= {"W", "R", "B", "v"}
+    with pytest.raises(gp.GraphpruneError, match="quantises its state anew at every step"):
+        gp.run("group", program)
+
+
 def test_gates_write_and_the_recurrent_weight_reads():
     groups = gp.run("group", gp.load(Net(nn.LSTM(6, 5)), torch.randn(4, 2, 6))).fact(Groups)
     roles = {str(member): member.role for member in next(iter(groups)).members}

@@ -40,7 +40,12 @@ ROOT = Path(__file__).parents[2]
 
 SHARES = st.floats(0.01, 0.99).map(lambda x: f"{x:.3g}x")
 OPTIONS = {
-    "group": {"normalised": st.booleans(), "freeze": st.sampled_from(["", "stem", "layer1.*|fc", "a[0]"])},
+    "group": {
+        "normalised": st.booleans(),
+        "freeze": st.sampled_from(["", "stem", "layer1.*|fc", "a[0]"]),
+        "only": st.sampled_from(["", "stem", "layer1.*|fc"]),
+        "states": st.sampled_from(["", "h", "state*|c"]),
+    },
     "branches": {
         "of": st.sampled_from(["branch", "block"]),
         "span": st.integers(1, 9),

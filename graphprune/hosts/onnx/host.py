@@ -20,6 +20,7 @@ from ...ir.graph import Graph, Op, Piece, Site, Value
 from ...ir.host import Array, Batch, Call
 from ..boundary import refusing
 from ..example import Given, given
+from ..narrowed import Narrowed, narrowed
 from . import edit
 from .choices import look, opened, take_known
 from .control_flow import flat, graphs_of
@@ -68,6 +69,7 @@ class OnnxHost:
         self._edited = False
         self._exact = False
         self._nodes: dict[str, ir.Node] | None = None
+        self._narrowed: list[Narrowed] = []
         self._known: dict[tuple[str, int], Written] = {}  # the literals, by op name and input
         self._forget()
 
@@ -112,6 +114,7 @@ class OnnxHost:
         host = OnnxHost(widened(self.model) if wide else self.model.clone())
         host._edited, host._beside, host._exact = self._edited, self._beside, bool(wide) or self._exact
         host._starts, host._closed, host.notes = self._starts, self._closed, self.notes
+        host._narrowed = list(self._narrowed)
         if not wide:
             host._known, host._example = dict(self._known), self._example
             host._seen, host._session = self._seen, self._session
@@ -203,6 +206,19 @@ class OnnxHost:
         array[at] = 0 if zero is None else np.broadcast_to(zero, array.shape)[at]
         self.set_parameter(name, array)
 
+    def narrow(self, name: str, axis: int, keep: Indices) -> None:
+        self._change()
+        names = [hole.name for hole in holes(self.model)]
+        for value in (*self.model.graph.inputs, *self.model.graph.outputs):
+            if value.name == name and value.shape is not None and isinstance(size := value.shape[axis], int):
+                value.shape = ir.Shape([len(keep) if k == axis else n for k, n in enumerate(value.shape)])
+                if name in names:
+                    cut = Narrowed(names.index(name), axis, size, keep)
+                    self._narrowed.append(cut)
+                    self._starts = [
+                        {**start, name: cut.start(start[name])} if name in start else start for start in self._starts
+                    ]
+
     def set_literal(self, op: Op, name: str, value: Any) -> None:
         self._change()
         known = {k: written for (owner, k), written in self._known.items() if owner == op.name}
@@ -279,7 +295,7 @@ class OnnxHost:
         return tuple(batch), {}
 
     def run(self, batch: Batch) -> list[Array]:
-        fed = feed(self._runnable(), batch)
+        fed = feed(self._runnable(), narrowed(batch, self._narrowed))
         if self._session is None:
             model = self._flat() if self._exact else self._runnable()  # the rounding in a branch goes as well
             self._session = self._running(lambda: Session(model, exact=self._exact))
@@ -287,7 +303,7 @@ class OnnxHost:
         return [_wide(np.asarray(array)) for array in self._running(lambda: session.run(fed))]
 
     def watch(self, batch: Batch, names: Sequence[str], known: Mapping[str, Array] | None = None) -> dict[str, Array]:
-        fed = ChainMap(known or {}, feed(self._runnable(), batch))  # type: ignore[arg-type]  # nothing is written
+        fed = ChainMap(known or {}, feed(self._runnable(), narrowed(batch, self._narrowed)))  # type: ignore[arg-type]  # nothing is written
         made = [name for name in names if name in self._by_output() and name not in fed]
         seen: dict[str, Array] = {}
         if made:

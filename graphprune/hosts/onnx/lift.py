@@ -154,9 +154,7 @@ class _Reader:
         elif sized:
             if used:
                 made = tuple(self._value(value) for value in outputs)
-                filler = node.inputs[0] if kind == "expand" else None
-                filled = kind == "fill" or (filler is not None and constant_tensor(filler) is not None)
-                yield self._op(node, Op(str(outputs[0].name), "fill" if filled else "create", (), made, {}, origin))
+                yield self._op(node, Op(str(outputs[0].name), "create", (), made, {}, origin))
         elif used or not all(value in self.flow.constant for value in outputs):
             last = max(k for k, value in enumerate(node.outputs) if value.name) + 1
             made = tuple(self._value(value) for value in node.outputs[:last] if value.name)

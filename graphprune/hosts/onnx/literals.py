@@ -110,7 +110,7 @@ class Literals:
         self._write(1, "shape", wanted)
 
     def _fill(self, sizes: Sequence[int | None]) -> None:
-        self._write(0, "shape", sizes) if self.node.op_type == "ConstantOfShape" else self._shape(sizes)
+        self._write(0, "shape", sizes)
 
     def _right(self, k: int, number: int | float | None, size: int | None) -> bool:
         """Whether an entry that means something else than a size may stay."""

@@ -124,9 +124,8 @@ MICROSOFT_QUANTISED: dict[str, Reader] = {
     "DynamicQuantizeMatMul": _integer_matmul(0, 1, (), (2, 3, 4)),
     **dict.fromkeys(("QLinearAdd", "QLinearMul", "QLinearLeakyRelu", "QLinearSigmoid"), _each),
     "MatMulNBits": _packed("has its weights packed in blocks"),
-    **dict.fromkeys(
-        ("DynamicQuantizeLSTM", "QAttention"), _packed("keeps its quantised weights in an order of its own")
-    ),
+    "QAttention": _packed("keeps its quantised weights in an order of its own"),
+    "DynamicQuantizeLSTM": _packed("quantises its state anew at every step, by one scale for all channels"),
     "QGemm": _qgemm,
     "QLinearConcat": _qconcat,
     "QLinearGlobalAveragePool": _channels_second(

@@ -108,7 +108,7 @@ class Flow:
         elif inputs and all(v in self.constant for v in inputs):
             self.constant |= outputs
             self._weighty |= outputs if weighty else set()
-        elif inputs and not weighty and all(v in self.constant or v in self.sized for v in inputs):
+        elif inputs and not weighty and not _fills(node) and all(v in self.constant or v in self.sized for v in inputs):
             self.sized |= outputs
 
     def literal(self, node: ir.Node) -> bool:
@@ -129,6 +129,18 @@ class Flow:
                 if value in self.sized or (value in self.constant and constant_tensor(value) is None):
                     names[str(value.name)] = None
         return list(names)
+
+
+def _fills(node: ir.Node) -> bool:
+    """Whether a node makes floats of a size that it is given, one number everywhere: data, if any is."""
+    if not standard(node) or node.op_type not in ("ConstantOfShape", "Expand"):
+        return False
+    if node.op_type == "Expand":
+        filler = node.inputs[0]
+        tensor = constant_tensor(filler) if filler is not None else None
+    else:
+        tensor = node.attributes["value"].value if "value" in node.attributes else None
+    return (tensor.dtype in _FLOATS) if tensor is not None else node.op_type == "ConstantOfShape"
 
 
 def _weighty(tensor: ir.TensorProtocol | None) -> bool:

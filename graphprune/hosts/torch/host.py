@@ -26,6 +26,7 @@ from ...ir.graph import Graph, Op, Piece, Site, Value
 from ...ir.host import Array, Batch, Call
 from ..boundary import refusing
 from ..example import given
+from ..narrowed import Narrowed, narrowed
 from .baked import bake, note
 from .casting import cast_graph, wider
 from .edit import LITERALS, arguments, pointwise, set_argument, stored
@@ -58,6 +59,7 @@ class TorchHost:
         self.notes: tuple[str, ...] = ()
         self.baked: Mapping[str, tuple[str, ...]] = {}  # see baked.bake
         self._example = list(example)
+        self._narrowed: list[Narrowed] = []
         self._sizes: Mapping[str, int] | None = None
         self._stale = False  # the graph was edited since its code was made
         self._borrowed: set[int] = set()  # tensors shared with the host this is a copy of
@@ -111,6 +113,7 @@ class TorchHost:
 
     def copy(self, dtype: str | None = None) -> TorchHost:
         host = TorchHost(network(self.model), self._example)
+        host._narrowed = list(self._narrowed)
         host._borrowed = {id(tensor) for _, tensor in host._named()}
         if dtype is not None:
             host._cast(getattr(torch, dtype))
@@ -195,6 +198,19 @@ class TorchHost:
     def zero(self, name: str, axis: int, drop: Indices) -> None:
         tensor = self._tensor(name).detach().clone()
         self._assign(name, tensor.index_fill(axis, torch.from_numpy(drop).to(tensor.device), 0))
+
+    def narrow(self, name: str, axis: int, keep: Indices) -> None:
+        """See ir.Host.narrow. An output is as wide as what makes it."""
+        holes = [node for node in self._module.graph.nodes if node.op == "placeholder"]
+        found = next((k for k, node in enumerate(holes) if node.name == name), None)
+        if found is None:
+            return
+        whole = self._example[found]
+        tensors = [k for k, x in enumerate(self._example) if isinstance(x, torch.Tensor)]
+        self._narrowed.append(Narrowed(tensors.index(found), axis, whole.shape[axis], keep))
+        self._example[found] = whole.index_select(axis, torch.from_numpy(keep).to(whole.device))
+        old = holes[found].meta["val"]
+        holes[found].meta["val"] = old.new_empty([len(keep) if k == axis else n for k, n in enumerate(old.shape)])
 
     def set_literal(self, op: Op, name: str, value: Any) -> None:
         node = self._node(op)
@@ -329,7 +345,7 @@ class TorchHost:
 
     def inputs(self, batch: Batch) -> list[Any]:
         """The flat inputs of the model with copies of ``batch`` in place: a model may write into its inputs."""
-        arrays = iter(batch)
+        arrays = iter(narrowed(batch, self._narrowed))
         return [
             torch.from_numpy(np.array(next(arrays), order="C")).to(x.device, x.dtype)
             if isinstance(x, torch.Tensor)
