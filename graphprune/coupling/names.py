@@ -10,7 +10,6 @@ from fnmatch import fnmatchcase
 from ..errors import RecipeError
 from ..ir.facts import Member
 
-
 FEW = 8
 """So many names are all shown where none is near."""
 
