@@ -138,7 +138,7 @@ def test_in_onnx_the_file_says_the_new_widths(tmp_path: Path):
     done.host.save(tmp_path / "small.onnx")
     onnx.checker.check_model(tmp_path / "small.onnx", full_check=True)
     session = ort.InferenceSession(tmp_path / "small.onnx", providers=["CPUExecutionProvider"])
-    shapes: dict[str, object] = {
+    widths: dict[str, object] = {
         value.name: [*value.shape] for value in (*session.get_inputs(), *session.get_outputs())
     }
-    assert shapes == {"x": [1, 1, 6], "h": [2, 1, 3], "c": [2, 1, 3], "y": [1, 1, 3], "hs": [2, 1, 3], "cs": [2, 1, 3]}
+    assert widths == {"x": [1, 1, 6], "h": [2, 1, 3], "c": [2, 1, 3], "y": [1, 1, 3], "hs": [2, 1, 3], "cs": [2, 1, 3]}
