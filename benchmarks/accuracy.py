@@ -52,7 +52,7 @@ class Results:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         rows = [json.loads(line) for line in lines]
         self.rows = {(row["network"], row["budget"], row["contender"]): row for row in rows}
 
@@ -68,7 +68,7 @@ class Results:
         row = {"network": job[0], "budget": job[1], "contender": job[2], **result}
         self.rows[job] = row
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         print(*job, result, flush=True)
 
@@ -78,7 +78,7 @@ def dense(name: str) -> Result:
 
 
 def automatic(name: str, budget: str) -> Result:
-    seconds = float((sides.compiled(name, budget) / "seconds").read_text())
+    seconds = float((sides.compiled(name, budget) / "seconds").read_text(encoding="utf-8"))
     return {**sides.score(sides.auto(name, budget)), "macs": sides.remains(name, budget), "seconds": seconds}
 
 
@@ -172,7 +172,12 @@ def run(options: argparse.Namespace, results: Results) -> None:
     if options.compile:
         for budget in budgets:
             for name in networks:
-                print(name, budget, (sides.compiled(name, budget) / "seconds").read_text().strip(), flush=True)
+                print(
+                    name,
+                    budget,
+                    (sides.compiled(name, budget) / "seconds").read_text(encoding="utf-8").strip(),
+                    flush=True,
+                )
         return
     for name in networks:
         if not results.have((name, "1x", "dense")):

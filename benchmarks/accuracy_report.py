@@ -23,7 +23,7 @@ def report(results: Results, folder: Path) -> None:
     tables = [_contest(results), _repair(results), _tuned(results), _settled(results)]
     tables += [_grid(results, name) for name in ("resnet56", "densenet40")]
     text = "\n\n".join(table for table in tables if table)
-    (folder / "tables.md").write_text(text + "\n")
+    (folder / "tables.md").write_text(text + "\n", encoding="utf-8")
     _insert("\n\n".join(table for table in tables[:4] if table))
     print(text)
     for name in TRAINED:
@@ -32,9 +32,9 @@ def report(results: Results, folder: Path) -> None:
 
 def _insert(text: str) -> None:
     """The main tables, between the marks in docs/benchmarks.md."""
-    page = PAGE.read_text()
+    page = PAGE.read_text(encoding="utf-8")
     before, rest = page.split(START, 1)
-    PAGE.write_text(f"{before}{START}\n\n{text}\n\n{END}{rest.split(END, 1)[1]}")
+    PAGE.write_text(f"{before}{START}\n\n{text}\n\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
 
 
 def value(results: Results, name: str, budget: str, contender: str) -> float | None:

@@ -84,12 +84,12 @@ def compiled(name: str, budget: str) -> Path:
         start = time.process_time()
         gp.compile(network(name), torch.from_numpy(x[:2]), macs=budget, data=x, measure=False, out=folder, force=True)
         seconds = time.process_time() - start
-        (folder / "seconds").write_text(f"{seconds}\n")
+        (folder / "seconds").write_text(f"{seconds}\n", encoding="utf-8")
     return folder
 
 
 def remains(name: str, budget: str) -> float:
-    report = json.loads((compiled(name, budget) / "report.json").read_text())
+    report = json.loads((compiled(name, budget) / "report.json").read_text(encoding="utf-8"))
     share: float = report["after"]["macs"] / report["before"]["macs"]
     return share
 

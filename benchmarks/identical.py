@@ -77,7 +77,7 @@ def digest(weight: Any) -> str:
 
 def compare(before: Path, after: Path) -> int:
     """Print what differs; the number of entries that do."""
-    old, new = (json.loads(path.read_text()) for path in (before, after))
+    old, new = (json.loads(path.read_text(encoding="utf-8")) for path in (before, after))
     differing = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     for key in differing:
         print(f"differs: {key}")
@@ -92,7 +92,7 @@ def main(command: str, *paths: str) -> int:
     for key, outcome_of in record():
         found[key] = outcome_of
         print(f"{time.strftime('%H:%M:%S')} {key}", flush=True)
-    Path(paths[0]).write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+    Path(paths[0]).write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return 0
 
 

@@ -163,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found[name] = measure(name, options.seconds)
         print(name, found[name], flush=True)
     if options.out:
-        options.out.write_text(json.dumps({"machine": host_cpu(), "prices": found}, indent=1) + "\n")
+        options.out.write_text(json.dumps({"machine": host_cpu(), "prices": found}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

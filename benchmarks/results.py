@@ -14,7 +14,7 @@ class Results:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        self.known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def __contains__(self, key: str) -> bool:
         return key in self.known
@@ -23,7 +23,7 @@ class Results:
         self.known[key] = value
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(".part")
-        part.write_text(json.dumps(self.known, indent=1) + "\n")
+        part.write_text(json.dumps(self.known, indent=1) + "\n", encoding="utf-8")
         part.replace(self.path)
         print(key, value, file=sys.stderr, flush=True)
 

@@ -16,7 +16,7 @@ import time
 COMMANDS = {
     "python -c pass": [sys.executable, "-c", "pass"],
     "import graphprune": [sys.executable, "-c", "import graphprune"],
-    "graphprune --help": [sys.executable, "-m", "graphprune.cli", "--help"],
+    "graphprune --help": [sys.executable, "-m", "graphprune", "--help"],
 }
 
 

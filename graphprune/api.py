@@ -180,12 +180,17 @@ def apply(
             example_inputs = {"args": args, "kwargs": kwargs}
         plan = plan.plan
     made = read_plan(Path(plan)) if isinstance(plan, (str, Path)) else as_plan(plan)
-    if in_place:
-        from .train.inplace import cut
+    try:
+        if in_place:
+            from .train.inplace import cut
 
-        return cut(made, model, example_inputs, optimizer, allow_unread, allow_other_weights)
-    host = model.source if isinstance(model, Program) else _host(model, example_inputs, None)
-    return apply_plan(made, host, allow_other_weights=allow_other_weights)
+            return cut(made, model, example_inputs, optimizer, allow_unread, allow_other_weights)
+        host = model.source if isinstance(model, Program) else _host(model, example_inputs, None)
+        return apply_plan(made, host, allow_other_weights=allow_other_weights)
+    except RecipeError as error:
+        if isinstance(plan, (str, Path)):
+            error.message = f"{plan}: {error.message}"
+        raise
 
 
 def rebuild(made: Artifact | Program | str | os.PathLike[str], module: Any) -> Any:
@@ -210,7 +215,7 @@ def rebuild(made: Artifact | Program | str | os.PathLike[str], module: Any) -> A
     if not widths.exists():
         raise ModelError(f"{widths}: no such file", "compile a module with out=, or save the artifact")
     host = TorchHost.load(folder / "model.pt2")
-    return rebuilt(Program(host=host, source=host), module, json.loads(widths.read_text()))
+    return rebuilt(Program(host=host, source=host), module, json.loads(widths.read_text(encoding="utf-8")))
 
 
 def compile(

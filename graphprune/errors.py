@@ -14,6 +14,7 @@ GraphpruneError          where, what, the numbers, and a hint
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -30,7 +31,7 @@ class GraphpruneError(Exception):
 
     def __str__(self) -> str:
         hint = f"  hint: {self.hint}" if self.hint else None
-        return "\n".join(part for part in (self.message, self.around, hint) if part)
+        return printable("\n".join(part for part in (self.message, self.around, hint) if part))
 
 
 class ModelError(GraphpruneError):
@@ -63,6 +64,15 @@ class OutputError(GraphpruneError):
 
 class VerificationError(GraphpruneError):
     """The result does not compute what it should."""
+
+
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Text with what a terminal would obey or a file cannot hold spelt out as Python does: control characters but for
+    new lines and tabs, marks of direction, halves of characters. Names are somebody else's."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

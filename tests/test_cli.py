@@ -91,7 +91,7 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     heavy = ("torch", "onnx", "onnx_ir", "onnxruntime", "tvm", "matplotlib", "networkx", "jinja2", "rich")
     code = f"import sys, graphprune, graphprune.cli; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True, env=ENVIRONMENT).strip() == "[]"
-    took = limits.least_s([sys.executable, "-m", "graphprune.cli", "--help"], ENVIRONMENT)
+    took = limits.least_s([sys.executable, "-m", "graphprune", "--help"], ENVIRONMENT)
     assert took < 5 * limits.imports_s("click", ENVIRONMENT)  # torch alone would be 50
 
 
@@ -241,7 +241,7 @@ def test_other_commands_explain_too(command: str, here: Path) -> None:
 
 
 def test_a_real_process_prints_no_traceback(here: Path) -> None:
-    line = [sys.executable, "-m", "graphprune.cli", "compile", "missing.onnx", "-o", "out"]
+    line = [sys.executable, "-m", "graphprune", "compile", "missing.onnx", "-o", "out"]
     done = subprocess.run(line, capture_output=True, text=True, env=ENVIRONMENT, check=False)
     assert done.returncode == 1 and not done.stdout
     assert done.stderr.splitlines()[0] == "error: missing.onnx: no such file" and "Traceback" not in done.stderr
@@ -388,7 +388,7 @@ def test_inspect_text_is_the_program() -> None:
 def test_the_graph_is_drawn_the_same_every_time(here: Path) -> None:
     well("inspect cli_nets:net --graph one.svg")
     environment = ENVIRONMENT | {"PYTHONHASHSEED": "77"}
-    line = [sys.executable, "-m", "graphprune.cli", "inspect", "cli_nets:net", "--graph", "two.svg"]
+    line = [sys.executable, "-m", "graphprune", "inspect", "cli_nets:net", "--graph", "two.svg"]
     subprocess.run(line, check=True, capture_output=True, env=environment)
     svg = (here / "one.svg").read_text()
     assert svg == (here / "two.svg").read_text()
@@ -399,6 +399,25 @@ def test_the_graph_is_drawn_the_same_every_time(here: Path) -> None:
 def test_a_graph_that_cannot_be_written(here: Path) -> None:
     result = run("inspect cli_nets:net --graph nowhere/one.svg")
     assert result.exit_code == 1 and "nowhere/one.svg" in result.stderr and not left_behind(here)
+
+
+def test_a_plot_replaces_a_file_whole_or_not_at_all(here: Path) -> None:
+    Path("x.svg").write_text("mine")
+    np.savez("data.npz", np.random.default_rng(0).standard_normal((4, 3, 8, 8)).astype(np.float32))
+    result = run("sweep cli_nets:net --data data.npz --plot nowhere/x.svg")
+    assert result.exit_code == 1 and "nowhere/x.svg cannot be written" in result.stderr
+    well("sweep cli_nets:net --data data.npz --plot x.svg")
+    assert Path("x.svg").read_text().endswith("</svg>\n") and left_behind(here) == {"x.svg", "data.npz"}
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_recipe_file_may_begin_with_a_mark_of_utf_8_and_errors_name_it(mark: bytes) -> None:
+    text = b'[[pass]]\nname = "group"\n\n[[pass]]\nname = "score"\n'
+    Path("recipe.toml").write_bytes(mark + text + b'\n[[pass]]\nname = "nothing"\n')
+    result = run("bisect cli_nets:net --recipe recipe.toml")
+    assert result.exit_code == 1 and result.stderr.startswith("error: recipe.toml: unknown pass `nothing`")
+    Path("recipe.toml").write_bytes(mark + text)
+    well("bisect cli_nets:net --recipe recipe.toml")
 
 
 def test_bench_compares_two_models() -> None:

@@ -31,6 +31,7 @@ LAYERS = (  # from the ground up; those of one row do not know each other
     ("driver",),
     ("api",),
     ("cli", "", "facts"),  # the faces: the command, graphprune/__init__.py, and what scripts import facts from
+    ("__main__",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)

@@ -9,6 +9,7 @@ from functools import cache
 
 from ..pipeline.base import plug_ins
 from .choice import Counts
+from .eagleeye import NEAR as eagleeye_near
 from .eagleeye import eagleeye
 from .knapsack import knapsack
 from .problem import Allocation
@@ -31,19 +32,22 @@ METHODS: Mapping[str, Callable[[Allocation], Counts]] = {
 WANT_DATA = frozenset({"rd", "eagleeye"})
 OF_BRANCHES = frozenset({"uniform", "global", "greedy", "knapsack", "rd", "stepwise"})
 """The methods that may be asked about branches."""
+NEAR: Mapping[str, float] = {"eagleeye": eagleeye_near}
 
 
 @dataclass(frozen=True)
 class Method:
-    """``counts`` says how many channels of every group survive; ``data``: it needs calibration data."""
+    """``counts`` says how many channels of every group survive; ``data``: it needs calibration data; ``near``: the
+    share of the budget that it means to come within, which is said where it does not."""
 
     counts: Callable[[Allocation], Counts]
     data: bool = False
+    near: float = 1.0
 
 
 @cache
 def methods() -> Mapping[str, Method]:
     """Every allocation by name: the built-in ones and those of the entry-point group ``graphprune.allocations``, each
     a Method. Raises RecipeError for a plug-in that is none."""
-    built_in = {name: Method(counts, name in WANT_DATA) for name, counts in METHODS.items()}
+    built_in = {name: Method(counts, name in WANT_DATA, NEAR.get(name, 1.0)) for name, counts in METHODS.items()}
     return {**plug_ins("graphprune.allocations", "allocation", Method), **built_in}

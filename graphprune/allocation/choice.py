@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BudgetError
+from .dual import Tables, nearest
 
 Array = NDArray[Any]
 Counts = dict[str, int]
@@ -62,11 +63,14 @@ def undominated(losses: Menu, costs: Menu) -> list[int]:
     return kept
 
 
-def trade(losses: Mapping[str, Menu], prices: Prices, budget: float, rounds: int = 40) -> Counts:
+def trade(
+    losses: Mapping[str, Menu], prices: Prices, budget: float, tables: Tables | None = None, rounds: int = 40
+) -> Counts:
     """As ``choose`` where the cost of one group depends on the others (a convolution's MACs are the
     product of two widths, its latency a table over both).
 
-    Minimises loss + lambda * cost, one group at a time until nothing moves, and searches the lambda that
+    Where the cost is a sum of ``tables`` over few groups: see dual.nearest. Else, or where groups are too entangled
+    for that, minimises loss + lambda * cost, one group at a time until nothing moves, and searches the lambda that
     meets the budget (Everett 1963); then spends what is left on the step that saves most per cost, and
     exchanges pairs of counts while that saves anything. Up to ``EXACT`` choices in all, branch and bound goes on
     to the best there is; beyond, what was traded may be a little above it. The budget holds always.
@@ -91,6 +95,9 @@ def trade(losses: Mapping[str, Menu], prices: Prices, budget: float, rounds: int
             guess = (low * high) ** 0.5 if low and high else guess * (0.25 if fits else 4)
         counts = best
     counts = _exchanged(menus, prices, budget, _spend(menus, prices, budget, counts))
+    found = nearest(menus, tables, budget, counts) if tables is not None else None
+    if found is not None and price_of(prices, found) <= budget:
+        return _spend(menus, prices, budget, found)
     if prod(len(options) for options, _ in menus.values()) > EXACT:
         return counts
     return _branch(menus, prices, budget, counts, _loss(losses, counts))

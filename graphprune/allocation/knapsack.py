@@ -21,4 +21,4 @@ def knapsack(problem: Allocation) -> Counts:
     if problem.unit == "channels":
         costs = {name: {count: float(count) for count in menu} for name, menu in losses.items()}
         return choose(losses, costs, problem.budget)
-    return trade(losses, problem.prices, problem.budget)
+    return trade(losses, problem.prices, problem.budget, problem.tables)

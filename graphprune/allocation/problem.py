@@ -6,16 +6,19 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, gcd, prod
+from typing import Any
 
 import numpy as np
 
 from ..axes.dim import PRODUCT, Dim, find, leaves
 from ..axes.index import Indices
+from ..cost.polynomial import Polynomial
 from ..cost.static import Cost
 from ..errors import BudgetError
 from ..ir.facts import Group, Groups, Scores
 from ..ir.host import Array
 from ..ir.program import Program
+from .dual import Table, Tables
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,38 @@ class Allocation:
 
     def prices(self, counts: Mapping[str, int], name: str, options: Array) -> Array:
         """See choice.Prices."""
+        if type(self.cost) is Cost:  # sums and products: all options at once
+            numbers = [float(counts[group.name]) for group in self.groups]
+            return np.polynomial.polynomial.polyval(options, self._polynomial.of_one(self._number[name], numbers))
         dims = self._dims
         rest = {dims[other]: count for other, count in counts.items()}
-        if type(self.cost) is Cost:  # sums and products: all options at once
-            whole = self.cost({**rest, dims[name]: options.astype(np.float64)})  # type: ignore[dict-item]
-            return np.broadcast_to(np.asarray(whole, np.float64), options.shape)
         return np.array([self.cost({**rest, dims[name]: int(option)}) for option in options])
+
+    @property
+    def tables(self) -> Tables | None:
+        """See dual.Tables; None where the cost is no sum of products of axis sizes."""
+        return self._tables if type(self.cost) is Cost else None
+
+    def _tables(self, options: Mapping[str, Array]) -> list[Table]:
+        names = [group.name for group in self.groups]
+        tables: dict[tuple[int, ...], Array] = {}
+        for factors, number in self._polynomial.terms.items():
+            groups = tuple(dict.fromkeys(factors))
+            table = np.full([len(options[names[k]]) for k in groups], number)
+            for power in np.ix_(*(np.asarray(options[names[k]], np.float64) ** factors.count(k) for k in groups)):
+                table *= power
+            tables[groups] = tables.get(groups, 0.0) + table
+        return [(tuple(names[k] for k in groups), table) for groups, table in tables.items()]
+
+    @cached_property
+    def _polynomial(self) -> Polynomial:
+        """The cost in the counts of the groups."""
+        counts: Any = {group.dim: Polynomial.variable(k) for k, group in enumerate(self.groups)}
+        return Polynomial.of(self.cost(counts))
+
+    @cached_property
+    def _number(self) -> dict[str, int]:
+        return {group.name: k for k, group in enumerate(self.groups)}
 
     @cached_property
     def _dims(self) -> dict[str, Dim]:

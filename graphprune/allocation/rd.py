@@ -38,7 +38,7 @@ def rd(problem: Allocation) -> Counts:
     menus = losses(problem.program, problem.groups, {group.name: problem.menu(group) for group in problem.groups})
     if problem.unit == "channels":
         return choose(menus, {name: {k: float(k) for k in menu} for name, menu in menus.items()}, problem.budget)
-    return trade(menus, problem.prices, problem.budget)
+    return trade(menus, problem.prices, problem.budget, problem.tables)
 
 
 def losses(program: Program, groups: Groups, menus: Mapping[str, Sequence[int]]) -> dict[str, dict[int, float]]:

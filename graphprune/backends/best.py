@@ -49,7 +49,7 @@ class Best(Target):
             if name != winner:
                 shutil.rmtree(folder / name)
         facts = {"winner": winner, "latency_ms": {name: asdict(one) for name, one in found.items()}}
-        (folder / _FOUND).write_text(json.dumps(facts, indent=2) + "\n")
+        (folder / _FOUND).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         return files[winner]
 
     def searched(self, program: Program, *, threads: int = 1) -> Target:
@@ -71,5 +71,5 @@ class Best(Target):
         return one.load(path, threads=threads, example=example)
 
     def found(self, path: Path) -> dict[str, Any]:
-        facts: dict[str, Any] = json.loads((path.parent.parent / _FOUND).read_text())
+        facts: dict[str, Any] = json.loads((path.parent.parent / _FOUND).read_text(encoding="utf-8"))
         return facts

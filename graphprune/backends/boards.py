@@ -81,7 +81,7 @@ def board(name: str) -> Board:
 def read(path: Path) -> Board:
     """The board that a file describes. Raises TargetError, naming the file and the entry."""
     try:
-        given = tomllib.loads(path.read_text())
+        given = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise TargetError(f"{path}: not a board ({error})") from error
     base = given.pop("base", None)
@@ -89,7 +89,7 @@ def read(path: Path) -> Board:
         start = _FOLDER / f"{base}.toml"
         if not start.is_file() or start == path:
             raise TargetError(f"{path}: base `{base}` is not a board", nearest(str(base), _names()))
-        given = {**tomllib.loads(start.read_text()), **given}
+        given = {**tomllib.loads(start.read_text(encoding="utf-8")), **given}
     types = typing.get_type_hints(Board)
     known = [field.name for field in fields(Board) if field.name != "name"]
     for key, value in given.items():

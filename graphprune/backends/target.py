@@ -281,7 +281,7 @@ def _example(path: Path, inputs: Any) -> Batch:
 def host_cpu() -> str:
     """The CPU's name as the system gives it, and how many cores this process may use."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return f"{names[0] if names else platform.processor() or platform.machine()}, {cores} cores"

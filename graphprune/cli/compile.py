@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ..cost.units import UNITS
+from .console import echo
 from .example import fixed_option, input_option
 from .recipe import read_recipe
 
@@ -183,10 +184,10 @@ def compile(
             out=out,
             force=force,
             dump=dump,
-            instruments=[PrintAfter(print_after, partial(click.echo, err=True))] if print_after else (),
+            instruments=[PrintAfter(print_after, partial(echo, err=True))] if print_after else (),
             progress=progress,
         )
     for note in artifact.report["notes"]:
-        click.echo(f"note: {note}", err=True)
-    click.echo(shown_table(artifact.report))
-    click.echo(f"\nreport: {out / 'report.html'}")
+        echo(f"note: {note}", err=True)
+    echo(shown_table(artifact.report))
+    echo(f"\nreport: {out / 'report.html'}")

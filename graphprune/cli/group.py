@@ -12,6 +12,7 @@ import click
 
 from .. import __version__
 from ..errors import GraphpruneError
+from .console import echo, plain_streams
 
 
 class _Commands(click.Group):
@@ -25,10 +26,10 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except GraphpruneError as error:
-            click.echo(f"error: {error}", err=True)
+            echo(f"error: {error}", err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
+            echo("interrupted", err=True)
             ctx.exit(130)
 
 
@@ -64,6 +65,7 @@ def main(ctx: click.Context) -> None:
     Exit codes: 0 done, 1 an error that is explained on stderr, 2 wrong usage, 130 interrupted, 143 terminated;
     interrupted or terminated a command writes nothing.
     """
+    plain_streams()
     if not sys.warnoptions:
         warnings.simplefilter("ignore", FutureWarning)  # of libraries, about libraries
     if threading.current_thread() is threading.main_thread():
@@ -73,5 +75,5 @@ def main(ctx: click.Context) -> None:
 
 def _terminated(*_: object) -> None:
     """Every block that is open ends as it would with an error: nothing half written stays."""
-    click.echo("terminated", err=True)
+    echo("terminated", err=True)
     sys.exit(143)

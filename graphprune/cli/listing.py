@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from .console import echo
+
 
 @click.command(short_help="List the passes of a recipe, with options and defaults.")
 def passes() -> None:
@@ -19,14 +21,12 @@ def passes() -> None:
 
     for name, kind in every().items():
         click.secho(name, bold=True)
-        click.echo(indented([summary(kind), *facts(kind), *(f"  {line}" for line in options(kind))]))
+        echo(indented([summary(kind), *facts(kind), *(f"  {line}" for line in options(kind))]))
     click.secho("auto", bold=True)
     recipes = {
         what: default_recipe("macs", "0.5x", data=what == "with data").text() for what in ("with data", "without")
     }
-    click.echo(
-        indented(["What runs where no recipe is given.", *(f"  {what}: {text}" for what, text in recipes.items())])
-    )
+    echo(indented(["What runs where no recipe is given.", *(f"  {what}: {text}" for what, text in recipes.items())]))
 
 
 @click.command(short_help="List the targets that code can be made for.")
@@ -45,7 +45,7 @@ def targets() -> None:
 
     for name, kind in every().items():
         click.secho(name, bold=True)
-        click.echo(indented([kind.summary or summary(kind), *(f"  {line}" for line in options(kind))]))
+        echo(indented([kind.summary or summary(kind), *(f"  {line}" for line in options(kind))]))
     click.secho("boards", bold=True)
     width = max(map(len, boards()))
-    click.echo(indented([f"{name:<{width}}  {board.summary}" for name, board in boards().items()]))
+    echo(indented([f"{name:<{width}}  {board.summary}" for name, board in boards().items()]))

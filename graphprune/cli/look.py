@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from .console import echo
 from .example import fixed_option, input_option
 from .recipe import read_recipe
 
@@ -56,20 +57,20 @@ def inspect(
         groups = find_groups(program.graph)
         found = overview(program, groups)
     if text:
-        click.echo(program.graph.text())
+        echo(program.graph.text())
     elif as_json:
-        click.echo(json.dumps({**found, "branches": rows(program.graph, program.host)[0]}, indent=1))
+        echo(json.dumps({**found, "branches": rows(program.graph, program.host)[0]}, indent=1))
     else:
-        click.echo(describe(groups) if everything else screen(found))
+        echo(describe(groups) if everything else screen(found))
         if branches := listed(program.graph, program.host, everything):
-            click.echo(f"\n{branches}")
+            echo(f"\n{branches}")
     for note in program.notes:
-        click.echo(f"note: {note}", err=True)
+        echo(f"note: {note}", err=True)
     if graph:
         from ..report.dependency_graph import draw
 
         draw(groups, graph)
-        click.echo(f"\ngraph: {graph}")
+        echo(f"\ngraph: {graph}")
 
 
 @click.command(short_help="Measure how sensitive the outputs are to each group.")
@@ -100,10 +101,10 @@ def sweep(
     with shown() as progress:
         progress("reading the model", 0, 1)
         curves = sensitivity.sweep(api.load(model, inputs, data=data, fixed=fixed), by, progress)
-    click.echo(sensitivity.table(curves))
+    echo(sensitivity.table(curves))
     if plot:
         sensitivity.plot(curves, plot)
-        click.echo(f"\nplot: {plot}")
+        echo(f"\nplot: {plot}")
 
 
 @click.command(short_help="Find the pass, and its groups, that make the outputs differ.")
@@ -162,6 +163,6 @@ def bisect(
         steps = read_recipe(recipe) if recipe else passes_ or ""
         program = api.load(model, inputs, data=data, fixed=fixed)
         found = bisection.bisect(program, steps, tolerance=tolerance, against=against, progress=progress)
-    click.echo(bisection.table(found))
+    echo(bisection.table(found))
     if found.found is not None:
         ctx.exit(3)

@@ -15,6 +15,10 @@ def read_recipe(path: Path) -> Recipe:
     from ..pipeline.recipe import Recipe
 
     try:
-        return Recipe.from_toml(path.read_text())
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read: {error}") from error
+    try:
+        return Recipe.from_toml(text)
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error.message}", error.hint) from error

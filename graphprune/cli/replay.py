@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from .console import echo
 from .example import input_option
 
 
@@ -47,5 +48,5 @@ def apply(
         done = api.apply(plan, model, inputs, allow_other_weights=allow_other_weights)
         path = save(done, out, force)
     for note in done.notes:
-        click.echo(f"note: {note}", err=True)
-    click.echo(path)
+        echo(f"note: {note}", err=True)
+    echo(path)

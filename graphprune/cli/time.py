@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from .console import echo
 from .example import input_option
 
 
@@ -41,9 +42,9 @@ def record(model: str, target_: str, threads: int, rpc: str | None, out: Path, i
 
     with shown() as progress:
         table = api.record(model, target_, inputs, threads=threads, rpc=rpc, out=out, progress=progress)
-    click.echo(f"{sum(map(len, table.points.values()))} points: {out}")
+    echo(f"{sum(map(len, table.points.values()))} points: {out}")
     if table.damaged:
-        click.echo(table.remark())
+        echo(table.remark())
 
 
 @click.command(short_help="Measure two models against each other, in turns.")
@@ -75,4 +76,4 @@ def bench(a: Path, b: Path, threads: int, repeats: int, inputs: dict[str, Any] |
         progress("reading the models", 0, 1)
         calls = {name: runnable(path, threads=threads, inputs=inputs) for name, path in (("a", a), ("b", b))}
         measured = interleave(calls, repeats, threads=threads, progress=progress)
-    click.echo(compared((str(a), measured["a"]), (str(b), measured["b"])))
+    echo(compared((str(a), measured["a"]), (str(b), measured["b"])))

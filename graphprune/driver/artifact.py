@@ -62,8 +62,8 @@ def write(folder: Path, program: Program, report: dict[str, Any]) -> None:
 
     about = {"model": report["model"], "recipe": report["recipe"], "seed": program.seed}
     write_plan(folder, replace(program.plan, about=about))
-    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    (folder / "report.html").write_text(render(report))
+    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (folder / "report.html").write_text(render(report), encoding="utf-8")
 
 
 def size_bytes(folder: Path, model: Path) -> int:

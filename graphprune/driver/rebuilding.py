@@ -22,9 +22,9 @@ def write_widths(folder: Path, program: Program) -> str | None:
         found = widths(program)
     except ModelError as error:
         return error.message
-    (folder / "widths.json").write_text(json.dumps(found, indent=1) + "\n")
+    (folder / "widths.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     torch.save(_weights(program, found), folder / "weights.pt")
-    (folder / "rebuild.py").write_text(Path(rebuild.__file__).read_text())
+    (folder / "rebuild.py").write_text(Path(rebuild.__file__).read_text(encoding="utf-8"), encoding="utf-8")
     return None
 
 

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..allocation.rd import distortions
-from ..errors import DataError, OutputError
+from ..errors import DataError, printable
 from ..ir.facts import Groups, Scores
 from ..ir.program import Program
 from ..pipeline.base import Progress
 from ..pipeline.recipe import Recipe
 from ..pipeline.run import run
+from ..report.figure import drawing, write
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Shares of a group's channels at whose removal the outputs are measured."""
@@ -44,28 +45,21 @@ def table(curves: Curves) -> str:
 def plot(curves: Curves, path: Path) -> None:
     """Write a heat map as SVG: groups in order of execution, darker where the outputs change more. The same
     curves give the same bytes. Raises OutputError."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
     import numpy as np
     from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
 
     grid = np.array([[max(curves[name][share], 1e-6) for share in SHARES] for name in curves])
-    with plt.rc_context({"svg.hashsalt": "graphprune", "font.size": 8}):
-        figure, axes = plt.subplots(figsize=(6.5, 1.2 + 0.2 * len(curves)))
+    with drawing({"font.size": 8}):
+        figure = Figure(figsize=(6.5, 1.2 + 0.2 * len(curves)))
+        axes = figure.subplots()
         image = axes.imshow(
             grid, aspect="auto", cmap="Blues", norm=LogNorm(max(grid.min(), 1e-4), max(grid.max(), 1e-3))
         )
         axes.set_xticks(range(len(SHARES)), [f"{share:.0%}" for share in SHARES])
-        axes.set_yticks(range(len(curves)), list(curves))
+        axes.set_yticks(range(len(curves)), map(printable, curves))
         axes.set_xlabel("channels of the group removed")
-        bar = figure.colorbar(image)
+        bar = figure.colorbar(image, format="%g")
         bar.set_label("change of the outputs (share of their variance)")
         figure.tight_layout()
-        try:
-            figure.savefig(path, metadata={"Date": None})
-        except OSError as error:
-            raise OutputError(f"{path} cannot be written ({error.strerror})") from error
-        finally:
-            plt.close(figure)
+        write(figure, path)

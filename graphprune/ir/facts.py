@@ -140,12 +140,13 @@ class Keep:
     ``blank``: survivors that count for nothing all the same, per group; what reads them is zero. They fill
     the gaps between the channels that a reader takes, so that it takes a run. A channel that is listed
     twice is made twice. ``exact``: what goes counts for nothing, so that the cut network computes what the
-    original does.
+    original does; with ``constant`` once `compensate{by=mean}` has added the part of what never changes to biases.
     """
 
     keep: Mapping[str, Indices]
     blank: Mapping[str, Indices] = field(default_factory=dict)
     exact: bool = False
+    constant: bool = False
 
     def index(self, groups: Groups) -> Index:
         """The same, as a function from any axis to its surviving positions."""
@@ -154,10 +155,19 @@ class Keep:
 
 @dataclass(frozen=True)
 class Budget:
-    """What may remain: at most ``limit`` of ``unit`` (parameters or MACs)."""
+    """What may remain: at most ``limit`` of ``unit``, see cost.units, of which there was ``whole``."""
 
     unit: str
     limit: float
+    whole: float
+
+    def exceeded(self, left: float) -> bool:
+        """Whether more than that is ``left``."""
+        return left > self.limit * (1 + 1e-9)
+
+    def told(self, left: float) -> str:
+        """What was asked for and what is left, for notes."""
+        return f"{left / self.whole:.3g}x of {self.unit} are left where {self.limit / self.whole:.3g}x was asked for"
 
 
 @dataclass(frozen=True)

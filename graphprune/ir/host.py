@@ -38,7 +38,7 @@ class Host(Protocol):
     native_target: str  # the target whose code that file is: it runs the model as it is
     trainable: bool  # whether the model is an nn.Module, with gradients
     proof_dtype: str  # what pruned and masked model are compared in, as ``copy`` takes it
-    notes: tuple[str, ...]  # what was changed in reading it, for the report
+    notes: tuple[str, ...]  # what is read otherwise than it was given, for console and report
     tolerance: float  # how far they may be apart there, relative to the largest output
 
     @property

@@ -50,7 +50,10 @@ class Dead(Pass):
             live = again
         keep = {name: np.flatnonzero(alive) if alive.any() else np.arange(1) for name, alive in live.items()}
         dead = sum(int((~alive).sum()) for alive in live.values())
-        return program.learn(Keep(keep, exact=not self.constant)).note(f"{dead} channels counted for nothing")
+        told = f"{dead} channels counted for nothing"
+        if self.constant:
+            told += " or never change: the part of these is lost unless `compensate{by=mean}` follows the cut"
+        return program.learn(Keep(keep, exact=True, constant=self.constant)).note(told)
 
 
 def _lives(program: Program, group: Group, live: Live, names: Mapping[Dim, str], idle: Idle) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..coupling.groups import everything
-from ..ir.facts import Groups, Scores
+from ..ir.facts import Groups, Keep, Scores
 from ..ir.program import Program
 from ..pipeline.base import Pass
 from ..pipeline.edits import Reindex
@@ -29,13 +29,17 @@ class Loosen(Pass):
     def run(self, program: Program) -> Program:
         """The groups are found anew by the pass that found them. Scores are made anew by the pass that made
         them, where they say which; others (a user's own, those of training) are carried to the groups that
-        theirs were split into. A program whose sites are open stays as it is. Raises RecipeError where scores
-        say nothing of a channel that is now chosen by itself."""
+        theirs were split into. A Keep is dropped, with a note. A program whose sites are open stays as it is.
+        Raises RecipeError where scores say nothing of a channel that is now chosen by itself."""
         sites = unopened(program, writers=self.writers)
         if not sites:
             return program
         old = program.fact(Groups)
         opened = Reindex(sites).apply(program)
+        if program.knows(Keep):
+            opened = opened.note(
+                f"`{self.text()}`: the Keep of the groups before is dropped, their readers choose anew"
+            )
         opened = _again(old.made, opened) if old.made else opened.learn(descended(everything(opened.graph), old))
         if not program.knows(Scores):
             return opened

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +13,7 @@ from ..allocation.choice import Menu, Prices, trade
 from ..allocation.fill import fill
 from ..allocation.problem import best
 from ..allocation.rd import losses
+from ..axes.dim import factors, terms
 from ..axes.index import Indices
 from ..cost.latency.model import LatencyModel
 from ..cost.latency.model import budget as latency_budget
@@ -41,6 +42,7 @@ class Mask(Pass):
     name = "mask"
     needs = (Groups, Scores)
     gives = (Keep,)
+    also = (Budget,)
 
     channels: str = ""  # budget: what remains of the channels, such as 0.5x
     params: str = ""  # budget: what remains of the parameters
@@ -114,12 +116,14 @@ class Mask(Pass):
         keep = {group.name: best(scores[group], counts[group.name]) for group in groups}
         keep = {**links.complete(keep), **{gate.name: keep[gate.name] for gate in gates}}
         agreed = agree(program, keep, scores, cost, links.steps, self.target) if self.unconstrained == "mixed" else keep
-        made = program.learn(Keep(agreed)).learn(Budget(unit, problem.budget))
-        have = (
-            cost({group.dim: len(agreed[group.name]) for group in program.fact(Groups) if group.name in agreed})
-            / cost()
-        )
-        if have > remains - NOTED:
+        budget = Budget(unit, problem.budget, cost())
+        made = program.learn(Keep(agreed)).learn(budget)
+        left = cost({group.dim: len(agreed[group.name]) for group in program.fact(Groups) if group.name in agreed})
+        have = left / cost()
+        if budget.exceeded(left):
+            made = made.note(f"`{self.text()}`: {budget.told(left)}: `allocate={self.allocate}` comes to that")
+        made = made.note(*self._shared(made, remains))
+        if have >= remains - min(NOTED, remains * methods()[self.allocate].near):
             return made
         less = any(len(agreed[name]) < len(kept) for name, kept in keep.items())
         why = "readers that agree take less" if less else _next(lost, problem.prices, counts, cost(), "x")
@@ -141,6 +145,17 @@ class Mask(Pass):
                 f"`mask{{allocate={self.allocate}}}` says nothing of branches",
                 f"one of: {', '.join(sorted(OF_BRANCHES))}",
             )
+
+    def _shared(self, program: Program, remains: float) -> Iterator[str]:
+        """A budget of channels is a share of every group: of an axis that two of them make, less is left."""
+        if self.channels and (axes := list(_products(program))):
+            name, sizes, share = min(axes, key=lambda axis: axis[2])
+            if share < 0.99 * remains:
+                yield (
+                    f"`{self.text()}`: each of several groups keeps {remains:.3g}x, so that less is left of the "
+                    f"{len(axes)} axes that they make together, such as {share:.3g}x of {name} ({sizes}); "
+                    "`group{freeze=...}` leaves one of them whole"
+                )
 
     def menus(self, program: Program) -> dict[str, list[int]]:
         """The counts that each group may keep where a latency table prices them: floor and grain applied, and
@@ -203,6 +218,19 @@ class Mask(Pass):
         if self.allocate == "rd":
             return dict(losses(program, groups, menus))
         return {group.name: _cut(program.fact(Scores)[group], menus[group.name]) for group in groups}
+
+
+def _products(program: Program) -> Iterator[tuple[str, str, float]]:
+    """Axes of parameters that several groups make, each cut: name, the sizes that make it, the share that is left."""
+    groups, keep = program.fact(Groups), program.fact(Keep)
+    index = keep.index(groups)
+    cut = {group.dim for group in groups if len(keep.keep.get(group.name, range(group.size))) < group.size}
+    for value in program.graph.parameters.values():
+        for axis, dim in enumerate(value.dims):
+            made = next((part for part in terms(dim) if len(cut.intersection(factors(part))) > 1), None)
+            if made is not None:
+                sizes = " x ".join(str(part.size) for part in factors(made))
+                yield f"{value.name}[{axis}]", sizes, len(index(made)) / int(made.size)
 
 
 def _cut(scores: Indices, counts: Sequence[int]) -> dict[int, float]:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..cost.static import Cost, macs, memory, params
+from ..cost.units import cost
 from ..errors import RecipeError, nearest
 from ..ir.facts import Budget, Groups, Keep, Order
-from ..ir.graph import Graph
-from ..ir.host import Host
 from ..ir.program import Program
 from ..pipeline.base import Pass
 from ..reorder.access import MENU, Layout, Pricing
 from ..reorder.channel_order import Ordering
 from ..reorder.copy_costs import PRICES, read_prices
-from ..reorder.planner import best
+from ..reorder.per_reader import Links
+from ..reorder.planner import best, narrowed
 from ..reorder.segments import Lists, Segments, Taker
 from ..reorder.upscale_baseline import upscale_order
 
@@ -55,14 +54,19 @@ class Reorder(Pass):
         segments = pricing.segments
         if not segments.takers:
             return program.learn(Order())
-        menu = self.menu.split("|")
+        menu, left = self.menu.split("|"), _left(program, pricing)
+        budget = program.fact(Budget) if program.knows(Budget) else None
+
+        def fits(lists: Lists) -> bool:  # idle channels are no more of the channels than were asked for
+            return budget is None or budget.unit == "channels" or not budget.exceeded(left(lists))
+
         if self.order == "best":
-            layout, sinks, ordering = best(pricing, menu, _within(program, pricing))
+            layout, sinks, ordering = best(pricing, menu, fits)
         else:
             blocks = _blocks(segments)
             order = published(segments) if self.order == "upscale" else blocks
             ordering = Ordering(order, frozenset(), True)
-            layout, sinks = pricing.layout(order, menu, frozenset()), frozenset[str]()
+            layout, sinks = narrowed(pricing, order, menu, frozenset(), fits), frozenset[str]()
         blank = dict(keep.blank)
         for taker in segments.takers:
             idle = layout.choices[taker.op.name].blank
@@ -70,17 +74,22 @@ class Reorder(Pass):
                 blank[taker.own.name] = idle
         runs = {name: layout.choices[name].runs for name in sorted(sinks) if layout.choices[name].how == "sink"}
         shown = describe(pricing, layout, ordering)
-        return program.learn(Keep(layout.keep, blank)).learn(Order(runs, shown))
+        program = program.learn(replace(keep, keep=layout.keep, blank=blank)).learn(Order(runs, shown))
+        if budget is not None and budget.exceeded(left(layout.keep)):
+            told = budget.told(left(layout.keep))
+            return program.note(f"`{self.text()}`: {told}, with channels that count for nothing and make runs")
+        return program
 
 
-def _within(program: Program, pricing: Pricing) -> Callable[[Lists], bool]:
-    """Whether lists keep to the budget that `mask` had; any do where it counted something else."""
-    counted: Mapping[str, Callable[[Graph, Host], Cost]] = {"params": params, "macs": macs, "memory": memory}
-    cost = counted.get(program.fact(Budget).unit if program.knows(Budget) else "")
-    if cost is None:
-        return lambda keep: True
-    left, limit = cost(program.graph, program.host), program.fact(Budget).limit
-    return lambda keep: left(pricing.lengths(keep)) <= limit
+def _left(program: Program, pricing: Pricing) -> Callable[[Lists], float]:
+    """How much of what `mask` had a budget of is left of lists."""
+    if not program.knows(Budget):
+        return lambda keep: 0.0
+    groups = program.fact(Groups)
+    free = Links(program.graph, groups.channels).free()
+    counted = replace(free, groups=(*free, *groups.gates))
+    count = cost(program.fact(Budget).unit, program.graph, program.host, counted)
+    return lambda keep: count(pricing.lengths(keep))
 
 
 def _blocks(segments: Segments) -> dict[str, tuple[int, ...]]:

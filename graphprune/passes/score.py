@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..calibration.least_squares import Curvature
 from ..criteria import COMBINE, NORMALIZE, Scoring, criteria
 from ..criteria.branches import METHODS, worth
 from ..errors import RecipeError, nearest
@@ -19,6 +20,7 @@ class Score(Pass):
     name = "score"
     needs = (Groups,)
     gives = (Scores,)
+    also = (Curvature,)
 
     by: str = "l2"
     over: str = "all"  # which weights of a group count: all, writers or readers

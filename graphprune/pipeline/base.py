@@ -22,6 +22,7 @@ class Pass(Named):
 
     needs: ClassVar[tuple[type, ...]] = ()  # facts that must be known
     gives: ClassVar[tuple[type, ...]] = ()  # facts that it learns
+    also: ClassVar[tuple[type, ...]] = ()  # facts that it learns besides, with some options
     rewrites: ClassVar[bool] = False  # it edits the host, which drops all facts
     opens: ClassVar[bool] = False  # what it rewrites computes what it did, for groups that are found after it
     carries: ClassVar[tuple[type, ...]] = ()  # facts that, known before it rewrites, are known of the result

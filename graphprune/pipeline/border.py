@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -14,14 +15,34 @@ from ..ir.facts import Groups, Keep, Scores
 from ..ir.host import Array
 from ..ir.program import Program
 from .base import Pass
-from .contract import noun, place
+from .contract import foreign, noun, place
+from .fingerprint import digests
+
+
+@contextmanager
+def left_alone(step: Pass, program: Program) -> Iterator[None]:
+    """Raises RecipeError where a pass of another package edits the host of ``program`` itself, as none may: earlier
+    programs, the source among them, share its weights. For graphprune's own the tests look."""
+    if not foreign(type(step)):
+        yield
+        return
+    before, text = digests(program), program.graph.text()
+    yield
+    now = Program(program.host, program.source)  # which reads its graph anew
+    wrong = None if now.graph.text() == text else "its ops"
+    wrong = wrong or next((f"`{name}`" for name, digest in digests(now).items() if before.get(name) != digest), None)
+    if wrong:
+        raise RecipeError(
+            f"{_place(step)} changed {wrong} of the model that it was given",
+            "edit host = program.host.copy(), set rewrites = True and return program.rewrite(host)",
+        )
 
 
 def checked(step: Pass, before: Program, made: object) -> Program:
     """What ``step`` made of ``before``, its new facts as ``sound`` gives them.
 
-    Raises RecipeError where it made no Program, or its ``gives``, ``rewrites`` and ``carries`` are not true of
-    what it did.
+    Raises RecipeError where it made no Program, or its ``gives``, ``also``, ``rewrites`` and ``carries`` are not
+    true of what it did.
     """
     if not isinstance(made, Program):
         raise RecipeError(f"{_place(step)} returned {noun(made)}, not a Program", "end `run` with return program...")
@@ -37,7 +58,14 @@ def checked(step: Pass, before: Program, made: object) -> Program:
     for kind in step.gives:
         if not made.knows(kind):
             raise RecipeError(f"{_place(step)} says that it gives {kind.__name__}, and did not")
-    made = sound(made, f"`{step.text()}` gave", {k: f for k, f in made.facts.items() if before.facts.get(k) is not f})
+    new = {kind: fact for kind, fact in made.facts.items() if before.facts.get(kind) is not fact}
+    if extra := [kind.__name__ for kind in new if kind not in (*step.gives, *step.also, *step.carries)]:
+        named = [kind.__name__ for kind in step.gives]
+        raise RecipeError(
+            f"{_place(step)} gave {', '.join(extra)} and says that it gives {', '.join(named) or 'nothing'}",
+            f"set gives = ({', '.join((*named, *extra))},)",
+        )
+    made = sound(made, f"`{step.text()}` gave", new)
     if made.facts.get(Groups) is not before.facts.get(Groups):
         old = {kind: fact for kind, fact in made.facts.items() if before.facts.get(kind) is fact}
         made = sound(made, f"`{step.text()}` found other groups than those of", old)

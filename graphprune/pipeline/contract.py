@@ -18,11 +18,16 @@ def hold(kind: type, what: str, returns: Mapping[str, Any], raises: type[Graphpr
 
     graphprune's own classes stay as they are: an error of theirs is a fault to report, with its traceback.
     """
-    if kind.__module__.partition(".")[0] == "graphprune":
+    if not foreign(kind):
         return
     for name, expected in returns.items():
         if callable(method := vars(kind).get(name)):
             setattr(kind, name, _held(method, what, expected, raises))
+
+
+def foreign(kind: type) -> bool:
+    """Whether a class is another package's."""
+    return kind.__module__.partition(".")[0] != "graphprune"
 
 
 def place(what: str, kind: type) -> str:

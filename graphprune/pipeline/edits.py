@@ -37,7 +37,7 @@ def kinds() -> Mapping[str, type[Edit]]:
 
 @dataclass(frozen=True)
 class Cut(Edit):
-    """What is left of every group: see facts.Keep (``exact`` too), and facts.Order for the ``sinks``."""
+    """What is left of every group: see facts.Keep, its claims too, and facts.Order for the ``sinks``."""
 
     kind = "cut"
 
@@ -45,16 +45,17 @@ class Cut(Edit):
     blank: Lists = field(default_factory=dict)
     sinks: Mapping[str, int] = field(default_factory=dict)
     exact: bool = False
+    constant: bool = False
 
     @classmethod
     def of(cls, keep: Keep, order: Order) -> Self:
         keeps, blank = ({name: tuple(at.tolist()) for name, at in sorted(x.items())} for x in (keep.keep, keep.blank))
-        return cls(keeps, blank, dict(sorted(order.sinks.items())), keep.exact)
+        return cls(keeps, blank, dict(sorted(order.sinks.items())), keep.exact, keep.constant)
 
     def fact(self) -> Keep:
         """The same as a fact."""
         keep, blank = ({name: np.asarray(at, np.intp) for name, at in x.items()} for x in (self.keep, self.blank))
-        return Keep(keep, blank, self.exact)
+        return Keep(keep, blank, self.exact, self.constant)
 
     def apply(self, program: Program) -> Program:
         groups = everything(program.graph)
@@ -88,19 +89,19 @@ class Cut(Edit):
 
     def content(self) -> dict[str, Any]:
         lists = {"keep": _lists(self.keep), "blank": _lists(self.blank), "sinks": dict(self.sinks)}
-        exact = {"exact": True} if self.exact else {}
-        return {**{name: value for name, value in lists.items() if value or name == "keep"}, **exact}
+        claims = {name: True for name in ("exact", "constant") if getattr(self, name)}
+        return {**{name: value for name, value in lists.items() if value or name == "keep"}, **claims}
 
     @classmethod
     def read(cls, entry: Entry) -> Self:
-        parts = entry.table(("keep",), ("blank", "sinks", "exact"))
+        parts = entry.table(("keep",), ("blank", "sinks", "exact", "constant"))
         keep = {name: kept.places(again=True) for name, kept in parts["keep"].items()}
         blank, sinks = (parts[name].items() if name in parts else () for name in ("blank", "sinks"))
         return cls(
             keep,
             {name: idle.among(keep.get(name, ())) for name, idle in blank},
             {name: runs.whole() for name, runs in sinks},
-            "exact" in parts and parts["exact"].flag(),
+            *(name in parts and parts[name].flag() for name in ("exact", "constant")),
         )
 
 

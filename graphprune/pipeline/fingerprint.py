@@ -14,9 +14,13 @@ from ..ir.program import Program
 def fingerprint(program: Program) -> str:
     """``sha256:`` and 64 digits over name, shape, dtype and bytes of every parameter that the graph reads,
     in whatever order; a quantised tensor as the numbers that it stands for."""
-    host, parameters = program.host, program.graph.parameters.values()
-    digests = sorted(_digest(value, host.parameter(value.name)) for value in parameters)
-    return f"sha256:{hashlib.sha256(b''.join(digests)).hexdigest()}"
+    return f"sha256:{hashlib.sha256(b''.join(sorted(digests(program).values()))).hexdigest()}"
+
+
+def digests(program: Program) -> dict[str, bytes]:
+    """The same of every parameter by itself, by name."""
+    parameters = program.graph.parameters.values()
+    return {value.name: _digest(value, program.host.parameter(value.name)) for value in parameters}
 
 
 def _digest(value: Value, array: Array) -> bytes:

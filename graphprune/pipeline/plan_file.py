@@ -33,7 +33,7 @@ def write_plan(folder: Path, plan: Plan) -> None:
         steps.append(step)
     content = {"version": VERSION, **plan.about, **plan, "steps": steps}
     text = folder / "plan.json"
-    text.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    text.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     if tensors:
         from safetensors.numpy import save_file
 
@@ -44,7 +44,7 @@ def write_plan(folder: Path, plan: Plan) -> None:
 def read_plan(path: Path) -> Plan:
     """A plan.json of version 1 or 2. Raises RecipeError if it is not one, or its weights are not beside it."""
     try:
-        content = json.loads(path.read_text(), object_pairs_hook=_once)
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
     except (OSError, ValueError, RecursionError) as error:
         raise RecipeError(f"{path}: not a plan ({error})") from error
     if not isinstance(content, dict) or type(content.get("version")) is not int or content["version"] > VERSION:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import takewhile
 from typing import Any
@@ -29,8 +30,9 @@ def replay(plan: Mapping[str, Any], host: Host, *, masked: bool = False) -> Prog
 
 def opened(plan: Plan, program: Program) -> Program:
     """The program after the edits before any cut, which change nothing that is computed."""
-    for edit in _first(plan):
-        program = edit.apply(program)
+    for number, edit in enumerate(_first(plan)):
+        with _at(number):
+            program = edit.apply(program)
     return program
 
 
@@ -38,12 +40,24 @@ def _first(plan: Plan) -> list[Edit]:
     return list(takewhile(lambda edit: edit.opens, plan.edits))
 
 
+@contextmanager
+def _at(number: int) -> Iterator[None]:
+    """Which step of a plan cannot be done."""
+    try:
+        yield
+    except RecipeError as error:
+        error.message = f"steps[{number}]: {error.message}"
+        raise
+
+
 def _replayed(plan: Plan, program: Program, masked: bool = False) -> Program:
     """The rest of the plan, done to what its first edits ``opened``."""
     if masked:  # all cuts at once: they name positions of the axes that were opened
         program = program.rewrite(_zeroed(program, plan.parameters))
-    for edit in plan.edits[len(_first(plan)) :]:
-        program = edit.masked(program, plan.parameters) if masked else edit.apply(program)
+    start = len(_first(plan))
+    for number, edit in enumerate(plan.edits[start:], start):
+        with _at(number):
+            program = edit.masked(program, plan.parameters) if masked else edit.apply(program)
     return program
 
 

@@ -13,7 +13,7 @@ from ..ir.document import Entry
 from ..ir.graph import around_named
 from ..ir.program import Edit, Parameters, Program, Step
 from .base import Pass, Progress, passes
-from .border import checked, sound
+from .border import checked, left_alone, sound
 from .fingerprint import fingerprint
 from .instrument import Instrument
 from .recipe import Recipe, make
@@ -82,7 +82,9 @@ def run_pass(step: Pass, program: Program) -> Program:
                 f"`{step.name}` rewrites the model as it was given, and `{late}` has changed it",
                 f"put it before `{late}`",
             )
-        program = checked(step, program, step.run(program))
+        with left_alone(step, program):
+            made = step.run(program)
+        program = checked(step, program, made)
         graph = program.graph  # read anew after an edit: structure and rule sizes are checked here
     except GraphpruneError as error:
         if isinstance(error, ShapeError) and error.around is None:

@@ -5,7 +5,8 @@ reader slice that is not kept is zero), and the two are run side by side, in the
 tolerance of the host (float64 to 1e-12 in torch, float32 to 1e-5 in ONNX Runtime), or to what rounding
 alone makes of the masked model where that is more. A failure names the first op that differs.
 
-Where all that was cut is said to count for nothing (``exact``), the original is the reference as well, on inputs
+Where all that was cut is said to count for nothing (``exact``), or never to change and the means of it were added to
+biases (``constant``), the original is the reference as well, on inputs
 far from the example too: masked and pruned agree on channels that were alive.
 """
 
@@ -24,13 +25,17 @@ from ..ir.facts import Groups
 from ..ir.graph import Graph, Op, around
 from ..ir.host import Array, Batch, Host, random_array
 from ..ir.program import Program
-from .compare import Check, compare, relative
+from .compare import LIMIT, Check, compare, relative
+from .correction import Correct
 from .edits import Cut, kept, original
 from .replay import replay
 from .run import Rewrite
 
 FAR = 64
 """How many times the usual random input: what only large inputs wake is alive."""
+MEANS = "compensate{by=mean}"
+DIGITS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+"""The relative distance of neighbours."""
 
 
 def verify(program: Program, batches: int = 2) -> tuple[Check, ...]:
@@ -68,10 +73,27 @@ def verify(program: Program, batches: int = 2) -> tuple[Check, ...]:
 
 
 def _exact(program: Program) -> bool:
-    """Whether nothing was done but to cut, open and fold, and no cut was of what counts."""
+    """Whether nothing was done but to cut, open, fold and add means, no cut was of what counts, and the means were
+    added where a cut was of constants."""
     edits, cuts = program.plan.edits, program.plan.of(Cut)
+    means = any(cut.constant for cut in cuts)
+    added = [edit for edit in edits if isinstance(edit, Correct) and edit.by == MEANS]
     plain = (edit.opens or isinstance(edit, Cut) or (isinstance(edit, Rewrite) and edit.by == "fold") for edit in edits)
-    return bool(cuts) and all(cut.exact for cut in cuts) and all(plain)
+    return (
+        bool(cuts)
+        and all(cut.exact for cut in cuts)
+        and bool(added) == means
+        and all(ok or edit in added for ok, edit in zip(plain, edits, strict=True))
+    )
+
+
+def _exact_tolerance(program: Program) -> float:
+    """The host's; with means, which have no more digits than the weights, what is left of these."""
+    if not program.plan.of(Correct):
+        return program.source.tolerance
+    weights = (value.dtype for value in program.graph.parameters.values())
+    digits = max((DIGITS.get(dtype, 0.0) for dtype in weights), default=0.0)
+    return max(program.source.tolerance, min(64 * digits, LIMIT))
 
 
 def _as_opened(program: Program, given: Host, inputs: Sequence[Batch]) -> Check:
@@ -97,7 +119,8 @@ def _as_original(
     far = [[x * scale if x.dtype.kind == "f" else x for x in batch] for batch in inputs for scale in (1, FAR, -FAR)]
     whole, found = ([host.run(batch) for batch in far] for host in (given, pruned))
     source, expected = program.source, _cut(whole, graph, interface)
-    check = compare(f"pruned = original, {source.proof_dtype}", expected, found, source.tolerance, given, far)
+    tolerance = _exact_tolerance(program)
+    check = compare(f"pruned = original, {source.proof_dtype}", expected, found, tolerance, given, far)
     if not check.holds:
         raise VerificationError(
             f"the pruned model differs from the original by {check.error:.3g} relative (allowed: "

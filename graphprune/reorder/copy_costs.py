@@ -70,7 +70,7 @@ def read_prices(path: Path, target: str) -> Prices:
     """The prices of a target with what `benchmarks.prices --out` measured on a machine. Raises DataError for a
     file that has none."""
     try:
-        found = json.loads(path.read_text())["prices"][target]
+        found = json.loads(path.read_text(encoding="utf-8"))["prices"][target]
         prices = PRICES[target]
         return Prices(
             **{name: float(found[name]) for name in MEASURED},

@@ -21,12 +21,19 @@ def best(
     ordering = pricing.segments.arrange(sinks, pricing.prices)
     if "duplicate" in menu:
         ordering = replace(ordering, order=_duplicated(pricing, menu, ordering.order, sinks, fits))
+    return narrowed(pricing, ordering.order, menu, sinks, fits), sinks, ordering
+
+
+def narrowed(
+    pricing: Pricing, order: Order, menu: Sequence[str], sinks: frozenset[str], fits: Callable[[Lists], bool]
+) -> Layout:
+    """The layout of an order in which no more is taken than ``fits``: the widest takers are narrowed first."""
     tight: frozenset[str] = frozenset()
     while True:
-        layout = pricing.layout(ordering.order, menu, sinks, tight)
+        layout = pricing.layout(order, menu, sinks, tight)
         idle = {name: len(c.blank) for name, c in layout.choices.items() if c.blank is not None and len(c.blank)}
         if not idle or fits(layout.keep):
-            return layout, sinks, ordering
+            return layout
         tight |= {max(sorted(idle), key=idle.__getitem__)}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..axes.dim import PRODUCT, Dim, find, terms
 from ..axes.index import Index, Indices
-from ..cost.static import BYTES, evaluate
+from ..cost.static import BYTES, evaluate, samples
 from ..ir.facts import Group, Groups
 from ..ir.graph import Op, Value
 from ..ir.program import Program
@@ -88,8 +88,7 @@ class Segments:
 
     @cached_property
     def batch(self) -> float:
-        example = self.program.host.example()
-        return float(example[0].shape[0]) if example and example[0].ndim else 1.0
+        return float(samples(self.program.graph, self.program.host))
 
     @cached_property
     def takers(self) -> tuple[Taker, ...]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import OutputError
+from ..errors import printable
 from ..ir.facts import Groups
+from .figure import drawing, write
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -37,7 +37,6 @@ class _Part:
 
 def draw(groups: Groups, path: Path) -> None:
     """Write the graph of ``groups`` as SVG; the same graph gives the same bytes. Raises OutputError."""
-    import matplotlib
     from matplotlib.figure import Figure
 
     parts = _parts(groups.graph)
@@ -46,7 +45,7 @@ def draw(groups: Groups, path: Path) -> None:
     placed = _place(parts, ceil(total / columns))
     height = max((row + part.rows for part, _, row in placed), default=0) + 2
     width = max((column for _, column, _ in placed), default=0) + 1
-    with matplotlib.rc_context({"svg.hashsalt": "graphprune", "svg.fonttype": "none", "font.family": "DejaVu Sans"}):
+    with drawing({"svg.fonttype": "none", "font.family": "DejaVu Sans"}):
         figure = Figure(figsize=(width * COLUMN, height * ROW), facecolor=BACK)
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set(xlim=(0, width * COLUMN), ylim=(height * ROW, 0))
@@ -54,17 +53,7 @@ def draw(groups: Groups, path: Path) -> None:
         _legend(axes)
         for part, column, row in placed:
             _draw_part(axes, groups.graph, part, column * COLUMN + 0.2, (row + 2) * ROW)
-        _write(figure, path)
-
-
-def _write(figure: Any, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": "graphprune"})
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+        write(figure, path)
 
 
 def _parts(graph: nx.Graph) -> list[_Part]:
@@ -143,6 +132,7 @@ def _member(node: str) -> str:
 
 def _short(text: str, length: int) -> str:
     """The end of a name says more than its beginning; the reverse for a reason, which has spaces."""
+    text = printable(text)
     if len(text) <= length:
         return text
     return f"{text[: length - 1]}…" if " " in text else f"…{text[1 - length :]}"

@@ -9,6 +9,7 @@ from textwrap import fill
 from typing import Any
 
 from ..cost.units import UNITS
+from ..errors import printable
 from .network import blocks, drawing
 from .segments import picture, segments
 from .units import count, duration, error, ratio, size
@@ -257,7 +258,7 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"count": count, "duration": duration, "error": error, "facts": _facts}
-    return environment.get_template("report.html.j2").render(
+    page = environment.get_template("report.html.j2").render(
         report=report,
         rows=comparison(report),
         verdict=verdict(report),
@@ -281,6 +282,7 @@ def render(report: Report) -> str:
         rows_limit=ROWS_LIMIT,
         fold_limit=FOLD_LIMIT,
     )
+    return printable(page)
 
 
 def _groups(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from ..errors import printable
 from ..pipeline.base import Progress
 
 QUIET_SECONDS = 1.0
@@ -37,7 +38,7 @@ def _bar() -> Iterator[Progress]:
     with Display(*columns, *times, console=Console(stderr=True), transient=True) as display:
         task = display.add_task("reading", total=None, left="")
         yield lambda what, done, total: display.update(
-            task, description=what, completed=done, total=total, left=left(done, total)
+            task, description=printable(what), completed=done, total=total, left=left(done, total)
         )
 
 
@@ -49,7 +50,7 @@ def _lines() -> Progress:
         nonlocal last
         remains = left(done, total)
         if what != last and time.monotonic() - start >= QUIET_SECONDS:
-            print(f"[{done}/{total}] {what}{remains and f', {remains}'}", file=sys.stderr, flush=True)
+            print(printable(f"[{done}/{total}] {what}{remains and f', {remains}'}"), file=sys.stderr, flush=True)
         last = what
 
     return progress

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from graphprune.allocation import METHODS
+from graphprune.allocation import METHODS, Method
 from graphprune.allocation.choice import choose, trade, undominated
 from graphprune.allocation.rd import distortions
 from graphprune.calibration.batches import batches
@@ -320,3 +320,37 @@ def test_sweep_measures_every_group_and_draws_the_same_bytes(tmp_path):
         sweep.plot(curves, tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert len(sweep.table(curves).splitlines()) == 1 + len(curves)
+
+
+class Grouped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.three = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 3, groups=4), nn.Conv2d(16, 2, 1)
+
+    def forward(self, x):
+        return self.three(self.two(self.one(x).relu()).relu())
+
+
+def test_less_is_left_of_an_axis_that_two_groups_make_and_that_is_told():
+    program = Program(*(2 * [TorchHost.export(Grouped().eval(), torch.randn(2, 3, 6, 6))]))
+    done = run(Recipe.parse("group,score,mask{channels=0.5x}"), program)
+    told = "each of several groups keeps 0.5x"
+    (note,) = (note for note in done.notes if told in note)
+    assert "0.25x of one.weight[0] (4 x 4)" in note
+    assert not any(told in note for note in run(Recipe.parse("group,score,mask{macs=0.5x}"), program).notes)
+    assert not run(Recipe.parse("group,score,mask{channels=0.5x}"), nets.program("Residual")).notes
+
+
+def test_more_than_was_asked_for_is_told(monkeypatch):
+    """Of graphprune's own none does that: a budget that cannot be met is refused."""
+    whole = Method(lambda problem: {group.name: group.size for group in problem.groups})
+    monkeypatch.setattr("graphprune.passes.mask.methods", lambda: {"uniform": whole})
+    done = run(Recipe.parse("group,score,mask{channels=0.3x}"), nets.program("MLP"))
+    assert any("1x of channels are left where 0.3x was asked for" in note for note in done.notes)
+
+
+def test_candidates_that_come_no_nearer_to_the_budget_are_told():
+    program = nets.program("MLP")
+    data = batches([x.numpy() for x in nets.ZOO["MLP"].inputs()], program.graph.inputs)
+    coarse = run(Recipe.parse("group,score,mask{macs=0.6x allocate=eagleeye grain=4}"), replace(program, data=data))
+    assert any("is kept, for one more step of any group exceeds it" in note for note in coarse.notes)

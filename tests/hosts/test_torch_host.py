@@ -462,3 +462,12 @@ def test_a_repeat_by_a_dynamic_size_leaves_the_other_axes_alone() -> None:
     done = gp.run("group,score,mask{channels=0.5x},propagate", program)
     assert done.host.parameter("bias").shape == (1, 4) and gp.verify(done)[0].error <= 1e-12
     assert done.host.run([np.ones((5, 4), np.float32)])[0].shape == (5, 3)
+
+
+def test_what_was_left_in_training_mode_on_purpose_is_told():
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Dropout(0.5), torch.nn.Linear(4, 2)).eval()
+    assert not gp.load(net, torch.randn(2, 3)).notes
+    net[1].train()
+    (note,) = gp.load(net, torch.randn(2, 3)).notes
+    assert note == "`1` in training mode within a module in eval mode: read in eval mode, as all of it"
+    assert net[1].training and not gp.load(net.train(), torch.randn(2, 3)).notes

@@ -17,6 +17,7 @@ from graphprune.ir.host import Array, Host
 from graphprune.ir.program import Program
 from graphprune.pipeline.base import Pass
 from graphprune.pipeline.compare import relative
+from graphprune.pipeline.fingerprint import digests
 from graphprune.pipeline.recipe import Recipe
 from graphprune.pipeline.run import run_pass
 
@@ -45,7 +46,9 @@ def assert_pass(
     """
     step = Recipe.parse(recipe).steps[0]
     _same_text(graph_text(program), before)
+    given = digests(program)
     done = run_pass(step, program)
+    assert digests(program) == given, "it changed the model that it was given"
     _same_text(result(step, done), after)
     if not step.rewrites:
         _same_text(graph_text(done), before)

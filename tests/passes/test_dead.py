@@ -272,3 +272,44 @@ def test_a_false_claim_fails_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_was_cut_for_other_reasons_is_not_held_to_the_original() -> None:
     done = gp.run("group,score{by=l1},mask{channels=0.5x},propagate", chain(bias=1))
     assert [check.what.partition(",")[0] for check in gp.verify(done)] == ["pruned = masked", "plan replayed = weights"]
+
+
+RESTORED = "group,dead{constant=true},propagate,compensate{by=mean}"
+
+
+def constants(dtype: torch.dtype = torch.float64) -> Program:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.Sigmoid(), nn.Linear(6, 3)).to(dtype).eval()
+    with torch.no_grad():
+        net[0].weight[:3], net[0].bias[:3] = 0, torch.tensor([-1.0, 0.5, 3.0])
+    x = torch.randn(16, 4, dtype=dtype)
+    return gp.load(net, x, data=x.numpy())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_constants_whose_means_are_added_are_held_to_the_original(dtype: torch.dtype) -> None:
+    done = gp.run(RESTORED, constants(dtype))
+    assert {len(at) for at in done.plan["steps"][0]["keep"].values()} == {3}
+    check = gp.verify(done)[1]
+    assert check.what.startswith("pruned = original") and check.error <= (1e-12 if dtype == torch.float64 else 1e-6)
+
+
+def test_constants_whose_part_is_lost_are_told() -> None:
+    done = gp.run("group,dead{constant=true},propagate", constants())
+    assert any("is lost unless `compensate{by=mean}` follows" in note for note in done.notes)
+    assert len(gp.verify(done)) == 2
+
+
+def test_a_false_claim_of_a_constant_fails_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = dead._idle
+
+    def wrong(*args: Any) -> dead.Idle:
+        idle = whole(*args)
+        for silent in idle.silent.values():
+            silent[-1] = True
+        return idle
+
+    monkeypatch.setattr(dead, "_idle", wrong)
+    done = gp.run(RESTORED, constants())
+    with pytest.raises(VerificationError, match="differs from the original by"):
+        gp.verify(done)

@@ -139,3 +139,12 @@ def test_channels_without_a_score_are_refused_and_not_scored_by_something_else()
     with pytest.raises(RecipeError, match=r"by `mine`.*`left.weight\[1\]`.*3 of its 11 channels \(8, 9, 10\) have no"):
         gp.run(MASK, given(program))
     assert gp.run(f"group,score,{MASK}", program).fact(Scores).by == "l2"
+
+
+def test_a_keep_of_the_groups_before_goes_with_a_note():
+    program = gp.run("group", load())
+    kept = program.learn(Keep({group.name: np.arange(3) for group in program.fact(Groups)}))
+    loose = run_pass(Loosen(), kept)
+    assert not loose.knows(Keep)
+    assert any("the Keep of the groups before is dropped" in note for note in loose.notes)
+    assert not run_pass(Loosen(), program).notes

@@ -158,3 +158,32 @@ def test_other_numbers_are_no_longer_those_of_the_pass():
     scored = run(Recipe.parse("group,score"), nets.program("Residual"))
     scores = scored.fact(Scores)
     assert scores.made and not replace(scores, scores=dict(scores.scores)).made
+
+
+def spoil(program):
+    """Edits the model that it was given."""
+    name = next(iter(program.graph.parameters))
+    program.host.set_parameter(name, program.host.parameter(name) * 2)
+    return program
+
+
+def remove(program):
+    program.host.remove(next(op for op in program.graph.ops if op.kind == "pointwise"))
+    return program
+
+
+@pytest.mark.parametrize("kind", [Does, Rewrites])
+@pytest.mark.parametrize(("does", "what"), [(spoil, r"`.*`"), (remove, "its ops")])
+def test_a_model_that_was_given_is_not_edited(program, kind, does, what):
+    mine = replace(program, host=program.host.copy())
+    with pytest.raises(RecipeError, match=rf"pass `does` \(.*\) changed {what} of the model that it was given"):
+        run_pass(kind(does), mine)
+
+
+def test_a_pass_gives_what_it_says_and_no_more(program):
+    group = program.fact(Groups).groups[0]
+    with pytest.raises(RecipeError, match=r"pass `does` \(.*Does\) gave Keep and says that it gives nothing") as caught:
+        run_pass(Does(lambda program: program.learn(Keep({group.name: [0]}))), program)
+    assert caught.value.hint == "set gives = (Keep,)"
+    with pytest.raises(RecipeError, match="gave Groups and says that it gives Keep"):
+        run_pass(Keeps(lambda p: p.learn(Keep({})).learn(replace(p.fact(Groups), made=""))), program)

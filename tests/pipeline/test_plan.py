@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 from torch import nn
 
 import graphprune as gp
@@ -505,3 +506,24 @@ def test_a_pass_that_makes_no_edit_is_run_again(monkeypatch):
     assert done.plan.edits == (Rewrite("again", by="again"),)
     monkeypatch.setattr("graphprune.pipeline.run.make", lambda name, options: Again())
     assert [step.name for step in replay(done.plan, done.source).history] == ["again"]
+
+
+def test_weights_that_do_not_fit_are_refused_with_file_and_place(tmp_path):
+    program = gp.load(net(0), X, data=np.asarray(torch.randn(20, 4)))
+    done = gp.run("group,score,mask{channels=0.5x},propagate,compensate", program)
+    write_plan(tmp_path, done.plan)
+    tensors = load_file(tmp_path / "plan.safetensors")
+    name = next(iter(tensors))
+    save_file({**tensors, name: tensors[name][:1]}, tmp_path / "plan.safetensors")
+    with pytest.raises(RecipeError, match=r"^.*plan\.json: steps\[1\]: the plan's `.*` is \(1, "):
+        gp.apply(tmp_path / "plan.json", net(0), X)
+    with pytest.raises(RecipeError, match=r"^.*plan\.json: the plan was made from other weights"):
+        gp.apply(tmp_path / "plan.json", net(1), X)
+
+
+def test_a_mark_of_utf_8_at_the_beginning_is_no_part_of_a_plan(tmp_path):
+    plan = gp.run("group,score,mask{channels=0.5x},propagate", gp.load(net(0), X)).plan
+    write_plan(tmp_path, plan)
+    path = tmp_path / "plan.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert gp.apply(path, net(0), X).plan["parameters"] == plan["parameters"]

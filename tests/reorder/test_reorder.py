@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ import nets
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import graphprune as gp
 from graphprune.cost import static as costs
@@ -30,6 +32,7 @@ from graphprune.pipeline.run import run_pass
 from graphprune.reorder.copy_costs import PRICES
 from graphprune.reorder.per_reader import Links
 from graphprune.reorder.reindex import reindexes
+from graphprune.reorder.segments import Segments
 
 EXACT = 1e-12
 NAMES = sorted(branches.NETS)
@@ -473,3 +476,51 @@ def test_prices_of_a_machine_come_from_a_file(tmp_path):
         assert any(taker["how"] == how for taker in segment["takers"])
     with pytest.raises(gp.GraphpruneError, match="no prices of target `tvm`"):
         Reorder(target="tvm", prices=str(path)).run(program)
+
+
+@pytest.mark.parametrize("order", ["best", "upscale", "given"])
+@pytest.mark.parametrize("unit", ["macs", "params"])
+def test_the_budget_of_the_mask_holds_in_every_order(unit, order):
+    recipe = (
+        f"group,score,mask{{{unit}=0.5x unconstrained=readers floor=0}},reorder{{menu=widen|constrain order={order}}}"
+    )
+    done = gp.run(recipe, branches.program("both orders"))
+    cost = {"macs": costs.macs, "params": costs.params}[unit](done.graph, done.host)
+    keep = done.fact(Keep).keep
+    assert cost({g.dim: len(keep[g.name]) for g in done.fact(Groups)}) <= 0.5 * cost() * (1 + 1e-9)
+    assert not any("asked for" in note for note in done.notes)
+
+
+def test_idle_channels_beyond_a_budget_of_channels_are_told():
+    recipe = "group,score,mask{channels=0.5x unconstrained=readers},reorder{menu=constrain order=given}"
+    done = gp.run(recipe, branches.program("both orders"))
+    (note,) = (note for note in done.notes if note.startswith("`reorder"))
+    assert re.search(r" 1x of channels are left where 0\.5x was asked for, with channels that count for nothing", note)
+
+
+def test_what_is_exact_stays_so_in_another_order():
+    program = gp.run("group", branches.program("residual"))
+    keep = {group.name: np.arange(group.size) for group in program.fact(Groups)}
+    done = gp.run("loosen", program)
+    keep = {group.name: np.arange(group.size)[::2] for group in done.fact(Groups)}
+    keep = Links(done.graph, done.fact(Groups)).complete(keep)
+    ordered = Reorder().run(done.learn(Keep(keep, exact=True, constant=True)))
+    assert ordered.fact(Keep).exact and ordered.fact(Keep).constant
+
+
+def test_prices_are_of_the_samples_that_costs_are_counted_by():
+    """Of an input whose first axis is no batch the whole example is one sample."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.left, self.right = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 4)
+
+        def forward(self, scales, x):
+            z = torch.relu(self.one(x)) * scales.mean()
+            return self.left(z), self.right(z)
+
+    program = gp.load(Net().double().eval(), (torch.randn(7).double(), torch.randn(2, 5, 6).double()))
+    loose = gp.run("group,score,loosen,mask{channels=0.5x}", program)
+    segments = Segments(loose, loose.fact(Groups), loose.fact(Keep).keep)
+    assert segments.batch == costs.samples(loose.graph, loose.host) == 1

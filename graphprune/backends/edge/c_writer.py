@@ -25,13 +25,13 @@ def write(plan: Plan, kernels: Any, board: Board, folder: Path) -> None:
     for path in sorted(_SOURCES.iterdir()):
         shutil.copyfile(path, folder / path.name)
     (folder / "weights.bin").write_bytes(plan.packed())
-    (folder / "model.h").write_text(_HEADER)
-    (folder / "model.c").write_text(_tables(plan))
+    (folder / "model.h").write_text(_HEADER, encoding="utf-8")
+    (folder / "model.c").write_text(_tables(plan), encoding="utf-8")
     if board.code == "c":
-        (folder / "kernels.c").write_text(_portable(kernels.inspect_source()))
+        (folder / "kernels.c").write_text(_portable(kernels.inspect_source()), encoding="utf-8")
     else:
         kernels.write_to_file(str(folder / "kernels.o"), "o")
-    (folder / "build.sh").write_text(_build(board))
+    (folder / "build.sh").write_text(_build(board), encoding="utf-8")
     (folder / "build.sh").chmod(0o755)
 
 

@@ -77,7 +77,7 @@ class Edge(Target):
             "triple": device.triple,
             **interface(names, example, program.host.run(example)),
         }
-        (folder / _INTERFACE).write_text(json.dumps(facts, indent=2) + "\n")
+        (folder / _INTERFACE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         if not self.link:
             return folder / "build.sh"
         done = subprocess.run(["sh", "build.sh"], cwd=folder, capture_output=True, text=True)
@@ -189,7 +189,7 @@ class _Emulated(Runnable):
         self._program = path.with_name("run")
         described = path.with_name(_INTERFACE)
         try:
-            facts: Mapping[str, Any] = json.loads(described.read_text())
+            facts: Mapping[str, Any] = json.loads(described.read_text(encoding="utf-8"))
             self._inputs: Sequence[Mapping[str, Any]] = facts["inputs"]
             self._outputs: Sequence[Mapping[str, Any]] = facts["outputs"]
         except (OSError, ValueError, KeyError, TypeError) as error:

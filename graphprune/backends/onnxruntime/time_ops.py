@@ -101,7 +101,7 @@ def _node_times(model: bytes | str, feeds: Mapping[str, Any], threads: int) -> d
         session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         for _ in range(RUNS + 2):
             session.run(None, feeds)
-        events = json.loads(Path(session.end_profiling()).read_text())
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     times: dict[str, list[float]] = {}
     for event in events:
         if event.get("cat") == "Node" and str(event["name"]).endswith("_kernel_time"):

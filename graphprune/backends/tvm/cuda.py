@@ -61,7 +61,7 @@ class Cuda(Target):
             raise TargetError(f"target `cuda`: cannot compile the model: {last_line(error)}") from error
         example = program.host.example()
         facts = {"target": self.text(), "tuned": False, **interface(names, example, program.host.run(example))}
-        path.with_name(INTERFACE).write_text(json.dumps(facts, indent=2) + "\n")
+        path.with_name(INTERFACE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         return path
 
     def load(self, path: Path, *, threads: int = 1, example: Batch | None = None) -> Runnable:

@@ -19,7 +19,7 @@ class Records:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.best: dict[str, tuple[float, str]] = {}
-        for line in path.read_text().splitlines() if path.is_file() else ():
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
             try:
                 at = json.loads(line)
                 self._keep(at["op"], float(at["ms"]), at["schedule"])
@@ -38,7 +38,7 @@ class Records:
         key = fingerprint(function)
         if self._keep(key, ms, schedule):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"op": key, "ms": ms, "schedule": schedule}) + "\n")
 
     def get(self, function: Any) -> tuple[float, str] | None:

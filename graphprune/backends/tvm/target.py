@@ -94,7 +94,7 @@ class Tvm(Target):
             "tvm": tvm.__version__,
             **interface(names, example, program.host.run(example)),
         }
-        (folder / INTERFACE).write_text(json.dumps(facts, indent=2) + "\n")
+        (folder / INTERFACE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         return path
 
     def load(self, path: Path, *, threads: int = 1, example: Batch | None = None) -> Runnable:
@@ -168,7 +168,7 @@ class Library(Runnable):
 
         described = path.with_name(INTERFACE)
         try:
-            self._inputs: Sequence[Mapping[str, Any]] = json.loads(described.read_text())["inputs"]
+            self._inputs: Sequence[Mapping[str, Any]] = json.loads(described.read_text(encoding="utf-8"))["inputs"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             message = f"{described}: not what the tvm target writes beside a library ({first_line(error)})"
             raise ModelError(message) from error

@@ -22,13 +22,23 @@ from .export_errors import refusal
 def trace(module: torch.nn.Module, inputs: Any, dynamic_shapes: Any = None) -> torch.export.ExportedProgram:
     """``module`` in eval mode; it is left in the mode it was in. Raises ModelError."""
     args, kwargs = (inputs["args"], inputs["kwargs"]) if _is_call(inputs) else (_tuple(inputs), {})
-    modes = {name: part.training for name, part in module.named_modules()}
+    were = {name: part.training for name, part in module.named_modules()}
     module.eval()
     try:
         return _trace(module, args, kwargs, dynamic_shapes)
     finally:
         for name, part in module.named_modules():
-            part.training = modes[name]
+            part.training = were[name]
+
+
+def modes(module: torch.nn.Module) -> tuple[str, ...]:
+    """A note on what of a module in eval mode was left in training mode (dropout that is to draw), if anything: its
+    choice is not kept. A module that is in training mode as a whole is read in eval mode, as documented."""
+    left = [name for name, part in module.named_modules() if part.training and not next(part.children(), None)]
+    if module.training or not left:
+        return ()
+    some = ", ".join(f"`{name}`" for name in left[:5]) + (", ..." if len(left) > 5 else "")
+    return (f"{some} in training mode within a module in eval mode: read in eval mode, as all of it",)
 
 
 def retrace(model: fx.GraphModule, example: Sequence[Any], static: bool = False) -> torch.export.ExportedProgram:

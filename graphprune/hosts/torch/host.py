@@ -30,7 +30,7 @@ from ..narrowed import Narrowed, narrowed
 from .baked import bake, note
 from .casting import cast_graph, wider
 from .edit import LITERALS, arguments, pointwise, set_argument, stored
-from .export import call_of, retrace, trace
+from .export import call_of, modes, retrace, trace
 from .functional import Unsupported, functionalise
 from .gradients import differentiate
 from .lift import Reader, draws
@@ -77,7 +77,9 @@ class TorchHost:
     def export(cls, module: torch.nn.Module, inputs: Any, dynamic_shapes: Any = None) -> TorchHost:
         """Trace ``module`` in eval mode with torch.export. ``dynamic_shapes`` as torch.export takes
         it; None lets the batch axis vary where the model allows. Raises ModelError."""
-        return cls.from_exported(trace(module, inputs, dynamic_shapes))
+        host = cls.from_exported(trace(module, inputs, dynamic_shapes))
+        host.notes = (*host.notes, *modes(module))
+        return host
 
     @classmethod
     def from_exported(cls, exported: torch.export.ExportedProgram) -> TorchHost:

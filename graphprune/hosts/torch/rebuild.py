@@ -20,7 +20,7 @@ M = TypeVar("M", bound=nn.Module)
 
 def rebuild(model: M, folder: str | Path = ".") -> M:
     """``model``, its tensors and layers changed as ``folder/widths.json`` says; their values are yet to be loaded."""
-    return resized(model, json.loads((Path(folder) / "widths.json").read_text()))
+    return resized(model, json.loads((Path(folder) / "widths.json").read_text(encoding="utf-8")))
 
 
 def resized(model: M, widths: Any) -> M:

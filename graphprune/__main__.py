@@ -1,0 +1,5 @@
+"""``python -m graphprune``."""
+
+from .cli import main
+
+main(prog_name="graphprune")

@@ -1,5 +1,0 @@
-"""``python -m graphprune.cli``."""
-
-from . import main
-
-main(prog_name="graphprune")
