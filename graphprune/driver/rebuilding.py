@@ -45,7 +45,7 @@ def rebuilt(program: Program, module: Any, sizes: Any = None) -> Any:
             f"{type(module).__name__} cannot be rebuilt: {first_line(error)}",
             "give a fresh instance of the class that was compiled, made with the same arguments",
         ) from error
-    compare(module, program.source, program)
+    compare(module, program.source, program, "rebuilt")
     return module
 
 

@@ -208,15 +208,16 @@ def _resize_layers(module: nn.Module, done: Program) -> Undo:
 
 
 @torch.no_grad()
-def compare(module: nn.Module, host: Host, done: Program) -> None:
-    """The cut class and the GraphModule compute the same, in eval mode. Raises ModelError."""
+def compare(module: nn.Module, host: Host, done: Program, made: str = "cut in place") -> None:
+    """The cut class and the GraphModule compute the same, in eval mode. Raises ModelError, which says that the class
+    cannot be what it was ``made``."""
     args, kwargs = done.host.call_arguments(done.host.example())
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
         mine = [x for x in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(x, Tensor)]
     except Exception as error:  # the user's forward may raise anything
-        raise _unfit(module, host, done, f"its forward raises {type(error).__name__}: {error}") from error
+        raise _unfit(module, host, done, f"its forward raises {type(error).__name__}: {error}", made) from error
     finally:
         for part, mode in modes.items():
             part.training = mode
@@ -230,10 +231,10 @@ def compare(module: nn.Module, host: Host, done: Program) -> None:
         default=0.0,
     )
     if not gap <= tolerance:
-        raise _unfit(module, host, done, f"its forward differs from the GraphModule's by {gap:.2g} relative")
+        raise _unfit(module, host, done, f"its forward differs from the GraphModule's by {gap:.2g} relative", made)
 
 
-def _unfit(module: nn.Module, host: Host, done: Program, what: str) -> ModelError:
+def _unfit(module: nn.Module, host: Host, done: Program, what: str, made: str = "cut in place") -> ModelError:
     before, after = _literals(host.model), _literals(done.model)
     changed = [name for name in before if name in after and before[name] != after[name]]
     where = ""
@@ -241,7 +242,7 @@ def _unfit(module: nn.Module, host: Host, done: Program, what: str) -> ModelErro
         old, new = before[changed[0]], after[changed[0]]
         where = f"; `{changed[0]}` has {old} written in it, and should have {new}"
     return ModelError(
-        f"{type(module).__name__} cannot be cut in place: {what}{where}",
+        f"{type(module).__name__} cannot be {made}: {what}{where}",
         "read sizes from the tensors (`x.shape`), `group{freeze=...}` what cannot be; "
         "or train the GraphModule, `program.model`",
     )
@@ -263,7 +264,7 @@ def _cut_states(module: nn.Module, optimizer: torch.optim.Optimizer, keep: Keep)
     """The new state of every parameter that has one. Raises ModelError for what has neither the shape of
     its parameter nor one number."""
     states: dict[int, dict[str, Any]] = {}
-    for name, parameter in module.named_parameters():
+    for name, parameter in module.named_parameters(remove_duplicate=False):  # the plan may know another name of it
         if name in keep and parameter in optimizer.state:
             states[id(parameter)] = {
                 key: _cut(value, parameter, keep[name], f"{type(optimizer).__name__}'s `{key}` of `{name}`")

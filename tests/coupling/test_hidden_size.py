@@ -121,6 +121,14 @@ def test_the_users_module_is_cut_in_place_eps_and_all() -> None:
     assert nets.relative_error(nets.outputs(done.model, (X,)), nets.outputs(module, (X,))) <= 1e-12
 
 
+def test_an_eps_that_goes_by_the_dtype_is_the_same_in_the_proof() -> None:
+    module = copy.deepcopy(MODULE).float()
+    module.norm.eps = module.last.eps = None
+    done = gp.run("group,score,mask{channels=0.5x},propagate", gp.load(module, (X.float(),)))
+    assert len(done.host.parameter("norm.weight")) < 9
+    assert all(check.holds for check in gp.verify(done))
+
+
 def test_with_data_a_budget_takes_of_the_hidden_size_too() -> None:
     data = [np.random.default_rng(0).standard_normal((64, 5))]
     recipe = "group,score{by=wifv},mask{params=0.5x allocate=rd},propagate,compensate"

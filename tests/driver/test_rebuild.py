@@ -125,6 +125,16 @@ def test_recurrent_layers_are_rebuilt() -> None:
     assert model.lstm.hidden_size == 4 and torch.allclose(model.eval()(x), done.model(x), atol=1e-6)
 
 
+def test_the_eps_of_a_norm_of_fewer_channels_is_rebuilt() -> None:
+    def net() -> nn.Sequential:
+        return nn.Sequential(nn.Linear(5, 8), nn.RMSNorm(8, eps=0.5), nn.Linear(8, 2))
+
+    x = torch.randn(3, 5)
+    done = gp.run("group,score,mask{channels=0.5x},propagate", gp.load(net().eval(), (x,)))
+    model = gp.rebuild(done, net())
+    assert model[1].eps == 1.0 and torch.allclose(model(x), done.model(x), atol=1e-6)
+
+
 class Written(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -137,7 +147,7 @@ class Written(nn.Module):
 def test_what_cannot_be_rebuilt_says_why(folder: Path, artifact: gp.Artifact) -> None:
     x = torch.randn(3, 4)
     done = gp.run("group,score,mask{channels=0.5x},propagate", gp.load(Written().eval(), (x,)))
-    with pytest.raises(gp.GraphpruneError, match=r"Written cannot be .*(view|shape|size)"):
+    with pytest.raises(gp.GraphpruneError, match=r"Written cannot be rebuilt: .*(view|shape|size)"):
         gp.rebuild(done, Written())
     with pytest.raises(gp.GraphpruneError, match="Linear cannot be rebuilt: "):
         gp.rebuild(artifact, nn.Linear(3, 3))

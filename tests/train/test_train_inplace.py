@@ -252,3 +252,25 @@ def test_tied_tensors_stay_tied():
     assert module.mid[0].weight is module.mid[1].weight
     assert module.mid[0].weight.shape == (4, 4)
     torch.testing.assert_close(module(x), checked.model(x))
+
+
+def test_the_state_of_a_tied_tensor_is_cut_under_either_name():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.mid, self.head = nn.Embedding(11, 8), nn.Linear(8, 8), nn.Linear(8, 11, bias=False)
+            self.head.weight = self.embed.weight
+
+        def forward(self, x):
+            return self.head(self.mid(self.embed(x)).relu())
+
+    torch.manual_seed(0)
+    module, x = Tied(), torch.randint(0, 11, (3, 5))
+    optimizer = torch.optim.Adam(module.parameters())
+    module(x).sum().backward()
+    optimizer.step()
+    gp.apply(gp.run(RECIPE, gp.load(module, x)), module, in_place=True, optimizer=optimizer)
+    assert {state["exp_avg"].shape == p.shape for p, state in optimizer.state.items()} == {True}
+    optimizer.zero_grad()
+    module(x).sum().backward()
+    optimizer.step()

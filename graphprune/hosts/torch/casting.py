@@ -8,6 +8,8 @@ import torch
 from torch import fx
 from torch.fx.graph_module import _get_attr
 
+from .edit import arguments, set_argument
+
 _COMPLEX = {torch.float16: torch.complex32, torch.float32: torch.complex64, torch.float64: torch.complex128}
 
 
@@ -18,9 +20,14 @@ def wider(dtype: torch.dtype, floats: torch.dtype) -> torch.dtype:
     return floats if dtype.is_floating_point else dtype
 
 
+def unsaid_eps(dtype: torch.dtype) -> float | None:
+    """The eps of a ``rms_norm`` that gives none: the resolution of the dtype; of half precision it is not known."""
+    return torch.finfo(dtype).eps if dtype in (torch.float32, torch.float64) else None
+
+
 def cast_graph(model: fx.GraphModule, dtype: torch.dtype) -> None:
-    """Every dtype that is written in the graph, or that an op which makes tensors takes by default; what asserts
-    dtypes goes."""
+    """Every dtype that is written in the graph, or that an op which makes tensors takes by default; an eps that goes by
+    the dtype stays what it was; what asserts dtypes goes."""
 
     def wanted(argument: Any) -> Any:
         return wider(argument, dtype) if isinstance(argument, torch.dtype) else argument
@@ -35,6 +42,8 @@ def cast_graph(model: fx.GraphModule, dtype: torch.dtype) -> None:
         node.args = fx.node.map_aggregate(node.args, wanted)
         node.kwargs = fx.node.map_aggregate(node.kwargs, wanted)
         val = node.meta.get("val")
+        if node.target is torch.ops.aten.rms_norm.default and arguments(node)["eps"] is None:
+            set_argument(node, "eps", unsaid_eps(val.dtype))
         if _makes(node) and wider(val.dtype, dtype) is not val.dtype:
             node.update_kwarg("dtype", wider(val.dtype, dtype))
         if node.op == "placeholder" and isinstance(val, torch.Tensor):

@@ -9,8 +9,7 @@ from collections.abc import Callable
 from math import prod
 from typing import Any
 
-import torch
-
+from .casting import unsaid_eps
 from .ops_indexing import INDEXING
 from .reading import Args, Reading, Table, listed, rank_of
 
@@ -294,9 +293,8 @@ _enter("sym_size sym_numel", lambda a: ("size", [a["self"]], {}))
 
 
 def _rms(a: Args) -> dict[str, Any]:
-    """``eps`` as it is where none is given: the resolution of the dtype; of half precision it is not known."""
-    spoken = {torch.float32: torch.finfo(torch.float32).eps, torch.float64: torch.finfo(torch.float64).eps}
-    eps = spoken.get(a["input"].meta["val"].dtype) if a["eps"] is None else a["eps"]
+    """``eps`` as it is where none is given."""
+    eps = unsaid_eps(a["input"].meta["val"].dtype) if a["eps"] is None else a["eps"]
     return {"trailing": len(a["normalized_shape"]), **({} if eps is None else {"eps": eps})}
 
 

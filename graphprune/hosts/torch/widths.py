@@ -40,6 +40,10 @@ def _layer_norm(op: Op, weight: Sequence[int]) -> dict[str, Any]:
     return {"normalized_shape": list(weight)}
 
 
+def _rms_norm(op: Op, weight: Sequence[int]) -> dict[str, Any]:
+    return {"normalized_shape": list(weight), **({"eps": op.attrs["eps"]} if "eps" in op.attrs else {})}
+
+
 def _prelu(op: Op, weight: Sequence[int]) -> dict[str, Any]:
     return {"num_parameters": weight[0]}
 
@@ -65,7 +69,7 @@ _SIZES: Mapping[str, tuple[Sequence[int], Callable[[Op, Sequence[int]], dict[str
     "instance_norm": ((1, 3), _norm),
     "group_norm": ((1,), _group_norm),
     "layer_norm": ((1,), _layer_norm),
-    "rms_norm": ((1,), _layer_norm),
+    "rms_norm": ((1,), _rms_norm),
     "prelu": ((1,), _prelu),
     "gather": ((0,), _embedding),
     "recurrent_layers": ((2, 3), _recurrent),
