@@ -16,12 +16,13 @@ import torch
 Shape = tuple[int, ...]
 Options = dict[str, Any]
 
-BATCH = 7
-"""The size of the batch. No other size is a multiple of it, so that every multiple is dynamic."""
+BATCH, LENGTH = 7, 53
+"""What stands for the batch in a shape, and for the size that is open beside it. No other size is a multiple of one,
+so that every multiple is open. What they come to is drawn with the network."""
 
 
 def static(shape: Shape, axis: int) -> bool:
-    return shape[axis] % BATCH != 0
+    return shape[axis] % BATCH != 0 and shape[axis] % LENGTH != 0
 
 
 def divisors(n: int) -> list[int]:
@@ -47,9 +48,9 @@ class Drawer:
     def channels(self) -> int:
         return int(self.one([2, 3, 4, 5, 6, 8, 9, 10, 12]))
 
-    def axis(self, shape: Shape, fits: Any = lambda n: True) -> int | None:
-        """A static axis whose size fits."""
-        axes = [k for k, n in enumerate(shape) if static(shape, k) and fits(n)]
+    def axis(self, shape: Shape, fits: Any = lambda n: True, *, length: bool = False) -> int | None:
+        """A static axis whose size fits; or one that is as long as ``LENGTH``."""
+        axes = [k for k, n in enumerate(shape) if (static(shape, k) and fits(n)) or (length and n == LENGTH)]
         return self.one(axes) if axes else None
 
     def alike(self, shape: Shape, but: int | None = None) -> list[int]:
@@ -66,12 +67,19 @@ class Drawer:
 
 @dataclass
 class Sizes:
-    """How torch code says sizes that are multiples of the batch."""
+    """What the sizes of a shape come to."""
 
     batch: Any  # an int or a SymInt
+    length: Any = LENGTH
 
     def __call__(self, sizes: Sequence[int]) -> list[Any]:
-        return [self.batch * (n // BATCH) if n % BATCH == 0 else n for n in sizes]
+        return [self.of(n) for n in sizes]
+
+    def of(self, size: int) -> Any:
+        for stands, actual in ((BATCH, self.batch), (LENGTH, self.length)):
+            if size and size % stands == 0:
+                return self.of(size // stands) * actual
+        return size
 
 
 @dataclass
@@ -80,7 +88,7 @@ class Onnx:
 
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     initializers: list[onnx.TensorProto] = field(default_factory=list)
-    shapes: dict[str, Shape] = field(default_factory=dict)
+    length: tuple[str, int] = ("", 0)  # the input and its axis that tell the open size beside the batch
 
     def __call__(self, op: str, *inputs: str, outputs: int = 1, **attrs: Any) -> Any:
         number = len(self.nodes)
@@ -98,12 +106,19 @@ class Onnx:
         return name
 
     def reshape(self, x: str, sizes: Sequence[int], computed: bool = False) -> str:
-        """To ``sizes``, the dynamic one as -1, or computed by the chain that exporters write."""
-        if not computed:
-            return str(self("Reshape", x, self.const([-1 if n % BATCH == 0 else n for n in sizes])))
-        batch = self("Gather", self("Shape", "x0"), self.const([0]), axis=0)
-        parts = [self("Mul", batch, self.const([n // BATCH])) if n % BATCH == 0 else self.const([n]) for n in sizes]
-        return str(self("Reshape", x, self("Concat", *parts, axis=0)))
+        """To ``sizes``, the open one as -1, or computed by the chain that exporters write."""
+        opened = [k for k in range(len(sizes)) if not static(tuple(sizes), k)]
+        if not computed and len(opened) == 1:
+            return str(self("Reshape", x, self.const([-1 if k in opened else n for k, n in enumerate(sizes)])))
+        return str(self("Reshape", x, self("Concat", *map(self._size, sizes), axis=0)))
+
+    def _size(self, size: int) -> str:
+        """One size as a list of one."""
+        for stands, (name, axis) in ((BATCH, ("x0", 0)), (LENGTH, self.length)):
+            if size % stands == 0:
+                actual = self("Gather", self("Shape", name), self.const([axis]), axis=0)
+                return str(self("Mul", actual, self._size(size // stands)))
+        return self.const([size])
 
 
 class Kind:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .kinds import Drawer, Kind, Onnx, Options, Shape, Sizes, divisors, enter, static
+from .kinds import BATCH, Drawer, Kind, Onnx, Options, Shape, Sizes, divisors, enter, static
 
 FEWEST = 3  # two normalised numbers are a and -a: alike as soon as they are squared, by mathematics
 EPS = 0.1  # large, so that no norm magnifies rounding errors
@@ -233,7 +233,7 @@ class GroupNorm(Kind):
 @enter
 class InstanceNorm(Kind):
     def fits(self, shape: Shape) -> bool:
-        return len(shape) in (3, 4) and static(shape, 1) and shape[0] % 7 == 0 and math.prod(shape[2:]) >= FEWEST
+        return len(shape) in (3, 4) and static(shape, 1) and shape[0] % BATCH == 0 and math.prod(shape[2:]) >= FEWEST
 
     def weights(self, shape: Shape, o: Options) -> dict[str, Shape]:
         return dict.fromkeys(("weight", "bias"), (shape[1],))
@@ -312,7 +312,7 @@ class Attention(Kind):
     """Packed or separate projections; fewer key heads than heads is GQA; SDPA or decomposed."""
 
     def fits(self, shape: Shape) -> bool:
-        return len(shape) == 3 and static(shape, 2) and static(shape, 1) and shape[0] % 7 == 0
+        return len(shape) == 3 and static(shape, 2) and shape[0] % BATCH == 0
 
     def draw(self, d: Drawer, shape: Shape) -> Options:
         few = d.integer(1, 3)
@@ -364,7 +364,7 @@ class Attention(Kind):
         return F.linear(y.transpose(1, 2).reshape(n, length, -1), w["out"])
 
     def onnx(self, g: Onnx, x: str, w: Any, o: Options, shape: Shape) -> Any:
-        heads, few, length = o["heads"], o["few"], shape[1]
+        heads, few = o["heads"], o["few"]
         sizes = {"q": heads * o["width"], "k": few * o["width"], "v": few * o["value"]}
         if o["packed"]:
             whole = g("Add", g("MatMul", x, g("Transpose", w["qkv"], perm=[1, 0])), w["qkv_bias"])
@@ -373,13 +373,13 @@ class Attention(Kind):
             parts = {c: g("Add", g("MatMul", x, g("Transpose", w[c], perm=[1, 0])), w[f"{c}_bias"]) for c in "qkv"}
         count, width = {"q": heads, "k": few, "v": few}, {"q": o["width"], "k": o["width"], "v": o["value"]}
         for c in "qkv":
-            part = g("Reshape", parts[c], g.const([0, length, count[c], width[c]]))
+            part = g("Reshape", parts[c], g.const([0, -1, count[c], width[c]]))
             parts[c] = g("Transpose", part, perm=[0, 2, 3, 1] if c == "k" else [0, 2, 1, 3])
             if c != "q" and few < heads:
-                tail = [width[c], length] if c == "k" else [length, width[c]]
+                tail = [width[c], -1] if c == "k" else [-1, width[c]]
                 wide = g("Expand", g("Unsqueeze", parts[c], g.const([2])), g.const([1, 1, heads // few, 1, 1]))
-                parts[c] = g("Reshape", wide, g.const([-1, heads, *tail]))
+                parts[c] = g("Reshape", wide, g.const([0, heads, *tail]))
         scores = g("Mul", g("MatMul", parts["q"], parts["k"]), g.const(0.5, "float32"))
         y = g("Transpose", g("MatMul", g("Softmax", scores, axis=-1), parts["v"]), perm=[0, 2, 1, 3])
-        flat = g("Reshape", y, g.const([0, length, heads * o["value"]]))
+        flat = g("Reshape", y, g.const([0, -1, heads * o["value"]]))
         return g("MatMul", flat, g("Transpose", w["out"], perm=[1, 0]))

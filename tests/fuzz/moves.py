@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .kinds import BATCH, Drawer, Kind, Onnx, Options, Shape, Sizes, divisors, enter, static
+from .kinds import BATCH, LENGTH, Drawer, Kind, Onnx, Options, Shape, Sizes, divisors, enter, static
 from .layers import FEWEST
 
 
@@ -167,7 +167,7 @@ class Reshape(Kind):
         for n in shape[a:b]:
             volume *= n
         middle: tuple[int, ...] = (volume,)
-        if how == "regroup" and volume % BATCH:
+        if how == "regroup" and volume % BATCH and volume % LENGTH:
             first = d.one(divisors(volume))
             middle = (first, volume // first)
         return {"to": (*shape[:a], *middle, *shape[b:]), "computed": d.flag()}
@@ -299,7 +299,7 @@ class PixelShuffle(Kind):
 @enter
 class Reduce(Kind):
     def draw(self, d: Drawer, shape: Shape) -> Options | None:
-        axis = d.axis(shape)
+        axis = d.axis(shape, length=True)
         if axis is None or len(shape) < 3:
             return None
         return {"f": d.one(["mean", "sum", "amax"]), "axis": axis, "keepdim": d.flag()}
@@ -317,7 +317,7 @@ class Along(Kind):
     """Positions of an axis interact."""
 
     def draw(self, d: Drawer, shape: Shape) -> Options | None:
-        axis = d.axis(shape)
+        axis = d.axis(shape, length=True)
         if axis is None:
             return None
         more = ["softmax", "center"] if shape[axis] >= FEWEST else []
@@ -345,7 +345,7 @@ class Along(Kind):
             return g("CumSum", x, g.const(axis))
         if shape[axis] == 1:
             return g("Identity", x)
-        last, rest = g.const([shape[axis] - 1]), g.const([axis])
+        last, rest = g.const([-1 if shape[axis] == LENGTH else shape[axis] - 1]), g.const([axis])
         tail = g("Slice", x, last, g.const([2**62]), rest)
         return g("Concat", tail, g("Slice", x, g.const([0]), last, rest), axis=axis)
 

@@ -12,8 +12,8 @@ import onnx.helper as oh
 import torch
 from numpy.typing import NDArray
 
-from . import layers, moves  # noqa: F401  they enter the kinds
-from .kinds import BATCH, KINDS, Drawer, Onnx, Options, Shape, Sizes, static
+from . import blocks, layers, moves  # noqa: F401  they enter the kinds
+from .kinds import BATCH, KINDS, LENGTH, Drawer, Onnx, Options, Shape, Sizes, static
 
 MAX_AXIS, MAX_SIZE = 48, 6000
 TOKENS = 11
@@ -27,6 +27,9 @@ OFTEN = {
     "split": 2,
     "reshape": 2,
     "batch_norm": 2,
+    "in_place": 2,
+    "mixer": 2,
+    "gate": 2,
 }
 
 
@@ -43,16 +46,26 @@ class Step:
 @dataclass(frozen=True)
 class Network:
     """Values are numbered: the inputs first, then what the steps make. An input of rank two whose
-    shape is all there is to know of token ids comes as ("ids", shape)."""
+    shape is all there is to know of token ids comes as ("ids", shape). ``batch`` and ``length`` are what
+    the multiples of BATCH and LENGTH among the sizes come to."""
 
     inputs: tuple[tuple[str, Shape], ...]
     steps: tuple[Step, ...]
     outputs: tuple[int, ...]
     seed: int
+    batch: int = BATCH
+    length: int = 5
+
+    @property
+    def opens(self) -> bool:
+        """Whether a size is open beside the batch."""
+        return any(map(_lengths, (shape for _, shape in self.inputs)))
 
     def __repr__(self) -> str:
         """The program, readable."""
         lines = [f"v{k} = {what}{shape}" for k, (what, shape) in enumerate(self.inputs)]
+        if (self.batch, self.length) != (BATCH, 5):
+            lines.insert(0, f"# {BATCH} stands for {self.batch}, {LENGTH} for {self.length}")
         made = trace(self)
         for number, (step, values) in enumerate(zip(self.steps, made.results, strict=True)):
             left = ", ".join(f"v{k}" for k in values)
@@ -66,7 +79,13 @@ class Network:
 
     def plain(self) -> str:
         """The program as Python that makes it again: what ``tests.fuzz.run --replay`` takes."""
-        return f"Network({self.inputs!r}, {self.steps!r}, {self.outputs!r}, {self.seed!r})"
+        sizes = f", {self.batch}, {self.length}" if (self.batch, self.length) != (BATCH, 5) else ""
+        return f"Network({self.inputs!r}, {self.steps!r}, {self.outputs!r}, {self.seed!r}{sizes})"
+
+
+def _lengths(shape: Shape) -> list[int]:
+    """The axes of an input that are open beside the batch."""
+    return [axis for axis, n in enumerate(shape) if n == LENGTH]
 
 
 @dataclass
@@ -99,7 +118,7 @@ def result_shapes(step: Step, shapes: list[Shape]) -> list[Shape]:
     kind = KINDS[step.kind]
     tensors = [torch.empty(shapes[k], device="meta") for k in (step.on, *further(step.options))]
     weights = {name: torch.empty(s, device="meta") for name, s in kind.weights(shape, step.options).items()}
-    out = kind.torch(tensors[0], weights, step.options, Sizes(BATCH), *tensors[1:])
+    out = kind.torch(tensors[0], weights, step.options, Sizes(BATCH, LENGTH), *tensors[1:])
     return [tuple(t.shape) for t in (out if isinstance(out, (tuple, list)) else (out,))]
 
 
@@ -107,7 +126,7 @@ def result_shapes(step: Step, shapes: list[Shape]) -> list[Shape]:
 
 
 @st.composite
-def networks(draw: Any, most: int = 12) -> Network:
+def networks(draw: Any, most: int = 8) -> Network:
     """Random networks of up to ``most`` steps before the heads."""
     inputs = draw(_inputs())
     shapes: list[Shape] = [shape for _, shape in inputs]
@@ -124,22 +143,24 @@ def networks(draw: Any, most: int = 12) -> Network:
         if step is not None:
             _add(steps, shapes, step)
     outputs = _heads(draw, steps, shapes, ids)
-    return Network(inputs, tuple(steps), outputs, draw(st.integers(0, 2**16)))
+    batch, length = draw(st.sampled_from([7, 1, 2, 3, 4, 5, 6, 8])), draw(st.sampled_from([5, 3, 4, 6]))
+    return Network(inputs, tuple(steps), outputs, draw(st.integers(0, 2**16)), batch, length)
 
 
 def _inputs() -> Any:
-    image = st.sampled_from([(3, 4, 4), (2, 2, 3), (4, 1, 2)]).map(lambda s: ("image", (BATCH, *s)))
-    series = st.sampled_from([(4, 6), (3, 8), (5, 4)]).map(lambda s: ("series", (BATCH, *s)))
+    image = st.sampled_from([(3, 4, 4), (2, 2, 3), (4, 1, 2), (3, LENGTH, 2)]).map(lambda s: ("image", (BATCH, *s)))
+    series = st.sampled_from([(4, 6), (3, 8), (5, 4), (4, LENGTH), (LENGTH, 5)]).map(lambda s: ("series", (BATCH, *s)))
     vector = st.sampled_from([(6,), (5,)]).map(lambda s: ("vector", (BATCH, *s)))
-    ids = st.sampled_from([(4,), (3,)]).map(lambda s: ("ids", (BATCH, *s)))
+    ids = st.sampled_from([(4,), (3,), (LENGTH,)]).map(lambda s: ("ids", (BATCH, *s)))
     return st.lists(st.one_of(image, series, vector, ids), min_size=1, max_size=2).map(tuple)
 
 
 def _stem(draw: Any, steps: list[Step], shapes: list[Shape], number: int, ids: set[int]) -> None:
     """Mostly, an input is read by a layer with weights: what comes straight from an input is frozen."""
-    if number in ids or draw(st.integers(0, 4)) == 4:
+    fitting = [name for name in ("linear", "conv") if number not in ids and KINDS[name].fits(shapes[number])]
+    if not fitting or draw(st.integers(0, 4)) == 4:
         return
-    name = "conv" if len(shapes[number]) > 2 and draw(st.booleans()) else "linear"
+    name = draw(st.sampled_from(fitting))
     options = KINDS[name].draw(Drawer(draw, shapes), shapes[number])
     assert options is not None
     _add(steps, shapes, Step(name, number, options, len(steps)))
@@ -172,18 +193,18 @@ def _weights_of(step: Step, shapes: list[Shape]) -> dict[str, Shape]:
 def _add(steps: list[Step], shapes: list[Shape], step: Step) -> list[int]:
     """The values that the step makes, unless it makes too much of them."""
     made = result_shapes(step, shapes)
-    if any(len(s) > 6 or max(s) > MAX_AXIS * BATCH or np.prod(s) > MAX_SIZE or 0 in s for s in made):
-        return []
-    if any(n % BATCH and n > MAX_AXIS for s in made for n in s) or any(not _one_batch(s) for s in made):
+    if not all(map(_fits, made)):
         return []
     steps.append(step)
     shapes += made
     return list(range(len(shapes) - len(made), len(shapes)))
 
 
-def _one_batch(shape: Shape) -> bool:
-    """Exactly one axis is dynamic, and once."""
-    return sum(n % BATCH == 0 for n in shape) == 1 and all(n % BATCH**2 for n in shape)
+def _fits(shape: Shape) -> bool:
+    """Small enough; one axis holds the batch, and none holds it or the length twice."""
+    if len(shape) > 6 or 0 in shape or np.prod(Sizes(8, 6)(shape)) > MAX_SIZE or max(Sizes(1, 1)(shape)) > MAX_AXIS:
+        return False
+    return sum(n % BATCH == 0 for n in shape) == 1 and all(n % BATCH**2 and n % LENGTH**2 for n in shape)
 
 
 def _heads(draw: Any, steps: list[Step], shapes: list[Shape], ids: set[int]) -> tuple[int, ...]:
@@ -230,10 +251,12 @@ def weights(net: Network) -> dict[str, NDArray[Any]]:
     return out
 
 
-def data(net: Network, seed: int = 0) -> list[NDArray[Any]]:
-    rng = np.random.default_rng([net.seed, seed])
+def data(net: Network, seed: int = 0, batch: int | None = None, length: int | None = None) -> list[NDArray[Any]]:
+    """Random inputs, of the network's sizes or others."""
+    rng, sizes = np.random.default_rng([net.seed, seed]), Sizes(batch or net.batch, length or net.length)
     return [
-        rng.integers(0, TOKENS, shape) if what == "ids" else rng.standard_normal(shape) for what, shape in net.inputs
+        rng.integers(0, TOKENS, sizes(shape)) if what == "ids" else rng.standard_normal(sizes(shape))
+        for what, shape in net.inputs
     ]
 
 
@@ -258,7 +281,9 @@ class Module(torch.nn.Module):
                 part.register_parameter(leaf, torch.nn.Parameter(tensor))
 
     def forward(self, x0: torch.Tensor, x1: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
-        values, size = [x for x in (x0, x1) if x is not None], Sizes(x0.shape[0])
+        values = [x for x in (x0, x1) if x is not None]
+        lengths = [x.shape[k] for x, (_, shape) in zip(values, self.net.inputs, strict=True) for k in _lengths(shape)]
+        size = Sizes(x0.shape[0], *lengths[:1])
         for step in self.net.steps:
             part = getattr(self, f"s{step.weights}", None)
             stored = {} if part is None else {**part._parameters, **part._buffers}
@@ -276,7 +301,8 @@ class Module(torch.nn.Module):
 
 def to_onnx(net: Network) -> onnx.ModelProto:
     """The network as an ONNX file of opset 18, in float32."""
-    g, shapes = Onnx(), trace(net).shapes
+    lengths = [(f"x{k}", axis) for k, (_, shape) in enumerate(net.inputs) for axis in _lengths(shape)]
+    g, shapes = Onnx(length=lengths[0] if lengths else ("", 0)), trace(net).shapes
     stored = {name: g.weight(name, array) for name, array in weights(net).items()}
     values = [f"x{k}" for k in range(len(net.inputs))]
     for step in net.steps:
@@ -290,7 +316,9 @@ def to_onnx(net: Network) -> onnx.ModelProto:
     outputs = [g("Identity", values[k]) if k < len(net.inputs) else values[k] for k in net.outputs]
     inputs = [
         oh.make_tensor_value_info(
-            f"x{k}", onnx.TensorProto.INT64 if what == "ids" else onnx.TensorProto.FLOAT, ["N", *shape[1:]]
+            f"x{k}",
+            onnx.TensorProto.INT64 if what == "ids" else onnx.TensorProto.FLOAT,
+            ["N", *("L" if n == LENGTH else n for n in shape[1:])],
         )
         for k, (what, shape) in enumerate(net.inputs)
     ]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fuzz import checks, network
+from fuzz import checks, network, reference
 from fuzz.network import Network, Step
 from fuzz.run import sample
 from graphprune.axes.dim import Dim
@@ -66,7 +66,7 @@ def test_the_fuzzer_counts_what_it_checks():
 
 def test_the_fuzzer_notices_a_mask_that_differs(monkeypatch):
     """Its oracle has teeth: one channel too few in the reference, and it says so."""
-    real = checks._zeroed
+    real = reference.zeroed
 
     def forgetful(array, axes):
         fewer = {
@@ -75,8 +75,8 @@ def test_the_fuzzer_notices_a_mask_that_differs(monkeypatch):
         }
         return real(array, fewer)
 
-    monkeypatch.setattr(checks, "_zeroed", forgetful)
-    with pytest.raises(checks.Broken, match="torch: pruned is not masked"):
+    monkeypatch.setattr(reference, "zeroed", forgetful)
+    with pytest.raises(reference.Broken, match="torch: pruned is not masked"):
         checks.check(NET, onnx_too=False)
 
 
@@ -85,7 +85,7 @@ def test_the_fuzzer_notices_a_member_too_few(monkeypatch):
     from graphprune.ops import rules
 
     monkeypatch.setitem(rules.RULES, "batch_norm", "n c ~, d, c, c, c -> n c ~")
-    with pytest.raises(checks.Broken, match=r"permuting s0 .* moves the output"):
+    with pytest.raises(reference.Broken, match=r"permuting s0 .* moves the output"):
         checks.check(NET, onnx_too=False)
 
 
