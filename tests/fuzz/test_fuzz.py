@@ -19,10 +19,10 @@ torch.set_num_threads(1)
 
 @pytest.mark.parametrize("part", range(4))
 def test_random_networks_obey_the_law_and_the_oracle(part):
-    made = sample(100 + part, 10, lambda net: checks.check(net, onnx_too=part == 0, masks=2))
+    made = sample(100 + part, 8, lambda net: checks.check(net, onnx_too=part == 0, masks=2))
     assert made["failure"] is None, made["failure"]["error"] + made["failure"]["program"]
-    assert made["checked"]["masks"] >= 8
-    assert made["checked"]["members"] >= 15
+    assert made["checked"]["masks"] >= 6
+    assert made["checked"]["members"] >= 10
 
 
 NET = Network(
@@ -54,6 +54,9 @@ def test_the_fuzzer_counts_what_it_checks():
         {
             "networks": 1,
             "networks in ONNX": 1,
+            "batch of 7": 1,
+            "checked at other sizes": 2,
+            "recipes that cut": 2,
             "groups": 2,
             "frozen dims": 4,
             "members": 14,
@@ -90,6 +93,16 @@ def test_the_fuzzer_notices_a_member_too_few(monkeypatch):
 
 
 FOUND = {
+    "a view of the whole axis, as narrow writes it": Network(
+        (("series", (7, 4, 6)),),
+        (
+            Step("linear", 0, {"out": 4, "bias": False, "form": "plain"}, 0),
+            Step("in_place", 1, {"axis": 2, "start": 0, "end": 4, "view": "narrow", "f": "relu", "own": False}, 1),
+            Step("linear", 2, {"out": 3, "bias": True, "form": "plain"}, 2),
+        ),
+        (3,),
+        3,
+    ),
     "a slice counted from the end, whose tail is cut": Network(
         (("vector", (7, 6)),),
         (

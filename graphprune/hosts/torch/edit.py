@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -83,20 +84,21 @@ def _split_sizes(node: fx.Node, value: Sequence[int]) -> None:
     node.args, node.kwargs = (named["self"], list(value), named["dim"]), {}
 
 
-def _slice(name: str) -> Callable[[fx.Node, Sequence[int | None]], None]:
-    def set_bound(node: fx.Node, value: Sequence[int | None]) -> None:
+def narrow_to_slice(model: fx.GraphModule) -> None:
+    """``narrow`` made ``slice``: what is the whole axis then stays so when the axis is cut."""
+    for node in model.graph.nodes:
         if node.target is _ATEN.narrow.default:
             named = arguments(node)
-            node.target = _ATEN.slice.Tensor
-            node.args = (
-                named["self"],
-                named["dim"],
-                named["start"],
-                named["start"] + named["length"],
-            )
-        set_argument(node, name, value[0])
+            start, length = named["start"], named["length"]
+            if isinstance(start, int) and isinstance(length, int):
+                end = sys.maxsize if start < 0 and start + length == 0 else start + length
+                node.target = _ATEN.slice.Tensor
+                node.args, node.kwargs = (named["self"], named["dim"], start, end), {}
+    model.recompile()
 
-    return set_bound
+
+def _slice(name: str) -> Callable[[fx.Node, Sequence[int | None]], None]:
+    return lambda node, value: set_argument(node, name, value[0])
 
 
 def _pads(node: fx.Node, value: Sequence[int | None]) -> None:

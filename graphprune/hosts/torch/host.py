@@ -29,7 +29,7 @@ from ..example import given
 from ..narrowed import Narrowed, narrowed
 from .baked import bake, note
 from .casting import cast_graph, wider
-from .edit import LITERALS, arguments, pointwise, set_argument, stored
+from .edit import LITERALS, arguments, narrow_to_slice, pointwise, set_argument, stored
 from .export import call_of, modes, retrace, trace
 from .functional import Unsupported, functionalise
 from .gradients import differentiate
@@ -91,6 +91,7 @@ class TorchHost:
             )
         notes = write_out(module)
         example, made = pytree.tree_leaves(inputs), network(module)
+        narrow_to_slice(made)
         try:
             functionalise(made, example)
         except Unsupported:  # torch's own way, in which norms and dropout no longer follow train()
