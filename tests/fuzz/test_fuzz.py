@@ -19,9 +19,9 @@ torch.set_num_threads(1)
 
 @pytest.mark.parametrize("part", range(4))
 def test_random_networks_obey_the_law_and_the_oracle(part):
-    made = sample(100 + part, 8, lambda net: checks.check(net, onnx_too=part == 0, masks=2))
+    made = sample(100 + part, 8, lambda net: checks.check(net, onnx_too=part == 0, masks=1))
     assert made["failure"] is None, made["failure"]["error"] + made["failure"]["program"]
-    assert made["checked"]["masks"] >= 6
+    assert made["checked"]["masks"] >= 4
     assert made["checked"]["members"] >= 10
 
 
@@ -139,7 +139,9 @@ def test_channels_may_be_kept_from_last_to_first():
     assert torch.from_numpy(index(axis)).tolist() == [3, 2, 1, 0]
 
 
-def test_every_kind_of_step_is_drawn():
+def test_every_kind_of_step_is_drawn(monkeypatch):
     """All that can be drawn is: nothing of the table is left out by a predicate that never holds."""
+    for rare in ("pixel_shuffle", "conv_transpose", "einsum_weight", "squeeze_excite"):
+        monkeypatch.setitem(network.OFTEN, rare, 8)
     made = sample(1, 400, lambda net: Counter(drawn=1))
     assert set(network.KINDS) <= set(made["kinds"])
