@@ -89,7 +89,7 @@ int main(int argc, char **argv) {
   }
   own_folder(folder, sizeof folder, argv[0]);
   snprintf(path, sizeof path, "%sweights.bin", folder);
-  const void *weights = read_file(path, model.weight_bytes);
+  void *weights = read_file(path, model.weight_bytes);
   if (gp_checksum(weights, model.weight_bytes) != model.weight_sum) {
     fprintf(stderr, "%s: damaged, or of another model\n", path);
     return 1;
@@ -115,6 +115,10 @@ int main(int argc, char **argv) {
     qsort(times, (size_t)repeats, sizeof *times, ascending);
     printf("median %.3f ms, quartiles %.3f and %.3f, %d runs\n", times[repeats / 2], times[repeats / 4],
            times[repeats * 3 / 4], repeats);
+    free(times);
   }
+  for (int32_t k = 0; k < model.input_count; ++k) free((void *)inputs[k]);
+  for (int32_t k = 0; k < model.output_count; ++k) free(outputs[k]);
+  free(inputs), free(outputs), free(weights), free(arena);
   return 0;
 }
