@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from fuzz import checks, network, reference
-from fuzz.network import Network, Step
+from fuzz import checks, network, recipes, reference
+from fuzz.network import Network, Step, data
 from fuzz.run import sample
 from graphprune.axes.dim import Dim
 from graphprune.axes.index import Index
+from graphprune.calibration.batches import batches
+from graphprune.ir.program import Program
+from graphprune.passes.compensate import Compensate
+from graphprune.passes.fold import Fold
+from graphprune.passes.propagate import Propagate
 
 torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", range(3))
 def test_random_networks_obey_the_law_and_the_oracle(part):
-    made = sample(100 + part, 8, lambda net: checks.check(net, onnx_too=part == 0, masks=1))
+    made = sample(100 + part, 5, lambda net: checks.check(net, onnx_too=part == 0, masks=1))
     assert made["failure"] is None, made["failure"]["error"] + made["failure"]["program"]
-    assert made["checked"]["masks"] >= 4
-    assert made["checked"]["members"] >= 10
+    assert made["checked"]["masks"] >= 3
+    assert made["checked"]["members"] >= 5
 
 
 NET = Network(
@@ -92,6 +99,35 @@ def test_the_fuzzer_notices_a_member_too_few(monkeypatch):
         checks.check(NET, onnx_too=False)
 
 
+@pytest.mark.parametrize(
+    ("promise", "wrong"), [(recipes._same, Fold), (recipes._cut, Propagate), (recipes._fit, Compensate)]
+)
+def test_the_fuzzer_notices_a_broken_promise(promise, wrong, monkeypatch):
+    """A pass that makes one weight 5 % too large is noticed by every promise that it is under, without the proof."""
+    real = wrong.run
+
+    def spoiled(self, program):
+        done = real(self, program)
+        host = done.host.copy()
+        name = next(name for name, value in done.graph.parameters.items() if len(value.shape) > 1)
+        host.set_parameter(name, np.asarray(host.parameter(name)) * (5 if wrong is Compensate else 1.05))
+        return replace(done, host=host)
+
+    def check():
+        module = network.Module(NET).eval()
+        host = reference.export(NET, module)
+        program = Program(host=host, source=host, seed=0)
+        program = replace(program, data=batches(data(NET, 2, batch=13)[0], program.graph.inputs))
+        return promise(NET, program, partial(reference.masked_module, module), np.random.default_rng(1))
+
+    monkeypatch.setattr(recipes.gp, "verify", lambda program: None)
+    monkeypatch.setattr(recipes, "SAME", ("fold",))
+    assert sum(check().values())
+    monkeypatch.setattr(wrong, "run", spoiled)
+    with pytest.raises(reference.Broken):
+        check()
+
+
 FOUND = {
     "a view of the whole axis, as narrow writes it": Network(
         (("series", (7, 4, 6)),),
@@ -130,7 +166,7 @@ FOUND = {
 
 @pytest.mark.parametrize("what", FOUND)
 def test_what_the_fuzzer_found(what):
-    assert checks.check(FOUND[what], onnx_too=True, masks=6)["masks"] == 12
+    assert checks.check(FOUND[what], onnx_too=True, masks=3)["masks"] == 6
 
 
 def test_channels_may_be_kept_from_last_to_first():
@@ -142,6 +178,6 @@ def test_channels_may_be_kept_from_last_to_first():
 def test_every_kind_of_step_is_drawn(monkeypatch):
     """All that can be drawn is: nothing of the table is left out by a predicate that never holds."""
     for rare in ("pixel_shuffle", "conv_transpose", "einsum_weight", "squeeze_excite"):
-        monkeypatch.setitem(network.OFTEN, rare, 8)
-    made = sample(1, 400, lambda net: Counter(drawn=1))
+        monkeypatch.setitem(network.OFTEN, rare, 12)
+    made = sample(1, 300, lambda net: Counter(drawn=1))
     assert set(network.KINDS) <= set(made["kinds"])
