@@ -60,7 +60,11 @@ class Tokens(nn.Module):
         return self.out(torch.softmax(q @ k.transpose(1, 2), -1) @ v + x)
 
 
-NETWORKS = {"wide": (Wide, [(2, 2)] * 70), "image": (Image, [(2, 3, 9, 9)]), "tokens": (Tokens, [(2, 7, 6)])}
+NETWORKS: dict[str, tuple[type[nn.Module], list[tuple[int, ...]]]] = {
+    "wide": (Wide, [(2, 2)] * 70),
+    "image": (Image, [(2, 3, 9, 9)]),
+    "tokens": (Tokens, [(2, 7, 6)]),
+}
 
 
 def need(program: str) -> str:
