@@ -231,6 +231,7 @@ def compile(
     freeze: Sequence[str] = (),
     only: Sequence[str] = (),
     ignore: Sequence[Any] = (),
+    width: Mapping[str, int | str] | None = None,
     floor: float | None = None,
     grain: int | None = None,
     data: Any = None,
@@ -252,16 +253,18 @@ def compile(
 ) -> Artifact:
     """Prune, prove, measure and write a model.
 
-    One of ``recipe`` and the budgets (what remains, such as ``"0.5x"``; ``macs="0.5x"`` if nothing
-    is given). Beside a budget: ``freeze`` names groups, layers and parameters to leave alone (a layer with what it
-    reads; ``*`` is a wildcard), ``only`` layers whose outputs may go and no others, ``ignore`` modules of the model
-    itself to leave alone (``[model.head]``); ``floor`` is the least share that a group keeps, ``grain`` the multiple
-    that axes are kept at (else the targets' own). ``latency`` (``"0.6x"`` or ``"12ms"``) is *measured* on the first
-    target, on ``threads`` threads, see targeting.to_latency; ``table``: a latency table recorded elsewhere.
-    ``targets``: names such as ``"onnx"`` or ``"tvm{layout=NCHW}"``. ``tune`` (``"10min"`` or a number of trials):
-    search schedules for the result on the first target, into records that later runs start from. ``out``: a folder
-    that is written whole or not at all. ``dump``: a folder for the program after every pass, which shows after
-    an error how far it came. ``instruments`` are called before and after every pass that runs, of every attempt.
+    One of ``recipe`` and the budgets (what remains, such as ``"0.5x"``; ``macs="0.5x"`` if nothing is given).
+    Beside a budget: ``freeze`` names groups, layers and parameters to leave alone (a layer with what it reads;
+    ``*`` is a wildcard), ``only`` layers whose outputs may go and no others, ``ignore`` modules of the model
+    itself to leave alone (``[model.head]``); ``width`` counts of the user's own (``{"conv1": 24, "blocks.*":
+    "0.5x"}``, by what writes the channels; with no budget nothing else is cut), ``floor`` the least share that
+    a group keeps, ``grain`` the multiple that axes are kept at (else the targets' own). ``latency`` (``"0.6x"``
+    or ``"12ms"``) is *measured* on the first target, on ``threads`` threads, see targeting.to_latency;
+    ``table``: a latency table recorded elsewhere. ``targets``: names such as ``"onnx"`` or
+    ``"tvm{layout=NCHW}"``. ``tune`` (``"10min"`` or a number of trials): search schedules for the result on the
+    first target, into records that later runs start from. ``out``: a folder that is written whole or not at
+    all. ``dump``: a folder for the program after every pass, which shows after an error how far it came.
+    ``instruments`` are called before and after every pass that runs, of every attempt.
 
     With ``data`` the report says how close the outputs are to the original's, on samples held back from calibration
     (every eighth, about 64 at most; see ``hold_back``). ``evaluate``: your own figure before and after: a
@@ -280,7 +283,9 @@ def compile(
         raise RecipeError(
             f"one budget or a recipe, not {len(given) + (recipe is not None)}", "a recipe has its budget in `mask{...}`"
         )
-    control = Control(tuple(freeze), tuple(only), floor, grain).ignoring(model, ignore)
+    control = Control(
+        tuple(freeze), tuple(only), "|".join(f"{k}={v}" for k, v in (width or {}).items()), floor, grain
+    ).ignoring(model, ignore)
     if recipe is not None and control != Control():
         raise RecipeError(
             "a recipe says itself what is frozen, and at which floor and grain",
@@ -310,7 +315,7 @@ def compile(
         if recipe is None and not given and program.knows(Keep):  # training has decided already
             recipe = "propagate,compensate" if program.data else "propagate"
         own = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
-        unit, text = next(iter(given.items()), ("macs", "0.5x"))
+        unit, text = next(iter(given.items()), ("", "") if width else ("macs", "0.5x"))
         held = Table.read(Path(table)) if table is not None else None
 
         def attempt(steps: Recipe) -> tuple[Program, Mapping[str, Any]]:
@@ -343,7 +348,7 @@ def compile(
         report = describe(_name(model), where, program, done, steps.text(), checks, chosen, measured, files, folder)
         report["auto"] = own is None
         report["network"] = layers(program, done)
-        report["budget"] = {**asked(program, done, steps), "default": own is None and not given}
+        report["budget"] = {**asked(program, done, steps), "default": own is None and not given and not width}
         if program.data:
             change = closeness(program, done, judged or program.data)
             report["closeness"] = {**change, "held_back": bool(judged)}
@@ -426,6 +431,7 @@ class Control:
 
     freeze: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
+    width: str = ""
     floor: float | None = None
     grain: int | None = None
 
@@ -444,8 +450,9 @@ class Control:
         return Group(freeze="|".join(self.freeze), only="|".join(self.only)).text()
 
     def mask(self) -> list[str]:
+        own = [f"width={self.width}"] if self.width else []
         floor = [] if self.floor is None else [f"floor={self.floor}"]
-        return floor + ([] if (self.grain or 1) == 1 else [f"grain={self.grain}"])
+        return own + floor + ([] if (self.grain or 1) == 1 else [f"grain={self.grain}"])
 
 
 def default_recipe(unit: str, text: str, control: Control | None = None, *, data: bool, scored: bool = False) -> Recipe:
@@ -457,9 +464,11 @@ def default_recipe(unit: str, text: str, control: Control | None = None, *, data
     control = control or Control()
     steps = "" if scored else f"{control.group()},{score},"
     allocate = "global" if scored else allocate
-    options = [f"{unit}={text}"]
+    if not unit:  # widths of the user's own, and nothing else is cut
+        allocate = "uniform"
+    options = [f"{unit}={text}"] if unit else []
     # Channels are a promise about every group; of latency the least loss is chosen, measured or of scores.
-    if unit != "channels" and (unit != "latency" or allocate == "rd"):
+    if unit and unit != "channels" and (unit != "latency" or allocate == "rd"):
         options.append(f"allocate={allocate}")
     options += control.mask()
     return Recipe.parse(f"{steps}mask{{{' '.join(options)}}},propagate{repair}")

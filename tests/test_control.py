@@ -42,6 +42,37 @@ def test_floor_and_grain() -> None:
     assert min(low[0] / 48, low[1] / 32) < 0.4 <= min(high[0] / 48, high[1] / 32)
 
 
+def test_widths_of_ones_own() -> None:
+    assert widths(width={"0": 20, "2": 5}) == [20, 5]
+    assert widths(width={"0": "0.25x"}) == [12, 32]  # nothing else is cut
+    assert widths(width={"0.weight": 48, "*": 8}) == [48, 8]  # the first that matches
+    within = widths(width={"0": 41}, params="0.5x", grain=8)
+    assert within[0] == 41 and within[1] % 8 == 0
+    assert 8 * 41 + 41 + 41 * within[1] + within[1] + within[1] * 4 + 4 <= 0.5 * (8 * 48 + 48 + 48 * 32 + 32 + 132)
+
+
+def test_the_channels_with_the_highest_scores_are_those_that_stay() -> None:
+    module = net()
+    kept = gp.compile(module, X, width={"0": 5}, measure=False).program.plan["parameters"]["0.weight"]["0"]["keep"]
+    norms = (module[0].weight ** 2).sum(1) + (module[2].weight ** 2).sum(0) + module[0].bias ** 2
+    assert len(kept) == 5 and norms[kept].min() > norms.median()
+
+
+@pytest.mark.parametrize(
+    ("width", "says"),
+    [
+        ({"00": 3}, "`00` matches no group"),
+        ({"0": 49}, "`0` has 48 channels, not 49"),
+        ({"0": 0}, "`width` cannot be `0=0`"),
+        ({"0": "2x"}, "`width` cannot be"),
+        ({"4": 2}, "`4` matches no group that can be cut"),
+    ],
+)
+def test_widths_that_cannot_be(width: dict[str, Any], says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        gp.compile(net(), X, width=width)
+
+
 def test_a_recipe_says_so_itself() -> None:
     with pytest.raises(RecipeError, match="a recipe says itself"):
         gp.compile(net(), X, recipe="group,score,mask{macs=0.5x},propagate", freeze=["0"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil, gcd, prod
 from typing import Any
@@ -33,6 +33,7 @@ class Allocation:
     unit: str
     floor: float = 0.1  # the least share that any group keeps
     grain: int = 1  # survivors are rounded up to this multiple (of the whole axis)
+    given: Mapping[str, int] = field(default_factory=dict)  # counts that the user gave, whatever floor and grain
 
     @cached_property
     def steps(self) -> dict[str, int]:
@@ -46,6 +47,8 @@ class Allocation:
 
     def survivors(self, group: Group, wanted: float) -> int:
         """How many channels remain of a group when ``wanted`` would do: floor and grain applied."""
+        if group.name in self.given:
+            return self.given[group.name]
         if group.branches:
             return min(ceil(wanted - 1e-9), 1)
         least = max(wanted, ceil(self.floor * group.size - 1e-9), 1)

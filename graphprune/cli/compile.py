@@ -35,6 +35,13 @@ def _budgets(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, width = text.rpartition("=")
+    if not equals or not name:
+        raise click.UsageError(f"--width takes NAME=24 or NAME=0.5x, not {text!r}")
+    return name, width
+
+
 @click.command(short_help="Prune a model to a budget, verify it, and write it with a report.")
 @click.argument("model")
 @_budgets
@@ -44,6 +51,7 @@ def _budgets(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--freeze", metavar="GLOB", multiple=True, help="Leave alone: a group, layer or parameter. Repeatable.")
 @click.option("--only", metavar="GLOB", multiple=True, help="Cut the outputs of these alone. Repeatable.")
+@click.option("--width", metavar="GLOB=24", multiple=True, help="A width of your own: a count, or 0.5x. Repeatable.")
 @click.option("--floor", metavar="0.1", type=click.FloatRange(0, 1), help="The least share that any group keeps.")
 @click.option(
     "--grain", metavar="8", type=click.IntRange(min=1), help="Keep multiples of it; by default what the targets like."
@@ -109,6 +117,7 @@ def compile(
     recipe: Path | None,
     freeze: tuple[str, ...],
     only: tuple[str, ...],
+    width: tuple[str, ...],
     floor: float | None,
     grain: int | None,
     data: Path | None,
@@ -147,6 +156,7 @@ def compile(
       graphprune compile detector.onnx --macs 0.5x --input image=1x3x320x320 -o out
       graphprune compile model.onnx --macs 0.5x --target best-cpu --tune 30min -o out
       graphprune compile model.onnx --macs 0.7x --freeze 'head*' --freeze stem.conv --grain 16 -o out
+      graphprune compile model.onnx --width stem.conv=24 --width 'blocks.*=0.5x' -o out
       graphprune compile mynet.models:resnet --params 0.4x --seed 3 -o out --force
       graphprune compile model.pt2 --passes 'group,score{by=l1},mask{macs=0.5x grain=8},propagate' -o out
       graphprune compile model.onnx --print-after group --dump passes -o out
@@ -169,6 +179,7 @@ def compile(
             recipe=read_recipe(recipe) if recipe else passes_,
             freeze=freeze,
             only=only,
+            width=dict(_pair(one) for one in width),
             floor=floor,
             grain=grain,
             data=data,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from ..errors import RecipeError
-from ..ir.facts import Member
+from ..ir.facts import Groups, Member
 
 FEW = 8
 """So many names are all shown where none is near."""
@@ -36,6 +36,18 @@ def names(name: str, members: Sequence[Member], ops: Mapping[str, Sequence[str]]
         return found
 
     return Names(of(members), of(m for m in members if m.role == "writer"))
+
+
+def called(groups: Groups) -> dict[str, Names]:
+    """What every group is called by."""
+    found = {}
+    for group in groups:
+        edges = groups.graph[group.name]
+        ops = {axis.rpartition(":")[0]: list[str]() for axis in edges}
+        for axis, edge in edges.items():
+            ops[axis.rpartition(":")[0]] += edge["ops"]
+        found[group.name] = names(group.name, group.members, ops)
+    return found
 
 
 def matching(

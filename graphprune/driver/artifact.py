@@ -202,7 +202,7 @@ def asked(program: Program, done: Program, recipe: Recipe) -> dict[str, Any]:
     """The budget of a recipe with one mask, as it was given, and what came out: plain data, ``got`` None where it is
     measured and not counted. Empty where the recipe has no budget of its own, or several."""
     masks = [step for step in recipe.steps if isinstance(step, Mask)]
-    if len(masks) != 1:
+    if len(masks) != 1 or not masks[0].limited():
         return {}
     unit, _ = masks[0].budget()
     return {"unit": unit, "asked": getattr(masks[0], unit), "got": _got(program, done, unit)}

@@ -20,6 +20,7 @@ from ..cost.latency.model import budget as latency_budget
 from ..cost.static import Cost
 from ..cost.units import UNITS
 from ..cost.units import cost as static_cost
+from ..coupling.names import called, matching
 from ..errors import BudgetError, RecipeError, nearest
 from ..ir.facts import Budget, Groups, Keep, Scores
 from ..ir.program import Program
@@ -54,6 +55,7 @@ class Mask(Pass):
     floor: float = 0.1  # the least share that any group keeps
     unconstrained: str = "no"  # readers: each keeps channels of its own; mixed: where it pays; both: writers too
     target: str = ""  # for mixed: whose prices to plan with (torch, onnx, tvm); by default the model's own
+    width: str = ""  # counts of one's own, whatever floor and grain: `conv1=24|blocks.*=0.5x`, by what makes them
     grain: int = 1  # survivors are rounded up to this multiple (of the whole axis)
 
     def __post_init__(self) -> None:
@@ -69,7 +71,13 @@ class Mask(Pass):
             raise BudgetError(f"`mask`: floor={self.floor} is not a share", "give a number from 0 to 1")
         if self.grain < 1:
             raise BudgetError(f"`mask`: grain={self.grain} is not a multiple", "give 1 or more")
-        self.budget()
+        self._own()
+        if self.limited():
+            self.budget()
+
+    def limited(self) -> bool:
+        """Whether there is a budget; widths of one's own need none, the others then stay whole."""
+        return not self.width or any(getattr(self, unit) for unit in UNITS)
 
     def budget(self) -> tuple[str, float]:
         """The one budget given: its unit and what remains (a share; of latency also a time)."""
@@ -99,6 +107,10 @@ class Mask(Pass):
                     f"`mask{{unconstrained={self.unconstrained}}}` needs readers that `{step.text()}` lets choose",
                     f"run `{step.text()}` before it; a Recipe does so by itself",
                 )
+        if not self.limited():
+            counts, scores, links = self._given(program.fact(Groups)), program.fact(Scores), self._links(program)
+            own = {one.name: best(scores[one], counts.get(one.name, one.size)) for one in links.free()}
+            return program.learn(Keep(links.complete(own)))
         unit, remains = self.budget()
         gates = program.fact(Groups).gates
         self._check_gates(program.fact(Groups))
@@ -109,7 +121,8 @@ class Mask(Pass):
         groups = replace(free, groups=(*free, *gates))
         cost = static_cost(unit, program.graph, program.host, groups)
         priced = links.priced(cost, scores, best)
-        problem = Allocation(program, groups, scores, priced, remains * cost(), unit, self.floor, self.grain)
+        given = self._given(groups)
+        problem = Allocation(program, groups, scores, priced, remains * cost(), unit, self.floor, self.grain, given)
         counts = methods()[self.allocate].counts(problem)
         lost = {g.name: _cut(scores[g], sorted({*problem.menu(g), counts[g.name]})) for g in groups}
         counts = fill(lost, problem.prices, problem.budget, counts)
@@ -162,6 +175,9 @@ class Mask(Pass):
         for axes so narrow that the floor is below the grain its halves, down to four."""
         problem, found = self._unpriced(program), {}
         for group in problem.groups:
+            if group.name in problem.given:
+                found[group.name] = [problem.given[group.name]]
+                continue
             halves, least = list[int](), max(4.0, self.floor * group.size)
             half = problem.steps[group.name] / 2
             while half >= least and half == int(half):
@@ -171,8 +187,30 @@ class Mask(Pass):
         return found
 
     def _unpriced(self, program: Program) -> Allocation:
-        nothing = Cost("", (), {})
-        return Allocation(program, program.fact(Groups), Scores("", {}), nothing, 0.0, "", self.floor, self.grain)
+        nothing, groups = Cost("", (), {}), program.fact(Groups)
+        return Allocation(
+            program, groups, Scores("", {}), nothing, 0.0, "", self.floor, self.grain, self._given(groups)
+        )
+
+    def _own(self) -> list[tuple[str, str]]:
+        """The patterns and widths of ``width``. Raises RecipeError."""
+        pairs = [one.rpartition("=") for one in self.width.split("|") if one]
+        for name, _, text in pairs:
+            if not name or not re.fullmatch(r"[1-9]\d{0,8}|0?\.\d+x|1x|1\.0*x", text):
+                raise RecipeError(
+                    f"`mask`: `width` cannot be `{name}={text}`", "write conv1=24, or conv1=0.5x for what remains"
+                )
+        return [(name, text) for name, _, text in pairs]
+
+    def _given(self, groups: Groups) -> dict[str, int]:
+        """The counts that ``width`` gives to groups, by what writes them; the first that matches one holds."""
+        own, called_by = self._own(), called(groups.channels) if self.width else {}
+        found = matching([name for name, _ in own], [one.made for one in called_by.values()], "group that can be cut")
+        given = {}
+        for group, pattern in zip(called_by, found, strict=True):
+            if pattern is not None:
+                given[group] = _width(dict(reversed(own))[pattern], group, groups)
+        return given
 
     def _links(self, program: Program) -> Links:
         return Links(program.graph, program.fact(Groups).channels, self._unpriced(program).steps)
@@ -231,6 +269,14 @@ def _products(program: Program) -> Iterator[tuple[str, str, float]]:
             if made is not None:
                 sizes = " x ".join(str(part.size) for part in factors(made))
                 yield f"{value.name}[{axis}]", sizes, len(index(made)) / int(made.size)
+
+
+def _width(text: str, name: str, groups: Groups) -> int:
+    size = next(group.size for group in groups if group.name == name)
+    count = max(1, round(float(text[:-1]) * size)) if text.endswith("x") else int(text)
+    if count > size:
+        raise RecipeError(f"`mask{{width=...}}`: `{name}` has {size} channels, not {count}", f"give {size} or fewer")
+    return count
 
 
 def _cut(scores: Indices, counts: Sequence[int]) -> dict[int, float]:
