@@ -63,6 +63,7 @@ OPTIONS = {
     "mask": {
         "allocate": st.sampled_from(sorted(ALLOCATIONS)),
         "floor": st.floats(0, 1).map(lambda x: round(x, 6)),
+        "width": st.sampled_from(["", "stem=24", "a.*=0.5x|b=3"]),
         "grain": st.integers(1, 64),
         "unconstrained": st.sampled_from(["no", "readers", "both", "mixed"]),
         "target": st.sampled_from(["", "torch", "onnx", "tvm"]),
