@@ -63,13 +63,32 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Artifact:
     """What compile returns: the compiled program, the report, and the folder if one was written."""
 
     program: Program
     report: Mapping[str, Any]
     path: Path | None = None
+
+    @property
+    def model(self) -> Any:
+        """The user's model, smaller: a torch.fx GraphModule or an onnx_ir.Model."""
+        return self.program.model
+
+    def __repr__(self) -> str:
+        from .report.page import verdict
+
+        place = f", in {self.path}" if self.path else ""
+        return f"<Artifact of {self.report['model']}: {verdict(self.report)[:-1]}{place}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the before/after table, and what is known of the result."""
+        from html import escape
+
+        from .report.page import table
+
+        return f"<pre>{escape(table(self.report))}</pre>"
 
     def save(self, out: str | os.PathLike[str], *, force: bool = False) -> Path:
         """Write the folder ``out``, whole or not at all, as ``compile(out=...)`` does, without code for other targets:

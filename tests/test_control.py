@@ -104,3 +104,15 @@ def test_the_default_budget_is_said_to_be_one() -> None:
 
     said = " ".join(table(report).split())
     assert "Asked for 0.5x of the multiply-accumulates (the default: no budget was given), got 0.4" in said
+
+
+def test_what_a_notebook_shows_is_short() -> None:
+    artifact = gp.compile(net(), X, params="0.5x", measure=False)
+    assert artifact.model is artifact.program.model
+    assert repr(artifact).startswith("<Artifact of Sequential: 0.") and "of the parameters" in repr(artifact)
+    assert (
+        repr(artifact.program)
+        == "<Program: torch, 5 ops, after group,score,mask{params=0.5x allocate=global},propagate>"
+    )
+    assert artifact._repr_html_().startswith("<pre>") and "parameters" in artifact._repr_html_()
+    assert repr(gp.load(net(), X)) == "<Program: torch, 5 ops>"

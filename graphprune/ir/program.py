@@ -175,6 +175,10 @@ class Program:
         """The user's model as it is now: a torch.fx GraphModule or an onnx_ir.Model."""
         return self.host.model
 
+    def __repr__(self) -> str:
+        done = ",".join(step.text for step in self.history)
+        return f"<Program: {self.host.kind}, {len(self.graph.ops)} ops{f', after {done}' if done else ''}>"
+
     def knows(self, fact: type) -> bool:
         return fact in self.facts
 
