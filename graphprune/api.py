@@ -24,7 +24,7 @@ from .driver.latency_search import has_latency, recorded, to_latency
 from .driver.layers import layers
 from .driver.no_slower import chooses, guarded
 from .driver.output import apart, new_folder
-from .errors import BudgetError, ModelError, RecipeError
+from .errors import BudgetError, ModelError, RecipeError, raised
 from .ir.facts import Groups, Keep, Scores
 from .ir.host import Host
 from .ir.program import Loss, Program
@@ -555,7 +555,7 @@ def _from_factory(module: str, name: str) -> TorchHost:
     try:
         made = factory()
     except Exception as error:  # the user's code may raise anything
-        raise ModelError(f"{module}:{name}: {error}", "it must return (module, example_inputs)") from error
+        raise ModelError(f"{module}:{name}: {raised(error)}", "it must return (module, example_inputs)") from error
     if not isinstance(made, tuple) or len(made) != 2:
         raise ModelError(f"{module}:{name} returned {type(made).__name__}", "it must return (module, example_inputs)")
     return TorchHost.export(*made)
@@ -575,8 +575,13 @@ def _imported(module: str, name: str) -> Callable[..., Any]:
         sys.path.insert(0, here)
     try:
         found: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ModelError(f"{module}:{name}: {error}", f"package.module:{name} must be importable from here") from error
+    except Exception as error:  # so may its import
+        hint = f"package.module:{name} must be importable from here"
+        raise ModelError(f"{module}:{name}: {raised(error)}", hint) from error
+    if not callable(found):
+        raise ModelError(
+            f"{module}:{name} is no function but of type {type(found).__name__}", "give package.module:factory"
+        )
     return found
 
 

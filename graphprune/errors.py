@@ -14,8 +14,11 @@ GraphpruneError          where, what, the numbers, and a hint
 from __future__ import annotations
 
 import difflib
+import os
 import re
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class GraphpruneError(Exception):
@@ -75,11 +78,40 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+SHOWN = 60
+"""Characters of what somebody wrote that a message repeats."""
+
+
+def shown(value: object) -> str:
+    """A value as a message repeats it: shortened where it is long."""
+    try:
+        text = str(value)
+    except ValueError:  # Python writes no whole number beyond 4300 digits
+        return f"a {type(value).__name__} too long to write"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text)} characters)"
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """A hint for a misspelt ``word``: the closest of ``choices``, or all of them."""
     known = sorted(choices)
     close = difflib.get_close_matches(word, known, n=1)
     return f"did you mean `{close[0]}`?" if close else f"known: {', '.join(known)}"
+
+
+def raised(error: BaseException) -> str:
+    """What code of the user's raised, in one line: the kind, what it says, and the line of theirs that is nearest."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
+    lines = traceback.extract_tb(error.__traceback__)
+    theirs = [line for line in lines if line.filename.startswith(os.sep) and not _installed(Path(line.filename))]
+    where = f"{theirs[-1].filename}:{theirs[-1].lineno}: {type(error).__name__}: " if theirs else ""
+    return where + first_line(error)
+
+
+def _installed(file: Path) -> bool:
+    """Whether a file is Python's own, a package's, or graphprune's."""
+    ours, python = Path(__file__).parent, Path(os.__file__).parent
+    return file.is_relative_to(ours) or file.is_relative_to(python) or "site-packages" in file.parts
 
 
 def first_line(error: BaseException) -> str:

@@ -213,3 +213,34 @@ def test_imports_cost_nothing(code, absent):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_files_are_documented(path):
     assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def without_encoding(path):
+    """Lines that read or write text in whatever encoding the machine has."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call) or "encoding" in {keyword.arg for keyword in node.keywords}:
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        text = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}.get("text") == "True"
+        if name in ("read_text", "write_text") or text:
+            yield node.lineno
+        of_os = isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) in ("os", "Image", "archive")
+        if name in ("open", "NamedTemporaryFile", "fdopen") and (name == "fdopen" or not of_os):
+            given = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg == "mode")]
+            modes = [one.value for one in given if isinstance(one, ast.Constant) and isinstance(one.value, str)]
+            if not any("b" in mode for mode in modes):
+                yield node.lineno
+
+
+def test_texts_have_an_encoding():
+    """What one machine wrote another reads, whatever the locale."""
+    assert not {path: lines for path in FILES if (lines := list(without_encoding(path)))}
+
+
+@pytest.mark.parametrize("code", ["p.read_text()", "open(p)", "p.open('w')", "os.fdopen(1, 'w')", "run(a, text=True)"])
+def test_a_text_without_encoding_is_found(code, tmp_path):
+    file = tmp_path / "x.py"
+    file.write_text(code)
+    assert list(without_encoding(file)) == [1]
+    file.write_text(f"{code[:-1]}, encoding='utf-8')".replace("(,", "("))
+    assert not list(without_encoding(file))

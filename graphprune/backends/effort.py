@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ..errors import TargetError
+from ..errors import TargetError, shown
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,11 @@ class Budget:
     @classmethod
     def parse(cls, text: str) -> Budget:
         """``10min``, ``90s``, ``1h``, or a number of trials. Raises TargetError."""
-        found = re.fullmatch(r"(\d*\.?\d+) ?(s|min|m|h)?", text.strip())
+        found = re.fullmatch(r"(\d{0,15}\.?\d{1,15}) ?(s|min|m|h)?", text.strip())
         if found is None or (not found[2] and "." in found[1]):
-            raise TargetError(f"`{text}` is not a tuning budget", "10min, 90s, 1h, or a number of trials such as 2000")
+            raise TargetError(
+                f"`{shown(text)}` is not a tuning budget", "10min, 90s, 1h, or a number of trials such as 2000"
+            )
         if not found[2]:
             return cls(trials=int(found[1]))
         return cls(minutes=float(found[1]) * {"s": 1 / 60, "m": 1, "min": 1, "h": 60}[found[2]])

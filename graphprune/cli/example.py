@@ -7,6 +7,11 @@ from typing import Any
 
 import click
 
+from ..errors import shown
+
+DIGITS = 18
+"""Of a size, at most: beyond, frameworks have no whole numbers."""
+
 
 def _read(ctx: click.Context, option: click.Parameter, given: tuple[str, ...]) -> dict[str, Any] | None:
     """By name: sizes as a tuple, a number, or an array of any value that JSON has."""
@@ -23,22 +28,24 @@ def _read(ctx: click.Context, option: click.Parameter, given: tuple[str, ...]) -
 
 def _item(said: str, text: str, ctx: click.Context, option: click.Parameter) -> Any:
     parts = said.split("x")
-    if len(parts) > 1 and all(part.isdecimal() for part in parts):
+    if len(parts) > 1 and all(part.isdecimal() and len(part) <= DIGITS for part in parts):
         return tuple(map(int, parts))
     try:
         value = json.loads(said)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # Python reads no whole number beyond 4300 digits
         value = None
     if isinstance(value, (bool, int, float)):
         return value
     if not isinstance(value, list):
-        raise click.BadParameter(f"`{text}`: neither sizes such as 1x3x320x320 nor a value such as 16000", ctx, option)
+        raise click.BadParameter(
+            f"`{shown(text)}`: neither sizes such as 1x3x320x320 nor a value such as 16000", ctx, option
+        )
     import numpy as np
 
     try:
         array = np.asarray(value)
     except ValueError as error:
-        raise click.BadParameter(f"`{text}`: its rows differ in length", ctx, option) from error
+        raise click.BadParameter(f"`{shown(text)}`: its rows differ in length", ctx, option) from error
     return array.astype(np.float32) if array.dtype.kind == "f" else array
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..axes.dim import Size
 from ..axes.index import Indices
+from ..errors import ModelError
 from .graph import Graph, Op, Piece, Site, Value
 
 Array = NDArray[Any]
@@ -150,4 +151,9 @@ def random_array(rng: np.random.Generator, shape: Sequence[int], dtype: str) -> 
         return rng.random(tuple(shape)) < 0.5
     if dtype.startswith(("int", "uint")):
         return rng.integers(0, 2, tuple(shape)).astype(dtype)
-    return rng.standard_normal(tuple(shape)).astype(dtype)
+    try:
+        return rng.standard_normal(tuple(shape)).astype(dtype)
+    except TypeError as error:
+        raise ModelError(
+            f"of {dtype} no example input can be made", "let the model take float32 and cast it"
+        ) from error

@@ -21,7 +21,7 @@ from ..cost.static import Cost
 from ..cost.units import UNITS
 from ..cost.units import cost as static_cost
 from ..coupling.names import called, matching
-from ..errors import BudgetError, RecipeError, nearest
+from ..errors import BudgetError, RecipeError, nearest, shown
 from ..ir.facts import Budget, Groups, Keep, Scores
 from ..ir.program import Program
 from ..pipeline.base import Pass
@@ -304,5 +304,5 @@ def share(text: str, unit: str) -> float:
     """``0.5x`` as 0.5. Raises BudgetError unless it is between 0 and 1."""
     found = re.fullmatch(r"(\d*\.?\d+(?:e-?\d+)?)x?", text.strip())
     if not found or not 0 < float(found[1]) < 1:
-        raise BudgetError(f"{unit}={text} is not a budget", f"say what remains, between 0 and 1: {unit}=0.5x")
+        raise BudgetError(f"{unit}={shown(text)} is not a budget", f"say what remains, between 0 and 1: {unit}=0.5x")
     return float(found[1])

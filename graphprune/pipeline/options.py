@@ -8,10 +8,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, ClassVar
 
-from ..errors import GraphpruneError, nearest
+from ..errors import GraphpruneError, nearest, shown
 
-SHOWN = 60
-"""Characters of what somebody wrote that a message repeats."""
 _LARGEST = 2**63
 
 
@@ -79,15 +77,6 @@ def pattern(name: str, end: str = "") -> re.Pattern[str]:
 
 def spell(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def shown(value: object) -> str:
-    """A value as a message repeats it: shortened where it is long."""
-    try:
-        text = str(value)
-    except ValueError:  # Python writes no whole number beyond 4300 digits
-        return f"a {type(value).__name__} too long to write"
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text)} characters)"
 
 
 def unreadable(kind: type) -> str | None:

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import RecipeError, nearest
+from ..errors import RecipeError, nearest, shown
 from .base import Pass, passes
-from .options import Reader, pattern, shown, spell
+from .options import Reader, pattern, spell
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class Edge(Target):
         (folder / _INTERFACE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         if not self.link:
             return folder / "build.sh"
-        done = subprocess.run(["sh", "build.sh"], cwd=folder, capture_output=True, text=True)
+        done = subprocess.run(["sh", "build.sh"], cwd=folder, capture_output=True, encoding="utf-8", errors="replace")
         if done.returncode:
             raise TargetError(f"target `{self.label}`: build.sh failed: {_complaint(done.stderr)}")
         return folder / "libmodel.so"
@@ -219,7 +219,7 @@ class _Emulated(Runnable):
             files.append(str(folder / f"input{k}.bin"))
         command = [*self._command, str(self._program.resolve()), str(folder), "-t", str(self.threads), *files]
         try:
-            done = subprocess.run(command, capture_output=True, text=True)
+            done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
         except OSError as error:
             raise TargetError(f"{self._program}: cannot be run: {error}") from error
         if done.returncode:

@@ -11,7 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ...axes.dim import Dim
-from ...errors import BudgetError
+from ...errors import BudgetError, shown
 from ...ir.facts import Groups
 from ...ir.graph import Graph
 from ...ir.host import Host
@@ -97,10 +97,10 @@ def budget(text: str) -> tuple[float, str]:
     """The number and unit (x, us, ms, s) of a latency budget. Raises BudgetError for what is none."""
     match = re.fullmatch(r"(\d*\.?\d+(?:e-?\d+)?)(x|ms|us|s)?", text.strip())
     if match is None or not 0 < float(match[1]) < float("inf"):
-        raise BudgetError(f"latency={text} is not a budget", "say what remains: latency=0.6x, or latency=12ms")
+        raise BudgetError(f"latency={shown(text)} is not a budget", "say what remains: latency=0.6x, or latency=12ms")
     number, unit = float(match[1]), match[2] or "x"
     if unit == "x" and number >= 1:
-        raise BudgetError(f"latency={text} is not a budget", "say what remains, between 0 and 1: latency=0.6x")
+        raise BudgetError(f"latency={shown(text)} is not a budget", "say what remains, between 0 and 1: latency=0.6x")
     return number, unit
 
 

@@ -286,8 +286,9 @@ def _array(taken: Any) -> Entries:
 
 
 def as_numpy(tensor: ir.TensorProtocol) -> Array:
-    """A tensor as numpy, fp16 and bf16 widened to float32, small integers to int64: squares fit."""
+    """A tensor as numpy, floating point numbers below 32 bits widened to float32, small integers to int64: squares
+    fit."""
     array: Array = tensor.numpy()
-    if tensor.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+    if tensor.dtype.is_floating_point() and tensor.dtype.bitwidth < 32:
         return array.astype(np.float32)
     return array.astype(np.int64) if tensor.dtype.is_integer() and tensor.dtype.bitwidth < 32 else array

@@ -110,9 +110,9 @@ class TorchHost:
         from .archive import check_archive
 
         check_archive(path)
-        with refusing(f"{path}: not a torch.export program"), warnings.catch_warnings():
+        with refusing(f"{path}: not a torch.export program"), warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore")
-            return cls.from_exported(torch.export.load(path))
+            return cls.from_exported(torch.export.load(file))
 
     def copy(self, dtype: str | None = None) -> TorchHost:
         host = TorchHost(network(self.model), self._example)
@@ -401,11 +401,14 @@ class TorchHost:
         with warnings.catch_warnings(), stage(followed(path)) as place:
             warnings.simplefilter("ignore")
             try:
-                torch.export.save(self.exported(), place.new / place.path.name, extra_files=extra)
+                with (place.new / place.path.name).open("wb") as file:  # torch itself opens no name beyond the locale
+                    torch.export.save(self.exported(), file, extra_files=extra)
                 place.put_model(replace)
             except OSError as error:
                 raise unwritable(path, error) from error
             except RuntimeError as error:  # what torch's own writer raises for a path it cannot open
+                if isinstance(error.__cause__, OSError):
+                    raise unwritable(path, error.__cause__) from error
                 raise OutputError(f"{path} cannot be written ({first_line(error)})") from error
 
     def deployed(self, path: Path) -> fx.GraphModule:

@@ -25,9 +25,9 @@ from .lift import draws, origin
 
 
 def to_numpy(tensor: torch.Tensor) -> Array:
-    """On the host and in a dtype numpy has: fp16 and bf16 are widened."""
+    """On the host and in a dtype numpy has: floating point numbers of two bytes and of one are widened."""
     tensor = tensor.detach().cpu()
-    return (tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor).numpy()
+    return (tensor.float() if tensor.is_floating_point() and tensor.itemsize < 4 else tensor).numpy()
 
 
 def watch(
