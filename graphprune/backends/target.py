@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..cost.latency.table import Point
-from ..errors import TargetError, nearest
+from ..errors import TargetError, nearest, shown
 from ..ir.facts import Latency
 from ..ir.host import Array, Batch
 from ..ir.program import Program
 from ..pipeline.base import plug_in_classes
 from ..pipeline.contract import hold, place
-from ..pipeline.options import Named, Reader, pattern, shown
+from ..pipeline.options import Named, Reader, pattern
 from .boards import boards
 from .effort import Budget
 from .measure import Progress, Runnable, interleave

@@ -9,11 +9,10 @@ import nets
 import pytest
 
 from graphprune.backends.target import target
-from graphprune.errors import RecipeError, TargetError
+from graphprune.errors import SHOWN, RecipeError, TargetError
 from graphprune.passes.fold import Fold
 from graphprune.pipeline import base
 from graphprune.pipeline.base import Pass, passes
-from graphprune.pipeline.options import SHOWN
 from graphprune.pipeline.recipe import Recipe, make
 from graphprune.pipeline.run import run
 
