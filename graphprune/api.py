@@ -247,8 +247,8 @@ def compile(
     macs: str | None = None,
     memory: str | None = None,
     latency: str | None = None,
-    freeze: Sequence[str] = (),
-    only: Sequence[str] = (),
+    freeze: str | Sequence[str] = (),
+    only: str | Sequence[str] = (),
     ignore: Sequence[Any] = (),
     width: Mapping[str, int | str] | None = None,
     floor: float | None = None,
@@ -415,8 +415,8 @@ def _aligned(
     scored = program.knows(Groups) and program.knows(Scores)
     if scored and (control.freeze or control.only):
         raise RecipeError("training has found the groups already", "gp.run('group{freeze=...}', program) before it")
-    grain = control.grain or widest
-    if unit == "channels" and grain > 1 and not control.grain:  # of which a coarse grain leaves groups unlike shares
+    grain = widest if control.grain is None else control.grain
+    if unit == "channels" and grain > 1 and control.grain is None:  # a coarse one leaves groups unlike shares
         grain = _near(program if scored else run(f"{control.group()},score", program), text, grain)
     while True:
         chosen = replace(control, grain=grain)
@@ -424,7 +424,7 @@ def _aligned(
         try:
             return steps, attempt(steps)
         except BudgetError:
-            if grain == 1 or unit == "latency" or control.grain:
+            if grain == 1 or unit == "latency" or control.grain is not None:
                 raise
             grain //= 2
 
@@ -471,7 +471,7 @@ class Control:
     def mask(self) -> list[str]:
         own = [f"width={self.width}"] if self.width else []
         floor = [] if self.floor is None else [f"floor={self.floor}"]
-        return own + floor + ([] if (self.grain or 1) == 1 else [f"grain={self.grain}"])
+        return own + floor + ([] if self.grain in (None, 1) else [f"grain={self.grain}"])
 
 
 def default_recipe(unit: str, text: str, control: Control | None = None, *, data: bool, scored: bool = False) -> Recipe:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import graphprune as gp
-from graphprune.errors import ModelError, RecipeError
+from graphprune.errors import BudgetError, ModelError, RecipeError
 
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
 
@@ -29,6 +29,7 @@ def test_named_layers_stay_as_they_are() -> None:
     assert free[0] < 48 and free[1] < 32
     assert widths(params="0.5x", freeze=["0"])[0] == 48
     assert widths(params="0.5x", only=["0"])[1] == 32
+    assert widths(params="0.5x", freeze="0.weight")[0] == 48  # one name is one name
     module = net()
     artifact = gp.compile(module, X, params="0.6x", ignore=[module[4]], measure=False)
     assert artifact.program.model.get_parameter("4.weight").shape == module[4].weight.shape
@@ -71,6 +72,11 @@ def test_the_channels_with_the_highest_scores_are_those_that_stay() -> None:
 def test_widths_that_cannot_be(width: dict[str, Any], says: str) -> None:
     with pytest.raises(RecipeError, match=says):
         gp.compile(net(), X, width=width)
+
+
+def test_a_grain_of_nothing_is_refused() -> None:
+    with pytest.raises(BudgetError, match="grain=0 is not a multiple"):
+        gp.compile(net(), X, macs="0.5x", grain=0)
 
 
 def test_a_recipe_says_so_itself() -> None:

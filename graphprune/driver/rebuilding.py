@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..errors import GraphpruneError, ModelError, first_line
+from ..errors import GraphpruneError, ModelError
 from ..ir.program import Program
 
 
@@ -42,7 +42,7 @@ def rebuilt(program: Program, module: Any, sizes: Any = None) -> Any:
         raise
     except Exception as error:  # whatever the class's own attributes raise
         raise ModelError(
-            f"{type(module).__name__} cannot be rebuilt: {first_line(error)}",
+            f"{type(module).__name__} cannot be rebuilt: {' '.join(str(error).split())[:300]}",
             "give a fresh instance of the class that was compiled, made with the same arguments",
         ) from error
     compare(module, program.source, program, "rebuilt")

@@ -135,6 +135,20 @@ def test_the_eps_of_a_norm_of_fewer_channels_is_rebuilt() -> None:
     assert model[1].eps == 1.0 and torch.allclose(model(x), done.model(x), atol=1e-6)
 
 
+def test_every_bias_that_is_new_is_one_of_its_own() -> None:
+    def net() -> nn.Sequential:
+        layers = [nn.Sequential(nn.Linear(9, 9, bias=False), nn.ReLU()) for _ in range(8)]
+        return nn.Sequential(*layers, nn.Linear(9, 9, bias=False))
+
+    torch.manual_seed(0)
+    x, data = torch.randn(3, 9), np.random.default_rng(0).standard_normal((64, 9)).astype(np.float32)
+    made = gp.compile(net().eval(), (x,), channels="0.7x", data=data, measure=False)
+    model = gp.rebuild(made, net())
+    names = [name for name, _ in model.named_parameters()]
+    assert sum(name.endswith("bias") for name in names) == 8  # all but the first, which reads the input
+    assert torch.allclose(model(x), made.program.model(x), atol=1e-6)
+
+
 class Written(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -31,11 +31,14 @@ def resized(model: M, widths: Any) -> M:
         layer = model.get_submodule(path)
         old = getattr(layer, leaf)
         if old is None:  # a bias that the layer did not have
-            old = nn.Parameter(layer.weight.detach()[:0])  # type: ignore[operator]
+            setattr(layer, leaf, nn.Parameter(layer.weight.detach().new_empty(tensor["is"])))  # type: ignore[operator]
+            continue
         if id(old) not in new:  # a tensor under two names stays one
             made = old.detach().new_empty(tensor["is"])
-            for axis, kept in tensor.get("keep", {}).items():  # values that no checkpoint has
-                made = old = old.index_select(int(axis), torch.tensor(kept, device=old.device))
+            if "keep" in tensor:  # values that no checkpoint has
+                made = old.detach()
+                for axis, kept in tensor["keep"].items():
+                    made = made.index_select(int(axis), torch.tensor(kept, device=made.device))
             new[id(old)] = nn.Parameter(made, old.requires_grad) if isinstance(old, nn.Parameter) else made
         setattr(layer, leaf, new[id(old)])
     for path, sizes in widths["layers"].items():
