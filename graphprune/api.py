@@ -302,9 +302,10 @@ def compile(
         raise RecipeError(
             f"one budget or a recipe, not {len(given) + (recipe is not None)}", "a recipe has its budget in `mask{...}`"
         )
-    control = Control(
-        tuple(freeze), tuple(only), "|".join(f"{k}={v}" for k, v in (width or {}).items()), floor, grain
-    ).ignoring(model, ignore)
+    left, alone = ((one,) if isinstance(one, str) else tuple(one) for one in (freeze, only))
+    control = Control(left, alone, "|".join(f"{k}={v}" for k, v in (width or {}).items()), floor, grain).ignoring(
+        model, ignore
+    )
     if recipe is not None and control != Control():
         raise RecipeError(
             "a recipe says itself what is frozen, and at which floor and grain",

@@ -59,9 +59,9 @@ class Channels:
     """All channels of all groups as one vector, group after group.
 
     ``over``: whether a channel's slices are those of what makes it (``writers``: weights, biases and
-    norms), of what reads it (``readers``), or ``all``; a group that has none of the wanted kind to train
-    takes those it has. A tensor under several names counts once. Raises ModelError where the module
-    does not fit the program.
+    norms), of what reads it (``readers``; below RMS norms what writes it too, as the proof zeroes that), or
+    ``all``; a group that has none of the wanted kind to train takes those it has. A tensor under several
+    names counts once. Raises ModelError where the module does not fit the program.
     """
 
     def __init__(self, program: Program, module: nn.Module, over: str = "writers") -> None:
@@ -195,7 +195,7 @@ def _by(shape: Any) -> str:
 
 def _chosen(group: Group, live: Mapping[str, nn.Parameter], roles: tuple[str, ...]) -> list[Any]:
     trained = [member for member in group.members if member.parameter in live]
-    return [member for member in trained if member.role in roles] or trained
+    return [one for one in trained if one.role in roles or (one.zeroed and "reader" in roles)] or trained
 
 
 def _layers(found: list[tuple[Indices, Indices]]) -> Iterator[tuple[Tensor, Tensor]]:
