@@ -24,7 +24,7 @@ from .driver.latency_search import has_latency, recorded, to_latency
 from .driver.layers import layers
 from .driver.no_slower import chooses, guarded
 from .driver.output import apart, new_folder
-from .errors import BudgetError, ModelError, RecipeError, raised
+from .errors import BudgetError, DataError, ModelError, RecipeError, raised
 from .ir.facts import Groups, Keep, Scores
 from .ir.host import Host
 from .ir.program import Loss, Program
@@ -126,6 +126,11 @@ def load(
 
     The model given is not changed. Raises ModelError, DataError.
     """
+    if data is None and fixed:
+        raise DataError(
+            f"`{fixed[0]}` is to be the same for every sample, and there are none: no data was given",
+            "give data too; the value of an input of the example is --input NAME=VALUE",
+        )
     host = _host(model, example_inputs, dynamic_shapes)
     if data is not None and (inputs := host.undecided()):
         samples, data = calibration.first(data, inputs, fixed)

@@ -256,6 +256,11 @@ def test_positions_and_features_are_not_tried_at_the_lengths_of_sound() -> None:
 # ---- as the data has them ----------------------------------------------------------------------------
 
 
+def test_what_is_the_same_for_every_sample_wants_samples() -> None:
+    with pytest.raises(DataError, match="`h` is to be the same for every sample, and there are none"):
+        gp.load(state_model(), fixed=("h",))
+
+
 @pytest.mark.parametrize("lazily", [False, True])
 def test_without_an_example_it_is_the_first_of_the_data(lazily: bool) -> None:
     data = np.random.default_rng(0).standard_normal((5, 1, 3001)).astype(np.float32)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import nn
 
+import graphprune as gp
 from graphprune.axes.dim import Dim, leaves
 from graphprune.axes.index import Index
 from graphprune.coupling.relate import literals, role
@@ -718,6 +719,43 @@ def test_models_that_cannot_be_compiled() -> None:
     sparse.graph.sparse_initializer.add()
     with pytest.raises(ModelError, match="sparse initializers cannot be carried through"):
         OnnxHost(sparse)
+    held = build("w = Identity(x) y = Relu(x)")
+    values = onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, [1], [1.0])
+    where = onnx.helper.make_tensor("at", onnx.TensorProto.INT64, [1], [3])
+    constant = onnx.helper.make_node(
+        "Constant", [], ["w"], sparse_value=onnx.helper.make_sparse_tensor(values, where, [8])
+    )
+    held.graph.node[0].CopyFrom(constant)
+    with pytest.raises(ModelError, match=r"`w` \(Constant\) is a sparse tensor, which cannot be carried through"):
+        OnnxHost(held)
+
+
+def test_of_two_weights_by_one_name_none_is_taken() -> None:
+    """ONNX Runtime takes the first, onnx_ir the last."""
+    double = build("y = Conv(x, w)", {"w": (4, 3, 1, 1)})
+    double.graph.initializer.add().CopyFrom(double.graph.initializer[0])
+    with pytest.raises(ModelError, match="two initializers are called `w`"):
+        OnnxHost(double)
+    double = build("y = Relu(x)")
+    double.graph.input.add().CopyFrom(double.graph.input[0])
+    with pytest.raises(ModelError, match="two inputs are called `x`"):
+        OnnxHost(double)
+
+
+def test_text_is_no_input_of_a_network() -> None:
+    text = build("y = Relu(x)")
+    text.graph.input.append(onnx.helper.make_tensor_value_info("said", onnx.TensorProto.STRING, ["n"]))
+    with pytest.raises(ModelError, match="input `said` is text"):
+        OnnxHost(text).lift()
+
+
+def test_a_default_that_a_caller_may_replace_is_said_to_be_cut() -> None:
+    made = build("a = Conv(x, w) b = Relu(a) y = Conv(b, v)", {"w": (4, 4, 1, 1), "v": (2, 4, 1, 1)})
+    made.graph.input.append(onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [4, 4, 1, 1]))
+    done = gp.run("group,score,mask{channels=0.5x},propagate", gp.load(made))
+    assert [note for note in done.notes if "a caller may replace: w;" in note]
+    assert isinstance(done.host, OnnxHost)
+    assert [list(value.shape.numpy()) for value in done.host.model.graph.inputs if value.name == "w"] == [[2, 4, 1, 1]]
 
 
 def test_an_example_settles_what_the_declared_shapes_leave_open() -> None:

@@ -1,4 +1,4 @@
-"""What an ONNX file must be before it is made a model: names that are made before they are read,
+"""What an ONNX file must be before it is made a model: names that are made once and before they are read,
 tensors that are as large as they say, functions that end."""
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import onnx
 
 from ...errors import ModelError
 
+DENSE = "export the model for inference, with dense weights"
 _MOST_OPS = 10**6  # after functions are written out
 _BITS = {
     **dict.fromkeys(("INT4", "UINT4", "FLOAT4E2M1"), 4),
@@ -35,9 +36,18 @@ def _check_graph(graph: onnx.GraphProto, outer: set[str], where: str) -> None:
         if not tensor.name:
             raise ModelError(f"{where}: an initializer has no name")
         _check_tensor(tensor, where)
+    _check_once([value.name for value in graph.input], "inputs", where)
+    _check_once([tensor.name for tensor in graph.initializer], "initializers", where)
     given = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
     given |= {tensor.values.name for tensor in graph.sparse_initializer}
     _check_names(graph.node, outer | given, [value.name for value in graph.output], where)
+
+
+def _check_once(names: list[str], what: str, where: str) -> None:
+    """Of two by one name readers take the first or the last, as they happen to."""
+    if len(set(names)) < len(names):
+        double = next(name for k, name in enumerate(names) if name in names[:k])
+        raise ModelError(f"{where}: two {what} are called `{double[:100]}`")
 
 
 def _check_names(nodes: object, known: set[str], outputs: list[str], where: str) -> None:
@@ -49,6 +59,8 @@ def _check_names(nodes: object, known: set[str], outputs: list[str], where: str)
             if name and name not in known:
                 raise ModelError(f"{called} reads `{name[:100]}`, which nothing before it makes")
         for attribute in node.attribute:
+            if attribute.type in (onnx.AttributeProto.SPARSE_TENSOR, onnx.AttributeProto.SPARSE_TENSORS):
+                raise ModelError(f"{called} is a sparse tensor, which cannot be carried through", DENSE)
             for tensor in (attribute.t, *attribute.tensors):
                 _check_tensor(tensor, where)
             for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):

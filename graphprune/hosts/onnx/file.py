@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from ...errors import ModelError, OutputError
 from ...ir.atomic import followed, stage, unwritable
 from ..boundary import refusing
-from .checker import check_proto
+from .checker import DENSE, check_proto
 
 _INLINE_BYTES = 3 * 2**29  # 1.5 GB: protobuf ends at 2
 
@@ -50,9 +50,7 @@ def from_proto(proto: onnx.ModelProto, where: str) -> ir.Model:
         (proto.training_info, "training information"),
     ):
         if field:
-            raise ModelError(
-                f"{where}: {what} cannot be carried through", "export the model for inference, with dense weights"
-            )
+            raise ModelError(f"{where}: {what} cannot be carried through", DENSE)
     check_proto(proto, where)
     try:
         model = ir.from_proto(proto)
@@ -70,13 +68,20 @@ def _hold_weights(model: ir.Model) -> None:
     what a caller could replace ONNX Runtime neither folds nor lays out anew, which can double the latency. Where
     only some are, they are meant as inputs with a default."""
     weights, inputs = model.graph.initializers, model.graph.inputs
-    if weights and all(value.is_graph_input() for value in weights.values()):
+    open_ = [name for name, value in weights.items() if value.is_graph_input()]
+    if open_ and len(open_) == len(weights):
         inputs[:] = [value for value in inputs if value.name not in weights]
         newer = f", and IR version {model.ir_version} became 4" if model.ir_version < 4 else ""
         model.ir_version = max(model.ir_version, 4)
         model.meta[CHANGED] = (
             f"its {len(weights)} weights are no inputs of the model any more{newer}: what a caller could replace "
             "ONNX Runtime does not optimise",
+        )
+    elif open_:
+        more = f" and {len(open_) - 4} more" if len(open_) > 4 else ""
+        model.meta[CHANGED] = (
+            f"inputs with a default that a caller may replace: {', '.join(open_[:4])}{more}; what is cut of one, its "
+            "input has no more either",
         )
 
 

@@ -29,6 +29,8 @@ def holes(model: ir.Model) -> list[Value]:
             raise ModelError(f"input `{value.name}` is not a tensor but a {type(value.type).__name__}")
         if value.dtype is None:
             raise ModelError(f"input `{value.name}` declares no element type")
+        if value.dtype == ir.DataType.STRING:
+            raise ModelError(f"input `{value.name}` is text", "take what turns text into numbers out of the model")
         sizes = None if value.shape is None else tuple(_symbol(value, k) for k in range(len(value.shape)))
         if sizes is not None and 0 in sizes:
             raise ModelError(f"input `{value.name}` has shape {shape_text(sizes)}: an axis of size zero")
