@@ -51,24 +51,30 @@ def measure(architecture: Architecture, host: str, recipes: Sequence[Recipe] = R
 
 def load(architecture: Architecture, host: str) -> Program:
     """The program, from the module itself or from the ONNX model that torch.onnx makes of it."""
+    import onnx
+
+    if host == "torch":
+        return gp.load(*architecture.build())
+    file, inputs = exported(architecture)
+    return gp.load(onnx.load_from_string(file), inputs)
+
+
+def exported(architecture: Architecture) -> tuple[bytes, list[Any]]:
+    """The ONNX model that torch.onnx makes of the module, and its inputs."""
     import torch
 
     module, inputs = architecture.build()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if host == "torch":
-            return gp.load(module, inputs)
         try:
-            exported = torch.onnx.export(module, inputs, dynamo=True, verbose=False)
+            made = torch.onnx.export(module, inputs, dynamo=True, verbose=False)
         except torch.onnx.OnnxExporterError:  # torch 2.13 fails on some fused attention with a bias
             module.model.set_attn_implementation("eager")
-            exported = torch.onnx.export(module, inputs, dynamo=True, verbose=False)
-        assert exported is not None
+            made = torch.onnx.export(module, inputs, dynamo=True, verbose=False)
+        assert made is not None
         file = io.BytesIO()
-        exported.save(file)
-    import onnx
-
-    return gp.load(onnx.load_from_string(file.getvalue()), [array.numpy() for array in inputs])
+        made.save(file)
+    return file.getvalue(), [array.numpy() for array in inputs]
 
 
 def _setting(program: Program, least: float, unit: str, share: float, allocate: str) -> dict[str, Any]:

@@ -61,7 +61,8 @@ class Session:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others share the machine
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_BASIC if watch is None else level.ORT_DISABLE_ALL
-        kept = {tensor.name for tensor in graph.initializer}
+        read = {name for node in all_nodes(self.proto) for name in node.input} | set(self.outputs)
+        kept = {tensor.name for tensor in graph.initializer} & read  # the others it drops before they get their values
         self._weights = {name: array for name, array in self._weights.items() if name in kept}
         if self._weights:
             values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self._weights.values()]
