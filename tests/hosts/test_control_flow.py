@@ -465,6 +465,20 @@ def test_a_model_that_calls_itself_is_refused() -> None:
         gp.load(model(text))
 
 
+@pytest.mark.parametrize("choice", [True, False])
+def test_large_weights_outside_that_only_the_other_branch_reads(choice: bool, tmp_path: Path) -> None:
+    then = branch("a = MatMul(x, w) r = Relu(a) t = MatMul(r, v)", "float[n,3] t")
+    other = branch("a = MatMul(x, wide) r = Relu(a) t = MatMul(r, back)", "float[n,3] t")
+    made = put(model("y = Relu(b)", w=(6, 300), v=(300, 3), wide=(6, 400), back=(400, 3)), 0, then, other)
+    program = gp.load(made, {"x": (2, 6), "c": choice})
+    assert [group.size for group in find_groups(program.graph)] == [300 if choice else 400]
+    result = gp.run(RECIPE, program)
+    assert all(check.holds for check in gp.verify(result))
+    result.host.save(tmp_path / "out.onnx")
+    batch = [np.ones((2, 6), np.float32), np.array(choice)]
+    assert difference(runtime(onnx.load(tmp_path / "out.onnx"), batch), result.host.run(batch)) <= 1e-5
+
+
 # ---- the files that people have ---------------------------------------------------------------------------
 
 
