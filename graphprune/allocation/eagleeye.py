@@ -35,7 +35,7 @@ def eagleeye(problem: Allocation) -> Counts:
         program.progress("candidates", number, CANDIDATES)
         counts = _sample(problem, rng)
         host = _masked(problem, counts)
-        fitted = recalibrate(replace(program, host=host, data=program.data[:half]), Keep({}))
+        fitted, _ = recalibrate(replace(program, host=host, data=program.data[:half]), Keep({}))
         host = fitted.apply(replace(program, host=host)).host
         seen = [host.watch(batch, names) for batch in held]
         error = sum(float(np.square(a[n] - b[n]).sum()) for a, b in zip(whole, seen, strict=True) for n in names)

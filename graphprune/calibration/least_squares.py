@@ -126,12 +126,12 @@ def equations(
     with how many batches are done."""
     sums: dict[str, NormalEquations] = {}
     names = sorted({value.name for layer in found for value in (layer.value, layer.out)})
+    shapes = [layer.flat_matrix(host).shape for layer in found]
     for number, batch in enumerate(batches):
         told(number)
         seen = host.watch(batch, names)
-        for layer in found:
+        for layer, (groups, outputs, inputs) in zip(found, shapes, strict=True):
             x, y = seen[layer.value.name], seen[layer.out.name]
-            groups, outputs, inputs = layer.flat_matrix(host).shape
             rng = np.random.default_rng([seed, number, zlib.crc32(layer.op.name.encode())])
             at = draw(rng, layer.positions(y), -(-rows_wanted(inputs) // len(batches)))
             own = sums.setdefault(layer.op.name, NormalEquations(groups, inputs, groups * outputs))

@@ -101,6 +101,9 @@ class Remaining:
         out = np.bincount(self.channels[self._left], each.sum((1, 2)) * self._worth, size)
         return np.maximum(out, 0.0)
 
+    def reads(self, channel: int) -> bool:
+        return bool((self.channels == channel).any())
+
     def remove(self, channel: int) -> None:
         for block in np.flatnonzero(self.channels == channel):
             self._remove(int(block))
@@ -194,18 +197,21 @@ def cheapest_first(found: Sequence[Problem], size: int, combine: Combine) -> tup
     on top of those before it, as a share of the variance of what a layer gives."""
     layers = _layers(found)
     remaining = [Remaining(problem) for problem in found]
+    parts = [now.costs(size) for now in remaining]
     left, order, costs = np.ones(size, bool), [], []
     for _ in range(size):
         each = np.zeros((max(len(layers), 1), size))
-        for problem, now in zip(found, remaining, strict=True):
-            each[layers[problem.layer.op.name]] += now.costs(size)
+        for problem, part in zip(found, parts, strict=True):
+            each[layers[problem.layer.op.name]] += part
         each = combine(each)
         channel = int(np.argmin(np.where(left, each, np.inf)))
         left[channel] = False
         order.append(channel)
         costs.append(float(each[channel]))
-        for now in remaining:
-            now.remove(channel)
+        for k, now in enumerate(remaining):
+            if now.reads(channel):  # a depthwise convolution is as many problems as it has channels
+                now.remove(channel)
+                parts[k] = now.costs(size)
     return order, costs
 
 

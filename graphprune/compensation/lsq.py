@@ -16,12 +16,13 @@ from ..coupling.contractions import Contraction, contractions
 from ..coupling.groups import everything
 from ..ir.facts import Keep
 from ..ir.graph import Graph, Op, Value
-from ..ir.host import Array
+from ..ir.host import Array, Host
 from ..ir.liveness import dead
 from ..ir.program import Program
 from ..pipeline.bypass import Bypass
 from ..pipeline.correction import Addition, Correct, addition
 from ..pipeline.edits import original
+from .no_worse import Errors, errors, no_worse
 
 ROUNDS = 1
 """Further rounds of a fit behind a ReLU. More come a little closer: see docs/benchmarks.md."""
@@ -31,7 +32,7 @@ DAMP = 0.01
 """How strongly a weight is pulled to what it was, in mean variances of the layer's inputs."""
 
 
-def least_squares(program: Program, keep: Keep) -> Correct:
+def least_squares(program: Program, keep: Keep) -> tuple[Correct, str]:
     """New weights by parameter name, and what to add to biases by op name.
 
     Layer by layer in order of execution, min |W x' + b - t|^2 + DAMP |W - W0|^2 over calibration
@@ -49,7 +50,7 @@ def least_squares(program: Program, keep: Keep) -> Correct:
     weight of the layer that made M, which it would be folded into, fitted from what that layer reads.
 
     A layer whose weight cannot be fitted on its own (shared with another, or scaled by its op) gets a bias
-    that brings its mean outputs back, no more.
+    that brings its mean outputs back, no more. Of all that no more is used than helps, see no_worse.
     """
     fit = _Fit(program, keep)
     todo = fit.todo()
@@ -61,7 +62,8 @@ def least_squares(program: Program, keep: Keep) -> Correct:
                 fit.layer(layer, theirs, mine)
             else:
                 fit.shift(layer, theirs, mine)
-    return Correct(fit.weights, fit.biases)
+        left = errors(fit.outputs(theirs, mine, program.host))
+    return no_worse(program, Correct(fit.weights, fit.biases), Errors(*left))
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,16 @@ class _Fit:
         assert whole.shape is not None
         self.biases[read.op.name] = addition(change, kept, int(whole.shape[axis]))
         self.host.add_bias(read.op, change)
+
+    def outputs(self, theirs: Walk, mine: Walk, alone: Host) -> Iterator[tuple[list[Array], list[list[Array]]]]:
+        """Per batch what the original gives, and what the cut gives ``alone`` and as it is fitted: the walks end
+        there, so that neither network is run once more."""
+        whole, fitted = (
+            [value.name for value in graph.outputs if not value.constant] for graph in (self.whole, self.host.lift())
+        )
+        ends = theirs.at(len(self.whole.ops), whole), mine.at(len(self.graph.ops), fitted)
+        for batch, there, here in zip(mine.batches, *ends, strict=True):
+            yield [there[name] for name in whole], [alone.run(batch), [here[name] for name in fitted]]
 
     def _rows(
         self, layer: Contraction, target: Target, theirs: Walk, mine: Walk

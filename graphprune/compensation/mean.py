@@ -12,13 +12,15 @@ from ..ir.host import Array, Host
 from ..ir.program import Program
 from ..pipeline.correction import Addition, Correct, addition
 from ..pipeline.edits import original
+from .no_worse import no_worse
 
 
-def means(program: Program, keep: Keep) -> Correct:
+def means(program: Program, keep: Keep) -> tuple[Correct, str]:
     """bias += W[:, P] @ E[x_P], P the removed input channels, E over the calibration data in the model as
     it was given (FLAP, An et al. 2024, section 3.4; VBP). The mean of every reader's output is then what
     it was: exactly for linear layers and 1x1 convolutions; a larger kernel does not see the borders as
-    often as the rest, which the mean over the whole input leaves out."""
+    often as the rest, which the mean over the whole input leaves out. No more of it is used than helps, see
+    no_worse."""
     source = original(program)
     graph = source.lift()
     groups = everything(graph)
@@ -41,7 +43,7 @@ def means(program: Program, keep: Keep) -> Correct:
         kept = index(out.dims[read.out_axis])
         if np.any(change):
             bias[read.op.name] = addition(change[kept], kept, len(change))
-    return Correct(bias=bias)
+    return no_worse(program, Correct(bias=bias))
 
 
 def _lost(host: Host, read: Contraction, mean: Array) -> Array:

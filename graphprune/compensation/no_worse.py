@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..ir.host import Host
+from ..ir.host import Array, Host
 from ..ir.program import Program
 from ..pipeline.correction import Correct
 
@@ -16,12 +16,23 @@ SHARES = (0.5, 0.25, 0.125)
 not be so for the network."""
 
 
-def no_worse(program: Program, correction: Correct) -> tuple[Correct, str]:
+@dataclass(frozen=True)
+class Errors:
+    """See ``errors``: of the cut ``alone``, and with the whole ``corrected``."""
+
+    alone: float
+    corrected: float
+
+
+def no_worse(program: Program, correction: Correct, known: Errors | None = None) -> tuple[Correct, str]:
     """The correction, or as much of it as leaves the outputs nearest to the original's where the whole takes
-    them further away than they are without; then also what to say of it."""
+    them further away than they are without; then also what to say of it. ``known``: the errors over the calibration
+    data, where the method that made the correction has seen them."""
     if not correction:
         return correction, ""
-    plain, whole = _errors(program, [program.host, correction.apply(program).host])
+    if known is None:
+        known = Errors(*_errors(program, [program.host, correction.apply(program).host]))
+    plain, whole = known.alone, known.corrected
     if whole <= plain:
         return correction, ""
     parts = [_part(program.host, correction, share) for share in SHARES]
@@ -43,16 +54,20 @@ def _part(host: Host, correction: Correct, share: float) -> Correct:
 
 
 def _errors(program: Program, hosts: Sequence[Host]) -> list[float]:
-    """Per host, the squared error of its outputs as a share of the original's squares: the mean over outputs that
-    are as wide as they were."""
+    return errors((program.source.run(batch), [host.run(batch) for host in hosts]) for batch in program.data)
+
+
+def errors(batches: Iterable[tuple[Sequence[Array], Sequence[Sequence[Array]]]]) -> list[float]:
+    """Of several networks the squared error of their outputs as a share of the original's squares: the mean over
+    outputs that are as wide as they were. ``batches``: per batch the original's outputs, and those of every network."""
     energy: dict[int, float] = {}
-    squares: list[dict[int, float]] = [{} for _ in hosts]
-    for batch in program.data:
-        original = {k: y.astype(np.float64) for k, y in enumerate(program.source.run(batch)) if y.dtype.kind == "f"}
+    squares: list[dict[int, float]] = []
+    for outputs, networks in batches:
+        original = {k: y.astype(np.float64) for k, y in enumerate(outputs) if y.dtype.kind == "f"}
+        squares = squares or [{} for _ in networks]
         for k, y in original.items():
             energy[k] = energy.get(k, 0.0) + float(np.square(y).sum())
-        for own, host in zip(squares, hosts, strict=True):
-            made = host.run(batch)
+        for own, made in zip(squares, networks, strict=True):
             for k, y in original.items():
                 if made[k].shape == y.shape:
                     own[k] = own.get(k, 0.0) + float(np.square(made[k] - y).sum())

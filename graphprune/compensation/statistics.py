@@ -18,7 +18,7 @@ SMALL = 1e-3
 """A channel whose deviation fell under this share of the original is not stretched back."""
 
 
-def recalibrate(program: Program, keep: Keep) -> Correct:
+def recalibrate(program: Program, keep: Keep) -> tuple[Correct, str]:
     """Running mean and variance of every BatchNorm as they are in the pruned network, each measured with
     those before it already set: what forward passes in training mode converge to, in one pass and exactly
     (EagleEye, Li et al. 2020; REFLOW, Saikumar and Varghese 2024)."""
@@ -32,10 +32,10 @@ def recalibrate(program: Program, keep: Keep) -> Correct:
             for value, new in zip(known, _moments(walk, position, x), strict=True):
                 weights[value.name] = new.astype(host.parameter(value.name).dtype)
                 host.set_parameter(value.name, weights[value.name])
-    return Correct(weights)
+    return Correct(weights), ""
 
 
-def renormalise(program: Program, keep: Keep) -> Correct:
+def renormalise(program: Program, keep: Keep) -> tuple[Correct, str]:
     """y = sigma_d (x - mu_p) / sigma_p + mu_d, d the dense and p the pruned network, of what every
     BatchNorm is given (REFLOW; Jordan et al., REPAIR, 2023), written into its running statistics, so that
     nothing is added to the graph. Where sigma_p is all but gone the channel keeps its scale."""
@@ -66,7 +66,7 @@ def renormalise(program: Program, keep: Keep) -> Correct:
             for value, array in zip(known, new, strict=True):
                 weights[value.name] = array.astype(host.parameter(value.name).dtype)
                 host.set_parameter(value.name, weights[value.name])
-    return Correct(weights)
+    return Correct(weights), ""
 
 
 def _running(op: Op, graph: Graph) -> list[Value]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from types import MappingProxyType
 from typing import Any
 
-from ..axes.dim import LEAF, Dim, Size, count, find
+from ..axes.dim import LEAF, Dim, Size, count, find, leaves
 from ..errors import ShapeError
 from ..ir.facts import Group
 from ..ir.graph import Graph, Op
@@ -30,6 +30,9 @@ class Cost:
     terms: tuple[Term, ...]
     sizes: Mapping[str, int]  # what open sizes come to on the example: Host.sizes
     scale: float = 1.0
+    _folded: dict[frozenset[Dim], list[tuple[float, Term]]] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
 
     def __call__(self, kept: Mapping[Dim, float] | None = None) -> float:
         """The cost when each leaf in ``kept`` has that many positions, the others all of theirs."""
@@ -41,7 +44,22 @@ class Cost:
                 done[id(dim)] = length_of(dim, kept, self.sizes)
             return done[id(dim)]
 
-        return self.scale * sum(prod(map(length, map(find, term))) for term in self.terms)
+        free = frozenset(kept)
+        if free not in self._folded:  # a search asks for the same dims thousands of times
+            self._folded[free] = list(self._fold(free))
+        return self.scale * sum(number * prod(map(length, term)) for number, term in self._folded[free])
+
+    def _fold(self, free: frozenset[Dim]) -> Iterator[tuple[float, Term]]:
+        """The terms with all that ``free`` does not change as one number; those of the same dims are one."""
+        numbers: dict[tuple[int, ...], float] = {}
+        dims: dict[tuple[int, ...], Term] = {}
+        for term in self.terms:
+            changing = tuple(dim for dim in map(find, term) if not free.isdisjoint(leaves(dim)))
+            fixed = (length_of(dim, {}, self.sizes) for dim in map(find, term) if free.isdisjoint(leaves(dim)))
+            key = tuple(sorted(map(id, changing)))
+            numbers[key] = numbers.get(key, 0) + prod(fixed)
+            dims[key] = changing
+        return zip(numbers.values(), dims.values(), strict=True)
 
 
 def length_of(dim: Dim, kept: Mapping[Dim, Any], sizes: Mapping[str, int]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..compensation import METHODS, NEVER_WORSE, left_out, no_worse
+from ..compensation import METHODS, left_out
 from ..errors import RecipeError, nearest
 from ..ir.facts import Keep
 from ..ir.program import Program
@@ -42,11 +42,11 @@ class Compensate(Pass):
                 "put it right after `propagate`, and `fold` after it",
             )
         keep = cuts[0].fact() if cuts else Keep({})
-        correction = METHODS[self.by](program, keep)
-        notes = []
-        if self.by in NEVER_WORSE:
-            correction, said = no_worse(program, correction)
-            if gone and self.by == "mean":
-                notes = ["`compensate{by=mean}` makes up for channels, not for branches: by=lsq does"]
-            notes += [note for note in (said, left_out(program, keep)) if note]
-        return correction.apply(program).note(*notes)
+        correction, said = METHODS[self.by](program, keep)
+        branches = "`compensate{by=mean}` makes up for channels, not for branches: by=lsq does"
+        notes = branches if gone and self.by == "mean" else "", said, left_out(program, keep) if self.fits() else ""
+        return correction.apply(program).note(*filter(None, notes))
+
+    def fits(self) -> bool:
+        """Whether layers that it cannot fit are worth a word; BatchNorm statistics are measured whatever reads them."""
+        return self.by in ("lsq", "mean")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -35,15 +36,24 @@ def refitted(hessian, one, gone):
     return weight, np.trace(off.T @ hessian @ off) * one.worth
 
 
+def part(pair, channels):
+    """The same layer as if it read no more of the group: one of several groups of a convolution."""
+    hessian, one = pair
+    mine = np.isin(one.channels, channels)
+    return hessian, replace(one, channels=one.channels[mine], blocks=one.blocks[mine])
+
+
 @pytest.mark.parametrize("panel", [1, 4, 1000])
 @pytest.mark.parametrize("taps", [1, 3])
-def test_channels_go_as_refitting_every_choice_says(taps, panel, monkeypatch):
+@pytest.mark.parametrize("parts", [[range(SIZE)], [range(3), range(3, SIZE)], [[k] for k in range(SIZE)]])
+def test_channels_go_as_refitting_every_choice_says(parts, taps, panel, monkeypatch):
     monkeypatch.setattr(surgeon, "PANEL", panel)
     rng = np.random.default_rng(taps)
-    pairs = [problem("a", taps, rng), problem("b", 1, rng, others=0)]  # two layers read the group
+    first = [part(problem("a", taps, rng), channels) for channels in parts]
+    pairs = [*first, problem("b", 1, rng, others=0)]  # two layers read the group
     order, errors = [], [0.0]
     for _ in range(SIZE):
-        tried = {k: np.mean([refitted(*pair, [*order, k])[1] for pair in pairs]) for k in range(SIZE) if k not in order}
+        tried = {k: sum(refitted(*pair, [*order, k])[1] for pair in pairs) / 2 for k in range(SIZE) if k not in order}
         best = min(tried, key=tried.__getitem__)
         order.append(best)
         errors.append(tried[best])

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from graphprune.calibration.batches import batches
-from graphprune.compensation import no_worse
+from graphprune.compensation import lsq
+from graphprune.compensation.no_worse import no_worse
 from graphprune.hosts.torch.host import TorchHost
 from graphprune.ir.program import Program
 from graphprune.pipeline import verify as proof
@@ -130,6 +131,35 @@ def test_of_a_correction_that_harms_no_more_is_used_than_helps():
     assert error(none.apply(cut), program) == error(cut, program)
     broken, _ = no_worse(cut, bias(gap * np.nan))
     assert not broken
+
+
+class BareEnd(nn.Module):
+    """The last layer is a bare matrix product, to which a bias is a further op."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.w = nn.Linear(4, 9), nn.Parameter(torch.randn(9, 5))
+
+    def forward(self, x):
+        return x.sum(1), F.relu(self.a(x)) @ self.w + 0.0 * x[:, :1], F.relu(self.a(x)) @ self.w
+
+
+def test_the_errors_that_a_fit_has_seen_on_its_way_are_those_of_its_networks(monkeypatch):
+    torch.manual_seed(0)
+    program = load(BareEnd(), (4,), 40)
+    cut = do(CUT, program)
+    seen = []
+    monkeypatch.setattr(lsq, "no_worse", lambda program, correction, known: (seen.append(known), (correction, ""))[1])
+    done = do("compensate", cut)
+    assert done.plan["steps"][-1]["bias"]
+
+    def share(ours):
+        pairs = [zip(ours.host.run(batch), program.host.run(batch), strict=True) for batch in program.data]
+        sums = np.sum([[(np.square(a - b).sum(), np.square(b).sum()) for a, b in pair] for pair in pairs], 0)
+        return np.mean(sums[:, 0] / sums[:, 1])
+
+    assert (seen[0].alone, seen[0].corrected) == pytest.approx((share(cut), share(done)), rel=1e-9)
+    assert seen[0].corrected < 0.9 * seen[0].alone
 
 
 class Products(nn.Module):

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 import graphprune as gp
+from graphprune.axes.dim import Dim, total
 from graphprune.cost.latency.workload import works
-from graphprune.cost.static import evaluate, macs, memory, params
+from graphprune.cost.static import Cost, evaluate, macs, memory, params
 from graphprune.errors import ShapeError
 from graphprune.ir import Program
 from graphprune.report.page import table
@@ -176,3 +177,12 @@ def test_what_is_no_batch_divides_nothing():
         assert macs(program.graph, program.host)() == 50 * 6 * 5 + 2 * 4 * 7 * 7 * 27
     batched = gp.load(torch.nn.Conv2d(3, 4, 3), image)
     assert macs(batched.graph, batched.host)() == 4 * 7 * 7 * 27
+
+
+def test_a_cost_is_a_sum_of_products_whichever_dims_are_asked_for_in_turn() -> None:
+    a, b, c = (Dim(size) for size in (5, 7, 3))
+    both = total([a, b])
+    cost = Cost("MACs", ((a, b, c), (both, a), (c, c), (a, c), (b, a, c)), {}, 0.5)
+    for kept in ({}, {a: 2}, {b: 4}, {a: 2, b: 4}, {c: 1}, {a: 1, b: 6, c: 2}, {a: 3}):
+        x, y, z = (kept.get(dim, size) for dim, size in ((a, 5), (b, 7), (c, 3)))
+        assert cost(kept) == 0.5 * (2 * x * y * z + (x + y) * x + z * z + x * z)

@@ -159,6 +159,8 @@ class OnnxHost:
         return tensor
 
     def _constant(self, name: str) -> ir.Value:
+        if name in self.model.graph.initializers:  # where nearly all are: to look for subgraphs takes a while
+            return self.model.graph.initializers[name]
         for graph in graphs_of(self.model.graph):
             if name in graph.initializers:
                 return graph.initializers[name]

@@ -115,7 +115,8 @@ class TorchHost:
             return cls.from_exported(torch.export.load(file))
 
     def copy(self, dtype: str | None = None) -> TorchHost:
-        host = TorchHost(network(self.model), self._example)
+        host = TorchHost(network(self._module, code=False), self._example)
+        host._stale = True
         host._narrowed = list(self._narrowed)
         host._borrowed = {id(tensor) for _, tensor in host._named()}
         if dtype is not None:
@@ -140,13 +141,13 @@ class TorchHost:
         return [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
 
     def _cast(self, dtype: torch.dtype) -> None:
-        for name, tensor in [*self.model.named_parameters(), *self.model.named_buffers()]:
+        for name, tensor in [*self._module.named_parameters(), *self._module.named_buffers()]:
             if (wanted := wider(tensor.dtype, dtype)) is not tensor.dtype:
                 self._assign(name, tensor.detach().to(wanted))
-        cast_graph(self.model, dtype)
-        for node in self.model.graph.nodes:
+        cast_graph(self._module, dtype)
+        for node in self._module.graph.nodes:
             if node.op == "get_attr":
-                value = _get_attr(self.model, node.target)
+                value = _get_attr(self._module, node.target)
                 if isinstance(value, torch.Tensor) and (wanted := wider(value.dtype, dtype)) is not value.dtype:
                     self._assign(node.target, value.to(wanted))  # a constant that is no buffer
         self._stale = True
@@ -156,7 +157,7 @@ class TorchHost:
 
     def lift(self) -> Graph:
         with refusing("the model cannot be read"), paused():
-            return relate(Reader(self.model).graph())
+            return relate(Reader(self._module).graph())
 
     def parameter(self, name: str) -> Array:
         return to_numpy(self._tensor(name))
@@ -386,8 +387,8 @@ class TorchHost:
 
     def shapes(self) -> dict[str, tuple[Size, ...]]:
         self._sizes = None
-        infer_shapes(self.model, self._example)
-        return {value.name: value.shape for value in Reader(self.model).graph().values() if value.shape is not None}
+        infer_shapes(self._module, self._example)
+        return {value.name: value.shape for value in Reader(self._module).graph().values() if value.shape is not None}
 
     # ---- writing ---------------------------------------------------------------------------------
 

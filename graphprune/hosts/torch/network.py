@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.graph_module import _assign_attr
+from torch.fx.graph_module import _assign_attr, _copy_attr
 
 from .pickled import mode_flag, reduced
 
@@ -32,12 +32,18 @@ class Network(fx.GraphModule):
         return reduced(network(self), self.training)
 
 
-def network(module: fx.GraphModule) -> Network:
+def network(module: fx.GraphModule, code: bool = True) -> Network:
     """A Network of its own graph (and graphs of branches) that shares the tensors of ``module``, the unused ones too;
-    what is saved of it is what was saved of that."""
+    what is saved of it is what was saved of that. ``code``: whether it can be called before ``recompile``."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns about how it copies its own pytree specs
-        made = Network(module, copy.deepcopy(module.graph), "Network")
+        graph = copy.deepcopy(module.graph)
+        made = Network(module, graph if code else fx.Graph(), "Network")
+        if not code:
+            made._graph, graph.owning_module = graph, made
+            for node in graph.nodes:
+                if node.op == "get_attr":
+                    _copy_attr(module, made, str(node.target))
         _own_bodies(made)
     for name, tensor in [
         *module.named_parameters(remove_duplicate=False),
