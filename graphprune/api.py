@@ -17,7 +17,7 @@ from .calibration import batches as calibration
 from .calibration.held_back import hold_back
 from .cost.latency.table import Table
 from .cost.units import UNITS
-from .driver.artifact import asked, check_code, describe, emit, latencies, loaded, write
+from .driver.artifact import asked, check_code, describe, emit, latencies, loaded, over, write
 from .driver.closeness import Evaluate, closeness, figures
 from .driver.dump import dumped
 from .driver.latency_search import has_latency, recorded, to_latency
@@ -374,6 +374,7 @@ def compile(
         report["auto"] = own is None
         report["network"] = layers(program, done)
         report["budget"] = {**asked(program, done, steps), "default": own is None and not given and not width}
+        report["notes"] += over(report["budget"])
         if program.data:
             change = closeness(program, done, judged or program.data)
             report["closeness"] = {**change, "held_back": bool(judged)}

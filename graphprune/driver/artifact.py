@@ -208,6 +208,17 @@ def asked(program: Program, done: Program, recipe: Recipe) -> dict[str, Any]:
     return {"unit": unit, "asked": getattr(masks[0], unit), "got": _got(program, done, unit)}
 
 
+def over(budget: Mapping[str, Any]) -> list[str]:
+    """A note where more is left than was asked for: the cut holds its budget, passes after it may add biases."""
+    wanted = budget.get("asked", "").removesuffix("x")
+    if not budget.get("got") or budget["got"] <= float(wanted) * (1 + 1e-9):
+        return []
+    return [
+        f"{budget['unit']}={budget['asked']}: {budget['got']:.4g}x is left; the cut is within the budget, and passes "
+        "after it gave layers a bias that had none (ask for less to be within it)"
+    ]
+
+
 def _got(program: Program, done: Program, unit: str) -> float | None:
     groups = find_groups(original(done).lift(), **_options(done))
     if unit == "channels":

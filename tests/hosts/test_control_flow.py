@@ -409,6 +409,35 @@ def test_a_scan_that_is_the_whole_model_is_not_empty() -> None:
 
 # ---- functions --------------------------------------------------------------------------------------------
 
+
+def test_a_function_by_the_name_of_a_kernel_is_what_the_kernel_computes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    body = oh.make_function(
+        "com.microsoft", "Gelu", ["X"], ["Y"], [oh.make_node("Tanh", ["X"], ["Y"])], [oh.make_opsetid("", 17)]
+    )
+    nodes = [
+        oh.make_node("MatMul", ["x", "a"], ["h"]),
+        oh.make_node("Gelu", ["h"], ["g"], domain="com.microsoft"),
+        oh.make_node("MatMul", ["g", "b"], ["y"]),
+    ]
+    graph = oh.make_graph(
+        nodes,
+        "net",
+        [oh.make_tensor_value_info("x", 1, [2, 6])],
+        [oh.make_tensor_value_info("y", 1, [2, 4])],
+        [
+            nh.from_array(rng.standard_normal(shape).astype(np.float32), name)
+            for name, shape in (("a", (6, 8)), ("b", (8, 4)))
+        ],
+    )
+    opsets = [oh.make_opsetid("", 17), oh.make_opsetid("com.microsoft", 1)]
+    whole = oh.make_model(graph, functions=[body], opset_imports=opsets, ir_version=8)
+    x = rng.standard_normal((2, 6)).astype(np.float32)
+    (given,) = ort.InferenceSession(whole.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": x})
+    (read,) = gp.load(whole).host.run([x])
+    np.testing.assert_allclose(read, given, rtol=1e-5, atol=1e-6)
+
+
 FUNCTION = '<domain: "my", opset_import: ["" : 17, "my" : 1]>'
 FUNCTIONS = {
     "one in the other, called twice": (

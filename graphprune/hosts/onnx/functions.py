@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import onnx
 import onnx.inliner
 import onnx_ir as ir
+from onnxruntime.capi.onnxruntime_pybind11_state import get_all_opkernel_def
 
 from ..boundary import refusing
 from .checker import all_nodes
@@ -14,11 +15,15 @@ from .file import external
 
 
 def written_out(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The model without functions of its own; as it is where it has none."""
+    """The model without functions of its own; as it is where it has none. A function by the name of an op that ONNX
+    Runtime has a kernel for is dropped: the kernel is what runs (ONNX leaves the choice to the runtime)."""
     if not proto.functions:
         return proto
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
+    kernels = {(one.domain, one.op_name) for one in get_all_opkernel_def() if one.provider == "CPUExecutionProvider"}
+    for function in [one for one in copy.functions if (one.domain, one.name) in kernels]:
+        copy.functions.remove(function)
     _say_defaults(all_nodes(copy), {(f.domain, f.name, f.overload): f for f in copy.functions})
     return onnx.inliner.inline_local_functions(copy, convert_version=True)
 
