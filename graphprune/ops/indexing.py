@@ -115,7 +115,10 @@ def _alike(values: Sequence[Value | None], axis: int) -> str:
 def _picked(op: Op, x: Value | None, ids: Sequence[Value | None]) -> tuple[list[str], int, list[int]]:
     """The axes of x, where among those that stay the picked ones go, and which are picked."""
     wide = [rank_of(value) if value is not None and value.dtype == "bool" else 1 for value in ids]
-    made = [first + k for first, n in zip(op.attrs["axes"], wide, strict=True) for k in range(n)]
+    if len(ids) == 1 and wide == [1]:  # whose last axis may hold a number for each of several
+        made = list(op.attrs["axes"])
+    else:
+        made = [first + k for first, n in zip(op.attrs["axes"], wide, strict=True) for k in range(n)]
     together = made == list(range(made[0], made[-1] + 1))
     return axes_of(rank_of(x), dict.fromkeys(made, "_")).split(), made[0] if together else 0, made
 

@@ -62,14 +62,14 @@ def compare(
 
 
 def relative(a: Array, b: Array) -> float:
-    """max |a - b| / max |a|; infinite where the shapes or the places of NaN differ."""
+    """max |a - b| / max |a|; infinite where the shapes differ, or what is infinite or no number."""
     if a.shape != b.shape:
         return float("inf")
     if a.dtype.kind not in "fc":
         return 0.0 if np.array_equal(a, b) else float("inf")
-    if not np.array_equal(np.isfinite(a), np.isfinite(b)):
-        return float("inf")
     fine = np.isfinite(a)
+    if not np.array_equal(fine, np.isfinite(b)) or not np.array_equal(a[~fine], b[~fine], equal_nan=True):
+        return float("inf")
     top = float(np.abs(a[fine]).max(initial=0.0))
     wide = a[fine].astype(np.complex128 if a.dtype.kind == "c" else np.float64)
     gap = float(np.abs(wide - b[fine]).max(initial=0.0))

@@ -59,6 +59,12 @@ def verify(program: Program, batches: int = 2) -> tuple[Check, ...]:
     check = compare(f"pruned = masked, {source.proof_dtype}", expected, found, source.tolerance, masked.host, inputs)
     error, tolerance = check.error, check.tolerance
     if not error <= tolerance:
+        if not all(np.isfinite(x).all() for batch in expected for x in batch if x.dtype.kind in "fc"):
+            raise VerificationError(
+                "the masked model gives numbers that are not finite on the example or on inputs like it, so it is "
+                "no reference (an op that makes infinity of zero, say, before a weight that is masked)",
+                "give example inputs on which the model is finite, or leave that dim alone with `group{freeze=...}`",
+            )
         where = _first_difference(masked, pruned, program, inputs[0], tolerance)
         failure = VerificationError(
             f"the pruned model differs from the masked one by {error:.3g} relative "

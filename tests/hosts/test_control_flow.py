@@ -19,7 +19,7 @@ import graphprune as gp
 from graphprune.axes.index import Index
 from graphprune.cli import main
 from graphprune.coupling.groups import find_groups
-from graphprune.errors import ModelError
+from graphprune.errors import ModelError, VerificationError
 from graphprune.hosts.onnx.host import OnnxHost
 
 SHARED = next((path / "shared" for path in Path(__file__).parents if (path / "shared/cases").is_dir()), None)
@@ -550,3 +550,35 @@ def test_the_command_line_says_what_a_given_value_means(tmp_path: Path) -> None:
         assert done.exit_code == 0, done.output
         assert f"note: choice (If): {said}" in done.output
     assert said in (tmp_path / "out/report.html").read_text().replace("&#x27;", "'")
+
+
+# ---- what cannot be a reference -----------------------------------------------------------------------------
+
+
+def test_a_model_that_is_not_finite_is_no_reference() -> None:
+    made = model(
+        "h = MatMul(x, a) r = Relu(h) p = Pow(r, e) y = MatMul(p, b)",
+        inputs="float[n,6] x",
+        a=(6, 8),
+        e=np.array([-1, -1, -1, -1, -1, -1, -1, 2], np.float32),
+        b=(8, 3),
+    )
+    with pytest.raises(VerificationError, match="not finite"):
+        gp.verify(gp.run(RECIPE, gp.load(made)))
+
+
+def test_numbers_of_several_axes_at_once() -> None:
+    made = model(
+        "h = MatMul(x, a) k = Reshape(h, s) g = GatherND(k, at) y = MatMul(g, b)",
+        inputs="float[2,6] x",
+        output="float[3,3] y",
+        a=(6, 32),
+        s=np.array([2, 4, 8], np.int64),
+        at=np.array([[0, 1], [1, 3], [0, 0]], np.int64),
+        b=(8, 3),
+    )
+    program = gp.load(made)
+    done = gp.run(RECIPE, program)
+    assert any(group.size == 8 for group in find_groups(program.graph))
+    assert done.host.parameter("b").shape == (4, 3)
+    gp.verify(done)

@@ -207,11 +207,12 @@ def _tile(c: Call) -> Reading:
 
 
 def _gather_nd(c: Call) -> Reading:
-    """As many axes as the last axis of the numbers is long, from ``batch_dims`` on."""
-    first, deep = c.attr("batch_dims", 0), c.shape(1)[-1]
-    if not isinstance(deep, int):
+    """As many of the first axes as the last axis of the numbers is long. Batches, which numbers and tensor share,
+    are not read."""
+    deep = c.shape(1)[-1]
+    if not isinstance(deep, int) or c.attr("batch_dims", 0):
         raise Unreadable
-    return "index", [c.input(0), c.input(1)], {"axes": list(range(first, first + deep))}
+    return "index", [c.input(0), c.input(1)], {"axes": list(range(deep))}
 
 
 def _col2im(c: Call) -> Reading:
