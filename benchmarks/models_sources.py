@@ -41,7 +41,7 @@ class Source:
 def shared() -> Path:
     """The folder of files: what the variable says, or shared/data/onnx beside the checkout."""
     beside = Path(__file__).parents[2] / "shared" / "data" / "onnx"
-    return Path(os.environ.get(VARIABLE) or beside)
+    return Path(os.environ.get("GRAPHPRUNE_MODELS") or beside)
 
 
 def _placed(file: str, package: str, inside: str) -> Callable[[Path], Path]:

@@ -20,7 +20,7 @@ def test_the_example_is_what_the_passes_do():
 
 def test_the_layers_are_those_that_are_held():
     table = TEXT.partition("<!-- layers")[2].partition("\n\n## ")[0]
-    rows = [tuple(re.findall(r"`([a-z]+)`", line)) for line in table.splitlines() if line.startswith("| `")]
+    rows = [tuple(re.findall(r"`([a-z_]+)`", line)) for line in table.splitlines() if line.startswith("| `")]
     names = {"": "graphprune"}
     assert rows[::-1] == [tuple(names.get(unit, unit) for unit in row) for row in test_structure.LAYERS]
 

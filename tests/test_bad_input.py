@@ -134,7 +134,7 @@ def test_an_onnx_input_that_runs(read: str) -> None:
 
 @pytest.mark.parametrize("read", ["FLOAT8E4M3FN", "FLOAT8E5M2", "STRING", "INT4", "UINT4", "COMPLEX64"])
 def test_an_onnx_input_that_does_not_run_is_one_error(read: str) -> None:
-    with pytest.raises(ModelError, match=r"no example input can be made|ONNX Runtime cannot run it"):
+    with pytest.raises(ModelError, match=r"no example input can be made|is text|ONNX Runtime cannot run it"):
         gp.load(casting(getattr(TensorProto, read)))
 
 

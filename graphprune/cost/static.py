@@ -13,7 +13,7 @@ from typing import Any
 from ..axes.dim import LEAF, Dim, Size, count, find, leaves
 from ..errors import ShapeError
 from ..ir.facts import Group
-from ..ir.graph import Graph, Op
+from ..ir.graph import Graph, Op, Value
 from ..ir.host import Host
 from ..ir.liveness import dead
 from ..ops.macs import Product
@@ -90,13 +90,18 @@ def params(graph: Graph, host: Host, gates: Gates = MappingProxyType({})) -> Cos
         for value in op.inputs[: traits(op).trained]:
             if value is not None:
                 used.setdefault(value.name, []).append(gates.get(op.name, ()))
-    counted = [v for v in graph.parameters.values() if v.name in used and "float" in v.dtype]
+    counted = [v for v in graph.parameters.values() if v.name in used and is_number(v)]
     return Cost("parameters", tuple((*v.dims, *_common(used[v.name])) for v in counted), host.sizes())
 
 
 def _common(gates: Sequence[tuple[Dim, ...]]) -> tuple[Dim, ...]:
     """Those without which no reader of a parameter is there."""
     return tuple(dim for dim in gates[0] if all(dim in others for others in gates[1:]))
+
+
+def is_number(value: Value) -> bool:
+    """Whether training could change it: floating-point and complex numbers."""
+    return "float" in value.dtype or "complex" in value.dtype
 
 
 def macs(graph: Graph, host: Host, gates: Gates = MappingProxyType({})) -> Cost:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-from ..cost.static import length_of, products, samples
+from ..cost.static import is_number, length_of, products, samples
 from ..ir.graph import Graph, Op
 from ..ir.host import Host
 from ..ir.program import Program
@@ -52,7 +52,7 @@ class _Side:
 
     def of(self, op: Op) -> dict[str, int]:
         weights = [v for v in op.inputs[: traits(op).trained] if v is not None and v.name in self._graph.parameters]
-        own = [v for v in weights if v.name not in self._seen and "float" in v.dtype]
+        own = [v for v in weights if v.name not in self._seen and is_number(v)]
         self._seen.update(v.name for v in own)
         terms = [(*one.rows, *one.outer, *one.inner, *one.steps) for one in products(op, self._graph)]
         return {

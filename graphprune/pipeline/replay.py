@@ -66,6 +66,8 @@ def apply_plan(plan: Plan, host: Host, *, allow_other_weights: bool = False) -> 
     every part, or was made from other weights; ``allow_other_weights`` lets pass what has no weights that were
     fitted to those."""
     given = Program(host=host, source=host)
+    if not plan.openings:
+        check_parameters(given, plan.parameters)
     weights = fingerprint(given)
     notes = _admitted(plan, weights, allow_other_weights)
     try:
