@@ -125,7 +125,7 @@ class Channels:
         """Per channel, the L2 norm over its slices; differentiable, with gradient zero at zero."""
         with torch.autocast(self.device.type, enabled=False):
             chosen = self.tensors() if tensors is None else tensors
-            squares = self.fold({name: wide(tensor).square() for name, tensor in chosen.items()})
+            squares = self.fold({name: squared(tensor) for name, tensor in chosen.items()})
             tiny = torch.finfo(squares.dtype).tiny
             return squares.clamp_min(tiny).sqrt() * (squares > tiny)
 
@@ -217,3 +217,8 @@ def _layers(found: list[tuple[Indices, Indices]]) -> Iterator[tuple[Tensor, Tens
 def wide(tensor: Tensor) -> Tensor:
     """Half precision as single: squares would overflow."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def squared(tensor: Tensor) -> Tensor:
+    """|x|^2 of every entry, real for complex ones too."""
+    return tensor.abs().square() if tensor.is_complex() else wide(tensor).square()
