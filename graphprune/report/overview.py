@@ -9,10 +9,8 @@ from typing import Any
 from ..cost import static as costs
 from ..ir.facts import Groups
 from ..ir.program import Program
-from .units import count
+from .units import COLUMNS, count
 
-COLUMNS = 80
-"""Of a terminal."""
 ROWS = 30
 """Groups that a screen has room for."""
 REASONS = 8

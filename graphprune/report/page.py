@@ -12,7 +12,7 @@ from ..cost.units import UNITS
 from ..errors import printable
 from .network import blocks, drawing
 from .segments import picture, segments
-from .units import count, duration, error, ratio, size
+from .units import COLUMNS, count, duration, error, ratio, size
 
 Report = Mapping[str, Any]
 
@@ -20,8 +20,6 @@ ROWS_LIMIT = 40
 """With more groups than this the page opens with a skyline and keeps the named bars folded away."""
 FOLD_LIMIT = 10
 """Longer lists are folded away."""
-COLUMNS = 80
-"""Of a terminal."""
 _WORDS: Mapping[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
 CLOSENESS_LIMIT = 3
 """Of so many outputs is said how far they are from the original's."""

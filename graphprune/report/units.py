@@ -1,8 +1,11 @@
-"""Numbers as people read them."""
+"""Numbers as people read them, and how wide their terminal is."""
 
 from __future__ import annotations
 
 import math
+
+COLUMNS = 80
+"""Of a terminal."""
 
 _UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 

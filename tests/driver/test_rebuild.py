@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from alone import WITHOUT
 from torch import nn
 
 import graphprune as gp
@@ -63,13 +64,9 @@ def test_the_users_own_class_is_rebuilt(artifact: gp.Artifact, folder: Path) -> 
     assert all(p.grad is not None for name, p in model.named_parameters() if not name.startswith("norm"))
 
 
-ALONE = """
-import sys
-class Without:
-    def find_spec(self, name, *rest):
-        if name.partition(".")[0] in ("graphprune", "nets"):
-            raise ImportError(f"{name} is not here")
-sys.meta_path.insert(0, Without())
+ALONE = (
+    WITHOUT
+    + """
 import torch
 from torch import nn
 sys.path.insert(0, sys.argv[1])
@@ -79,6 +76,7 @@ model = rebuild(Own(), sys.argv[1])
 print(model.load_state_dict(torch.load(f"{sys.argv[1]}/weights.pt", weights_only=True)))
 torch.save(model.eval()(torch.load(f"{sys.argv[1]}/x.pt")), f"{sys.argv[1]}/y.pt")
 """
+)
 
 
 def test_plain_torch_rebuilds_it_where_graphprune_is_not(artifact: gp.Artifact, folder: Path) -> None:

@@ -11,17 +11,15 @@ import nets
 import pytest
 import torch
 import torch.nn.functional as F
+from alone import WITHOUT
 from torch import nn
 
 import graphprune as gp
 
-ALONE = """
-import sys, warnings
-class Without:
-    def find_spec(self, name, *rest):
-        if name.partition(".")[0] in ("graphprune", "nets"):
-            raise ImportError(f"{name} is not here")
-sys.meta_path.insert(0, Without())
+ALONE = (
+    WITHOUT
+    + """
+import warnings
 warnings.simplefilter("ignore", FutureWarning)  # of torch, about how it pickles its own trees
 import torch
 from torch.utils._pytree import tree_leaves
@@ -34,6 +32,7 @@ for path in sys.argv[1:]:
 assert "graphprune" not in sys.modules
 print(len(sys.argv) - 1, "are the same")
 """
+)
 SOME = ("Residual", "Depthwise", "Packed", "GroupedQuery", "Einsum", "Embedding", "Instance", "Slices", "Recurrent")
 
 
