@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import copy
 
-import deform  # noqa: F401  (enters its networks)
-import kinds  # noqa: F401  (as well)
 import nets
 import numpy as np
 import pytest

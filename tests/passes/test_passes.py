@@ -79,7 +79,7 @@ def test_parameters_are_counted_as_torch_counts_them_before_and_after(name):
 
 
 def tensors(name, model):
-    """Numbers in parameters, and where there are such in a table of angles (which is cut too) and an assigned number."""
+    """Numbers in parameters; and in a table of angles, which is cut too, and one that is assigned."""
     tables = sum(b.numel() for b in model.buffers() if b.is_complex())
     return sum(p.numel() for p in model.parameters()) + tables + (name == "Assigned")
 
