@@ -30,6 +30,10 @@ class Runnable(ABC):
     """A model ready to run on ``threads`` CPU threads. Calling it runs the fixed ``example`` inputs,
     which were converted beforehand, so that timing a call times the model.
 
+    A target's ``load`` returns one: a subclass that hands ``target`` (its label), ``threads`` and ``example`` on,
+    opens the code in ``__init__``, and writes ``run``, which is checked against the model, and ``bind``, which is
+    timed. What either raises is told as the target's error.
+
     Raises TargetError for more threads than any machine of this size has work for.
     """
 
@@ -49,11 +53,12 @@ class Runnable(ABC):
 
     @abstractmethod
     def bind(self, batch: Batch) -> Callable[[], object]:
-        """A function that runs the model on ``batch``, already converted."""
+        """A function that runs the model on ``batch``, already converted; what it returns is not looked at. On a
+        device it must wait until the outputs are there."""
 
     @abstractmethod
     def run(self, batch: Batch) -> list[Array]:
-        """The outputs for one batch, one array per model input in the model's order."""
+        """The outputs, in the model's order, for one batch: an array per input of the model, in its order."""
 
     def __call__(self) -> object:
         if self._bound is None:

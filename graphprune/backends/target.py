@@ -51,8 +51,9 @@ _RETURNS = {
 class Target(Named):
     """Where code goes: a frozen dataclass whose fields, each with a default, are its options.
 
-    A target of one's own subclasses this, sets ``name``, writes ``emit`` and ``load``, and is
-    declared as an entry point of the group ``graphprune.targets``.
+    A target of one's own subclasses this, sets ``name``, writes ``emit``, and ``load`` where its code runs on this
+    machine, and is declared as an entry point of the group ``graphprune.targets``; `graphprune new target NAME`
+    writes such a package.
     """
 
     summary: ClassVar[str] = ""  # one line for `graphprune targets`
@@ -70,8 +71,8 @@ class Target(Named):
         return self.name
 
     def unable(self) -> str | None:
-        """Why its code cannot be run on this machine, or None."""
-        return None
+        """Why its code cannot be run on this machine, or None; without a ``load`` of its own it cannot."""
+        return "it cannot be run here (the target has no `load`)" if type(self).load is Target.load else None
 
     def require(self, hint: str | None = None) -> None:
         """Raises TargetError where the target's code cannot be run on this machine."""
@@ -92,7 +93,11 @@ class Target(Named):
         raise self._unwritten("emit")
 
     def load(self, path: Path, *, threads: int = 1, example: Batch | None = None) -> Runnable:
-        """What ``emit`` wrote, ready to run. ``example`` replaces the inputs that calls run on."""
+        """What ``emit`` wrote, ready to run: a Runnable, which says how. By default it cannot be run here: the code is
+        written, and the report says that nothing checked and timed it.
+
+        ``path``: what ``emit`` returned. ``threads``: CPU threads that it may use. ``example``: the arrays that calls
+        run on, one per input of the model, in its order; None: those that the code itself holds, where it does."""
         raise self._unwritten("load")
 
     def runnable(self, program: Program, *, threads: int = 1) -> Runnable:
@@ -177,7 +182,7 @@ class Target(Named):
         return TargetError(f"{place('target', type(self))} has no `{name}`", hint)
 
 
-_ALIASES = {"ort": "onnx", "cpu": "tvm"}
+ALIASES = {"ort": "onnx", "cpu": "tvm"}
 _BUILT_IN = {
     "torch": "torch:Torch",
     "torch-compile": "torch:TorchCompile",
@@ -226,12 +231,12 @@ def on_device(one: Target, address: str) -> Target:
 
 def _named(name: str) -> tuple[type[Target], dict[str, Any]]:
     """The target that a name means, and the options that go with the name."""
-    kind = targets().get(_ALIASES.get(name, name))
+    kind = targets().get(ALIASES.get(name, name))
     if kind is not None:
         return kind, {}
     if name in boards() or name.endswith(".toml"):
         return targets()["edge"], {"board": name}
-    raise TargetError(f"unknown target `{shown(name)}`", nearest(name, [*targets(), *_ALIASES, *boards()]))
+    raise TargetError(f"unknown target `{shown(name)}`", nearest(name, [*targets(), *ALIASES, *boards()]))
 
 
 def runnable(

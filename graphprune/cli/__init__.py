@@ -6,10 +6,11 @@ from .compile import compile
 from .group import main
 from .listing import passes, targets
 from .look import bisect, inspect, sweep
+from .new import new
 from .replay import apply
 from .time import bench, record
 
 __all__ = ["main"]
 
-for command in (compile, inspect, sweep, bisect, apply, record, bench, passes, targets):  # as `--help` lists them
+for command in (compile, inspect, sweep, bisect, apply, record, bench, passes, targets, new):  # as `--help` lists them
     main.add_command(command)

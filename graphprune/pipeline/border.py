@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from ..axes.dim import find
 from ..axes.index import Indices
 from ..errors import RecipeError
-from ..ir.facts import Groups, Keep, Scores
+from ..ir.facts import Group, Groups, Keep, Losses, Order, Scores
+from ..ir.graph import Graph
 from ..ir.host import Array
 from ..ir.program import Program
 from .base import Pass
@@ -89,6 +91,8 @@ def _signed(step: Pass, made: Program) -> Program:
 def sound(program: Program, who: str, facts: Mapping[type, Any]) -> Program:
     """The program with lists in Keep and Scores as arrays. Raises RecipeError, beginning with ``who`` gave the
     fact, where one names what is not there or is out of range."""
+    if Groups in facts:
+        _groups(facts[Groups], program.graph, who)
     sizes = {group.name: group.size for group in program.fact(Groups)} if program.knows(Groups) else None
     branches = {group.name for group in program.fact(Groups).gates} if program.knows(Groups) else set()
     if Keep in facts:
@@ -109,13 +113,56 @@ def sound(program: Program, who: str, facts: Mapping[type, Any]) -> Program:
             raise RecipeError(f"{who} Scores that have none of `{missing[0]}`", "score every group")
         if any(every[name] is not own for name, own in scores.scores.items()):
             program = program.learn(replace(scores, scores=every))
+    if Losses in facts and program.knows(Groups):
+        _losses(facts[Losses], program.fact(Groups), f"{who} Losses that")
+    if Order in facts:
+        _mapping(facts[Order].sinks, f"{who} an Order whose sinks are", "by op")
     return program
 
 
-def _lists(lists: Any, sizes: Mapping[str, int] | None, who: str, read: Any) -> dict[str, Any]:
+def _groups(groups: Groups, graph: Graph, who: str) -> None:
+    """They are of this network, and each is there once."""
+    if not groups.groups:
+        raise RecipeError(f"{who} Groups that are none", "raise a ModelError where nothing can be pruned")
+    seen = set()
+    for group in groups.groups:
+        if not isinstance(group, Group):
+            raise RecipeError(f"{who} Groups with {noun(group)} among them, not a Group")
+        if group.name in seen:
+            raise RecipeError(f"{who} Groups that have `{group.name}` twice", "a group is all that its name stands for")
+        seen.add(group.name)
+        if group.size != find(group.dim).size:
+            raise RecipeError(f"{who} Groups whose `{group.name}` says {group.size} channels, of {group.dim}")
+        for member in group.members:
+            value = graph.parameters.get(member.parameter)
+            if value is None or not 0 <= member.axis < len(value.dims):
+                raise RecipeError(
+                    f"{who} Groups whose `{group.name}` has {member}, which this network has not",
+                    "find_groups(program.graph) finds those of the program that is given",
+                )
+
+
+def _losses(losses: Losses, groups: Groups, who: str) -> None:
+    """A number for every count that a group may keep."""
+    every = _mapping(losses.losses, f"{who} are", "by group")
+    for group in groups:
+        own = every.get(group.name)
+        missing = [k for k in range(1, group.size + 1) if not isinstance(own, Mapping) or k not in own]
+        if missing:
+            raise RecipeError(
+                f"{who} have none of `{group.name}` at {missing[0]} of {group.size} channels",
+                "give a number for every count from 1 to all",
+            )
+
+
+def _mapping(lists: Any, who: str, by: str) -> Mapping[str, Any]:
     if not isinstance(lists, Mapping):
-        raise RecipeError(f"{who} is a {type(lists).__name__}, not a mapping by group")
-    for name in lists:
+        raise RecipeError(f"{who} {noun(lists)}, not a mapping {by}")
+    return lists
+
+
+def _lists(lists: Any, sizes: Mapping[str, int] | None, who: str, read: Any) -> dict[str, Any]:
+    for name in _mapping(lists, f"{who} is", "by group"):
         if sizes is not None and name not in sizes:
             some = ", ".join(list(sizes)[:5])
             raise RecipeError(f"{who} names `{name}`, which is no group", f"groups: {some}")

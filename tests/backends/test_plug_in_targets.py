@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import graphprune as gp
 from graphprune.backends.measure import Runnable, interleave
 from graphprune.backends.onnxruntime.target import Onnx
 from graphprune.backends.target import Target, targets
@@ -19,6 +20,7 @@ from graphprune.errors import TargetError
 from graphprune.hosts.torch.host import TorchHost
 from graphprune.ir.program import Program
 from graphprune.pipeline import base
+from graphprune.report.page import verified
 
 HINT = "\n  hint: repair or uninstall the plug-in"
 
@@ -115,6 +117,25 @@ def test_what_a_target_does_not_write_is_said(program: Program, tmp_path: Path) 
         Unwritten().emit(program, tmp_path)
     with pytest.raises(TargetError, match="has no `load`\n  hint: write it, or have `unable` say why"):
         Unwritten().load(tmp_path)
+
+
+@dataclass(frozen=True)
+class Written(Target):
+    name = "written"
+
+    def emit(self, program, folder):
+        path = folder / "code.txt"
+        path.write_text(program.graph.text())
+        return path
+
+
+def test_code_that_cannot_be_run_here_is_written_and_said_to_be_unchecked(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 2)).eval()
+    made = gp.compile(net, (torch.ones(2, 3),), channels="0.5x", targets=[Written()], out=tmp_path / "out")
+    assert (tmp_path / "out" / "written" / "code.txt").is_file() and not made.report["after"]["per_target"]
+    said = verified(made.report)
+    assert said.endswith("The code for written was NOT checked: it cannot be run here (the target has no `load`).")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 
 import graphprune as gp
 from graphprune.errors import RecipeError
-from graphprune.ir.facts import Groups, Keep, Scores
+from graphprune.ir.facts import Groups, Keep, Losses, Order, Scores
 from graphprune.pipeline.base import Pass
 from graphprune.pipeline.recipe import Recipe
 from graphprune.pipeline.run import run, run_pass
@@ -92,6 +92,47 @@ def test_a_keep_that_cannot_be_cut_by_is_refused_at_once(program, kept, message)
         run_pass(Keeps(lambda program: program.learn(wrong)), program)
     with pytest.raises(RecipeError, match=message.replace("`does` gave", "the program was given with")):
         gp.run("propagate", program.learn(wrong))
+
+
+def many(groups, **changes):
+    """The groups, each with something else."""
+    return replace(groups, groups=tuple(replace(g, **{k: make(g) for k, make in changes.items()}) for g in groups))
+
+
+@pytest.mark.parametrize(
+    ("fact", "message"),
+    [
+        (lambda g: replace(g, groups=()), "gave Groups that are none"),
+        (lambda g: replace(g, groups=[3]), "gave Groups with a int among them, not a Group"),
+        (lambda g: replace(g, groups=(*g, *g)), r"gave Groups that have `.*` twice"),
+        (lambda g: many(g, size=lambda one: one.size + 1), r"gave Groups whose `.*` says (\d+) channels, of \d+"),
+        (
+            lambda g: many(g, members=lambda one: [replace(one.members[0], parameter="nobody")]),
+            r"gave Groups whose `.*` has nobody\[0\], which this network has not",
+        ),
+        (
+            lambda g: many(g, members=lambda one: [replace(one.members[0], axis=9)]),
+            r"gave Groups whose `.*` has .*\[9\], which this network has not",
+        ),
+        (lambda g: Losses([1.0]), "gave Losses that are a list, not a mapping by group"),
+        (lambda g: Losses({}), r"gave Losses that have none of `stem` at 1 of \d+ channels"),
+        (lambda g: Losses({one.name: {1: 0.0} for one in g}), "gave Losses that have none of `stem` at 2 of"),
+        (lambda g: Order([3]), "gave an Order whose sinks are a list, not a mapping by op"),
+    ],
+)
+def test_other_facts_are_refused_at_once_too(program, fact, message):
+    made = fact(program.fact(Groups))
+
+    @dataclass(frozen=True)
+    class Gives(Pass):
+        name = "gives_it"
+        gives = (type(made),)
+
+        def run(self, program):
+            return program.learn(made)
+
+    with pytest.raises(RecipeError, match=f"in `gives_it` after `group`: `gives_it` {message}"):
+        run_pass(Gives(), program)
 
 
 def test_idle_channels_are_kept_ones(program):
