@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..axes.reshape import regroup
-from ..ir.graph import Op
+from ..ir.graph import Op, Value
 from .registry import rule
 from .wording import all_static, axes_of, joined, rank_of, shape_of
 
@@ -31,6 +33,40 @@ def if_(op: Op) -> str:
         terms.append(" ".join(f"x{k}a{axis}" if n == other[axis] else "_" for axis, n in enumerate(one)))
     given = ", ".join([axes_of(rank_of(op.inputs[0]), {0: "_"}), *terms, *terms])
     return f"{given} -> {', '.join(terms)}"
+
+
+@rule("loop_enter")
+def loop_enter(op: Op) -> str:
+    """(controls ..., initial states ..., sequences ...) -> what one iteration of a loop is given: (controls ...,
+    states ..., a step of each sequence). How many ``controls`` there are; ``axes``: along which axis of each sequence
+    its steps are."""
+    controls, axes = op.attrs["controls"], op.attrs["axes"]
+    outs = _states(op.outputs[controls:])
+    given = outs[: len(outs) - len(axes)]
+    steps = [_sequence(outs[len(given) + k], axis) for k, axis in enumerate(axes)]
+    return f"{', '.join(['~'] * controls + given + steps)} -> {', '.join(['~'] * controls + outs)}"
+
+
+@rule("loop_exit")
+def loop_exit(op: Op) -> str:
+    """(controls ..., the states that an iteration is given ..., those that it hands on ..., what it adds to sequences
+    ...) -> (last states ..., sequences ...). How many ``controls`` and ``states`` there are; ``axes``: along which
+    axis of each sequence its steps are; ``outputs``: which results there are."""
+    controls, many = op.attrs["controls"], op.attrs["states"]
+    made = _states(op.inputs[controls + many :])
+    outs = made[:many] + [_sequence(made[many + k], axis) for k, axis in enumerate(op.attrs["axes"])]
+    ins = ["~"] * controls + made[:many] + made
+    return f"{', '.join(ins)} -> {', '.join(outs[k] for k in op.attrs['outputs'])}"
+
+
+def _states(values: Sequence[Value | None]) -> list[str]:
+    return [" ".join(f"x{k}a{axis}" for axis in range(rank_of(value))) for k, value in enumerate(values)]
+
+
+def _sequence(step: str, axis: int) -> str:
+    names = step.split()
+    names.insert(axis % (len(names) + 1), "_")
+    return " ".join(names)
 
 
 @rule("split")

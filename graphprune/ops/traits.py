@@ -106,7 +106,7 @@ TRAITS: dict[str, Traits] = {
     **dict.fromkeys(("as_complex", "as_real"), _MOVES),
     **dict.fromkeys(("glu", "grid_sample", "dynamic_quantize", "opaque", "distance", "similarity"), PLAIN),
     # what moves data, or makes it
-    **dict.fromkeys(("size", "create", "fill"), _FREE),
+    **dict.fromkeys(("size", "create", "fill", "loop_enter", "loop_exit"), _FREE),
     "reshape": Traits(latency="free", zeros="moved", along=True),
     "split": Traits(latency="free", zeros="moved"),
     **dict.fromkeys(("transpose", "if", "slice", "select", "unbind", "concat", "stack", "expand", "repeat"), _MOVES),

@@ -1,4 +1,4 @@
-"""Functions, If, Loop and Scan in ONNX: what is in them is seen, cut where it can be, and told of where it cannot."""
+"""Functions and If in ONNX: what is in them is seen, cut where it can be, and told of where it cannot."""
 
 from __future__ import annotations
 
@@ -350,61 +350,6 @@ def test_branches_of_other_ranks_and_sizes_are_cut_inside_alone() -> None:
         result = gp.run(RECIPE, program)
         zeroed = [check.holds for check in gp.verify(result)]
         assert all(zeroed)
-
-
-def loop(inner: str) -> onnx.ModelProto:
-    """Three times the same layer; with a weight of the body's own beside one from outside."""
-    made = model(
-        "a = MatMul(x, u) f = Relu(a) y = MatMul(l, v)", "float[n,6] x, bool c", u=(6, 5), v=(6, 3), w=(6, 6), k=(5, 6)
-    )
-    made.graph.node.insert(2, oh.make_node("MatMul", ["f", "k"], ["e"]))
-    body = branch(inner, "bool o, float[n,6] t", z=(6, 6))
-    body.input.extend([oh.make_tensor_value_info("i", 7, []), oh.make_tensor_value_info("cond", 9, [])])
-    body.input.append(oh.make_tensor_value_info("carried", 1, ["n", 6]))
-    body.output[0].CopyFrom(oh.make_tensor_value_info("o", 9, []))
-    made.graph.node.insert(3, oh.make_node("Loop", ["three", "", "e"], ["l"], name="again", body=body))
-    made.graph.initializer.append(nh.from_array(np.array(3), "three"))
-    return made  # fmt: skip
-
-
-def test_bodies_of_loops_are_listed_and_what_is_outside_is_cut() -> None:
-    program = gp.load(loop("o = Identity(cond) s = MatMul(carried, w) p = Relu(s) t = MatMul(p, z)"))
-    assert [group.name for group in find_groups(program.graph)] == ["u"]
-    found = reasons(program)
-    for weight in ("w", "z"):
-        assert any(
-            weight == name.split("[")[0] and "again: it is computed in the body of a `Loop`" in why
-            for name, why in found.items()
-        )
-    assert all(check.holds for check in gp.verify(gp.run(RECIPE, program)))
-
-
-def test_a_choice_in_a_loop_is_part_of_its_body() -> None:
-    made = loop("o = Identity(cond) t = Relu(q)")
-    body = made.graph.node[3].attribute[0].g
-    then = branch("d = MatMul(carried, w)", "float[n,6] d")
-    other = branch("d = MatMul(carried, deep)", "float[n,6] d", deep=(6, 6))
-    node = oh.make_node("If", ["c"], ["q"], then_branch=then, else_branch=other)
-    body.node.insert(1, node)
-    program = gp.load(made)
-    assert [group.name for group in find_groups(program.graph)] == ["u"]
-    assert {"deep", "w"} <= {name.split("[")[0] for name in reasons(program)}
-    result = gp.run(RECIPE, program)
-    for flag in (True, False):
-        batch = [np.ones((2, 6), np.float32), np.array(flag)]
-        assert result.host.run(batch)[0].shape == (2, 3)
-
-
-def test_a_scan_that_is_the_whole_model_is_not_empty() -> None:
-    text = "p = MatMul(i, w) q = MatMul(h, r) s = Add(p, q) g = Tanh(s) o = Identity(g)"
-    body = branch(text, "float[1,8] g, float[1,8] o", w=(6, 8))
-    body.input.extend([oh.make_tensor_value_info("h", 1, [1, 8]), oh.make_tensor_value_info("i", 1, [1, 6])])
-    made = model("y = Relu(all)", "float[t,1,6] x, float[1,8] start", "float[t,1,8] y", r=(8, 8))
-    made.graph.node.insert(0, oh.make_node("Scan", ["start", "x"], ["last", "all"], num_scan_inputs=1, body=body))
-    groups = find_groups(gp.load(made).graph)
-    assert len(groups) == 0
-    assert {dim.name.split("[")[0] for dim in groups.frozen} >= {"w", "r"}
-    assert all("body of a `Scan`" in dim.reason for dim in groups.frozen if dim.name.split("[")[0] in ("w", "r"))
 
 
 # ---- functions --------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ learn their shapes, where they can be; else it stays closed, and what is in it a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +16,22 @@ import onnx_ir as ir
 from ...errors import ShapeError
 from ...ir.host import Array
 from ..example import Given
-from .control_flow import flat, graphs_of, is_if, key, known_conditions, name_apart, nodes_of, take
+from .control_flow import (
+    Closed,
+    flat,
+    graphs_of,
+    key,
+    known_conditions,
+    name_apart,
+    nodes_of,
+    opens,
+    shut,
+    take,
+    why_not_run,
+)
 from .functions import without_functions
 from .inputs import holes
+from .loops import is_loop, why_unlike
 from .run import Session
 from .shape_probe import Seen, Watcher
 from .size_flow import Flow, Sizes
@@ -55,7 +68,7 @@ def take_known(model: ir.Model, start: Given) -> tuple[str, ...]:
         wanted = sorted({*conditions.values()} - set(values))
         made: dict[str, Array] = dict(values)
         if wanted:
-            session = Session(flat(model), wanted, known=sorted(values))
+            session = Session(flat(model, shut(model)), wanted, known=sorted(values))
             made.update(zip(session.outputs, session.run(values), strict=True))
         choices = {name: bool(np.asarray(made[condition]).ravel()[0]) for name, condition in conditions.items()}
         for name, inputs in known.items():
@@ -76,50 +89,75 @@ def _flag(start: Given, name: str) -> Array | None:
 
 @dataclass(frozen=True)
 class Look:
-    """What running a model showed: which ``If`` nodes stay closed, by key; shapes and sizes; the inputs it ran on."""
+    """What running a model showed: which of its subgraphs stay closed, and why; shapes and sizes; the inputs it ran
+    on; what to say of it."""
 
-    closed: frozenset[str]
+    closed: Closed
     seen: Seen
     feed: Mapping[str, Array]
+    notes: tuple[str, ...]
 
 
-def look(
-    model: ir.Model, running: Callable[[], ir.Model], starts: Sequence[Given], closed: frozenset[str] | None
-) -> Look:
+def look(model: ir.Model, running: Callable[[], ir.Model], starts: Sequence[Given], closed: Closed | None) -> Look:
     """Run a model, from the first of ``starts`` that it takes. Where it is not known yet (None) which of its ``If``
-    nodes stay closed, that is found, and branches that sizes choose are written in their places (in place).
+    nodes and loops stay closed, that is found, and branches that sizes choose are written in their places (in place).
     ``running``: the model as ONNX Runtime runs it. Raises ShapeError where it does not."""
-    settled, closed = closed is not None, closed or frozenset()
+    settled = closed is not None
+    closed = shut(model) if closed is None else closed
     while True:
         flow = Flow(model, closed)
         try:
             watcher = Watcher(flat(running(), closed), flow.to_watch(), starts)
             seen = watcher.see()
         except ShapeError:
-            more = frozenset() if settled else _not_both(model, running, starts) - closed
+            more = {} if settled else _not_both(model, running, starts, closed)
             if not more:
                 raise
-            closed |= more
+            closed = {**closed, **more}
             continue
         starts = (watcher.first_feed,)
+        unlike = {} if settled else _unlike(flow, seen)
+        if unlike:
+            closed = {**closed, **unlike}
+            continue
         choices = {} if settled else Sizes(flow, seen).decided()
         if not choices:
-            return Look(closed, seen, watcher.first_feed)
+            return Look(closed, seen, watcher.first_feed, () if settled else tuple(_counted(flow)))
         take(model, choices)
 
 
-def _not_both(model: ir.Model, running: Callable[[], ir.Model], starts: Sequence[Given]) -> frozenset[str]:
-    """The outermost ``If`` nodes whose branches do not both run on what the model itself runs on; all of them where
-    each alone does. Raises ShapeError where the model does not run."""
-    outermost = [key(node) for node in model.graph if is_if(node)]
+def _not_both(
+    model: ir.Model, running: Callable[[], ir.Model], starts: Sequence[Given], closed: Closed
+) -> dict[str, str]:
+    """The outermost ``If`` nodes whose branches do not both run on what the model itself runs on, and loops of which
+    no iteration does by itself; all of them where each alone does. Raises ShapeError where the model does not run."""
+    outermost = {key(node): why_not_run(model, node) for node in model.graph if opens(node, closed)}
     start = Watcher(running(), (), starts).start() if outermost else {}
-    failing = set()
+    failing = []
     for name in outermost:
+        others = {**closed, **{other: why for other, why in outermost.items() if other != name}}
         try:
-            Watcher(flat(running(), frozenset(outermost) - {name}), (), [start]).start()
+            Watcher(flat(running(), others), (), [start]).start()
         except ShapeError:
-            failing.add(name)
-    return frozenset(failing or outermost)
+            failing.append(name)
+    return {name: outermost[name] for name in failing or outermost}
+
+
+def _unlike(flow: Flow, seen: Seen) -> dict[str, str]:
+    """The loops of which one iteration does not stand for all."""
+    loops = [node for node, begins in flow.order if begins]
+    found = {key(node): why_unlike(node, seen.shapes) for node in loops}
+    return {name: why for name, why in found.items() if why is not None}
+
+
+def _counted(flow: Flow) -> Iterator[str]:
+    """How what loops compute counts."""
+    for node in flow.nodes:
+        if is_loop(node) and flow.weighs(node):
+            many = (
+                "once in MACs and latencies, and data show one iteration of it" if flow.opened(node) else "for nothing"
+            )
+            yield f"{node.name or key(node)} ({node.op_type}): what is in its body counts {many}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,18 +1,20 @@
 """``If``, ``Loop`` and ``Scan``: their subgraphs as part of the whole.
 
 The thin graph is flat. So that it sees what is in the branches of an ``If``, a copy of the model is run in which
-both are computed and the ``If`` chooses (``flat``); the nodes that are read and edited stay in their branches. An
-``If`` whose condition is known has its branch written in its place for good (``take``). What is in the body of a
-``Loop`` or ``Scan``, which runs again and again on other values, is only listed.
+both are computed and the ``If`` chooses (``flat``), and one iteration of what a ``Loop`` or ``Scan`` computes again
+and again (``loops``); the nodes that are read and edited stay in their subgraphs. An ``If`` whose condition is known
+has its branch written in its place for good (``take``). What is ``closed`` is only listed, with a reason.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 import onnx_ir as ir
 
 from ...ir.host import Array
+from .loops import is_loop, unroll, why_shut
 from .node import standard
 
 BRANCHES = ("then_branch", "else_branch")
@@ -43,13 +45,30 @@ def key(node: ir.Node) -> str:
     return next(str(value.name) for value in node.outputs if value.name)
 
 
-def nodes_of(graph: ir.Graph, closed: frozenset[str] = frozenset()) -> Iterator[ir.Node]:
-    """Every node of a graph in order, those in branches before their ``If``; not of ``closed`` ones."""
+Closed = Mapping[str, str]
+"""The nodes, by key, whose subgraphs are not looked into, and why."""
+
+
+def opens(node: ir.Node, closed: Closed) -> bool:
+    """Whether the subgraphs of a node are looked into."""
+    return (is_if(node) or is_loop(node)) and key(node) not in closed
+
+
+def walk(graph: ir.Graph, closed: Closed) -> Iterator[tuple[ir.Node, bool]]:
+    """Every node of a graph in order, those in subgraphs before what holds them but in ``closed`` ones; and whether
+    it is a loop that begins, for a loop comes twice."""
     for node in graph:
-        if is_if(node) and key(node) not in closed:
-            for branch in branches(node):
-                yield from nodes_of(branch, closed)
-        yield node
+        if opens(node, closed):
+            if is_loop(node):
+                yield node, True
+            for inner in subgraphs(node):
+                yield from walk(inner, closed)
+        yield node, False
+
+
+def nodes_of(graph: ir.Graph, closed: Closed = MappingProxyType({})) -> Iterator[ir.Node]:
+    """Every node of a graph in order, those in subgraphs before what holds them; not of ``closed`` ones."""
+    return (node for node, begins in walk(graph, closed) if not begins)
 
 
 def graphs_of(graph: ir.Graph) -> list[ir.Graph]:
@@ -187,12 +206,16 @@ def _move(branch: ir.Graph, node: ir.Node) -> None:
         place.insert_before(node, part)
 
 
-def flat(model: ir.Model, closed: frozenset[str] = frozenset()) -> ir.Model:
-    """A copy in which both branches of every ``If`` that is not ``closed`` are computed, and it hands on one."""
-    if not any(is_if(node) for node in nodes_of(model.graph, closed)):
+def flat(model: ir.Model, closed: Closed = MappingProxyType({})) -> ir.Model:
+    """A copy in which both branches of every ``If`` that is not ``closed`` are computed, of which it hands on one, and
+    one iteration of every such loop."""
+    if not any(opens(node, closed) for node in nodes_of(model.graph, closed)):
         return model
     copy = model.clone()
-    for node in [node for node in nodes_of(copy.graph, closed) if is_if(node) and key(node) not in closed]:
+    for node in [node for node in nodes_of(copy.graph, closed) if opens(node, closed)]:
+        if is_loop(node):
+            unroll(node)
+            continue
         for label, branch in zip(BRANCHES, branches(node), strict=True):
             _move(branch, node)
             for k, made in enumerate(list(branch.outputs)):
@@ -204,10 +227,17 @@ def flat(model: ir.Model, closed: frozenset[str] = frozenset()) -> ir.Model:
     return copy
 
 
-def why_closed(model: ir.Model, node: ir.Node) -> str:
-    """Why what is in a node's subgraphs stays as it is."""
-    if not is_if(node):
-        return f"it is computed in the body of a `{node.op_type}`, again and again"
+def shut(model: ir.Model) -> Closed:
+    """The loops that cannot be looked into, whatever they run on."""
+    version = model.graph.opset_imports.get("", 1)
+    found = {key(node): why_shut(node, version) for node in nodes_of(model.graph) if is_loop(node)}
+    return {name: why for name, why in found.items() if why is not None}
+
+
+def why_not_run(model: ir.Model, node: ir.Node) -> str:
+    """Why what is in the subgraphs of a node that do not run beside it stays as it is."""
+    if is_loop(node):
+        return f"it is computed in the body of a `{node.op_type}`, of which no iteration runs by itself"
     inputs = [name for name in deciding_inputs(model, node) if name]
     hint = f"; a value of `{inputs[0]}` (--input {inputs[0]}=VALUE) takes one" if len(inputs) == 1 else ""
     return f"its branches cannot both be run on one input{hint}"

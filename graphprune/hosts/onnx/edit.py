@@ -5,7 +5,7 @@ Nothing is edited that another reader shares without being asked to: it gets a c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -263,11 +263,15 @@ def sweep(graph: ir.Graph, node: ir.Node) -> None:
         drop_unread(graph, [value for value in inputs if value.producer() is None])
 
 
-def stale(model: ir.Model) -> Iterator[ir.Value]:
-    """The values whose recorded shapes an edit may make wrong: all that nodes make, but the outputs of the model."""
+def forget_shapes(model: ir.Model) -> None:
+    """Drop the recorded shapes that an edit may make wrong (in place): of all that nodes make but the outputs of the
+    model, of what subgraphs are given and make but the number of axes, which those have to declare."""
     kept = set(model.graph.outputs)
-    for node in model.graph.all_nodes():
-        yield from (value for value in node.outputs if value not in kept)
-    for function in model.functions.values():
-        for node in function.all_nodes():
-            yield from node.outputs
+    for graph in model.graph.subgraphs():
+        ends = [value for value in (*graph.inputs, *graph.outputs) if value.graph is graph]
+        kept.update(ends)
+        for value in ends:
+            value.shape = None if value.shape is None else ir.Shape([None] * len(value.shape))
+    nodes = [*model.graph.all_nodes(), *(node for part in model.functions.values() for node in part.all_nodes())]
+    for value in (out for node in nodes for out in node.outputs if out not in kept):
+        value.shape = None

@@ -23,7 +23,7 @@ from ..example import Given, given
 from ..narrowed import Narrowed, narrowed
 from . import edit
 from .choices import look, opened, take_known
-from .control_flow import flat, graphs_of
+from .control_flow import Closed, flat, graphs_of
 from .file import CHANGED, check_external, external, from_proto, read, write
 from .float32_reference import halves, widened
 from .inputs import bfloat16_values, feed, holes, some
@@ -57,7 +57,7 @@ class OnnxHost:
         if isinstance(model, onnx.ModelProto):
             model = from_proto(model, model.graph.name or "model")
             check_external(model, str(model.graph.name or "model"))
-        self._closed: frozenset[str] | None = None  # each If whose branches are not looked into, once that is known
+        self._closed: Closed | None = None  # once that is known
         changed: tuple[str, ...] = model.meta.get(CHANGED, ())
         model, self.notes = opened(model)
         self.notes += changed
@@ -91,7 +91,7 @@ class OnnxHost:
         """The same with the branches that are looked into computed side by side."""
         if self._closed is None:
             self._look()
-        return flat(self._runnable(), self._closed or frozenset())
+        return flat(self._runnable(), self._closed or {})
 
     # ---- making one ------------------------------------------------------------------------------
 
@@ -125,7 +125,7 @@ class OnnxHost:
     def lift(self) -> Graph:
         with refusing("the model cannot be read"), paused():
             seen = self._look()
-            graph, self._known = lift(self.model, Flow(self.model, self._closed or frozenset()), seen)
+            graph, self._known = lift(self.model, Flow(self.model, self._closed or {}), seen)
         return graph
 
     def _look(self) -> Seen:
@@ -140,6 +140,7 @@ class OnnxHost:
                 raise ModelError(error.message, error.hint) from error
             self._forget()  # what was known of the model before a branch took its place
             self._seen, self._closed, self._nodes = found.seen, found.closed, None
+            self.notes += found.notes
             self._example = list(found.feed.values())
             self._starts = (found.feed,)  # what is made of it runs at the same sizes
         return self._seen
@@ -264,8 +265,7 @@ class OnnxHost:
             if written.pinned and name in self._by_output():
                 self._known[name, k] = pin(self.model.graph, self._by_output()[name], k, name, written)
         if not self._edited:
-            for value in edit.stale(self.model):
-                value.shape = None
+            edit.forget_shapes(self.model)
         self._edited = True
         self._forget()
 
@@ -306,12 +306,12 @@ class OnnxHost:
 
     def watch(self, batch: Batch, names: Sequence[str], known: Mapping[str, Array] | None = None) -> dict[str, Array]:
         fed = ChainMap(known or {}, feed(self._runnable(), narrowed(batch, self._narrowed)))  # type: ignore[arg-type]  # nothing is written
-        made = [name for name in names if name in self._by_output() and name not in fed]
+        stored = {name for graph in graphs_of(self.model.graph) for name in graph.initializers}
+        made = [name for name in names if name not in fed and name not in stored]
         seen: dict[str, Array] = {}
         if made:
             session = self._watching(tuple(made), tuple(sorted(known or {})))
             seen = dict(zip(session.outputs, self._running(lambda: session.run(fed)), strict=True))
-        stored = {name for graph in graphs_of(self.model.graph) for name in graph.initializers}
         fixed = {name: self.parameter(name) for name in names if name in stored}
         found = ChainMap(seen, ChainMap(fed, fixed))
         return {name: _wide(np.asarray(found[name])) for name in names}

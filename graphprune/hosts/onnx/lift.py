@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
@@ -10,9 +10,10 @@ from ...coupling.relate import relate
 from ...errors import ModelError
 from ...ir.graph import Graph, Op, Value
 from ..boundary import DRAWN
-from .control_flow import branches, graphs_of, subgraphs, why_closed
+from .control_flow import branches, graphs_of, key, subgraphs
 from .inputs import dtype_name
 from .literal_tracking import Follower, Written
+from .loops import body_of, is_loop
 from .node import RANDOM, Call, Reader, Reading, Unreadable, constant_tensor, plain_attributes, standard
 from .ops import MICROSOFT, ONNX
 from .ops_attention import ATTENTION, MICROSOFT_ATTENTION
@@ -49,9 +50,13 @@ class _Reader:
     def graph(self) -> Graph:
         weights = {str(v.name): self._value(v) for v in self._parameters()}
         inputs = [self._value(v) for v in self.model.graph.inputs if str(v.name) not in weights]
-        readings = {node: self._read(node) for node in self.flow.nodes}
+        readings = [self._begin(node) if begins else self._read(node) for node, begins in self.flow.order]
         wanted = self._wanted(readings)
-        ops = [op for node in self.flow.nodes for op in self._ops(node, readings[node], wanted)]
+        ops = [
+            op
+            for (node, begins), reading in zip(self.flow.order, readings, strict=True)
+            for op in (self._begins(node, reading) if begins else self._ops(node, reading, wanted))
+        ]
         outputs = [self._value(v) for v in self.model.graph.outputs]
         used = {id(value) for op in ops for value in op.inputs} | {id(value) for value in outputs}
         literal = {id(self.values.get(v)) for node in self.flow.nodes for v in _literals(node)}
@@ -86,10 +91,10 @@ class _Reader:
         """Kind, operands and attributes; for an unknown op its own name and all it reads, for an unknown
         use of one the reason."""
         if self.flow.opened(node):
-            return self._choice(node)
+            return self._end(node) if is_loop(node) else self._choice(node)
         if subgraphs(node):
             values = [*node.inputs, *self.flow.taken_in(node)]
-            why = {"why": why_closed(self.model, node)}
+            why = {"why": self.flow.closed[key(node)]}
             return "opaque", [None if v is None else self._value(v) for v in values], why
         marked = attributes(node)
         if marked is not None:
@@ -129,15 +134,43 @@ class _Reader:
             return "opaque", [*values], {"why": "its branches give tensors of different rank"}
         return "if", [*values], {}
 
-    def _wanted(self, readings: dict[ir.Node, Reading]) -> set[str]:
+    def _begin(self, node: ir.Node) -> Reading:
+        """A loop that begins: what it is given."""
+        body = body_of(node)
+        given = [*body.given, *(state[0] for state in body.states), *(read[0] for read in body.read)]
+        attrs = {"controls": len(body.controls), "axes": [axis for _, axis, _ in body.read]}
+        return "loop_enter", [None if value is None else self._value(value) for value in given], attrs
+
+    def _begins(self, node: ir.Node, reading: Reading) -> Iterator[Op]:
+        """No op where nothing goes in."""
+        kind, operands, attrs = reading
+        made = tuple(self._value(value) for value in body_of(node).graph.inputs)
+        if made:
+            yield self._op(node, Op(made[0].name, kind, tuple(operands), made, attrs, node.name or key(node)))
+
+    def _end(self, node: ir.Node) -> Reading:
+        """A loop: what an iteration is given, what it hands on."""
+        body = body_of(node)
+        again = [state[1] for state in body.states]
+        controls = len(body.graph.outputs) - len(body.states) - len(body.written)
+        values = [*body.graph.outputs[:controls], *again, *body.graph.outputs[controls:]]
+        attrs = {
+            "controls": controls,
+            "states": len(again),
+            "axes": [axis for _, axis, _ in body.written],
+            "outputs": [k for k, value in enumerate(node.outputs) if value.name],
+        }
+        return "loop_exit", [self._value(value) for value in values], attrs
+
+    def _wanted(self, readings: Sequence[Reading]) -> set[str]:
         """The values that flow into something: the other constants and sizes are left out."""
         wanted = {str(value.name) for value in self.model.graph.outputs}
-        for node in reversed(self.flow.nodes):
-            if any(v in self.flow.sized for v in node.outputs) and readings[node][0] != "size":
+        for (node, _), (kind, read, _) in zip(reversed(self.flow.order), reversed(readings), strict=True):
+            if any(v in self.flow.sized for v in node.outputs) and kind != "size":
                 continue
             if not all(v in self.flow.constant for v in node.outputs) or any(v.name in wanted for v in node.outputs):
-                sized = readings[node][0] == "size" and node.inputs[0] in self.flow.sized
-                wanted |= {value.name for value in readings[node][1] if value is not None and not sized}
+                sized = kind == "size" and node.inputs[0] in self.flow.sized
+                wanted |= {value.name for value in read if value is not None and not sized}
         return wanted
 
     def _ops(self, node: ir.Node, reading: Reading, wanted: set[str]) -> Iterator[Op]:

@@ -7,8 +7,9 @@ tensors' axes it was computed from.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ...ir.host import Array
-from .control_flow import branches, graphs_of, is_if, key, nodes_of, within
+from .control_flow import Closed, branches, graphs_of, is_if, key, opens, subgraphs, walk, within
+from .loops import body_of, is_loop
 from .node import SLOTS, TYPES, constant_tensor, standard
 from .shape_probe import SMALL, Seen
 
@@ -66,24 +68,29 @@ def captured(node: ir.Node, outer: Mapping[ir.Value, Any] | set[ir.Value]) -> li
 class Flow:
     """Sorts a model's values into constants, sizes and data, before it is run."""
 
-    def __init__(self, model: ir.Model, closed: frozenset[str] = frozenset()) -> None:
-        self.closed = closed  # the ``If`` nodes, by key, whose branches are not looked into
-        self.nodes = list(nodes_of(model.graph, closed))
+    def __init__(self, model: ir.Model, closed: Closed = MappingProxyType({})) -> None:
+        self.closed = closed
+        self.order = list(walk(model.graph, closed))  # loops that begin as well
+        self.nodes = [node for node, begins in self.order if not begins]
         self.constant: set[ir.Value] = {v for graph in graphs_of(model.graph) for v in graph.initializers.values()}
         self.constant |= {value for node in self.nodes for value in self.stored(node)}
         self.sized: set[ir.Value] = set()
         self._weighty = {v for v in self.constant if _weighty(v.const_value)}
         self.inside = self.constant | set(model.graph.inputs) | {out for node in self.nodes for out in node.outputs}
+        self.inside |= {value for node, begins in self.order if begins for value in body_of(node).graph.inputs}
         for node in self.nodes:
             self._sort(node)
 
     def opened(self, node: ir.Node) -> bool:
-        """Whether it is an ``If`` whose branches are looked into."""
-        return is_if(node) and key(node) not in self.closed
+        """Whether it is an ``If`` or a loop that is looked into."""
+        return opens(node, self.closed)
 
-    def chosen(self, node: ir.Node) -> list[ir.Value]:
-        """What the branches of an ``If`` that is looked into hand on: of one all, then of the other."""
-        return [value for branch in branches(node) for value in branch.outputs] if self.opened(node) else []
+    def handed(self, node: ir.Node) -> list[ir.Value]:
+        """What the branches of an ``If`` that is looked into hand on: of one all, then of the other; of a loop what
+        an iteration is given and hands on."""
+        if is_loop(node):
+            return [*body_of(node).graph.inputs, *body_of(node).graph.outputs]
+        return [value for branch in branches(node) for value in branch.outputs]
 
     def stored(self, node: ir.Node) -> list[ir.Value]:
         """The weights in the subgraphs of a node that is not looked into."""
@@ -92,7 +99,12 @@ class Flow:
 
     def taken_in(self, node: ir.Node) -> list[ir.Value]:
         """What the subgraphs of a node read of the values that are looked into, and hold themselves."""
-        return self.chosen(node) if self.opened(node) else [*captured(node, self.inside), *self.stored(node)]
+        return self.handed(node) if self.opened(node) else [*captured(node, self.inside), *self.stored(node)]
+
+    def weighs(self, node: ir.Node) -> bool:
+        """Whether weights are read in the subgraphs of a node."""
+        inner = [part for graph in subgraphs(node) for part in graph.all_nodes()]
+        return any(value in self._weighty or _weighty(constant_tensor(value)) for value in _read(inner))
 
     def _sort(self, node: ir.Node) -> None:
         inputs = [value for value in operands(node) if value is not None] + self.taken_in(node)
@@ -129,6 +141,10 @@ class Flow:
                 if value in self.sized or (value in self.constant and constant_tensor(value) is None):
                     names[str(value.name)] = None
         return list(names)
+
+
+def _read(nodes: Sequence[ir.Node]) -> Iterator[ir.Value]:
+    yield from (value for node in nodes for value in node.inputs if value is not None)
 
 
 def _fills(node: ir.Node) -> bool:
