@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from .backends.effort import Budget
 from .backends.target import Target, on_device, target
@@ -24,9 +22,9 @@ from .driver.latency_search import has_latency, recorded, to_latency
 from .driver.layers import layers
 from .driver.no_slower import chooses, guarded
 from .driver.output import apart, new_folder
-from .errors import BudgetError, DataError, ModelError, RecipeError, raised
+from .errors import BudgetError, DataError, ModelError, RecipeError
+from .hosts.given import as_host, imported, origins
 from .ir.facts import Groups, Keep, Scores
-from .ir.host import Host
 from .ir.program import Loss, Program
 from .passes.group import Group
 from .passes.mask import Mask
@@ -41,9 +39,6 @@ from .pipeline.replay import apply_plan
 from .pipeline.run import run as run_recipe
 from .pipeline.verify import verify
 from .pipeline.verify import verify as prove
-
-if TYPE_CHECKING:
-    from .hosts.torch.host import TorchHost
 
 T = TypeVar("T")
 AGAIN = "the network was pruned before: budgets are shares of what was left, and this plan follows that one's"
@@ -131,7 +126,7 @@ def load(
             f"`{fixed[0]}` is to be the same for every sample, and there are none: no data was given",
             "give data too; the value of an input of the example is --input NAME=VALUE",
         )
-    host = _host(model, example_inputs, dynamic_shapes)
+    host = as_host(model, example_inputs, dynamic_shapes)
     if data is not None and (inputs := host.undecided()):
         samples, data = calibration.first(data, inputs, fixed)
         host.suppose(samples)
@@ -177,8 +172,8 @@ def apply(
     allow_unread: Sequence[str] = (),
     allow_other_weights: bool = False,
 ) -> Program:
-    """Do to a fresh copy of the same model what ``plan`` (a plan.json, or a program that was compiled)
-    did: the same weights, to the last bit.
+    """Do to a fresh copy of the same model what ``plan`` (a plan.json, the folder of one, or a program that was
+    compiled) did: the same weights, to the last bit.
 
     ``in_place``: cut the nn.Module itself, so that its training goes on, and the state of ``optimizer``
     with it; the result is checked against the GraphModule of the program returned. What the traced forward
@@ -191,10 +186,10 @@ def apply(
 
     Raises RecipeError if the plan is none or does not fit the model, ModelError where it cannot be cut in place.
     """
-    if in_place and "torch" not in _origins(model):
+    if in_place and "torch" not in origins(model):
         raise ModelError(f"in_place cuts an nn.Module, not a {type(model).__name__}", "leave out in_place")
     if isinstance(plan, Program):
-        if example_inputs is None and "torch" in _origins(model) and not plan.source.trainable:
+        if example_inputs is None and "torch" in origins(model) and not plan.source.trainable:
             raise ModelError(
                 "the program was made from an ONNX model, whose examples a module does not take",
                 "give example_inputs; the names of its parameters must be the module's",
@@ -209,7 +204,7 @@ def apply(
             from .train.inplace import cut
 
             return cut(made, model, example_inputs, optimizer, allow_unread, allow_other_weights)
-        host = model.source if isinstance(model, Program) else _host(model, example_inputs, None)
+        host = model.source if isinstance(model, Program) else as_host(model, example_inputs)
         return apply_plan(made, host, allow_other_weights=allow_other_weights)
     except RecipeError as error:
         if isinstance(plan, (str, Path)):
@@ -500,96 +495,11 @@ def default_recipe(unit: str, text: str, control: Control | None = None, *, data
     return Recipe.parse(f"{steps}mask{{{' '.join(options)}}},propagate{repair}")
 
 
-def _host(model: Any, example_inputs: Any, dynamic_shapes: Any) -> Host:
-    if isinstance(model, (str, os.PathLike)):
-        return _from_text(os.fspath(model), example_inputs)
-    kind = _origins(model)
-    if kind & {"onnx_ir", "onnx"}:
-        from .hosts.onnx.host import OnnxHost
-
-        return OnnxHost(model, example_inputs)
-    if "torch" in kind:
-        import torch
-
-        from .hosts.torch.host import TorchHost
-
-        if isinstance(model, torch.export.ExportedProgram):
-            return _resized(TorchHost.from_exported(model), example_inputs)
-        if isinstance(model, torch.nn.Module):
-            if example_inputs is None:
-                raise ModelError(
-                    "a module needs example inputs to be traced", "gp.load(module, (torch.randn(1, 3, 224, 224),))"
-                )
-            return TorchHost.export(model, example_inputs, dynamic_shapes)
-    raise ModelError(
-        f"{type(model).__name__} is not a model",
-        "give an nn.Module, an ExportedProgram, an ONNX model, or the path of one",
-    )
-
-
-def _origins(model: Any) -> set[str]:
-    """The packages that a model's classes are of: no framework is imported to ask."""
-    return {part.__module__.partition(".")[0] for part in type(model).__mro__}
-
-
-def _from_text(text: str, example_inputs: Any) -> Host:
-    path = Path(text)
-    if path.suffix == ".onnx":
-        from .hosts.onnx.host import OnnxHost
-
-        return OnnxHost.load(path, example_inputs)
-    if path.suffix == ".pt2":
-        from .hosts.torch.host import TorchHost
-
-        return _resized(TorchHost.load(path), example_inputs)
-    if ":" in text and not path.exists():
-        return _resized(_from_factory(*text.rsplit(":", 1)), example_inputs)
-    what = "not an .onnx or .pt2 file" if path.exists() else "no such file"
-    raise ModelError(f"{text}: {what}", "give a .onnx file, a .pt2 file of torch.export, or package.module:factory")
-
-
-def _resized(host: TorchHost, example_inputs: Any) -> TorchHost:
-    """What was traced on inputs of its own, on those that are given."""
-    if example_inputs is not None:
-        host.resize(example_inputs)
-    return host
-
-
-def _from_factory(module: str, name: str) -> TorchHost:
-    from .hosts.torch.host import TorchHost
-
-    factory = _imported(module, name)
-    try:
-        made = factory()
-    except Exception as error:  # the user's code may raise anything
-        raise ModelError(f"{module}:{name}: {raised(error)}", "it must return (module, example_inputs)") from error
-    if not isinstance(made, tuple) or len(made) != 2:
-        raise ModelError(f"{module}:{name} returned {type(made).__name__}", "it must return (module, example_inputs)")
-    return TorchHost.export(*made)
-
-
 def _evaluation(evaluate: Evaluate | str | None) -> tuple[Evaluate | None, str]:
     """The function, and what reports call it."""
     if not isinstance(evaluate, str):
         return evaluate, getattr(evaluate, "__name__", type(evaluate).__name__)
-    module, _, name = evaluate.rpartition(":")
-    return _imported(module, name), evaluate
-
-
-def _imported(module: str, name: str) -> Callable[..., Any]:
-    """The function of ``package.module:name``, looked up from the current directory. Raises ModelError."""
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    except Exception as error:  # so may its import
-        hint = f"package.module:{name} must be importable from here"
-        raise ModelError(f"{module}:{name}: {raised(error)}", hint) from error
-    if not callable(found):
-        raise ModelError(
-            f"{module}:{name} is no function but of type {type(found).__name__}", "give package.module:factory"
-        )
-    return found
+    return imported(evaluate), evaluate
 
 
 def _check_tensors(program: Program) -> None:

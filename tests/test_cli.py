@@ -125,7 +125,7 @@ def test_passes_lists_options_with_defaults_and_meaning() -> None:
         for option in kind().options() if name != "mask" else {"floor": 0.1, "grain": 1}:
             assert f"{option}=" in output
     assert re.search(r"floor=0\.1 +\S+", output) and "needs: Groups, Scores" in output
-    assert "  with data: group,score{by=obs},mask{macs=0.5x allocate=rd},propagate,compensate" in output
+    assert "  with data:\n        group,score{by=obs},mask{macs=0.5x allocate=rd},propagate,compensate" in output
 
 
 def test_targets_lists_the_built_in_ones() -> None:

@@ -19,7 +19,9 @@ TRIES = 20  # draws per candidate
 
 
 def eagleeye(problem: Allocation) -> Counts:
-    """EagleEye (Li et al. 2020): random shares per group that come within 0.5% of the budget (or as near
+    """The best of random shares, BatchNorms recalibrated (EagleEye, Li et al. 2020).
+
+    Random shares per group that come within 0.5% of the budget (or as near
     as there are channels to), the BatchNorms of each candidate recalibrated, the best kept. Half of the
     data recalibrates, the other half ranks: by the squared distance of the outputs to the original's, as
     there need be no labels [derived: the paper ranks by accuracy]. Without BatchNorms it ranks the

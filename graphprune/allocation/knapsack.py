@@ -9,9 +9,10 @@ from .problem import Allocation
 
 
 def knapsack(problem: Allocation) -> Counts:
-    """The choice that keeps the most score (Aflalo et al., Knapsack Pruning, 2020; tied layers are one
-    item, as a group is). A channels budget adds over groups and is solved exactly; MACs, parameters and
-    memory do not add, and are traded: see choice.trade."""
+    """The choice that keeps the most score within the budget.
+
+    Aflalo et al., Knapsack Pruning, 2020; tied layers are one item, as a group is. A channels budget adds over groups
+    and is solved exactly; MACs, parameters and memory do not add, and are traded: see choice.trade."""
     problem.check()
     losses = {}
     for group in problem.groups:

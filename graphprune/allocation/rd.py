@@ -32,7 +32,9 @@ DenseNet's (docs/benchmarks.md, "Accuracy without training")."""
 
 
 def rd(problem: Allocation) -> Counts:
-    """The choice with the least total distortion, by what was measured of each group alone: exact where
+    """The least distortion of the outputs, measured group by group.
+
+    The choice with the least total distortion, by what was measured of each group alone: exact where
     the cost adds over groups (a channels budget), traded where it does not. See ``losses``."""
     problem.check()
     menus = losses(problem.program, problem.groups, {group.name: problem.menu(group) for group in problem.groups})

@@ -14,7 +14,9 @@ from .problem import Allocation
 
 
 def stepwise(problem: Allocation) -> Counts:
-    """Without the branch of the least score, then of the least score in what is left, until the budget is met
+    """Branches one after the other, measured again after each (FinerCut, 2024).
+
+    Without the branch of the least score, then of the least score in what is left, until the budget is met
     (FinerCut, Zhang et al. 2024, algorithm 1). The passes that found and scored the branches run again after each.
 
     Raises RecipeError for channels, and for scores that no pass makes again.

@@ -31,12 +31,14 @@ def one_threshold(problem: Allocation) -> Counts:
 
 
 def lamp(problem: Allocation) -> Counts:
-    """One threshold for LAMP scores of the scores: see criteria.magnitude.lamp."""
+    """One threshold for LAMP scores of the scores (see criteria.magnitude.lamp)."""
     return _below(problem, {name: lamp_of(np.square(own)) for name, own in _worth(problem).items()})
 
 
 def greedy(problem: Allocation) -> Counts:
-    """The knapsack by value over cost: one threshold for the score per cost of a channel at full width
+    """One threshold for the score per cost of a channel.
+
+    The knapsack by value over cost: one threshold for the score per cost of a channel at full width
     (Dantzig 1957; Aflalo et al., Knapsack Pruning, 2020)."""
     full = {group.name: group.size for group in problem.groups}
     whole = problem.price(full)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ..cost.units import UNITS
-from .console import echo
+from .console import echo, loudness, note, progress, quiet
 from .example import fixed_option, input_option
 from .recipe import read_recipe
 
@@ -111,6 +111,7 @@ def _pair(text: str) -> tuple[str, str]:
 )
 @click.option("--force", is_flag=True, help="Replace OUT, and DIR of --dump, if they exist.")
 @click.option("-o", "--out", metavar="OUT", type=click.Path(path_type=Path), required=True, help="The folder to write.")
+@loudness
 def compile(
     model: str,
     passes_: str | None,
@@ -151,14 +152,15 @@ def compile(
     \b
     Examples:
       graphprune compile model.onnx --channels 0.7x -o out
-      graphprune compile model.onnx --macs 0.5x --data calibration.npz --target onnx --target tvm -o out
+      graphprune compile net.onnx --data x.npz --target onnx --target tvm -o out
       graphprune compile model.onnx --latency 0.6x --target cpu -o out
-      graphprune compile detector.onnx --macs 0.5x --input image=1x3x320x320 -o out
-      graphprune compile model.onnx --macs 0.5x --target best-cpu --tune 30min -o out
-      graphprune compile model.onnx --macs 0.7x --freeze 'head*' --freeze stem.conv --grain 16 -o out
-      graphprune compile model.onnx --width stem.conv=24 --width 'blocks.*=0.5x' -o out
+      graphprune compile detector.onnx --input image=1x3x320x320 -o out
+      graphprune compile model.onnx --target best-cpu --tune 30min -o out
+      graphprune compile model.onnx --macs 0.7x --freeze 'head*' --grain 16 -o out
+      graphprune compile model.onnx --width stem=24 --width 'blocks.*=0.5x' -o out
       graphprune compile mynet.models:resnet --params 0.4x --seed 3 -o out --force
-      graphprune compile model.pt2 --passes 'group,score{by=l1},mask{macs=0.5x grain=8},propagate' -o out
+      graphprune compile train.py:net --macs 0.5x -o out
+      graphprune compile model.pt2 --passes 'group,score,dead,propagate' -o out
       graphprune compile model.onnx --print-after group --dump passes -o out
     """
     if passes_ is not None and recipe is not None:
@@ -169,9 +171,8 @@ def compile(
     from .. import api
     from ..report.page import table as shown_table
     from ..report.printed import PrintAfter
-    from ..report.progress import shown
 
-    with shown() as progress:
+    with progress() as told:
         artifact = api.compile(
             model,
             inputs,
@@ -196,9 +197,11 @@ def compile(
             force=force,
             dump=dump,
             instruments=[PrintAfter(print_after, partial(echo, err=True))] if print_after else (),
-            progress=progress,
+            progress=told,
         )
-    for note in artifact.report["notes"]:
-        echo(f"note: {note}", err=True)
+    for one in artifact.report["notes"]:
+        note(one)
+    if quiet():
+        return
     echo(shown_table(artifact.report))
     echo(f"\nreport: {out / 'report.html'}")

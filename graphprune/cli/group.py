@@ -37,7 +37,7 @@ EPILOG = """
 \b
 Environment (docs/environment.md has more):
   GRAPHPRUNE_CACHE            the folder of latency tables and tuning records
-  XDG_CACHE_HOME              where that is without it: in the folder graphprune of this, or of ~/.cache
+  XDG_CACHE_HOME              else its folder graphprune, or that of ~/.cache
   TVM_NUM_THREADS             the most threads that TVM targets may use
   TVM_THREAD_POOL_SPIN_COUNT  how long their idle threads spin
 """
@@ -45,7 +45,7 @@ Environment (docs/environment.md has more):
 
 @click.group(
     cls=_Commands,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
     epilog=EPILOG,
 )
 @click.version_option(__version__, prog_name="graphprune")
@@ -58,9 +58,9 @@ def main(ctx: click.Context) -> None:
 
     \b
     Start here:
-      graphprune inspect model.onnx                          what can be pruned, and what not and why
-      graphprune compile model.onnx --macs 0.5x -o out       half the multiply-accumulates
-      open out/report.html                                   what happened
+      graphprune inspect model.onnx                     what can be pruned
+      graphprune compile model.onnx --macs 0.5x -o out   half the work
+      open out/report.html                               what happened
 
     Exit codes: 0 done, 1 an error that is explained on stderr, 2 wrong usage, 130 interrupted, 143 terminated;
     interrupted or terminated a command writes nothing.

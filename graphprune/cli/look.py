@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .console import echo
+from .console import echo, echo_json, json_option, loudness, note, progress
 from .example import fixed_option, input_option
 from .recipe import read_recipe
 
@@ -19,9 +18,10 @@ from .recipe import read_recipe
     "--graph", metavar="OUT.svg", type=click.Path(dir_okay=False, path_type=Path), help="Draw the dependency graph."
 )
 @click.option("--all", "everything", is_flag=True, help="Every group with its parameter axes, and all that is frozen.")
-@click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON.")
+@json_option
 @click.option("--text", is_flag=True, help="Print the program as graphprune reads it, op by op.")
 @input_option
+@loudness
 def inspect(
     model: str,
     graph: Path | None,
@@ -49,28 +49,27 @@ def inspect(
     from ..report.branches import listed, rows
     from ..report.listing import describe
     from ..report.overview import overview, screen
-    from ..report.progress import shown
 
-    with shown() as progress:
-        progress("reading the model", 0, 1)
+    with progress() as told:
+        told("reading the model", 0, 1)
         program = api.load(model, inputs)
         groups = find_groups(program.graph)
         found = overview(program, groups)
     if text:
         echo(program.graph.text())
     elif as_json:
-        echo(json.dumps({**found, "branches": rows(program.graph, program.host)[0]}, indent=1))
+        echo_json({**found, "branches": rows(program.graph, program.host)[0]})
     else:
         echo(describe(groups) if everything else screen(found))
         if branches := listed(program.graph, program.host, everything):
             echo(f"\n{branches}")
-    for note in program.notes:
-        echo(f"note: {note}", err=True)
+    for one in program.notes:
+        note(one)
     if graph:
         from ..report.dependency_graph import draw
 
         draw(groups, graph)
-        echo(f"\ngraph: {graph}")
+        echo(f"\ngraph: {graph}", err=as_json)
 
 
 @click.command(short_help="Measure how sensitive the outputs are to each group.")
@@ -80,10 +79,18 @@ def inspect(
 @click.option(
     "--plot", metavar="OUT.svg", type=click.Path(dir_okay=False, path_type=Path), help="Draw it as a heat map."
 )
+@json_option
 @fixed_option
 @input_option
+@loudness
 def sweep(
-    model: str, data: Path, by: str, plot: Path | None, fixed: tuple[str, ...], inputs: dict[str, Any] | None
+    model: str,
+    data: Path,
+    by: str,
+    plot: Path | None,
+    as_json: bool,
+    fixed: tuple[str, ...],
+    inputs: dict[str, Any] | None,
 ) -> None:
     """Remove channels of one group of MODEL after the other, and measure what the outputs lose.
 
@@ -96,15 +103,17 @@ def sweep(
     """
     from .. import api
     from ..driver import sensitivity
-    from ..report.progress import shown
 
-    with shown() as progress:
-        progress("reading the model", 0, 1)
-        curves = sensitivity.sweep(api.load(model, inputs, data=data, fixed=fixed), by, progress)
-    echo(sensitivity.table(curves))
+    with progress() as told:
+        told("reading the model", 0, 1)
+        curves = sensitivity.sweep(api.load(model, inputs, data=data, fixed=fixed), by, told)
+    if as_json:
+        echo_json(curves)
+    else:
+        echo(sensitivity.table(curves))
     if plot:
         sensitivity.plot(curves, plot)
-        echo(f"\nplot: {plot}")
+        echo(f"\nplot: {plot}", err=as_json)
 
 
 @click.command(short_help="Find the pass, and its groups, that make the outputs differ.")
@@ -126,6 +135,7 @@ def sweep(
 )
 @fixed_option
 @input_option
+@loudness
 @click.pass_context
 def bisect(
     ctx: click.Context,
@@ -148,21 +158,20 @@ def bisect(
 
     \b
     Examples:
-      graphprune bisect model.onnx --passes 'group,score,mask{macs=0.5x},propagate,fold' --tolerance 0.1
-      graphprune bisect model.onnx --recipe recipe.toml --data calibration.npz --against masked
+      graphprune bisect net.onnx --passes 'group,score,mask{macs=0.5x},propagate'
+      graphprune bisect net.onnx --recipe r.toml --data data.npz --against masked
     """
     if (passes_ is None) == (recipe is None):
         raise click.UsageError("give the recipe by one of --passes and --recipe")
 
     from .. import api
     from ..driver import bisect as bisection
-    from ..report.progress import shown
 
-    with shown() as progress:
-        progress("reading the model", 0, 1)
+    with progress() as told:
+        told("reading the model", 0, 1)
         steps = read_recipe(recipe) if recipe else passes_ or ""
         program = api.load(model, inputs, data=data, fixed=fixed)
-        found = bisection.bisect(program, steps, tolerance=tolerance, against=against, progress=progress)
+        found = bisection.bisect(program, steps, tolerance=tolerance, against=against, progress=told)
     echo(bisection.table(found))
     if found.found is not None:
         ctx.exit(3)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .console import echo
+from .console import echo, loudness, note, progress
 from .example import input_option
 
 
@@ -27,26 +27,27 @@ from .example import input_option
     "--allow-other-weights", is_flag=True, help="Keep the same channels of a model with other weights, trained on."
 )
 @input_option
+@loudness
 def apply(
     plan: Path, model: str, out: Path, force: bool, allow_other_weights: bool, inputs: dict[str, Any] | None
 ) -> None:
     """Replay PLAN on a fresh copy of the MODEL that it was made from.
 
-    Nothing is scored or measured again: the same weights come out, to the last bit. A model with other
-    weights is refused.
+    PLAN is a plan.json, or the folder that `graphprune compile` wrote. Nothing is scored or measured again: the
+    same weights come out, to the last bit. A model with other weights is refused.
 
     \b
-    Example:
+    Examples:
+      graphprune apply out model.onnx -o pruned.onnx
       graphprune apply out/plan.json model.onnx -o pruned.onnx
     """
     from .. import api
     from ..driver.save import save
-    from ..report.progress import shown
 
-    with shown() as progress:
-        progress("replaying the plan", 0, 1)
+    with progress() as told:
+        told("replaying the plan", 0, 1)
         done = api.apply(plan, model, inputs, allow_other_weights=allow_other_weights)
         path = save(done, out, force)
-    for note in done.notes:
-        echo(f"note: {note}", err=True)
+    for one in done.notes:
+        note(one)
     echo(path)

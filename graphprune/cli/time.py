@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .console import echo
+from .console import echo, echo_json, json_option, loudness, progress
 from .example import input_option
 
 
@@ -26,6 +26,7 @@ from .example import input_option
     "-o", "--out", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The table."
 )
 @input_option
+@loudness
 def record(model: str, target_: str, threads: int, rpc: str | None, out: Path, inputs: dict[str, Any] | None) -> None:
     """Time on a target every op that MODEL may have at any width, and keep the times in a file.
 
@@ -34,14 +35,13 @@ def record(model: str, target_: str, threads: int, rpc: str | None, out: Path, i
     \b
     Examples:
       graphprune record model.onnx --target ort -o ort.jsonl
-      graphprune record model.onnx --target raspberry-pi-4 --rpc 192.168.0.7:9090 -o pi.jsonl
-      graphprune compile model.onnx --target raspberry-pi-4 --latency 0.5x --table pi.jsonl -o out
+      graphprune record net.onnx --target raspberry-pi-4 --rpc pi:9090 -o pi.jsonl
+      graphprune compile net.onnx --target ort --latency 0.5x --table t.jsonl -o o
     """
     from .. import api
-    from ..report.progress import shown
 
-    with shown() as progress:
-        table = api.record(model, target_, inputs, threads=threads, rpc=rpc, out=out, progress=progress)
+    with progress() as told:
+        table = api.record(model, target_, inputs, threads=threads, rpc=rpc, out=out, progress=told)
     echo(f"{sum(map(len, table.points.values()))} points: {out}")
     if table.damaged:
         echo(table.remark())
@@ -56,8 +56,10 @@ def record(model: str, target_: str, threads: int, rpc: str | None, out: Path, i
 @click.option(
     "--repeats", metavar="N", type=click.IntRange(min=3), default=50, show_default=True, help="Timed runs of each."
 )
+@json_option
 @input_option
-def bench(a: Path, b: Path, threads: int, repeats: int, inputs: dict[str, Any] | None) -> None:
+@loudness
+def bench(a: Path, b: Path, threads: int, repeats: int, as_json: bool, inputs: dict[str, Any] | None) -> None:
     """Measure A against B, in turns so that a busy machine is unfair to neither.
 
     A and B are model files (.onnx, .pt2) or folders with compiled code that `graphprune compile` wrote.
@@ -70,10 +72,13 @@ def bench(a: Path, b: Path, threads: int, repeats: int, inputs: dict[str, Any] |
     from ..backends.measure import interleave
     from ..backends.target import runnable
     from ..report.listing import compared
-    from ..report.progress import shown
 
-    with shown() as progress:
-        progress("reading the models", 0, 1)
+    with progress() as told:
+        told("reading the models", 0, 1)
         calls = {name: runnable(path, threads=threads, inputs=inputs) for name, path in (("a", a), ("b", b))}
-        measured = interleave(calls, repeats, threads=threads, progress=progress)
+        measured = interleave(calls, repeats, threads=threads, progress=told)
+    if as_json:
+        sides = {side: {"model": str(path), **vars(measured[side])} for side, path in (("a", a), ("b", b))}
+        echo_json({**sides, "b_over_a": measured["b"].median_ms / measured["a"].median_ms})
+        return
     echo(compared((str(a), measured["a"]), (str(b), measured["b"])))

@@ -33,7 +33,9 @@ DAMP = 0.01
 
 
 def least_squares(program: Program, keep: Keep) -> tuple[Correct, str]:
-    """New weights by parameter name, and what to add to biases by op name.
+    """Every layer after the cut fitted to the original network by least squares.
+
+    New weights by parameter name, and what to add to biases by op name.
 
     Layer by layer in order of execution, min |W x' + b - t|^2 + DAMP |W - W0|^2 over calibration
     positions: x' is what the layer reads in the pruned network, its earlier layers already fitted, so

@@ -16,7 +16,9 @@ from .no_worse import no_worse
 
 
 def means(program: Program, keep: Keep) -> tuple[Correct, str]:
-    """bias += W[:, P] @ E[x_P], P the removed input channels, E over the calibration data in the model as
+    """Biases gain the mean of what went.
+
+    bias += W[:, P] @ E[x_P], P the removed input channels, E over the calibration data in the model as
     it was given (FLAP, An et al. 2024, section 3.4; VBP). The mean of every reader's output is then what
     it was: exactly for linear layers and 1x1 convolutions; a larger kernel does not see the borders as
     often as the rest, which the mean over the whole input leaves out. No more of it is used than helps, see

@@ -19,7 +19,9 @@ SMALL = 1e-3
 
 
 def recalibrate(program: Program, keep: Keep) -> tuple[Correct, str]:
-    """Running mean and variance of every BatchNorm as they are in the pruned network, each measured with
+    """Statistics of BatchNorms measured anew (EagleEye, Li et al. 2020).
+
+    Running mean and variance of every BatchNorm as they are in the pruned network, each measured with
     those before it already set: what forward passes in training mode converge to, in one pass and exactly
     (EagleEye, Li et al. 2020; REFLOW, Saikumar and Varghese 2024)."""
     host, graph = program.host.copy(), program.graph
@@ -36,7 +38,9 @@ def recalibrate(program: Program, keep: Keep) -> tuple[Correct, str]:
 
 
 def renormalise(program: Program, keep: Keep) -> tuple[Correct, str]:
-    """y = sigma_d (x - mu_p) / sigma_p + mu_d, d the dense and p the pruned network, of what every
+    """Statistics of BatchNorms as they were in the original (REPAIR, 2023).
+
+    y = sigma_d (x - mu_p) / sigma_p + mu_d, d the dense and p the pruned network, of what every
     BatchNorm is given (REFLOW; Jordan et al., REPAIR, 2023), written into its running statistics, so that
     nothing is added to the graph. Where sigma_p is all but gone the channel keeps its scale."""
     source = original(program)

@@ -33,8 +33,10 @@ def _of(scoring: Scoring, read: Contraction, stats: Moments, of: PerInput) -> Ar
 
 @criterion("wifv", data=True)
 def wifv(scoring: Scoring) -> ScoresByGroup:
-    """Weighted input feature variance, FLAP (An et al. 2024), section 3.2: the variance of a reader's
-    input channel times the squared norm of the weights that read it, over calibration data."""
+    """Weighted input feature variance (FLAP, An et al. 2024).
+
+    Section 3.2: the variance of a reader's input channel times the squared norm of the weights that read it, over
+    calibration data."""
     return _by_reader(scoring, lambda x, weight: x.variance * np.square(weight).sum((1, 3)).ravel())
 
 
@@ -46,7 +48,7 @@ def ifv(scoring: Scoring) -> ScoresByGroup:
 
 @criterion("wifn", data=True)
 def wifn(scoring: Scoring) -> ScoresByGroup:
-    """Weighted input feature norm (FLAP; Wanda's score summed over outputs): mean |W| times rms(x)."""
+    """Weighted input feature norm (FLAP): mean |W| times rms(x); Wanda's score summed over outputs."""
     return _by_reader(
         scoring, lambda x, weight: np.sqrt(x.variance + x.mean**2) * np.abs(weight).mean(1).sum(-1).ravel()
     )
@@ -60,20 +62,26 @@ def wanda(scoring: Scoring) -> ScoresByGroup:
 
 @criterion("variance", data=True)
 def variance(scoring: Scoring) -> ScoresByGroup:
-    """Activation variance (VBP): that of each hidden unit where it is read, so after its activation. As
-    ``ifv``, but each place where a channel is read counts the same however large its activations are."""
+    """Activation variance (VBP).
+
+    That of each hidden unit where it is read, so after its activation. As ``ifv``, but each place where a channel is
+    read counts the same however large its activations are."""
     return _by_reader(scoring, lambda x, weight: x.variance / (x.variance.mean() or 1.0))
 
 
 @criterion("aap", data=True)
 def aap(scoring: Scoring) -> ScoresByGroup:
-    """Attention-map activation: the spatial mean of the batch-mean |activation| where it is read (after
+    """Attention-map activation: the mean |activation| where it is read.
+
+    The spatial mean of the batch-mean |activation| where it is read (after
     a ReLU the activation itself)."""
     return _by_reader(scoring, lambda x, weight: x.magnitude)
 
 
 @criterion("active", data=True)
 def active(scoring: Scoring) -> ScoresByGroup:
-    """The share of samples and places at which a channel is not zero where it is read (one minus APoZ, Hu et al.
+    """How often it is not zero where it is read (one minus APoZ, Hu et al. 2016).
+
+    The share of samples and places at which a channel is not zero where it is read (one minus APoZ, Hu et al.
     2016): zero for a channel that the data never wakes, which only `dead` knows to be dead for every input."""
     return _by_reader(scoring, lambda x, weight: x.active)

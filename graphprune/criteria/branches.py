@@ -21,7 +21,9 @@ SAMPLES = 64
 
 
 def angular(program: Program, gates: Groups) -> Iterator[tuple[Group, float]]:
-    """The angle between the stream before a branch and behind it, as a share of 180 degrees, averaged over positions
+    """The angle between the stream before and behind it (Gromov et al. 2024).
+
+    The angle between the stream before a branch and behind it, as a share of 180 degrees, averaged over positions
     (Gromov et al., The Unreasonable Ineffectiveness of the Deeper Layers, 2024, section 3.2, who look at the last
     position; FinerCut, Zhang et al. 2024). For a span: before its first branch and behind its last."""
     graph = program.graph
@@ -52,19 +54,25 @@ def _angles(a: Array, b: Array, axis: int) -> Array:
 
 
 def output(program: Program, gates: Groups) -> Iterator[tuple[Group, float]]:
-    """The mean squared change of the outputs without the branch, as a share of their variance (FinerCut, Zhang et al.
+    """The mean squared change of the outputs without it.
+
+    The mean squared change of the outputs without the branch, as a share of their variance (FinerCut, Zhang et al.
     2024, section 3.2, with the norm; the unit of `mask{allocate=rd}`)."""
     return _measured(program, gates, distortion)
 
 
 def kl(program: Program, gates: Groups) -> Iterator[tuple[Group, float]]:
-    """The KL divergence of the outputs' softmax without the branch from that with it, for outputs that are logits
+    """The KL divergence of the outputs without it, where they are logits.
+
+    The KL divergence of the outputs' softmax without the branch from that with it, for outputs that are logits
     along their last axis (FinerCut, Zhang et al. 2024, section 3.2)."""
     return _measured(program, gates, divergence)
 
 
 def loss(program: Program, gates: Groups) -> Iterator[tuple[Group, float]]:
-    """What the loss rises by without the branch (Shortened LLaMA, Kim et al. 2024, section 3.2, who take the
+    """What a loss rises by without it (torch).
+
+    What the loss rises by without the branch (Shortened LLaMA, Kim et al. 2024, section 3.2, who take the
     perplexity of a language model). Torch host only."""
     if program.loss is None or not program.host.trainable:
         raise RecipeError(

@@ -22,7 +22,9 @@ ERROR = 0.05
 
 @criterion("taylor", loss=True)
 def taylor(scoring: Scoring) -> ScoresByGroup:
-    """|sum g * w| over a slice, g the gradient of the mean loss over all samples: what removing the channel
+    """What removing it changes the loss by, to first order (Molchanov et al. 2019).
+
+    |sum g * w| over a slice, g the gradient of the mean loss over all samples: what removing the channel
     changes the loss by, to first order (Molchanov et al., Importance Estimation, 2019). The loss of a batch
     is taken for the mean over its samples."""
     program, mean = scoring.program, dict[str, Array]()
@@ -36,7 +38,9 @@ def taylor(scoring: Scoring) -> ScoresByGroup:
 
 @criterion("fisher", loss=True)
 def fisher(scoring: Scoring) -> ScoresByGroup:
-    """The mean over *samples* of (sum g * w)^2, g the gradient of one sample's loss: the empirical Fisher
+    """Fisher information: mean squared gradient times weight (Theis et al. 2018).
+
+    The mean over *samples* of (sum g * w)^2, g the gradient of one sample's loss: the empirical Fisher
     information's estimate of the change (Theis et al., Faster gaze prediction, 2018; Liu et al., Group Fisher
     Pruning, 2021). Each sample is run by itself, repeated where the batch size is fixed."""
     total: ScoresByGroup = {}
@@ -50,7 +54,9 @@ def fisher(scoring: Scoring) -> ScoresByGroup:
 
 @criterion("hessian", loss=True)
 def hessian(scoring: Scoring) -> ScoresByGroup:
-    """Tr(H_pp) / numel * |w_p|^2 per slice p (Yu et al., Hessian-aware pruning, 2022), the trace by
+    """Trace of the Hessian times the squared norm (Yu et al. 2022).
+
+    Tr(H_pp) / numel * |w_p|^2 per slice p (Yu et al., Hessian-aware pruning, 2022), the trace by
     Hutchinson's estimate with Rademacher vectors, in eval mode, until every score's standard error is below
     ``ERROR`` of the largest score, or ``PROBES`` are spent. A slice along which the loss curves
     down has a negative score."""

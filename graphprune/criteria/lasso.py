@@ -16,7 +16,9 @@ LAMBDAS = 40
 
 @criterion("lasso", data=True)
 def lasso(scoring: Scoring) -> ScoresByGroup:
-    """He et al., Channel Pruning (2017), section 3.1: per reader, min 1/2 |Y - sum_i b_i X_i W_i|^2 +
+    """LASSO over the channels that a layer reads (He et al., Channel Pruning, 2017).
+
+    Section 3.1: per reader, min 1/2 |Y - sum_i b_i X_i W_i|^2 +
     lambda |b|_1 with |W_i| = 1. The score of a channel is the largest lambda, as a share of the one that
     leaves nothing, at which its b_i is not zero: the order in which the search over lambda lets channels
     go [derived: the paper searches one lambda per ratio]. The mean over readers by ``combine``.

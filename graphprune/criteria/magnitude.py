@@ -25,7 +25,9 @@ def l2(scoring: Scoring) -> ScoresByGroup:
 
 @criterion("lamp", normalize="none")
 def lamp(scoring: Scoring) -> ScoresByGroup:
-    """Lee et al., Layer-adaptive Sparsity (LAMP, 2021): the squared norm as a share of what is left in its
+    """The squared norm, layer-adaptive (LAMP, Lee et al. 2021).
+
+    The squared norm as a share of what is left in its
     group with everything smaller gone. The largest of each group scores exactly 1, so that one threshold
     over all groups (``mask{allocate=global}``) empties none; any other scale of a group would undo that."""
     squares = scoring.per_axis(lambda name, axis: slices(scoring.program.host.parameter(name), axis, 2))
@@ -42,7 +44,9 @@ def lamp_of(squares: Array) -> Array:
 
 @criterion("fpgm")
 def fpgm(scoring: Scoring) -> ScoresByGroup:
-    """He et al., Filter Pruning via Geometric Median (2019): the sum of a filter's distances to the
+    """Distance to the other filters (FPGM, He et al. 2019).
+
+    The sum of a filter's distances to the
     others of its axis. A channel that is near to all the others is one they can stand in for."""
 
     def distances(name: str, axis: int) -> Array:
@@ -58,7 +62,7 @@ def fpgm(scoring: Scoring) -> ScoresByGroup:
 
 @criterion("bn")
 def bn(scoring: Scoring) -> ScoresByGroup:
-    """|gamma| of the group's BatchNorms (Liu et al., Network Slimming, 2017), the mean over them.
+    """|gamma| of BatchNorms (Network Slimming, Liu et al. 2017), the mean over the group's.
 
     Groups without a BatchNorm get their L2 norms, brought to the same mean by ``normalize``.
     """

@@ -28,7 +28,9 @@ def curvature(scoring: Scoring) -> tuple[list[Contraction], dict[str, NormalEqua
 
 @criterion("obs", data=True)
 def obs(scoring: Scoring) -> ScoresByGroup:
-    """Channels are left out one by one, always the one whose loss the remaining inputs of its readers can
+    """What the others cannot make up for: optimal brain surgeon (SlimGPT, ZipLM).
+
+    Channels are left out one by one, always the one whose loss the remaining inputs of its readers can
     make up for best by least squares (SlimGPT, Ling et al. 2024; ZipLM, Kurtic et al. 2023; Tyr). The
     score is what that added to the readers' error, as a share of the variance of what they give (over
     readers by ``combine``), made rising in the order of elimination; so every top-k of it is the k that

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..compensation import METHODS, left_out
@@ -12,6 +13,7 @@ from ..pipeline.base import Pass
 from ..pipeline.bypass import Bypass
 from ..pipeline.correction import Correct
 from ..pipeline.edits import Cut
+from ..pipeline.options import summary
 
 
 @dataclass(frozen=True)
@@ -21,11 +23,15 @@ class Compensate(Pass):
     name = "compensate"
     rewrites = True
 
-    by: str = "lsq"  # lsq: fit every layer to the original; mean: biases; bn, renorm: BatchNorm statistics
+    by: str = "lsq"  # how: lsq fits layers, mean biases, bn and renorm BatchNorm statistics
 
     def __post_init__(self) -> None:
         if self.by not in METHODS:
             raise RecipeError(f"`compensate`: `by` cannot be `{self.by}`", nearest(self.by, METHODS))
+
+    @classmethod
+    def choices(cls) -> Mapping[str, Mapping[str, str]]:
+        return {"by": {name: summary(function) for name, function in METHODS.items()}}
 
     def wants_data(self) -> bool:
         return True

@@ -25,6 +25,7 @@ from ..errors import BudgetError, RecipeError, nearest, shown
 from ..ir.facts import Budget, Groups, Keep, Scores
 from ..ir.program import Program
 from ..pipeline.base import Pass
+from ..pipeline.options import summary
 from ..pipeline.recipe import make
 from ..reorder.copy_costs import PRICES
 from ..reorder.mixed import agree
@@ -50,10 +51,9 @@ class Mask(Pass):
     macs: str = ""  # budget: what remains of the multiply-accumulates
     memory: str = ""  # budget: what remains of the peak activation memory
     latency: str = ""  # budget: what remains of the time on a target (0.6x, or 12ms), by its latency table
-    allocate: str = "uniform"  # uniform, global, lamp, greedy, knapsack; with data: rd (measured distortion), eagleeye
-    # (latency: by the scores that are lost, or rd)
+    allocate: str = "uniform"  # how many of each group; of a latency: by the scores that are lost, or rd
     floor: float = 0.1  # the least share that any group keeps
-    unconstrained: str = "no"  # readers: each keeps channels of its own; mixed: where it pays; both: writers too
+    unconstrained: str = "no"  # whether readers of the same channels may differ
     target: str = ""  # for mixed: whose prices to plan with (torch, onnx, tvm); by default the model's own
     width: str = ""  # counts of one's own, whatever floor and grain: `conv1=24|blocks.*=0.5x`, by what makes them
     grain: int = 1  # survivors are rounded up to this multiple (of the whole axis)
@@ -93,6 +93,14 @@ class Mask(Pass):
                 "`mask`: `unconstrained=mixed` decides by MACs, not by latency", "take readers or both, or budget MACs"
             )
         return unit, latency_budget(text)[0] if unit == "latency" else share(text, unit)
+
+    @classmethod
+    def choices(cls) -> Mapping[str, Mapping[str, str]]:
+        wants = {name: "data: " if one.data else "" for name, one in methods().items()}
+        return {
+            "allocate": {name: f"{wants[name]}{summary(one.counts)}" for name, one in methods().items()},
+            "unconstrained": MODES,
+        }
 
     def wants_data(self) -> bool:
         return methods()[self.allocate].data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..calibration.least_squares import Curvature
@@ -11,6 +12,7 @@ from ..errors import RecipeError, nearest
 from ..ir.facts import Groups, Scores
 from ..ir.program import Program
 from ..pipeline.base import Pass
+from ..pipeline.options import summary
 
 
 @dataclass(frozen=True)
@@ -22,13 +24,11 @@ class Score(Pass):
     gives = (Scores,)
     also = (Curvature,)
 
-    by: str = "l2"
+    by: str = "l2"  # the criterion: what a channel is worth
     over: str = "all"  # which weights of a group count: all, writers or readers
     combine: str = "mean"  # how they combine: mean, sum or max
-    branches: str = "output"  # what a branch is worth, where `branches` offers any: output, kl, angular, loss
-    normalize: str = (
-        "auto"  # how groups compare: mean, standard (zero mean, unit variance), none; auto: mean, lamp none
-    )
+    branches: str = "output"  # what a branch is worth, where `branches` offers any
+    normalize: str = "auto"  # how the scores of groups compare: auto (as the criterion says), mean, standard, none
 
     def __post_init__(self) -> None:
         allowed = {
@@ -42,6 +42,14 @@ class Score(Pass):
             value = getattr(self, option)
             if value not in choices:
                 raise RecipeError(f"`score`: `{option}` cannot be `{value}`", nearest(value, choices))
+
+    @classmethod
+    def choices(cls) -> Mapping[str, Mapping[str, str]]:
+        wants = {name: "loss: " if one.loss else "data: " if one.data else "" for name, one in criteria().items()}
+        return {
+            "by": {name: f"{wants[name]}{summary(one.score)}" for name, one in criteria().items()},
+            "branches": {name: summary(function) for name, function in METHODS.items()},
+        }
 
     def wants_data(self) -> bool:
         return criteria()[self.by].data

@@ -34,6 +34,11 @@ class Pass(Named):
     def run(self, program: Program) -> Program:
         raise RecipeError(f"{place('pass', type(self))} has no `run`", "write what it does to the program")
 
+    @classmethod
+    def choices(cls) -> Mapping[str, Mapping[str, str]]:
+        """By option, what can be chosen by name, each with a line on it: for ``graphprune passes NAME``."""
+        return {}
+
     def before(self) -> tuple[Pass, ...]:
         """The passes that, with these options, a recipe runs right before this one."""
         return ()

@@ -75,6 +75,11 @@ def pattern(name: str, end: str = "") -> re.Pattern[str]:
     return re.compile(rf"\s*({name})(?:\s*\{{([^{{}}]*)\}})?\s*{end}")
 
 
+def summary(of: object) -> str:
+    """The first line of a docstring."""
+    return (of.__doc__ or "").strip().partition("\n")[0].strip()
+
+
 def spell(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 

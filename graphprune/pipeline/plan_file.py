@@ -42,7 +42,12 @@ def write_plan(folder: Path, plan: Plan) -> None:
 
 
 def read_plan(path: Path) -> Plan:
-    """A plan.json of version 1 or 2. Raises RecipeError if it is not one, or its weights are not beside it."""
+    """A plan.json of version 1 or 2, or of a folder the one in it. Raises RecipeError if it is not one, or its weights
+    are not beside it."""
+    if path.is_dir():
+        path = path / "plan.json"
+    if not path.exists():
+        raise RecipeError(f"{path}: no such file", "give the folder that `graphprune compile` wrote, or its plan.json")
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
     except (OSError, ValueError, RecursionError) as error:

@@ -22,7 +22,12 @@ from ..ir.program import Program
 from .reindex import ends, reindexes
 from .reindex_sites import reader_sites, writer_sites
 
-MODES = ("no", "readers", "both", "mixed")
+MODES = {
+    "no": "all readers of a group take the same channels",
+    "readers": "each reader keeps channels of its own",
+    "both": "readers and writers keep channels of their own",
+    "mixed": "readers keep channels of their own where it pays",
+}
 
 
 def unopened(program: Program, *, writers: bool = False) -> tuple[Site, ...]:

@@ -38,11 +38,12 @@ def listed(graph: Graph, host: Host, everything: bool = True) -> str:
     found, frozen = rows(graph, host)
     if not found and not frozen:
         return ""
+    noun = "branch" if len(found) == 1 else "branches"
     if not everything:
         stay = f", {len(frozen)} that must stay" if frozen else ""
-        return f"{len(found)} residual branches that can go whole (`branches`){stay}; --all lists them"
+        return f"{len(found)} residual {noun} that can go whole (`branches`){stay}; --all lists them"
     whole = {"params": params(graph, host)(), "macs": macs(graph, host)()}
-    lines = [f"{len(found)} residual {'branch' if len(found) == 1 else 'branches'} that can go whole (`branches`)"]
+    lines = [f"{len(found)} residual {noun} that can go whole (`branches`)"]
     width = max((len(row["name"]) for row in (*found, *({"name": one.name} for one in frozen))), default=0)
     if found:
         lines.append(f"  {'':<{width}}  {'parameters':>18}  {'MACs':>18}")

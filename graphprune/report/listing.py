@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
+from textwrap import fill
 from typing import Any
 
 from ..axes.dim import LEAF, find
 from ..ir.facts import Groups, Latency, Member
 from ..pipeline.base import Pass
+from ..pipeline.options import spell, summary
 from .page import speed
-from .units import duration
+from .units import COLUMNS, duration
 
 
 def describe(groups: Groups) -> str:
@@ -49,28 +51,59 @@ def compared(a: tuple[str, Latency], b: tuple[str, Latency]) -> str:
     )
 
 
-def indented(lines: Sequence[str]) -> str:
-    return "\n".join(f"    {line}" for line in lines)
+Entry = Mapping[str, Any]
+"""What `passes` and `targets` say of one: ``name``, ``summary``, ``needs``, ``gives``, ``options``, see ``entry``."""
 
 
-def facts(kind: type[Pass]) -> list[str]:
-    """What a pass needs and gives."""
-    pairs = (("needs", kind.needs), ("gives", kind.gives))
-    return [f"{word}: {', '.join(fact.__name__ for fact in types)}" for word, types in pairs if types]
+def entry(kind: type[Any], line: str = "") -> dict[str, Any]:
+    """Plain data on a pass or a target: every option with its default, what it means (the comment beside the field)
+    and, where it is chosen by name, the ``choices`` with a line each. ``line``: what it is, else its docstring's."""
+    facts = {key: [fact.__name__ for fact in getattr(kind, key, ())] for key in ("needs", "gives")}
+    choices = kind.choices() if issubclass(kind, Pass) else {}
+    return {
+        "name": kind.name,
+        "summary": line or summary(kind),
+        **{key: names for key, names in facts.items() if names},
+        "options": [
+            {
+                "name": field.name,
+                "default": None if field.default is dataclasses.MISSING else field.default,
+                "help": _comment(kind, field.name),
+                **({"choices": dict(choices[field.name])} if field.name in choices else {}),
+            }
+            for field in dataclasses.fields(kind)
+        ],
+    }
 
 
-def summary(kind: type[Any]) -> str:
-    """The first line of a docstring."""
-    return (kind.__doc__ or "").strip().partition("\n")[0]
+def listed(one: Entry, full: bool = False) -> str:
+    """An entry as text below its name, ``COLUMNS`` wide; ``full``: with the choices of every option."""
+    lines = [wrapped(one["summary"], "    ")]
+    lines += [f"    {key}: {', '.join(one[key])}" for key in ("needs", "gives") if key in one]
+    for option in one["options"]:
+        text = f"      {option['name']}={spell(option['default'])}"
+        lines.append(wrapped(option["help"], " " * 27, f"{text:<26} "))
+        for name, line in option.get("choices", {}).items() if full else ():
+            lines.append(wrapped(line, " " * 21, f"          {name:<10} "))
+    return "\n".join(lines)
 
 
-def options(kind: type[Any]) -> list[str]:
-    """``option=default   what it means``, the meaning being the comment beside the field."""
-    source = inspect.getsource(kind)
-    lines = []
-    for field in dataclasses.fields(kind):
-        default = "" if field.default is dataclasses.MISSING else str(field.default)
-        default = default.lower() if isinstance(field.default, bool) else default
-        comment = re.search(rf"^    {field.name}:.*?  # (.*)$", source, re.MULTILINE)
-        lines.append(f"{f'{field.name}={default}':<20} {comment[1] if comment else ''}".rstrip())
-    return lines
+def wrapped(text: str, indent: str, first: str | None = None) -> str:
+    """A paragraph, ``COLUMNS`` wide."""
+    start = indent if first is None else first
+    return (
+        fill(
+            text,
+            COLUMNS,
+            initial_indent=start,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        or start.rstrip()
+    )
+
+
+def _comment(kind: type[Any], field: str) -> str:
+    found = re.search(rf"^    {field}:.*?  # (.*)$", inspect.getsource(kind), re.MULTILINE)
+    return found[1] if found else ""

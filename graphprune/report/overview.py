@@ -63,7 +63,7 @@ def screen(found: Overview) -> str:
         lines += ["", *(_line(row, name, widths[1:]) for row in rows)]
         if len(groups) > len(shown):
             lines.append(f"... and {len(groups) - len(shown)} that less depends on (--all shows them)")
-        lines += ["", "Shares: what all channels of the group are part of; they overlap, and add up to more than 1."]
+        lines += ["", "Shares: of the whole, what all channels of the group are part of; they overlap."]
     lines += ["", f"{len(frozen)} frozen{':' if frozen else ''}"]
     reasons: dict[str, list[str]] = defaultdict(list)
     for dim in frozen:

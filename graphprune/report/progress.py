@@ -17,9 +17,14 @@ SHORT_SECONDS = 3.0
 
 
 @contextmanager
-def shown() -> Iterator[Progress]:
-    """Yield a ``progress(what, done, total)`` that shows itself until the block ends."""
-    if sys.stderr.isatty():
+def shown(loudness: int = 0) -> Iterator[Progress]:
+    """Yield a ``progress(what, done, total)`` that shows itself until the block ends: below 0 it says nothing, above
+    it writes every step with the time since the start."""
+    if loudness < 0:
+        yield lambda what, done, total: None
+    elif loudness > 0:
+        yield _steps()
+    elif sys.stderr.isatty():
         with _bar() as progress:
             yield progress
     else:
@@ -51,6 +56,20 @@ def _lines() -> Progress:
         remains = left(done, total)
         if what != last and time.monotonic() - start >= QUIET_SECONDS:
             print(printable(f"[{done}/{total}] {what}{remains and f', {remains}'}"), file=sys.stderr, flush=True)
+        last = what
+
+    return progress
+
+
+def _steps() -> Progress:
+    """A line for every step."""
+    start, last = time.monotonic(), ""
+
+    def progress(what: str, done: int, total: int) -> None:
+        nonlocal last
+        if what != last:
+            took = f"{time.monotonic() - start:7.1f} s"
+            print(printable(f"{took}  [{done}/{total}] {what}"), file=sys.stderr, flush=True)
         last = what
 
     return progress
