@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from . import train
-    from .api import Artifact, apply, closeness, compile, hold_back, load, record, run, verify
+    from .api import Artifact, apply, closeness, compile, curve, hold_back, load, record, run, verify
     from .errors import GraphpruneError
     from .ir.program import Program
     from .pipeline.base import Pass
@@ -30,6 +30,7 @@ __all__ = [
     "apply",
     "closeness",
     "compile",
+    "curve",
     "hold_back",
     "load",
     "rebuild",
@@ -41,7 +42,20 @@ __all__ = [
 
 _HOME = {
     **dict.fromkeys(
-        ("Artifact", "apply", "closeness", "compile", "hold_back", "load", "rebuild", "record", "run", "verify"), "api"
+        (
+            "Artifact",
+            "apply",
+            "closeness",
+            "compile",
+            "curve",
+            "hold_back",
+            "load",
+            "rebuild",
+            "record",
+            "run",
+            "verify",
+        ),
+        "api",
     ),
     "GraphpruneError": "errors",
     "Program": "ir.program",

@@ -36,6 +36,7 @@ from .pipeline.plan_file import read_plan
 from .pipeline.plan_reader import as_plan
 from .pipeline.recipe import Recipe
 from .pipeline.replay import apply_plan
+from .pipeline.run import Begun
 from .pipeline.run import run as run_recipe
 from .pipeline.verify import verify
 from .pipeline.verify import verify as prove
@@ -49,6 +50,7 @@ __all__ = [
     "apply",
     "closeness",
     "compile",
+    "curve",
     "hold_back",
     "load",
     "rebuild",
@@ -385,6 +387,88 @@ def compile(
         if folder is not None:
             write(folder, done, report)
     return Artifact(done, report, Path(out) if out is not None else None)
+
+
+def curve(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    budgets: str = "0.3..0.9",
+    unit: str = "macs",
+    data: Any = None,
+    fixed: Sequence[str] = (),
+    evaluate: Evaluate | str | None = None,
+    freeze: str | Sequence[str] = (),
+    only: str | Sequence[str] = (),
+    floor: float | None = None,
+    grain: int | None = None,
+    seed: int = 0,
+    targets: Sequence[str | Target] = (),
+    out: str | os.PathLike[str],
+    force: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Compile a model to several budgets, and set their sizes and latencies against what they cost.
+
+    ``budgets``: ``"0.3..0.9"``, ``"0.3..0.9/4"`` (so many points) or ``"0.3x,0.5x"``, of a ``unit`` that compile
+    takes. ``out``: a folder with a folder per point (model, plan, report), ``curve.json`` and ``curve.html``, a page
+    over all of them; where it holds points of the same model, data and options they are not made again. What is the
+    same at every budget (groups, scores, measured distortions) is made once. The rest, and ``options``, as for
+    ``compile``. Returns what ``curve.json`` holds. A budget that cannot be met is a point that says so.
+
+    Raises DataError where neither data nor ``evaluate`` says what a cut costs, and what ``compile`` raises.
+    """
+    from .driver import curve as curves
+
+    if unit not in UNITS:
+        raise RecipeError(f"unknown unit `{unit}`", f"known: {', '.join(UNITS)}")
+    if data is None and evaluate is None:
+        raise DataError("a curve sets sizes against what they cost, and nothing says that", "give data, or evaluate")
+    left, alone = ((one,) if isinstance(one, str) else tuple(one) for one in (freeze, only))
+    control = Control(left, alone, "", floor, grain)
+    texts = curves.budgets(budgets)
+    if progress:
+        progress("load", 0, 1)
+    program = load(model, example_inputs, data=data, fixed=fixed, seed=seed)
+    chosen = [target(item) if isinstance(item, str) else item for item in targets]
+    said = {"unit": unit, "control": control, "seed": seed, "targets": [one.text() for one in chosen], **options}
+    judge, name = _evaluation(evaluate)
+    facts = {
+        "version": 1,
+        "model": _name(model),
+        "data": os.fspath(data) if isinstance(data, (str, os.PathLike)) else None,
+        "unit": unit,
+        "identity": curves.identity(program, **said, evaluate=name if judge else ""),
+    }
+    before: dict[str, float] = {}
+    shared: list[Program] = []  # made for the first point that is not there yet
+
+    def compiled(text: str, place: Path) -> Mapping[str, Any]:
+        if not shared:
+            rest, _ = hold_back(program)
+            recipe = default_recipe(unit, text, control, data=bool(program.data))
+            shared.append(program.learn(curves.begun(rest, recipe, progress).fact(Begun)))
+            before.update(figures(judge, program.host, name) if judge else {})
+        budget: dict[str, Any] = {unit: text}
+        made = compile(
+            shared[0],
+            **budget,
+            freeze=freeze,
+            only=only,
+            floor=floor,
+            grain=grain,
+            targets=chosen,
+            **options,
+        )
+        report = {**made.report, "model": facts["model"], "data": facts["data"]}
+        if judge:
+            after = figures(judge, made.program.host, name)
+            report["evaluation"] = {"what": name, "before": before, "after": after}
+        replace(made, report=report).save(place, force=place.exists())
+        return report
+
+    return curves.trace(Path(out), facts, texts, compiled, progress, force)
 
 
 def record(

@@ -56,7 +56,7 @@ def nothing_to_prune():
 """
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
-COMMANDS = ("compile", "inspect", "sweep", "bisect", "apply", "record", "bench", "passes", "targets", "new")
+COMMANDS = ("compile", "inspect", "sweep", "curve", "bisect", "apply", "record", "bench", "passes", "targets", "new")
 
 
 @pytest.fixture(autouse=True)

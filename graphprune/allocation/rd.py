@@ -14,6 +14,7 @@ from ..calibration.optimal_brain_surgeon import Problem, in_turn, problems, scal
 from ..calibration.outputs import compared, distortion
 from ..coupling.contractions import Contraction, contractions
 from ..criteria.branches import output
+from ..errors import RecipeError
 from ..ir.facts import Group, Groups, Losses, Scores
 from ..ir.host import Array, Batch, Host
 from ..ir.program import Program
@@ -47,6 +48,10 @@ def losses(program: Program, groups: Groups, menus: Mapping[str, Sequence[int]])
     """Per group and count of its menu the distortion, see ``distortions``; of groups that many layers read it
     weighs more, see SHARED. Measured where the program does not know its Losses."""
     known = program.fact(Losses) if program.knows(Losses) else measured_losses(program, groups)
+    if lacking := next((name for name in menus if name not in known.losses), None):
+        raise RecipeError(
+            f"the Losses that are known have none of `{lacking}`", "measured they are where none are known"
+        )
     return {name: {count: known.losses[name][count] for count in counts} for name, counts in menus.items()}
 
 

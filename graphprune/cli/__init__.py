@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .compile import compile
+from .curve import curve
 from .group import main
 from .listing import passes, targets
 from .look import bisect, inspect, sweep
@@ -12,5 +13,17 @@ from .time import bench, record
 
 __all__ = ["main"]
 
-for command in (compile, inspect, sweep, bisect, apply, record, bench, passes, targets, new):  # as `--help` lists them
+for command in (
+    compile,
+    inspect,
+    sweep,
+    curve,
+    bisect,
+    apply,
+    record,
+    bench,
+    passes,
+    targets,
+    new,
+):  # as `--help` lists them
     main.add_command(command)

@@ -143,14 +143,16 @@ def _groups(groups: Groups, graph: Graph, who: str) -> None:
 
 
 def _losses(losses: Losses, groups: Groups, who: str) -> None:
-    """A number for every count that a group may keep."""
-    every = _mapping(losses.losses, f"{who} are", "by group")
-    for group in groups:
-        own = every.get(group.name)
-        missing = [k for k in range(1, group.size + 1) if not isinstance(own, Mapping) or k not in own]
+    """They are of groups, and have a number for every count that one may keep. Of groups whose count another decides
+    there need be none."""
+    sizes = {group.name: group.size for group in groups}
+    for name, own in _mapping(losses.losses, f"{who} are", "by group").items():
+        if name not in sizes:
+            raise RecipeError(f"{who} name `{name}`, which is no group", f"groups: {', '.join([*sizes][:5])}")
+        missing = [k for k in range(1, sizes[name] + 1) if not isinstance(own, Mapping) or k not in own]
         if missing:
             raise RecipeError(
-                f"{who} have none of `{group.name}` at {missing[0]} of {group.size} channels",
+                f"{who} have none of `{name}` at {missing[0]} of {sizes[name]} channels",
                 "give a number for every count from 1 to all",
             )
 

@@ -6,13 +6,16 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from textwrap import fill
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..cost.units import UNITS
 from ..errors import printable
 from .network import blocks, drawing
 from .segments import picture, segments
 from .units import COLUMNS, count, duration, error, ratio, size
+
+if TYPE_CHECKING:
+    import jinja2
 
 Report = Mapping[str, Any]
 
@@ -168,6 +171,12 @@ def close(report: Report) -> list[str]:
     return [f"Against the original, on {count(facts['samples'])} samples {seen}: {told}.{more}"]
 
 
+def change(report: Report, key: str) -> float | None:
+    """A figure of the output that changes most: ``relative``, ``cosine`` or ``same``."""
+    outputs = report.get("closeness", {}).get("outputs", [])
+    return max(outputs, key=lambda one: one["relative"] or 0)[key] if outputs else None
+
+
 def _change(output: Mapping[str, Any]) -> str:
     said = [] if output["relative"] is None else [f"changes by {output['relative']:.2%}"]
     said += [] if output["cosine"] is None else [f"cosine {output['cosine']:.4f}"]
@@ -246,6 +255,39 @@ def render(report: Report) -> str:
 
     The same report always gives the same bytes.
     """
+    page = (
+        templates()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            rows=comparison(report),
+            verdict=verdict(report),
+            verified=verified(report),
+            targeted=targeted(report),
+            close=close(report),
+            budget=budget(report),
+            drawing=drawing(report["network"]) if "network" in report else None,
+            blocks=blocks(report["network"]) if "network" in report else [],
+            counted=counted(report),
+            ops=_op_bars(report),
+            command=command(report),
+            groups=_groups(report["groups"]),
+            branches=_branches(report),
+            segments=segments(report.get("segments", ())),
+            picture=picture(report.get("segments", ())),
+            fallback=report.get("fallback"),
+            latencies=_bars(report),
+            passes=_passes(report["passes"]),
+            checks=[_check(one) for one in _checks(report["verification"])],
+            rows_limit=ROWS_LIMIT,
+            fold_limit=FOLD_LIMIT,
+        )
+    )
+    return printable(page)
+
+
+def templates() -> jinja2.Environment:
+    """The pages, with what they are written in: names in them are escaped, and what is missing is an error."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -256,31 +298,7 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"count": count, "duration": duration, "error": error, "facts": _facts}
-    page = environment.get_template("report.html.j2").render(
-        report=report,
-        rows=comparison(report),
-        verdict=verdict(report),
-        verified=verified(report),
-        targeted=targeted(report),
-        close=close(report),
-        budget=budget(report),
-        drawing=drawing(report["network"]) if "network" in report else None,
-        blocks=blocks(report["network"]) if "network" in report else [],
-        counted=counted(report),
-        ops=_op_bars(report),
-        command=command(report),
-        groups=_groups(report["groups"]),
-        branches=_branches(report),
-        segments=segments(report.get("segments", ())),
-        picture=picture(report.get("segments", ())),
-        fallback=report.get("fallback"),
-        latencies=_bars(report),
-        passes=_passes(report["passes"]),
-        checks=[_check(one) for one in _checks(report["verification"])],
-        rows_limit=ROWS_LIMIT,
-        fold_limit=FOLD_LIMIT,
-    )
-    return printable(page)
+    return environment
 
 
 def _groups(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -14,16 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import graphprune as gp
 from graphprune.allocation import METHODS, Method
 from graphprune.allocation.choice import choose, trade, undominated
-from graphprune.allocation.rd import distortions
+from graphprune.allocation.rd import distortions, losses
 from graphprune.calibration.batches import batches
 from graphprune.cost import static as costs
 from graphprune.coupling.groups import find_groups
 from graphprune.driver import sensitivity as sweep
-from graphprune.errors import BudgetError
+from graphprune.errors import BudgetError, RecipeError
 from graphprune.hosts.torch.host import TorchHost
-from graphprune.ir.facts import Groups, Keep, Scores
+from graphprune.ir.facts import Groups, Keep, Losses, Scores
 from graphprune.ir.program import Program
 from graphprune.pipeline.recipe import Recipe
 from graphprune.pipeline.run import run
@@ -354,3 +355,9 @@ def test_candidates_that_come_no_nearer_to_the_budget_are_told():
     data = batches([x.numpy() for x in nets.ZOO["MLP"].inputs()], program.graph.inputs)
     coarse = run(Recipe.parse("group,score,mask{macs=0.6x allocate=eagleeye grain=4}"), replace(program, data=data))
     assert any("is kept, for one more step of any group exceeds it" in note for note in coarse.notes)
+
+
+def test_losses_that_lack_a_group_are_named():
+    program = gp.run("group,score", nets.program("MLP"))
+    with pytest.raises(RecipeError, match="the Losses that are known have none of `fc1`"):
+        losses(program.learn(Losses({})), program.fact(Groups), {"fc1": [1]})

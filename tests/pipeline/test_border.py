@@ -115,8 +115,8 @@ def many(groups, **changes):
             r"gave Groups whose `.*` has .*\[9\], which this network has not",
         ),
         (lambda g: Losses([1.0]), "gave Losses that are a list, not a mapping by group"),
-        (lambda g: Losses({}), r"gave Losses that have none of `stem` at 1 of \d+ channels"),
-        (lambda g: Losses({one.name: {1: 0.0} for one in g}), "gave Losses that have none of `stem` at 2 of"),
+        (lambda g: Losses({"nobody": {1: 0.0}}), "gave Losses that name `nobody`, which is no group"),
+        (lambda g: Losses({one.name: {1: 0.0} for one in g}), r"gave Losses that have none of `stem` at 2 of \d+ ch"),
         (lambda g: Order([3]), "gave an Order whose sinks are a list, not a mapping by op"),
     ],
 )

@@ -1,0 +1,105 @@
+"""`graphprune curve`: one model compiled to several budgets, and a page over all of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..cost.units import UNITS
+from .console import echo
+from .example import fixed_option, input_option
+
+
+@click.command(short_help="Compile to several budgets, and set what is saved against what is lost.")
+@click.argument("model")
+@click.option(
+    "--budgets",
+    metavar="0.3..0.9",
+    default="0.3..0.9",
+    show_default=True,
+    help="What remains: seven points of a range, 0.3..0.9/4 for four, or 0.3,0.5,0.8.",
+)
+@click.option(
+    "--of", "unit", type=click.Choice([*UNITS]), default="macs", show_default=True, help="What budgets are of."
+)
+@click.option("--data", metavar="DATA", type=click.Path(path_type=Path), help="As for compile.")
+@click.option("--eval", "evaluate", metavar="package.module:function", help="Your own figure, as for compile.")
+@click.option("--freeze", metavar="GLOB", multiple=True, help="As for compile. Repeatable.")
+@click.option("--only", metavar="GLOB", multiple=True, help="As for compile. Repeatable.")
+@click.option("--floor", metavar="0.1", type=click.FloatRange(0, 1), help="As for compile.")
+@click.option("--grain", metavar="8", type=click.IntRange(min=1), help="As for compile.")
+@click.option("--target", "targets_", metavar="NAME", multiple=True, help="Measure on it. May be repeated.")
+@click.option(
+    "--threads", metavar="N", type=click.IntRange(min=1), default=1, show_default=True, help="As for compile."
+)
+@click.option("--seed", metavar="N", type=click.IntRange(min=0), default=0, show_default=True, help="As for compile.")
+@fixed_option
+@input_option
+@click.option("--json", "as_json", is_flag=True, help="Print curve.json.")
+@click.option("--force", is_flag=True, help="Replace the curve of something else in OUT.")
+@click.option("-o", "--out", metavar="OUT", type=click.Path(path_type=Path), required=True, help="The folder to write.")
+def curve(
+    model: str,
+    budgets: str,
+    unit: str,
+    data: Path | None,
+    evaluate: str | None,
+    freeze: tuple[str, ...],
+    only: tuple[str, ...],
+    floor: float | None,
+    grain: int | None,
+    targets_: tuple[str, ...],
+    threads: int,
+    seed: int,
+    fixed: tuple[str, ...],
+    inputs: dict[str, Any] | None,
+    as_json: bool,
+    force: bool,
+    out: Path,
+) -> None:
+    """Compile MODEL to several budgets, and set sizes and latencies against the change of its outputs.
+
+    OUT gets a folder per point, as `compile` writes it (without code for targets), curve.json, and curve.html,
+    a page with a slider over the points. It is there after the first point; run again, it goes on where it was.
+
+    \b
+    Examples:
+      graphprune curve model.onnx --data calibration.npz -o curve
+      graphprune curve model.onnx --budgets 0.2..0.8/13 --data calibration.npz --eval mine:accuracy -o curve
+      graphprune curve model.onnx --budgets 0.3,0.5 --of params --data images/ --target ort -o curve
+    """
+    from .. import api
+    from ..driver.curve import PAGE, table
+    from ..report.progress import shown
+
+    with shown() as progress:
+        made = api.curve(
+            model,
+            inputs,
+            budgets=budgets,
+            unit=unit,
+            data=data,
+            fixed=fixed,
+            evaluate=evaluate,
+            freeze=freeze,
+            only=only,
+            floor=floor,
+            grain=grain,
+            targets=targets_,
+            threads=threads,
+            seed=seed,
+            out=out,
+            force=force,
+            progress=progress,
+        )
+    if as_json:
+        echo(json.dumps(made, indent=1))
+        return
+    echo(table(made))
+    for point in made["points"]:
+        if "error" in point:
+            echo(f"{point['budget']}: {point['error']}")
+    echo(f"\npage: {out / PAGE}")
