@@ -15,11 +15,11 @@ from .calibration import batches as calibration
 from .calibration.held_back import hold_back
 from .cost.latency.table import Table
 from .cost.units import UNITS
-from .driver.artifact import asked, check_code, describe, emit, latencies, loaded, over, write
+from .driver.artifact import asked, check_code, describe, emit, latencies, loaded, over, profiled, write
 from .driver.closeness import Evaluate, closeness, figures
 from .driver.dump import dumped
 from .driver.latency_search import has_latency, recorded, to_latency
-from .driver.layers import layers
+from .driver.layers import kinds, layers
 from .driver.no_slower import chooses, guarded
 from .driver.output import apart, new_folder
 from .errors import BudgetError, DataError, ModelError, RecipeError
@@ -369,7 +369,10 @@ def compile(
         where = os.fspath(data) if isinstance(data, (str, os.PathLike)) else None
         report = describe(_name(model), where, program, done, steps.text(), checks, chosen, measured, files, folder)
         report["auto"] = own is None
-        report["network"] = layers(program, done)
+        took = profiled(program, done, chosen, threads) if measure else None
+        report["network"] = layers(program, done, took[1] if took else None)
+        if took:
+            report["time"] = {"target": took[0], "kinds": kinds(program, done, took[1])}
         report["budget"] = {**asked(program, done, steps), "default": own is None and not given and not width}
         report["notes"] += over(report["budget"])
         if program.data:

@@ -59,6 +59,7 @@ class Target(Named):
     summary: ClassVar[str] = ""  # one line for `graphprune targets`
     grain: ClassVar[int] = 1  # a channel count the target likes is a multiple of it; 1: any
     tolerance: ClassVar[float] = 1e-5  # of the code against the model, max |a - b| / max |a| in float32
+    profiles: ClassVar[bool] = False  # `profile` takes no more than running the program does
     packages: ClassVar[tuple[str, ...]] = ()  # distributions whose versions matter
     remark: ClassVar[str] = ""  # what a reader of the numbers has to know
 

@@ -15,7 +15,10 @@ from .recipe import read_recipe
 @click.command(short_help="Show what can be pruned, and what cannot and why.")
 @click.argument("model")
 @click.option(
-    "--graph", metavar="OUT.svg", type=click.Path(dir_okay=False, path_type=Path), help="Draw the dependency graph."
+    "--graph",
+    metavar="OUT.svg",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Draw the network and its groups.",
 )
 @click.option("--all", "everything", is_flag=True, help="Every group with its parameter axes, and all that is frozen.")
 @json_option
@@ -41,7 +44,7 @@ def inspect(
       graphprune inspect model.onnx
       graphprune inspect model.onnx --all
       graphprune inspect model.onnx --json
-      graphprune inspect model.onnx --graph groups.svg
+      graphprune inspect model.onnx --graph network.svg
       graphprune inspect mynet.models:resnet --text
     """
     from .. import api
@@ -66,9 +69,11 @@ def inspect(
     for one in program.notes:
         note(one)
     if graph:
-        from ..report.dependency_graph import draw
+        from ..driver.layers import channels, layers
+        from ..driver.output import put
+        from ..report.network import picture
 
-        draw(groups, graph)
+        put(graph, picture(layers(program, program), channels(program, groups)))
         echo(f"\ngraph: {graph}", err=as_json)
 
 

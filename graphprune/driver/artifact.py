@@ -138,6 +138,17 @@ def latencies(
     return out
 
 
+def profiled(
+    source: Program, program: Program, targets: Sequence[Target], threads: int = 1
+) -> tuple[str, tuple[Mapping[str, float], Mapping[str, float]]] | None:
+    """What ops take before and after, in ms by op name, on the first target that tells without much ado, and its
+    name; None where there is none."""
+    for one in targets:
+        if one.profiles and one.unmeasured() is None:
+            return one.label, (one.profile(source, threads=threads), one.profile(program, threads=threads))
+    return None
+
+
 def describe(
     model: str,
     data: str | None,

@@ -13,7 +13,6 @@ import numpy as np
 from .. import __version__
 from ..allocation.rd import measured_losses
 from ..errors import BudgetError, OutputError, RecipeError
-from ..ir.atomic import stage, unwritable
 from ..ir.facts import Groups
 from ..ir.program import Program
 from ..passes.mask import Mask
@@ -21,8 +20,9 @@ from ..pipeline.base import Progress
 from ..pipeline.fingerprint import fingerprint
 from ..pipeline.recipe import Recipe
 from ..pipeline.run import Begun, run
-from ..report.curve import render
-from .output import parents
+from ..report import page
+from ..report.curve import charts, render
+from .output import parents, put
 
 FACTS, PAGE = "curve.json", "curve.html"
 STEPS = 7
@@ -95,11 +95,21 @@ def trace(
             except BudgetError as error:  # the others may well be met
                 known[text] = {"budget": text, "error": error.message}
         done = {**facts, "points": [known[one] for one in texts if one in known], "asked": list(texts)}
-        _put(folder / FACTS, json.dumps(done, indent=1) + "\n")
-        _put(folder / PAGE, render(done))
+        put(folder / FACTS, json.dumps(done, indent=1) + "\n")
+        put(folder / PAGE, render(done))
+    _show(folder, done)
     if progress:
         progress("done", len(texts), len(texts))
     return done
+
+
+def _show(folder: Path, curve: Mapping[str, Any]) -> None:
+    """The curve in the report of each point."""
+    drawn = charts(curve)
+    for number, made in enumerate(one for one in curve["points"] if "error" not in one):
+        place = folder / made["folder"]
+        report = json.loads((place / "report.json").read_text(encoding="utf-8"))
+        put(place / "report.html", page.render(report, drawn, number))
 
 
 def point(text: str, folder: str, report: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,16 +135,6 @@ def _known(folder: Path, facts: Mapping[str, Any], force: bool) -> dict[str, Any
             f"{folder} holds the curve of another model, data or options", "choose another path, or replace it: --force"
         )
     return {}
-
-
-def _put(path: Path, text: str) -> None:
-    with stage(path) as place:
-        made = place.new / path.name
-        try:
-            made.write_text(text, encoding="utf-8")
-            made.replace(path)
-        except OSError as error:
-            raise unwritable(path, error) from error
 
 
 def table(curve: Mapping[str, Any]) -> str:

@@ -6,18 +6,25 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
+from ..axes.dim import Dim
+from ..axes.index import shares
 from ..cost.static import is_number, length_of, products, samples
+from ..ir.facts import Groups
 from ..ir.graph import Graph, Op
 from ..ir.host import Host
 from ..ir.program import Program
 from ..ops.traits import traits
 
+Times = tuple[Mapping[str, float], Mapping[str, float]]
+"""Milliseconds by op, before and after."""
 
-def layers(source: Program, result: Program) -> dict[str, Any]:
+
+def layers(source: Program, result: Program, times: Times | None = None) -> dict[str, Any]:
     """Plain data: ``layers``, the ops of ``source`` that multiply or hold weights, and those that join branches, in
     order of execution; ``edges``, pairs of their numbers: what one makes the other reads, other ops in between left
-    out. Of a layer its name, kind, module, and channels, parameters and MACs (a sample) as pairs before and after;
-    after is zero for one that went. What scales and shifts a layer's outputs (a BatchNorm) counts as part of it."""
+    out. Of a layer its op, name, kind, module, and channels, parameters, MACs (a sample) and, where ``times`` has it,
+    ``ms`` as pairs before and after; after is zero for one that went. What scales and shifts a layer's outputs (a
+    BatchNorm) counts as part of it."""
     after = {op.name: op for op in result.graph.ops}
     came: dict[str, frozenset[int]] = {}  # value -> the layers that it comes from
     shown: list[dict[str, Any]] = []
@@ -34,11 +41,44 @@ def layers(source: Program, result: Program) -> dict[str, Any]:
         elif own["macs"] or own["params"] or len(set(reads) - {frozenset()}) > 1:
             edges += [(k, len(shown)) for k in sorted(before)]
             module, _, name = (op.origin or op.name).rpartition(".")
-            pairs = {key: [value, left[key]] for key, value in own.items()}
-            shown.append({"name": name, "module": module, "kind": op.kind, **pairs})
+            pairs: dict[str, list[Any]] = {key: [value, left[key]] for key, value in own.items()}
+            if times and op.name in times[0]:
+                pairs["ms"] = [times[0][op.name], times[1].get(op.name, 0.0)]
+            shown.append({"op": op.name, "name": name, "module": module, "kind": op.kind, **pairs})
             before = frozenset((len(shown) - 1,))
         came.update(dict.fromkeys((out.name for out in op.outputs), before))
     return {"layers": shown, "edges": edges}
+
+
+def kinds(source: Program, result: Program, times: Times) -> list[dict[str, Any]]:
+    """The same milliseconds by kind of op, what takes longest first: plain data."""
+    found: dict[str, list[float]] = {}
+    for k, program in enumerate((source, result)):
+        for op in program.graph.ops:
+            if (ms := times[k].get(op.name)) is not None:
+                found.setdefault(op.kind, [0.0, 0.0])[k] += ms
+    order = sorted(found, key=lambda kind: (-max(found[kind]), kind))
+    return [{"kind": kind, "ms": found[kind]} for kind in order]
+
+
+def channels(source: Program, groups: Groups) -> dict[str, list[dict[str, Any]]]:
+    """By op of a layer, whose channels it makes, in the order of its axis: the ``group``, or why they are ``frozen``,
+    and how many they are."""
+    mine = {group.dim: group.name for group in groups.channels}
+    found = {}
+    for op in source.graph.ops:
+        dim = _channel_dim(op)
+        if dim is not None and isinstance(dim.size, int):
+            found[op.name] = [
+                {"group": mine.get(leaf), "frozen": leaf.frozen if leaf not in mine else None, "count": len(at)}
+                for leaf, (at, _) in shares(dim).items()
+            ]
+    return found
+
+
+def _channel_dim(op: Op) -> Dim | None:
+    dims = op.outputs[0].dims if op.outputs else ()
+    return dims[1 if traits(op).spatial and len(dims) > 1 else -1] if dims else None
 
 
 class _Side:
@@ -62,10 +102,8 @@ class _Side:
         }
 
     def _channels(self, op: Op) -> int:
-        dims = op.outputs[0].dims if op.outputs else ()
-        if not dims:
-            return 1
-        return self._length(dims[1 if traits(op).spatial and len(dims) > 1 else -1])
+        dim = _channel_dim(op)
+        return 1 if dim is None else self._length(dim)
 
     def _length(self, dim: Any) -> int:
         return int(length_of(dim, {}, self._sizes))

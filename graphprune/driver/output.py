@@ -56,6 +56,17 @@ def parents(path: Path) -> None:
         raise unwritable(path, error) from error
 
 
+def put(path: Path, text: str) -> None:
+    """Write a file of text, in the place of one that is there. Raises OutputError."""
+    with stage(path) as place:
+        made = place.new / path.name
+        try:
+            made.write_text(text, encoding="utf-8")
+            made.replace(path)
+        except OSError as error:
+            raise unwritable(path, error) from error
+
+
 def _check(path: Path, force: bool, mark: str) -> None:
     if path.exists() and not force:
         raise OutputError(f"{path} exists", "choose another path, or replace it with --force")

@@ -11,7 +11,8 @@ from urllib.parse import quote
 
 from ..cost.units import UNITS
 from ..errors import printable
-from .page import change, comparison, latencies, templates
+from .environment import templates
+from .page import change, comparison, latencies
 from .units import count, duration, ratio, size
 
 Point = Mapping[str, Any]
@@ -53,13 +54,19 @@ def render(curve: Mapping[str, Any]) -> str:
             curve=curve,
             points=[_panel(k, point) for k, point in enumerate(points)],
             failed=[point for point in curve["points"] if "error" in point],
-            charts=[_chart(x, y) for y in _costs(points) for x in _sizes(points) if x.drawn and y.drawn],
+            charts=charts(curve),
             of=UNITS[curve["unit"]].of,
             columns=list(columns(curve)),
             script=SCRIPT,
             digest=base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode(),
         )
     )
+
+
+def charts(curve: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every cost against every size, as the template of a chart takes it; dots are numbered as points were made."""
+    points = _made(curve)
+    return [_chart(x, y) for y in _costs(points) for x in _sizes(points) if x.drawn and y.drawn]
 
 
 def columns(curve: Mapping[str, Any]) -> Iterator[list[str]]:

@@ -8,7 +8,9 @@ from itertools import groupby
 from math import sqrt
 from typing import Any
 
-from .units import count, ratio
+from ..errors import OutputError, printable
+from .environment import templates
+from .units import count, duration, ratio
 
 LIMIT = 600
 """More layers are listed and not drawn."""
@@ -99,17 +101,73 @@ def _mean(numbers: Sequence[float]) -> float:
     return sum(numbers) / len(numbers) if numbers else 0.0
 
 
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c6d1f", "#56b4e9", "#6a51a3", "#b8860b")
+"""Of groups, in turns: told apart by most colour-blind people, on white and on black."""
+
+
+def picture(network: Network, channels: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """The drawing by itself, as SVG: bars in the colour and with the number of the group that their channels are of,
+    hollow where they are frozen; ``channels`` says which, by op. Raises OutputError where there is nothing to draw."""
+    drawn = drawing(network)
+    if drawn is None:
+        count = len(network["layers"])
+        raise OutputError(
+            f"{count} layers are not drawn ({'2 at least' if count < 2 else f'{LIMIT} at most'})",
+            "graphprune inspect --all lists them",
+        )
+    found = [one for layer in network["layers"] for one in channels.get(layer["op"], ())]
+    groups = {name: k for k, name in enumerate(dict.fromkeys(one["group"] for one in found if one["group"]), 1)}
+    rows = [
+        {"number": k, "colour": COLOURS[(k - 1) % len(COLOURS)], "name": name, "layers": 0, "channels": 0}
+        for name, k in groups.items()
+    ]
+    for bar, layer in zip(drawn["bars"], network["layers"], strict=True):
+        own = channels.get(layer["op"], ())
+        bar["parts"] = _parts(bar, own, groups)
+        bar["title"] = f"{_name(layer)} ({layer['kind']}): {'; '.join(map(_whose, own)) or layer['channels'][0]}"
+        for one in own:
+            if one["group"] and not bar["joins"]:
+                row = rows[groups[one["group"]] - 1]
+                row["layers"], row["channels"] = row["layers"] + 1, max(row["channels"], one["count"])
+    return printable(templates().get_template("network.svg.j2").render(drawing=drawn, rows=rows, wide=WIDE))
+
+
+def _parts(bar: Mapping[str, Any], own: Sequence[Mapping[str, Any]], groups: Mapping[str, int]) -> list[dict[str, Any]]:
+    """A bar from its lower end up, as high as each has channels of it."""
+    whole, end, parts = sum(one["count"] for one in own) or 1, bar["top"] + bar["tall"], []
+    for one in own:
+        tall = bar["tall"] * one["count"] / whole
+        number = groups.get(one["group"])
+        end -= tall
+        parts.append(
+            {
+                "top": round(end, 1),
+                "tall": round(tall, 1),
+                "number": number,
+                "colour": COLOURS[(number - 1) % len(COLOURS)] if number else None,
+            }
+        )
+    return parts
+
+
+def _whose(one: Mapping[str, Any]) -> str:
+    if one["group"]:
+        return f"{one['count']} of {one['group']}"
+    return f"{one['count']} frozen, {one['frozen']}" if one["frozen"] else f"{one['count']} that no weight holds"
+
+
 def blocks(network: Network) -> list[dict[str, Any]]:
     """The layers by the module two levels down that they are in, in order, with what each had and has."""
     members: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for layer in network["layers"]:
         if layer["macs"][0] or layer["params"][0]:
             members[".".join(_name(layer).split(".")[:2])].append(layer)
+    keys = ("params", "macs", *(("ms",) if any("ms" in layer for layer in network["layers"]) else ()))
     return [
         {
             "name": name,
             "layers": [{**_row(layer), "name": _name(layer), "kind": layer["kind"]} for layer in own],
-            **_row({key: [sum(layer[key][k] for layer in own) for k in (0, 1)] for key in ("params", "macs")}),
+            **_row({key: [sum(layer[key][k] for layer in own if key in layer) for k in (0, 1)] for key in keys}),
         }
         for name, own in members.items()
     ]
@@ -119,4 +177,5 @@ def _row(layer: Mapping[str, Any]) -> dict[str, Any]:
     shown = {key: f"{count(layer[key][0])} to {count(layer[key][1])}" for key in ("params", "macs")}
     shares = {f"{key}_remain": ratio(*layer[key]) for key in ("params", "macs")}
     channels = {"channels": "{} to {}".format(*layer["channels"])} if "channels" in layer else {}
-    return {**shown, **shares, **channels}
+    times = {"ms": f"{duration(layer['ms'][0])} to {duration(layer['ms'][1])}" if "ms" in layer else ""}
+    return {**shown, **shares, **channels, **times}

@@ -6,16 +6,15 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..cost.units import UNITS
 from ..errors import printable
+from .environment import templates
 from .network import blocks, drawing
+from .next_steps import steps
 from .segments import picture, segments
 from .units import COLUMNS, count, duration, error, ratio, size
-
-if TYPE_CHECKING:
-    import jinja2
 
 Report = Mapping[str, Any]
 
@@ -24,6 +23,8 @@ ROWS_LIMIT = 40
 FOLD_LIMIT = 10
 """Longer lists are folded away."""
 _WORDS: Mapping[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
+KINDS_LIMIT = 8
+"""Of kinds of ops is said what they take."""
 CLOSENESS_LIMIT = 3
 """Of so many outputs is said how far they are from the original's."""
 
@@ -250,55 +251,43 @@ def table(report: Report) -> str:
 # ---- for a browser -------------------------------------------------------------------------------
 
 
-def render(report: Report) -> str:
-    """One HTML page that needs nothing else: no network, no scripts, light and dark.
+def render(report: Report, charts: Sequence[Mapping[str, Any]] = (), at: int = 0) -> str:
+    """One HTML page that needs nothing else: no network, no scripts, light and dark. ``charts``: of the curve that
+    the result is point ``at`` of, see ``curve.charts``; the page of the curve is in the folder above.
 
     The same report always gives the same bytes.
     """
-    page = (
-        templates()
-        .get_template("report.html.j2")
-        .render(
-            report=report,
-            rows=comparison(report),
-            verdict=verdict(report),
-            verified=verified(report),
-            targeted=targeted(report),
-            close=close(report),
-            budget=budget(report),
-            drawing=drawing(report["network"]) if "network" in report else None,
-            blocks=blocks(report["network"]) if "network" in report else [],
-            counted=counted(report),
-            ops=_op_bars(report),
-            command=command(report),
-            groups=_groups(report["groups"]),
-            branches=_branches(report),
-            segments=segments(report.get("segments", ())),
-            picture=picture(report.get("segments", ())),
-            fallback=report.get("fallback"),
-            latencies=_bars(report),
-            passes=_passes(report["passes"]),
-            checks=[_check(one) for one in _checks(report["verification"])],
-            rows_limit=ROWS_LIMIT,
-            fold_limit=FOLD_LIMIT,
-        )
+    environment = templates()
+    environment.filters["facts"] = _facts
+    page = environment.get_template("report.html.j2").render(
+        report=report,
+        charts=charts,
+        at=at,
+        rows=comparison(report),
+        verdict=verdict(report),
+        verified=verified(report),
+        targeted=targeted(report),
+        close=close(report),
+        budget=budget(report),
+        drawing=drawing(report["network"]) if "network" in report else None,
+        blocks=blocks(report["network"]) if "network" in report else [],
+        counted=counted(report),
+        ops=_op_bars(report),
+        command=command(report),
+        groups=_groups(report["groups"]),
+        branches=_branches(report),
+        segments=segments(report.get("segments", ())),
+        picture=picture(report.get("segments", ())),
+        fallback=report.get("fallback"),
+        latencies=_bars(report),
+        kinds=_kinds(report),
+        steps=steps(report),
+        passes=_passes(report["passes"]),
+        checks=[_check(one) for one in _checks(report["verification"])],
+        rows_limit=ROWS_LIMIT,
+        fold_limit=FOLD_LIMIT,
     )
     return printable(page)
-
-
-def templates() -> jinja2.Environment:
-    """The pages, with what they are written in: names in them are escaped, and what is missing is an error."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("graphprune.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"count": count, "duration": duration, "error": error, "facts": _facts}
-    return environment
 
 
 def _groups(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -366,6 +355,27 @@ def _op_bars(report: Report) -> list[dict[str, Any]]:
             "predicted_percent": round(100 * op["predicted_ms"] / longest, 3),
         }
         for op in sorted(ops, key=lambda op: -op["before_ms"])
+    ]
+
+
+def _kinds(report: Report) -> list[dict[str, Any]]:
+    """Kinds of ops with what they take, before and after, on one scale; the small ones as one."""
+    found = [(one["kind"], *one["ms"]) for one in report.get("time", {}).get("kinds", ())]
+    small = found[KINDS_LIMIT:]
+    rows = found[:KINDS_LIMIT] + (
+        [(f"{len(small)} others", *map(sum, zip(*(ms for _, *ms in small), strict=True)))] if small else []
+    )
+    longest, whole = max((max(ms) for _, *ms in rows), default=0) or 1, sum(after for _, _, after in rows) or 1
+    return [
+        {
+            "kind": kind,
+            "before": before,
+            "after": after,
+            "share": f"{after / whole:.0%}",
+            "before_percent": round(100 * before / longest, 3),
+            "after_percent": round(100 * after / longest, 3),
+        }
+        for kind, before, after in rows
     ]
 
 

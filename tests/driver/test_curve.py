@@ -60,6 +60,8 @@ def test_points_are_what_compile_makes_and_what_they_share_is_made_once(
             json.loads((f / "plan.json").read_text()) for f in (tmp_path / "c" / point["folder"], tmp_path / text)
         )
         assert one["parameters"] == other["parameters"] and one["steps"] == other["steps"]
+        report = (tmp_path / "c" / point["folder"] / "report.html").read_text()
+        assert report.count('class="dot on"') == 2 and 'href="../curve.html"' in report  # against MACs and parameters
     assert made["points"][0]["after"]["macs"] < made["points"][1]["after"]["macs"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from typing import Any
+from xml.etree import ElementTree
 
 import nets
 import pytest
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import graphprune as gp
-from graphprune.driver.layers import layers
-from graphprune.report.network import ACROSS, LIMIT, blocks, drawing
+from graphprune.coupling.groups import find_groups
+from graphprune.driver.layers import channels, kinds, layers
+from graphprune.errors import OutputError
+from graphprune.report.network import ACROSS, LIMIT, blocks, drawing, picture
 
 RECIPE = "group,score,mask{macs=0.5x},propagate"
 
@@ -94,3 +97,59 @@ def test_what_is_too_large_is_listed_and_not_drawn() -> None:
     many = {"layers": [layer | {"name": str(k)} for k in range(LIMIT + 1)], "edges": []}
     assert drawing(many) is None and drawing({"layers": [layer], "edges": []}) is None
     assert sum(len(block["layers"]) for block in blocks(many)) == LIMIT + 1
+
+
+def test_the_picture_of_inspect_has_a_colour_per_group_and_says_what_is_frozen() -> None:
+    program = gp.load(Skip(), torch.randn(2, 8))
+    groups = find_groups(program.graph)
+    svg = picture(layers(program, program), channels(program, groups))
+    tree = ElementTree.fromstring(svg)
+    assert tree.tag.endswith("svg")
+    titles = {one.text for one in tree.iter() if one.tag.endswith("title")}
+    assert any("body.up" in str(one) and "32 of body.up" in str(one) for one in titles)
+    assert any("head" in str(one) and "4 frozen, reaches the graph output" in str(one) for one in titles)
+    fills = [one.get("fill") for one in tree.iter() if one.get("fill")]
+    ups = len(groups)
+    assert len(set(fills)) == ups == svg.count("channels, made by")
+    assert svg == picture(layers(program, program), channels(program, groups))
+
+
+def test_a_layer_of_several_groups_has_a_part_for_each() -> None:
+    program = nets.program("SplitUneven")
+    groups = find_groups(program.graph)
+    found = channels(program, groups)
+    joined = next(own for own in found.values() if len(own) > 1)
+    assert [one["count"] for one in joined] == [3, 5, 4] and len({one["group"] for one in joined}) == 3
+    svg = ElementTree.fromstring(picture(layers(program, program), found))
+    parts = [len([rect for rect in bar if rect.tag.endswith("rect")]) for bar in svg if bar.tag.endswith("}g")]
+    assert max(parts) == 3
+
+
+def test_names_in_the_picture_are_text_and_no_more() -> None:
+    layer = {"op": "a", "module": "", "kind": "linear", "channels": [4, 4], "params": [8, 8], "macs": [8, 8]}
+    one = {
+        "layers": [layer | {"name": "</title><script>x</script>"}, layer | {"op": "b", "name": "b"}],
+        "edges": [(0, 1)],
+    }
+    own = {"a": [{"group": "<b>&\x1b", "frozen": None, "count": 4}]}
+    svg = picture(one, own)
+    ElementTree.fromstring(svg)
+    assert "<script" not in svg and "<b>" not in svg and "\x1b" not in svg
+    with pytest.raises(OutputError, match=r"1 layers are not drawn \(2 at least\)"):
+        picture({"layers": [layer | {"name": "a"}], "edges": []}, {})
+
+
+def test_times_are_of_layers_and_of_kinds_of_ops() -> None:
+    program = gp.load(Skip(), torch.randn(2, 8))
+    done = gp.run(RECIPE, program)
+    names = [op.name for op in program.graph.ops]
+    before = {name: float(k + 1) for k, name in enumerate(names)}
+    after = {name: ms / 2 for name, ms in before.items() if name != names[0]}
+    found = layers(program, done, (before, after))["layers"]
+    assert all(layer["ms"] == [before[layer["op"]], after.get(layer["op"], 0.0)] for layer in found)
+    each = kinds(program, done, (before, after))
+    assert sum(one["ms"][0] for one in each) == sum(before.values())
+    assert sum(one["ms"][1] for one in each) == sum(after.values())
+    assert [one["ms"][0] for one in each] == sorted((one["ms"][0] for one in each), reverse=True)
+    rows = [row for block in blocks({"layers": found}) for row in block["layers"]]
+    assert all(" ms to " in row["ms"] for row in rows)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from graphprune.report.next_steps import steps
 from graphprune.report.page import command, comparison, render, speed, table
 from graphprune.report.segments import picture
 from graphprune.report.units import count, duration, size
@@ -369,3 +370,18 @@ def test_segments_say_who_selects_and_how() -> None:
     assert shown["rows"][0]["after"] == [(0.0, 50.0)]
     assert shown["rows"][1]["after"] == [(0.0, 25.0), (75.0, 25.0)]
     assert "Readers that choose" not in render(changed())
+
+
+def test_where_the_time_goes_and_what_to_do_next() -> None:
+    kinds = [{"kind": f"<k{k}>", "ms": [9.0 - k / 2, 4.0 - k / 4]} for k in range(11)]
+    page = render(changed(time={"target": "onnx", "kinds": kinds}))
+    assert "&lt;k0&gt;" in page and "&lt;k7&gt;" in page and "&lt;k8&gt;" not in page and "3 others" in page
+    assert "Where the time goes" not in render(REPORT)
+    torch, onnx = steps(REPORT), steps(changed(host="onnx"))
+    assert "rebuild(YourClass()" in torch[1]["code"] and "onnx/model.onnx" in torch[2]["code"]
+    assert onnx[0]["title"] == "Load it, anywhere that ONNX runs:" and len(onnx) == 2
+    without = steps(changed(notes=["no widths.json was written: it is a function"]))
+    assert "gp.apply" in without[1]["code"]
+    for one in (*torch, *onnx, *without):
+        if "graphprune bench" not in one["code"] and not one["code"].startswith("ls"):
+            compile(one["code"], one["title"], "exec")

@@ -29,6 +29,7 @@ class Onnx(Target):
 
     name: ClassVar[str] = "onnx"
     summary: ClassVar[str] = "model.onnx, run by ONNX Runtime (CPU)"
+    profiles: ClassVar[bool] = True
     grain: ClassVar[int] = 16  # ONNX Runtime's blocked convolutions: 16 channels with AVX-512, else 8
     packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "torch")
     providers: ClassVar[tuple[str, ...]] = ("CPUExecutionProvider",)  # the first does what it can
@@ -74,6 +75,7 @@ class OrtCuda(Onnx):
 
     name: ClassVar[str] = "ort-cuda"
     summary: ClassVar[str] = "model.onnx, run by ONNX Runtime's CUDA provider; needs onnxruntime-gpu"
+    profiles: ClassVar[bool] = False
     grain: ClassVar[int] = 8  # what tensor cores take in fp16
     tolerance: ClassVar[float] = 1e-3  # convolutions in TF32
     packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime-gpu", "torch")
