@@ -3,8 +3,9 @@
 With a weight on the price, the least of loss + weight * price over all choices is exact by eliminating one group
 after the other (Bertele and Brioschi, Nonserial Dynamic Programming, 1972): the work grows with how many groups meet
 in one table on the way, which is two or three in chains and residual networks. The weight that bounds the loss best
-is found as in Everett (1963) and Fisher (1981). What the budget leaves open is then searched among the choices whose
-weighted sums are least, which hold the best one as long as none had to be left out.
+is found as in Everett (1963) and Fisher (1981). What the budget leaves open is then searched group by group: of choices
+that leave the same to what is chosen later those that another one beats in price and loss are left out, and those whose
+bound is no better than what is known. The best one is found as long as no others have to be left out for their number.
 """
 
 from __future__ import annotations
@@ -136,17 +137,19 @@ class _Problem:
         chosen = np.zeros((1, len(self.names)), np.intp)
         bound = np.array([_total(weighed) - weight * (self.budget - self.constant)])
         price = np.array([_total(cheapest) + self.constant])
+        most = max(1, SEARCHED // (len(self.names) * max(map(len, self.losses))))
         for one, other in zip(reversed(weighed), reversed(cheapest), strict=True):
             bounds, prices = (self._next(b, own, chosen) for b, own in ((one, bound), (other, price)))
             fits = (bounds < lost - 1e-12 * abs(lost)) & (prices <= self.budget)
             state, option = np.nonzero(fits)
-            most = max(1, SEARCHED // (len(self.names) * max(map(len, self.losses))))
-            if len(state) > most:
-                kept = np.sort(np.argsort(bounds[state, option], kind="stable")[:most])
-                state, option = state[kept], option[kept]
             chosen = chosen[state]
             chosen[:, one.group] = option
             bound, price = bounds[state, option], prices[state, option]
+            read = sorted({k for bucket in weighed[: one.group] for k in bucket.others if k >= one.group})
+            kept = _undominated(chosen[:, read], price, bound - weight * price)
+            if len(kept) > most:
+                kept = np.sort(kept[np.argsort(bound[kept], kind="stable")[:most]])
+            chosen, bound, price = chosen[kept], bound[kept], price[kept]
         losses = np.sum([own[chosen[:, k]] for k, own in enumerate(self.losses)], axis=0)
         if len(chosen) and losses.min() < lost:
             best = chosen[int(np.argmin(losses))]
@@ -189,6 +192,20 @@ def _least(buckets: Sequence[_Bucket]) -> Array:
     for bucket in reversed(buckets):
         chosen[bucket.group] = np.argmin(bucket.table[tuple(chosen[k] for k in bucket.others)])
     return chosen
+
+
+def _undominated(read: Array, price: Array, loss: Array) -> Array:
+    """Of choices that leave the same to what is chosen later (their rows of ``read`` are equal) those that no other
+    one beats in both price and loss, as numbers in rising order (Nemhauser and Ullmann 1969, within every row)."""
+    if not len(price):
+        return np.zeros(0, np.intp)
+    row = np.unique(read, axis=0, return_inverse=True)[1].ravel() if read.shape[1] else np.zeros(len(price), np.intp)
+    order = np.lexsort((loss, price, row))
+    rank = np.empty(len(loss), np.intp)
+    rank[np.argsort(loss, kind="stable")] = np.arange(len(loss))
+    falling = rank[order] - row[order] * len(loss)  # what is of a later row is below all of the rows before
+    best = np.minimum.accumulate(falling)
+    return np.asarray(np.sort(order[np.r_[True, falling[1:] < best[:-1]]]))
 
 
 def _total(buckets: Sequence[_Bucket]) -> float:

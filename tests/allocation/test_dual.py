@@ -82,6 +82,56 @@ class Widths:
         assert self.price(counts) <= self.budget
         return sum(self.losses[name][count] for name, count in counts.items())
 
+    def programmed(self) -> float:
+        """The same, of any size, by HiGHS as a mixed-integer program: each option of a group and, where a layer joins
+        two, each pair of theirs is there or not."""
+        optimize = pytest.importorskip("scipy.optimize")
+        sizes = {name: len(menu) for name, menu in self.losses.items()}
+        pairs = sorted({(a, b) for a, b, _ in self.layers if a and b})
+        shapes = [*((n,) for n in sizes.values()), *((sizes[a], sizes[b]) for a, b in pairs)]
+        starts = np.cumsum([0, *map(np.prod, shapes)])
+        at = {
+            key: np.arange(lo, hi).reshape(shape)
+            for key, lo, hi, shape in zip([*sizes, *pairs], starts, starts[1:], shapes, strict=False)
+        }
+        lost, price = np.zeros(starts[-1]), np.zeros(starts[-1])
+        for name, menu in self.losses.items():
+            lost[at[name]] = list(menu.values())
+        options = {name: np.array(list(menu)) for name, menu in self.losses.items()}
+        for names, table in self.tables(options):
+            price[at[names[0] if len(names) == 1 else names]] += table
+        rows, limits = [price / self.budget], [(-np.inf, 1.0)]
+
+        def row(ones: Any, one: Any, total: float) -> None:
+            made = np.zeros(starts[-1])
+            made[ones], made[one] = 1.0, -1.0
+            rows.append(made)
+            limits.append((total, total))
+
+        for name in sizes:
+            row(at[name], [], 1.0)
+        for a, b in pairs:
+            for k in range(sizes[a]):
+                row(at[a, b][k], at[a][k], 0.0)
+            for k in range(sizes[b]):
+                row(at[a, b][:, k], at[b][k], 0.0)
+        whole = np.arange(starts[-1]) < sum(sizes.values())
+        found = optimize.milp(
+            lost,
+            constraints=optimize.LinearConstraint(np.array(rows), *np.transpose(limits)),
+            integrality=whole.astype(int),
+            bounds=optimize.Bounds(0, 1),
+            options={"mip_rel_gap": 1e-9},
+        )
+        assert found.status == 0
+        return float(found.fun)
+
+
+def above(seed: int) -> float:
+    """How far what is chosen is above the least loss."""
+    problem = Widths(seed)
+    return (problem.chosen() - (best := problem.programmed())) / max(best, 1e-9)
+
 
 def gap(seed: int) -> float | None:
     """How far above the least loss; None where there are too many choices to look at all."""
@@ -97,10 +147,15 @@ def test_macs_are_traded_as_brute_force_does() -> None:
     assert sum(one is not None for one in gaps) >= 15
 
 
+@pytest.mark.parametrize("seed", [587, 942, 1482, 1872])
+def test_where_many_choices_are_nearly_as_good_the_best_is_found(seed: int) -> None:
+    """More of them than are kept, unless those that another one beats in price and loss are left out."""
+    assert abs(above(seed)) <= 1e-5
+
+
 @pytest.mark.slow
-def test_of_500_problems_none_is_far_from_the_best() -> None:
-    gaps = [one for seed in range(2000) if (one := gap(seed)) is not None][:500]
-    assert len(gaps) == 500 and max(gaps) <= 0.01
+def test_of_500_problems_all_are_solved() -> None:
+    assert max(abs(above(seed)) for seed in range(500)) <= 1e-5  # HiGHS keeps to its bounds to 1e-6
 
 
 def test_what_is_chosen_is_above_its_bound_and_the_bound_below_the_best() -> None:

@@ -1,7 +1,8 @@
-"""Files that are damaged or made to do harm: ``python -m tests.fuzz.mutate --cases 1500`` reads them all.
+"""Files that are damaged or made to do harm: ``python -m tests.fuzz.mutate --cases 2000`` reads them all.
 
 A case is a name such as ``onnx/bytes/17``: it says what is mutated, how, and from which seed. Every
-case must end in a GraphpruneError, or in a model that is cut and proved right; see worker.py.
+case must end in a GraphpruneError, or right: a model that is cut and proved, a plan that is applied and
+proved, a table whose latencies make sense; see worker.py.
 """
 
 from __future__ import annotations
@@ -25,9 +26,12 @@ import onnx
 import torch
 from google.protobuf.message import Message
 
-from . import attacks
+import graphprune as gp
+
+from . import attacks, documents
 from .attacks import _members, _zip
 from .network import Module, Network, Step, data, to_onnx
+from .structure import mutated_structure
 
 # ---- what is mutated ---------------------------------------------------------------------------------
 
@@ -219,14 +223,19 @@ def mutated_zip(content: bytes, rng: random.Random) -> bytes:
 
 
 def mutated_json(content: bytes, rng: random.Random) -> bytes:
-    """One to three numbers, words or parts of one of the JSON members changed."""
+    """One of the JSON members changed."""
     members = _members(content)
     name = rng.choice([name for name in members if name.endswith(".json")])
-    tree = json.loads(members[name])
+    members[name] = mutated_text(members[name], rng)
+    return _zip(members)
+
+
+def mutated_text(content: bytes, rng: random.Random) -> bytes:
+    """One to three numbers, words or parts of a JSON text changed."""
+    tree = json.loads(content)
     for _ in range(rng.choice([1, 1, 2, 3])):
         _change_tree(tree, rng)
-    members[name] = json.dumps(tree).encode()
-    return _zip(members)
+    return json.dumps(tree).encode()
 
 
 def _change_tree(tree: Any, rng: random.Random) -> None:
@@ -256,13 +265,39 @@ def _change_tree(tree: Any, rng: random.Random) -> None:
 # ---- cases -------------------------------------------------------------------------------------------
 
 WAYS = {
-    "onnx": {"bytes": mutated_bytes, "proto": mutated_proto},
+    "onnx": {"bytes": mutated_bytes, "proto": mutated_proto, "structure": mutated_structure},
     "pt2": {"bytes": mutated_bytes, "zip": mutated_zip, "json": mutated_json},
+    "plan": {"bytes": mutated_bytes, "json": mutated_text, "weights": mutated_bytes},
+    "table": {"bytes": mutated_bytes, "lines": documents.mutated_lines},
 }
+OUTPUTS = {"out/model.onnx", "out/model.onnx.data", "out/model.pt2"}
+
+
+def files(case: str) -> dict[str, bytes]:
+    """The files of a case by name, one of them damaged."""
+    host, way, _ = case.split("/")
+    if host in ("onnx", "pt2"):
+        return {f"model.{host}": content(case)}
+    sound = documents.plan_files() if host == "plan" else {"table.jsonl": documents.table_file()}
+    damaged = {"plan": "plan.safetensors" if way == "weights" else "plan.json", "table": "table.jsonl"}[host]
+    return {**sound, damaged: WAYS[host][way](sound[damaged], random.Random(case))}
+
+
+def use(case: str, folder: Path, out: Path) -> None:
+    """What a user does with the files of a case, and the proof that it is right."""
+    host = case.partition("/")[0]
+    if host == "plan":
+        documents.apply_plan(folder, out / "model.onnx")
+    elif host == "table":
+        documents.use_table(folder / "table.jsonl")
+    else:
+        program = gp.run("group,score,mask{channels=0.5x},propagate", gp.load(folder / f"model.{host}"))
+        gp.verify(program)
+        program.host.save(out / f"model.{host}")
 
 
 def content(case: str) -> bytes:
-    """The file of a case."""
+    """The model of a case."""
     host, way, which = case.split("/")
     if way == "attack":
         if host == "pt2":
@@ -286,7 +321,9 @@ def attack_cases() -> list[str]:
 def cases(count: int) -> list[str]:
     """The attacks, and mutations to make up the number."""
     out = attack_cases()
-    ways = ["onnx/proto", "pt2/json", "onnx/bytes", "onnx/proto", "pt2/zip", "pt2/bytes"]
+    ways = ["onnx/structure", "plan/json", "onnx/proto", "pt2/json", "onnx/structure", "table/lines", "onnx/bytes"]
+    ways += ["onnx/structure", "pt2/zip", "plan/weights", "onnx/proto", "onnx/structure", "pt2/bytes", "table/bytes"]
+    ways += ["onnx/structure", "plan/bytes", "onnx/proto"]
     number = 0
     while len(out) < count:
         out.append(f"{ways[number % len(ways)]}/{number}")
@@ -307,9 +344,10 @@ def page(results: list[dict[str, Any]], seconds: float) -> str:
     wrong = [f"- `{r['case']}`: {r['end']}" for r in results if r["end"].startswith("WRONG")]
     slowest = max(results, key=lambda r: r["seconds"])
     return f"""`python -m tests.fuzz.mutate --cases {len(results)}` took {seconds / 60:.0f} minutes.
-A case is *refused* with a GraphpruneError, or *right*: the model is cut to half its channels and proved equal to the
-masked one. Anything else is wrong: another exception, a process that dies, more than 10 s of processor time, more than
-2 GB of memory, a file written outside the output folder, a payload that ran.
+A case is *refused* with a GraphpruneError, or *right*: the model is cut to half its channels, or the plan is
+applied to its model, and proved equal to the masked one; every latency of the table is finite
+and none of them made up. Anything else is wrong: another exception, a process that dies, more than 10 s of processor
+time, more than 2 GB of memory, a file written outside the output folder, a payload that ran.
 
 | mutation | refused | right | wrong |
 |---|---|---|---|
@@ -326,7 +364,7 @@ def main() -> None:
     from .worker import read_all
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", type=int, default=1500)
+    parser.add_argument("--cases", type=int, default=2000)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("only", nargs="*", help="these cases alone")
     options = parser.parse_args()

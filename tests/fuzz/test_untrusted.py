@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import random
 import subprocess
 import sys
 import time
@@ -16,11 +17,13 @@ from collections import Counter
 from subprocess import PIPE
 
 import limits
+import onnx
 import pytest
 import torch
 
-from fuzz import attacks, mutate, worker
+from fuzz import attacks, documents, mutate, structure, worker
 from fuzz.worker import read_all
+from graphprune.cost.latency import table_file
 from graphprune.errors import ModelError
 from graphprune.hosts.torch.archive import check_archive
 from graphprune.hosts.torch.size_expressions import is_size
@@ -45,6 +48,29 @@ def test_what_is_damaged_is_refused_or_right():
     found = ends(cases)
     assert found["refused"] > 20
     assert found["right"] > 5
+
+
+def test_every_mutation_of_structure_changes_the_graph():
+    sound = mutate.onnx_file(0)
+    for mutation in structure.MUTATIONS:
+        changed = 0
+        for seed in range(20):
+            model = onnx.ModelProto.FromString(sound)
+            mutation(model.graph, random.Random(seed))
+            changed += model.SerializeToString() != sound
+        assert changed > 5, mutation.__name__
+
+
+def test_a_table_with_a_latency_that_makes_no_sense_is_noticed(tmp_path, monkeypatch):
+    """What is checked of tables has teeth: where a reader lets everything in, a damaged one is wrong."""
+    path = tmp_path / "table.jsonl"
+    path.write_bytes(documents.table_file().replace(b'"median_ms": 0.1', b'"median_ms": Infinity', 1))
+    documents.use_table(path)
+    path.write_bytes(documents.table_file().replace(b'"median_ms": 0.1', b'"median_ms": Infinity', 1))
+    real = table_file._is
+    monkeypatch.setattr(table_file, "_is", lambda value, kind: kind is float or real(value, kind))
+    with pytest.raises(AssertionError):
+        documents.use_table(path)
 
 
 def test_what_does_not_end_is_ended_by_its_processor_time(tmp_path):

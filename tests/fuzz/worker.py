@@ -130,19 +130,19 @@ class Guard:
 
 
 def read(case: str, sandbox: Path, guard: Guard, limit: float = SECONDS) -> dict[str, Any]:
-    """Load, cut, prove and write the model of one case. Beyond ``limit`` seconds of processor time it is
+    """Use the files of one case, as mutate.use does. Beyond ``limit`` seconds of processor time it is
     wrong, and far beyond the process ends."""
     import graphprune as gp
 
     from .attacks import MARKER
-    from .mutate import content
+    from .mutate import OUTPUTS, files, use
 
-    made = content(case)
+    made = files(case)
     folder = sandbox / "in"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    path = folder / f"model.{case.partition('/')[0]}"
-    path.write_bytes(made)
+    for name, content in made.items():
+        (folder / name).write_bytes(content)
     (folder / "beside").write_bytes(bytes(64))
     (folder / "link").symlink_to(sandbox / "secret")
     before = _files(sandbox)
@@ -152,9 +152,7 @@ def read(case: str, sandbox: Path, guard: Guard, limit: float = SECONDS) -> dict
     guard.on = True
     error = said = ""
     try:
-        program = gp.run("group,score,mask{channels=0.5x},propagate", gp.load(path))
-        gp.verify(program)
-        program.host.save(sandbox / "out" / path.name)
+        use(case, folder, sandbox / "out")
         end = "right"
     except gp.GraphpruneError as refusal:
         end, error, said = "refused", type(refusal).__name__, str(refusal)
@@ -166,7 +164,7 @@ def read(case: str, sandbox: Path, guard: Guard, limit: float = SECONDS) -> dict
         end = f"WRONG: took {seconds:.1f} s"
     if guard.seen:
         end = f"WRONG: {guard.seen[0]}"
-    extra = _files(sandbox) - before - {f"out/{path.name}", f"out/{path.name}.data"}
+    extra = _files(sandbox) - before - OUTPUTS
     if extra or list(sandbox.rglob(MARKER)):
         end = f"WRONG: leaves {sorted(extra)}"
     for name in extra:
@@ -208,11 +206,13 @@ def main() -> None:
     import graphprune.hosts.onnx.host
     import graphprune.hosts.torch.host  # noqa: F401
 
+    from .documents import plan_files, table_file
     from .mutate import onnx_file, pt2_file
 
     torch.set_num_threads(1)
     for which in (0, 1):
         onnx_file(which), pt2_file(which)
+    plan_files(), table_file()
     guard = Guard(sandbox)
     os.chdir(sandbox)
     read(SOUND, sandbox, guard)  # what is imported late is imported now

@@ -18,7 +18,7 @@ from ...ir.facts import Latency
 from .workload import Family, Widths
 
 Point = tuple[Family, Widths]
-_KINDS = {"conv": lambda n: n >= 5 and n % 3 == 2, "product": lambda n: n == 1, "stream": lambda n: n == 0}
+_KINDS = {"conv": lambda n: n % 3 == 2, "product": lambda n: n == 1, "stream": lambda n: n == 0}
 _MOST = 1e12  # ms, repeats, a width: thirty years, and more than any tensor has
 
 

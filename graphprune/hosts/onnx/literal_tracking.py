@@ -18,6 +18,7 @@ from .node import constant_tensor
 from .shape_probe import Seen
 from .size_flow import Entry, Flow, Sizes, known, slots
 
+_SIZES = (ir.DataType.INT32, ir.DataType.INT64)
 _PINNABLE = frozenset({"Slice", "Split", "Pad", "Tile"})
 _NAMES = {("slice", 1): "starts", ("slice", 2): "ends", ("split", 1): "sizes", ("pad", 1): "pads"}
 
@@ -124,7 +125,8 @@ class Follower:
         if tensor is not None:
             return tensor.dtype
         spelled = self.seen.dtypes.get(str(value.name), "int64")
-        return value.dtype or (ir.DataType.INT32 if spelled == "int32" else ir.DataType.INT64)
+        made = ir.DataType.INT32 if spelled == "int32" else ir.DataType.INT64
+        return value.dtype if value.dtype in _SIZES else made  # an output may be declared as what it is not
 
 
 def _aligned(op: Op, node: ir.Node, slot: int, count: int) -> list[Dim]:
