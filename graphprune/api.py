@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +13,10 @@ from .backends.effort import Budget
 from .backends.target import Target, on_device, target
 from .calibration import batches as calibration
 from .calibration.held_back import hold_back
+from .calibration.images import Images
+from .calibration.losses import loss_of
+from .calibration.suspect import raw_pixels
+from .cost.budget import spelt
 from .cost.latency.table import Table
 from .cost.units import UNITS
 from .driver.artifact import asked, check_code, describe, emit, latencies, loaded, over, profiled, write
@@ -26,6 +30,7 @@ from .errors import BudgetError, DataError, ModelError, RecipeError
 from .hosts.given import as_host, imported, origins
 from .ir.facts import Groups, Keep, Scores
 from .ir.program import Loss, Program
+from .passes.compensate import Compensate
 from .passes.group import Group
 from .passes.mask import Mask
 from .pipeline.base import Progress
@@ -105,21 +110,23 @@ def load(
     dynamic_shapes: Any = None,
     data: Any = None,
     fixed: Sequence[str] = (),
-    loss: Callable[..., Any] | None = None,
+    images: Images | None = None,
+    loss: Callable[..., Any] | str | None = None,
     seed: int = 0,
 ) -> Program:
     """Read a model.
 
     ``model``: an nn.Module (with ``example_inputs``: a tensor, a tuple, or ``{"args": ..., "kwargs":
     ...}``), an ExportedProgram, an onnx_ir.Model or onnx.ModelProto, a path to an ``.onnx`` or
-    ``.pt2`` file, or ``"package.module:factory"``, where ``factory()`` returns ``(module,
-    example_inputs)``. Of all but a module ``example_inputs`` may leave inputs out and give sizes for arrays,
-    by name: ``{"x": (1, 3, 320, 320), "rate": 16000}``; of an ONNX model what is not given is as the first sample
-    of ``data``, or else sizes are tried until it runs. ``dynamic_shapes`` as torch.export takes it; by default the
-    batch axis may vary where the model allows. ``data``: calibration data, see calibration.batches;
-    ``fixed``: the inputs that are the same for all of its samples. ``loss``: for
-    criteria with gradients, called as ``loss(output, *rest)`` with what ``data`` has beside the model's
-    inputs: ``data=(images, labels), loss=torch.nn.functional.cross_entropy``.
+    ``.pt2`` file, or ``"package.module:factory"``, or ``"path/to/file.py:factory"``, where
+    ``factory()`` returns ``(module, example_inputs)``. Of all but a module ``example_inputs`` may leave inputs out
+    and give sizes for arrays, by name: ``{"x": (1, 3, 320, 320), "rate": 16000}``; of an ONNX model what is not given
+    is as the first sample of ``data``, or else sizes are tried until it runs. ``dynamic_shapes`` as torch.export takes
+    it; by default the batch axis may vary where the model allows. ``data``: calibration data, see calibration.batches;
+    ``fixed``: the inputs that are the same for all of its samples; ``images``: how a folder of images becomes
+    arrays. ``loss``: for criteria with gradients, called as ``loss(output, *rest)`` with what ``data`` has beside
+    the model's inputs (``data=(images, labels)``, an .npz with ``labels``, a folder of images with a folder a
+    class): a function, ``"cross_entropy"`` (see calibration.losses), or ``"package.module:function"``.
 
     The model given is not changed. Raises ModelError, DataError.
     """
@@ -130,19 +137,23 @@ def load(
         )
     host = as_host(model, example_inputs, dynamic_shapes)
     if data is not None and (inputs := host.undecided()):
-        samples, data = calibration.first(data, inputs, fixed)
+        samples, data = calibration.first(data, inputs, fixed, images)
         host.suppose(samples)
     program = Program(host=host, source=host, seed=seed)
     _check_tensors(program)  # which reads it
     program = program.note(*host.notes)
     inputs = program.graph.inputs
-    if loss is not None:
-        found, rest = calibration.with_rest(data, inputs, fixed)
-        return replace(program, data=found, loss=Loss(loss, rest))
     if data is None:
+        if loss is not None:
+            raise DataError("a loss needs calibration data with labels", "give data too: an .npz with `labels`")
         return program
     sizes = host.sizes() if example_inputs is not None else None
-    program = replace(program, data=calibration.batches(data, inputs, fixed, sizes))
+    if loss is not None:
+        found, rest = calibration.with_rest(data, inputs, fixed, sizes, images)
+        function = loss_of(loss, imported) if isinstance(loss, str) else loss
+        return replace(program, data=found, loss=Loss(function, rest))
+    program = replace(program, data=calibration.batches(data, inputs, fixed, sizes, images))
+    program = program.note(*filter(None, (raw_pixels(program), calibration.unread(data, inputs))))
     same = [value.name for value in inputs if value.shape and value.name in getattr(program.data, "fixed", ())]
     detected = [name for name in same if name not in fixed]
     return program.note(f"calibration: the same for every sample: {', '.join(detected)}") if detected else program
@@ -244,19 +255,21 @@ def compile(
     example_inputs: Any = None,
     *,
     recipe: str | Recipe | None = None,
-    channels: str | None = None,
-    params: str | None = None,
-    macs: str | None = None,
-    memory: str | None = None,
-    latency: str | None = None,
+    channels: str | float | None = None,
+    params: str | float | None = None,
+    macs: str | float | None = None,
+    memory: str | float | None = None,
+    latency: str | float | None = None,
     freeze: str | Sequence[str] = (),
     only: str | Sequence[str] = (),
     ignore: Sequence[Any] = (),
-    width: Mapping[str, int | str] | None = None,
+    width: Mapping[str, int | float | str] | None = None,
     floor: float | None = None,
     grain: int | None = None,
     data: Any = None,
     fixed: Sequence[str] = (),
+    images: Images | None = None,
+    loss: Callable[..., Any] | str | None = None,
     targets: Sequence[str | Target] = (),
     threads: int = 1,
     table: str | os.PathLike[str] | None = None,
@@ -265,6 +278,7 @@ def compile(
     seed: int = 0,
     verify: bool = True,
     measure: bool = True,
+    dry_run: bool = False,
     evaluate: Evaluate | str | None = None,
     out: str | os.PathLike[str] | None = None,
     force: bool = False,
@@ -287,6 +301,8 @@ def compile(
     all. ``dump``: a folder for the program after every pass, which shows after an error how far it came.
     ``instruments`` are called before and after every pass that runs, of every attempt.
 
+    ``dry_run``: what would remain, and how long it would take on the ``targets``, without a proof, a fit or a file.
+
     With ``data`` the report says how close the outputs are to the original's, on samples held back from calibration
     (every eighth, about 64 at most; see ``hold_back``). ``evaluate``: your own figure before and after: a
     function, or ``"package.module:function"``, called with each network as it comes out of its file (an nn.Module,
@@ -299,7 +315,7 @@ def compile(
     Raises GraphpruneError of the kind that fits; nothing is written then.
     """
     budgets = zip(UNITS, (channels, params, macs, memory, latency), strict=True)
-    given = {unit: text for unit, text in budgets if text is not None}
+    given = {unit: spelt(budget) for unit, budget in budgets if budget is not None}
     if len(given) + (recipe is not None) > 1:
         raise RecipeError(
             f"one budget or a recipe, not {len(given) + (recipe is not None)}", "a recipe has its budget in `mask{...}`"
@@ -318,12 +334,14 @@ def compile(
         chosen = [on_device(one, rpc) for one in chosen]
     effort = Budget.parse(tune) if tune is not None else None
     fallback: Mapping[str, Any] = {}
+    if dry_run:
+        out, verify, measure = None, False, measure and bool(chosen)
     apart(out, dump)
     with new_folder(out, force) as folder, dumped(dump, force) as dumps:
         watching = (*instruments, *dumps)
         if progress:
             progress("load", 0, 1)
-        options: dict[str, Any] = {"data": data, "fixed": fixed, "seed": seed}
+        options: dict[str, Any] = {"data": data, "fixed": fixed, "images": images, "loss": loss, "seed": seed}
         program = model if isinstance(model, Program) else load(model, example_inputs, **options)
         program, judged = hold_back(program)
         judge, name = _evaluation(evaluate)
@@ -337,10 +355,13 @@ def compile(
         if recipe is None and not given and program.knows(Keep):  # training has decided already
             recipe = "propagate,compensate" if program.data else "propagate"
         own = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
+        _read_by(own, loss)
         unit, text = next(iter(given.items()), ("", "") if width else ("macs", "0.5x"))
         held = Table.read(Path(table)) if table is not None else None
 
         def attempt(steps: Recipe) -> tuple[Program, Mapping[str, Any]]:
+            if dry_run:  # what is fitted changes no width
+                steps = Recipe(tuple(step for step in steps.steps if not isinstance(step, Compensate)))
             if not has_latency(steps):
                 return run(steps, program, progress=progress, instruments=watching), {}
             outcome = to_latency(
@@ -350,7 +371,7 @@ def compile(
 
         if own is not None:
             steps, (done, facts) = own, attempt(own)
-            if measure and chooses(own) and chosen[0].unmeasured() is None:
+            if measure and not dry_run and chooses(own) and chosen[0].unmeasured() is None:
                 least = guarded(program, done, own, chosen[0], threads=threads, progress=progress, instruments=watching)
                 steps, done, fallback = least.recipe, least.program, least.facts
         else:
@@ -375,10 +396,14 @@ def compile(
             report["time"] = {"target": took[0], "kinds": kinds(program, done, took[1])}
         report["budget"] = {**asked(program, done, steps), "default": own is None and not given and not width}
         report["notes"] += over(report["budget"])
-        if program.data:
+        if images is not None:
+            report["images"] = asdict(images)
+        if dry_run:
+            report["dry_run"] = True
+        elif program.data:
             change = closeness(program, done, judged or program.data)
             report["closeness"] = {**change, "held_back": bool(judged)}
-        if judge:
+        if judge and not dry_run:
             after = figures(judge, done.host, name)
             report["evaluation"] = {"what": name, "before": figures_before, "after": after}
         if facts:
@@ -527,7 +552,7 @@ def _near(scored: Program, text: str, grain: int) -> int:
             kept = sum(map(len, mask.run(scored).fact(Keep).keep.values()))
         except BudgetError:
             kept = 0
-        if kept >= 0.9 * mask.budget()[1] * whole:
+        if kept >= 0.9 * mask.budget()[1].share(whole) * whole:
             break
         grain //= 2
     return grain
@@ -580,6 +605,15 @@ def default_recipe(unit: str, text: str, control: Control | None = None, *, data
         options.append(f"allocate={allocate}")
     options += control.mask()
     return Recipe.parse(f"{steps}mask{{{' '.join(options)}}},propagate{repair}")
+
+
+def _read_by(recipe: Recipe | None, loss: Any) -> None:
+    """Raises RecipeError where a loss is given and nothing in the recipe reads it."""
+    if loss is not None and not any(step.wants_loss() for step in (recipe.steps if recipe else ())):
+        raise RecipeError(
+            "a loss was given, and no pass of the recipe reads it",
+            "score by one that does: group,score{by=taylor},mask{macs=0.5x allocate=global},propagate,compensate",
+        )
 
 
 def _evaluation(evaluate: Evaluate | str | None) -> tuple[Evaluate | None, str]:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import graphprune as gp
+from graphprune.cost.budget import Amount
 from graphprune.errors import BudgetError, ModelError, RecipeError
 
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
@@ -133,3 +134,42 @@ def test_what_a_notebook_shows_is_short() -> None:
     )
     assert artifact._repr_html_().startswith("<pre>") and "parameters" in artifact._repr_html_()
     assert repr(gp.load(net(), X)) == "<Program: torch, 5 ops>"
+
+
+@pytest.mark.parametrize("unit", ["params", "macs", "channels", "memory"])
+def test_a_share_is_one_thing_however_it_is_written(unit: str) -> None:
+    from graphprune.passes.mask import Mask
+
+    texts = ("0.5x", "0.5", "50%", ".5", "50.0%", "5e-1x")
+    assert {Mask(**{unit: text}).budget()[1] for text in texts} == {Amount(0.5)}
+    assert Mask(latency="60%").budget()[1] == Mask(latency="0.6x").budget()[1] == Amount(0.6)
+
+
+def test_budgets_from_python_recipe_and_text_are_alike() -> None:
+    same = [widths(params=budget) for budget in ("0.5x", 0.5, "50%", f"{round(0.5 * PARAMS)}", round(0.5 * PARAMS))]
+    recipe = "group,score,mask{params=50% allocate=global},propagate"
+    assert [*same, widths(recipe=recipe)] == [same[0]] * 6
+    assert widths(width={"0": 0.25}) == widths(width={"0": "25%"}) == widths(width={"0": "0.25x"}) == [12, 32]
+
+
+PARAMS = 8 * 48 + 48 + 48 * 32 + 32 + 32 * 4 + 4
+
+
+def test_so_much_of_a_unit() -> None:
+    report = gp.compile(net(), X, params="1.2k", measure=False).report
+    assert report["after"]["params"] <= 1200 < PARAMS
+    assert report["budget"]["share"] == pytest.approx(1200 / PARAMS) and report["budget"]["left"] <= 1200
+    macs = gp.compile(net(), X, macs="1k", measure=False).report
+    assert macs["after"]["macs"] <= 1000
+    from graphprune.report.page import table
+
+    assert "Asked for 1.2k of the parameters, got 0." in table(report) and "1.1" in table(report)
+    whole = gp.compile(net(), X, memory="0.9x", measure=False).report["budget"]
+    assert gp.compile(net(), X, memory="300B", measure=False).report["budget"]["left"] <= 300 and "left" not in whole
+    for budget in ("1M", PARAMS):
+        with pytest.raises(BudgetError, match="is no less than the network has: 2,132"):
+            gp.compile(net(), X, params=budget)
+    for unit, text in (("channels", "200k"), ("params", "3MB"), ("macs", "2x"), ("memory", "3M"), ("macs", "150%")):
+        with pytest.raises(BudgetError, match=f"{unit}={text} is not a budget") as caught:
+            gp.compile(net(), X, **{unit: text})
+        assert f"{unit}=0.5x" in str(caught.value.hint)

@@ -224,6 +224,11 @@ def target(spec: str) -> Target:
     return kind(**{**values, **reader.values(kind, reader.split(body))})
 
 
+def names() -> list[str]:
+    """All that ``target`` takes as a name: targets, aliases, boards."""
+    return [*targets(), *ALIASES, *boards()]
+
+
 def on_device(one: Target, address: str) -> Target:
     """The same target, measured on the device at an RPC address, where it is one of devices."""
     options = {"rpc": address} if "rpc" in one.options() else {}
@@ -237,7 +242,7 @@ def _named(name: str) -> tuple[type[Target], dict[str, Any]]:
         return kind, {}
     if name in boards() or name.endswith(".toml"):
         return targets()["edge"], {"board": name}
-    raise TargetError(f"unknown target `{shown(name)}`", nearest(name, [*targets(), *ALIASES, *boards()]))
+    raise TargetError(f"unknown target `{shown(name)}`", nearest(name, names()))
 
 
 def runnable(

@@ -22,13 +22,19 @@ from ..errors import DataError
 from ..ir.graph import Value
 from ..ir.host import Array, Batch
 from .files import CHUNK, Folder, arrays_of, chunk, read_npz, samples_of, shapes_of
+from .images import Images
+from .losses import labels_of
 
 LIMIT_BYTES = 1 << 30
 """What is held in memory of an iterable's samples; the rest is in temporary files."""
 
 
 def batches(
-    data: Any, inputs: Sequence[Value], fixed: Sequence[str] = (), sizes: Mapping[str, int] | None = None
+    data: Any,
+    inputs: Sequence[Value],
+    fixed: Sequence[str] = (),
+    sizes: Mapping[str, int] | None = None,
+    images: Images | None = None,
 ) -> Sequence[Batch]:
     """``data`` as batches of one array per input.
 
@@ -41,20 +47,34 @@ def batches(
 
     ``fixed``: inputs that are the same for every sample (a state, a sample rate). So are those, unasked, whose
     array is what the model declares while others have another number of samples: the ``Batches`` say which.
-    ``sizes``: of the open axes, what images are resized to. Raises DataError naming the input, its shape and what
-    was expected.
+    ``sizes``: of the open axes, what images are resized to; ``images``: what becomes of them. Arrays of a file that
+    are called ``labels`` (``y``, ``targets``), and are no input, are left out. Raises DataError naming the
+    input, its shape and what was expected.
     """
-    if isinstance(data, (str, Path)) and Path(data).is_dir() and not samples_of(Path(data)):
-        size = batch_size(inputs)
-        check = partial(_checked, inputs=inputs)
-        return Folder(Path(data), inputs, size, size is not None, check, sizes or {})
+    if _is_folder(data):
+        return _folder(Path(data), inputs, sizes, images)
+    if images not in (None, Images()):
+        raise DataError(f"{images} is for a folder of images", "arrays are taken as they are: normalise them yourself")
     return _kept(_parts(data, inputs, 0, fixed), inputs, 0, fixed)[0]
 
 
-def first(data: Any, inputs: Sequence[Value], fixed: Sequence[str] = ()) -> tuple[Batch, Any]:
+def _is_folder(data: Any) -> bool:
+    """Of single arrays or images."""
+    return isinstance(data, (str, Path)) and Path(data).is_dir() and not samples_of(Path(data))
+
+
+def _folder(path: Path, inputs: Sequence[Value], sizes: Mapping[str, int] | None, images: Images | None) -> Folder:
+    size, check = batch_size(inputs), partial(_checked, inputs=inputs)
+    return Folder(path, inputs, size, size is not None, check, sizes or {}, images or Images())
+
+
+def first(
+    data: Any, inputs: Sequence[Value], fixed: Sequence[str] = (), images: Images | None = None
+) -> tuple[Batch, Any]:
     """The first item of the data, checked, and the data as it was. Raises DataError."""
-    if isinstance(data, (str, Path)) and Path(data).is_dir() and not samples_of(Path(data)):
-        return Folder(Path(data), inputs, 1, False, partial(_checked, inputs=inputs), {})[0], data
+    if _is_folder(data):
+        check = partial(_checked, inputs=inputs)
+        return Folder(Path(data), inputs, 1, False, check, {}, images or Images())[0], data
     if not (isinstance(data, (str, Path, Mapping, list, tuple)) or _is_array(data)):  # what can be read but once
         items = iter(data) if isinstance(data, Iterable) else iter(())
         ahead = list(itertools.islice(items, 1))
@@ -65,16 +85,42 @@ def first(data: Any, inputs: Sequence[Value], fixed: Sequence[str] = ()) -> tupl
     return _checked(arrays, inputs), data
 
 
-def with_rest(data: Any, inputs: Sequence[Value], fixed: Sequence[str] = ()) -> tuple[Sequence[Batch], Sequence[Batch]]:
+def with_rest(
+    data: Any,
+    inputs: Sequence[Value],
+    fixed: Sequence[str] = (),
+    sizes: Mapping[str, int] | None = None,
+    images: Images | None = None,
+) -> tuple[Sequence[Batch], Sequence[Batch]]:
     """As ``batches``, and per batch what each item of ``data`` has beside the inputs (labels), cut alike:
-    ``(images, labels)`` or an iterable of such pairs. Raises DataError where there is nothing beside."""
+    ``(images, labels)`` or an iterable of such pairs; of a file, or each of a folder's, what is called ``labels``; of
+    a folder of images the number of the folder that each is in, one a class, in the order of their names. Raises
+    DataError where there is nothing beside."""
+    if _is_folder(data):
+        folder = _folder(Path(data), inputs, sizes, images)
+        return folder, [[numbers] for numbers in folder.classes()]
     try:
         return _kept(_parts(data, inputs, 1, fixed), inputs, 1, fixed)
     except _NothingBeside as error:
         raise DataError(
             "the loss wants more than the model's inputs, and the calibration data has no more",
-            "data=(images, labels), or a DataLoader of such pairs",
+            "an .npz with `labels` beside the inputs; in Python data=(images, labels), or a DataLoader of such pairs",
         ) from error
+
+
+def unread(data: Any, inputs: Sequence[Value]) -> str:
+    """A remark on arrays by a name that no input has, beside those that have one; else nothing."""
+    if isinstance(data, (str, Path)) and Path(data).suffix == ".npz":
+        names = [*shapes_of(Path(data))]
+    else:
+        names = [*map(str, data)] if isinstance(data, Mapping) else []
+    taken = [value.name for value in inputs]
+    labels = labels_of(names, taken)
+    more = [name for name in names if name not in taken] if set(taken) <= set(names) else labels
+    if not more:
+        return ""
+    loss = "; labels are read by a loss (--loss)" if labels else ""
+    return f"calibration: no input reads {', '.join(f'`{name}`' for name in more)} of the data{loss}"
 
 
 class _NothingBeside(Exception):
@@ -143,7 +189,9 @@ def _parts(data: Any, inputs: Sequence[Value], more: int, fixed: Sequence[str]) 
     for item in data if isinstance(data, Iterable) else ():
         empty = False
         if isinstance(item, Mapping):
-            arrays = _by_name(item, inputs)
+            labels = labels_of([*item], [value.name for value in inputs])
+            arrays = _by_name({name: array for name, array in item.items() if name not in labels}, inputs)
+            arrays += [_array(item[name]) for name in labels if more]
         elif not isinstance(item, Sequence) and not _is_array(item):
             raise DataError(f"a batch of the calibration data is {type(item).__name__}, not arrays")
         else:
@@ -152,10 +200,12 @@ def _parts(data: Any, inputs: Sequence[Value], more: int, fixed: Sequence[str]) 
             raise _NothingBeside
         if not alone:  # some samples, or one
             ranks = [len(value.shape or ()) for value in inputs]
-            arrays[: len(ranks)] = [a[None] if 0 < a.ndim == n - 1 else a for a, n in zip(arrays, ranks, strict=False)]
+            one = [0 < a.ndim == n - 1 for a, n in zip(arrays, ranks, strict=False)]
+            one += [any(one) and isinstance(item, Mapping)] * (len(arrays) - len(one))
+            arrays = [a[None] if single else a for a, single in zip(arrays, one, strict=True)]
         yield arrays if more else arrays[: len(inputs)]
     if empty:
-        raise DataError("the calibration data is empty")
+        raise DataError("the calibration data is empty", "give a few hundred samples; no labels are needed")
 
 
 def _file(path: Path, inputs: Sequence[Value], fixed: Sequence[str]) -> Any:
@@ -164,8 +214,10 @@ def _file(path: Path, inputs: Sequence[Value], fixed: Sequence[str]) -> Any:
         return (item for file in samples_of(path) for item in _file(file, inputs, fixed))
     if path.suffix != ".npz":
         return _npy(path)
-    shapes = shapes_of(path)
-    if _each_a_sample(shapes, inputs):
+    every = shapes_of(path)
+    labels = labels_of([*every], [value.name for value in inputs])
+    shapes = {name: shape for name, shape in every.items() if name not in labels}
+    if _each_a_sample(shapes, inputs) and not labels:
         return arrays_of(path)
     if set(shapes) & {value.name for value in inputs}:
         known = [shapes.get(value.name, ()) for value in inputs]
@@ -276,7 +328,10 @@ class _Cutter:
             made += 1
             yield self._spread(waiting, same)
         if not made:
-            raise DataError(f"{total} calibration samples do not fill one batch of {size}")
+            raise DataError(
+                f"{total} calibration samples do not fill one batch of {size}, which the model is bound to",
+                "give more, or a model whose batch axis is open",
+            )
 
     @staticmethod
     def _rows(arrays: Sequence[Array], same: frozenset[int], start: int, stop: int) -> list[Array]:
@@ -312,7 +367,11 @@ class _Cutter:
 
 def _checked(arrays: Sequence[Array], inputs: Sequence[Value]) -> list[Array]:
     if len(arrays) != len(inputs):
-        raise DataError(f"the calibration data has {len(arrays)} arrays, the model takes {len(inputs)} inputs")
+        names = ", ".join(value.name for value in inputs)
+        raise DataError(
+            f"the calibration data has {len(arrays)} arrays, the model takes {len(inputs)} inputs: {names}",
+            "give an .npz with one array per input, by its name",
+        )
     return [_check(array, value) for array, value in zip(arrays, inputs, strict=True)]
 
 
@@ -337,7 +396,8 @@ def _check(array: Array, value: Value) -> Array:
     ):
         shape = "x".join(["N", *map(str, want[1:])]) if want else "a scalar"
         raise DataError(
-            f"input `{value.name}` takes {shape}, the calibration array is {'x'.join(map(str, array.shape))}"
+            f"input `{value.name}` takes {shape}, the calibration array is {'x'.join(map(str, array.shape))}",
+            _other_layout(want, array.shape),
         )
     floating = "float" in value.dtype
     if floating != (array.dtype.kind == "f"):
@@ -347,9 +407,24 @@ def _check(array: Array, value: Value) -> Array:
         )
     if floating and not np.isfinite(array).all():
         raise DataError(
-            f"the calibration array of `{value.name}` has {int((~np.isfinite(array)).sum())} NaN or infinite values"
+            f"the calibration array of `{value.name}` has {int((~np.isfinite(array)).sum())} NaN or infinite values",
+            "leave these samples out",
         )
     cast = array.astype(value.dtype if value.dtype != "bfloat16" else np.float32, copy=False)
     if not floating and not np.array_equal(cast, array):
-        raise DataError(f"the calibration array of `{value.name}` has numbers that {value.dtype} cannot hold")
+        raise DataError(
+            f"the calibration array of `{value.name}` has numbers that {value.dtype} cannot hold: "
+            f"{array.min()} to {array.max()}",
+            "convert it as the model expects",
+        )
     return cast
+
+
+def _other_layout(want: Sequence[object], have: Sequence[int]) -> str:
+    """What to do about a shape that does not fit."""
+    if len(want) == len(have) == 4:
+        for what, order in (("NHWC (channels last)", (0, 3, 1, 2)), ("NCHW (channels first)", (0, 2, 3, 1))):
+            turned = [have[k] for k in order]
+            if all(n == m or not isinstance(n, int) for n, m in zip(want[1:], turned[1:], strict=True)):
+                return f"it looks like {what}: turn it round with numpy.transpose(x, {order})"
+    return "samples are on axis 0, the rest is as the model declares it; --input says other sizes"

@@ -17,6 +17,7 @@ from numpy.lib import format as npy
 from ..errors import DataError
 from ..ir.graph import Value
 from ..ir.host import Array, Batch
+from .images import Images
 
 CHUNK = 64
 """Samples a batch where the model takes any number, at most."""
@@ -118,8 +119,7 @@ class Folder(Sequence[Batch]):
     """The files of a folder in order of their names, read when a batch is asked for, so that no more than
     one batch is held. ``.npy``: one sample each (without the batch axis), those of one length that follow each
     other in a batch. Images: RGB (or grey, where the model takes one channel), resized to the model's size or, of
-    open axes, to ``sizes``, floats from 0 to 1; normalisation is the model's own, or write ``.npy`` files. For
-    models of one input.
+    open axes, to ``sizes``, and made numbers as ``images`` says. For models of one input.
 
     ``size``: samples a batch, by default as ``chunk`` says; ``full``: a rest that does not fill one is dropped.
     ``check``: what is done to the arrays of a batch."""
@@ -134,11 +134,12 @@ class Folder(Sequence[Batch]):
         full: bool,
         check: Callable[[Sequence[Array]], list[Array]],
         sizes: Mapping[str, int],
+        images: Images,
     ) -> None:
         if len(inputs) != 1:
             hint = "write an .npz, or one for each sample"
             raise DataError(f"{path}: a folder of single arrays feeds one input, the model takes {len(inputs)}", hint)
-        self.value, self.check = inputs[0], check
+        self.path, self.value, self.check, self.images = path, inputs[0], check, images
         self.shape = [sizes.get(n, n) if isinstance(n, str) else n for n in self.value.shape or ()]
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in {".npy", *self.IMAGES})
         self.batches: list[list[Path]] = []
@@ -149,8 +150,31 @@ class Folder(Sequence[Batch]):
         if full:
             self.batches = [batch for batch in self.batches if len(batch) == size]
         if not self.batches:
-            raise DataError(f"{path}: {len(files)} .npy files or images do not fill a batch of {size or CHUNK}")
+            raise self._nothing(path, files, size)
         self[0]  # what does not fit is said now
+
+    def classes(self) -> Iterator[Array]:
+        """Per batch, the numbers of the folders that its samples are in. Raises DataError where they are in none."""
+        parts = [[file.relative_to(self.path).parts[0] for file in batch] for batch in self.batches]
+        loose = [file for batch in self.batches for file in batch if file.parent == self.path]
+        if loose:
+            raise DataError(
+                f"{loose[0]}: in no folder of its own, which would say what class it is of",
+                "a folder a class, or an .npz with `labels`",
+            )
+        names = sorted({name for batch in parts for name in batch})
+        return (np.array([names.index(name) for name in batch]) for batch in parts)
+
+    def _nothing(self, path: Path, files: Sequence[Path], size: int | None) -> DataError:
+        if files:
+            few = f"{path}: {len(files)} .npy files or images do not fill a batch of {size}"
+            return DataError(few, "give more, or a model whose batch axis is open")
+        there = sorted(file.name for file in path.rglob("*") if file.is_file())[:3]
+        return DataError(
+            f"{path}: no calibration data: {f'{there[0]} and what else there is' if there else 'the folder is empty;'} "
+            "no .npy, .npz or image file",
+            f"samples are .npy or .npz files, or images ({', '.join(sorted(self.IMAGES))})",
+        )
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -177,20 +201,4 @@ class Folder(Sequence[Batch]):
         if file.suffix.lower() == ".npy":
             (read,) = arrays_of(file)
             return read
-        from PIL import Image
-
-        shape = self.shape
-        if len(shape) != 4 or shape[1] not in (1, 3):
-            raise DataError(f"{file}: the model takes no images", "write .npy files")
-        if not all(isinstance(n, int) for n in shape[2:]):
-            raise DataError(
-                f"{file}: the model leaves the size of its images open",
-                f"say which: --input {self.value.name}=1x{shape[1]}x224x224, or write .npy files",
-            )
-        try:
-            with Image.open(file) as image:
-                fitted = image.convert("RGB" if shape[1] == 3 else "L").resize((int(shape[3]), int(shape[2])))
-        except OSError as error:
-            raise DataError(f"{file}: not an image ({error})") from error
-        pixels = np.asarray(fitted, np.float32) / 255
-        return pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None]
+        return self.images.read(file, self.value, self.shape)

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ..cost.units import UNITS
+from .complete import Names
 from .console import echo, loudness, note, progress, quiet
 from .example import fixed_option, input_option
 from .recipe import read_recipe
@@ -35,6 +36,25 @@ def _budgets(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def _portion(ctx: click.Context, option: click.Parameter, value: str | None) -> float | None:
+    from ..pipeline.options import portion
+
+    try:
+        found = None if value is None else portion(value)
+    except ValueError:
+        found = -1.0
+    if found is not None and not 0 <= found <= 1:
+        raise click.BadParameter(f"{value!r} is not a share: 0.1, 0.1x and 10% are one", ctx, option)
+    return found
+
+
+def _numbers(ctx: click.Context, option: click.Parameter, value: str | None) -> tuple[float, ...]:
+    try:
+        return tuple(map(float, value.split(","))) if value else ()
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not numbers with commas between", ctx, option) from None
+
+
 def _pair(text: str) -> tuple[str, str]:
     name, equals, width = text.rpartition("=")
     if not equals or not name:
@@ -45,14 +65,16 @@ def _pair(text: str) -> tuple[str, str]:
 @click.command(short_help="Prune a model to a budget, verify it, and write it with a report.")
 @click.argument("model")
 @_budgets
-@click.option("--passes", "passes_", metavar="RECIPE", help="The recipe as text; see `graphprune passes`.")
+@click.option(
+    "--passes", "passes_", metavar="RECIPE", type=Names("recipe"), help="The recipe as text; see `graphprune passes`."
+)
 @click.option(
     "--recipe", metavar="FILE.toml", type=click.Path(dir_okay=False, path_type=Path), help="The recipe as TOML."
 )
 @click.option("--freeze", metavar="GLOB", multiple=True, help="Leave alone: a group, layer or parameter. Repeatable.")
 @click.option("--only", metavar="GLOB", multiple=True, help="Cut the outputs of these alone. Repeatable.")
 @click.option("--width", metavar="GLOB=24", multiple=True, help="A width of your own: a count, or 0.5x. Repeatable.")
-@click.option("--floor", metavar="0.1", type=click.FloatRange(0, 1), help="The least share that any group keeps.")
+@click.option("--floor", metavar="0.1", callback=_portion, help="The least share that any group keeps: 0.1, 10%.")
 @click.option(
     "--grain", metavar="8", type=click.IntRange(min=1), help="Keep multiples of it; by default what the targets like."
 )
@@ -62,10 +84,30 @@ def _pair(text: str) -> tuple[str, str]:
     type=click.Path(path_type=Path),
     help="Calibration data: an .npz (one array per input), or a folder of .npy files, images, or an .npz a sample.",
 )
+@click.option("--mean", metavar="0.485,0.456,0.406", callback=_numbers, help="Of images: subtracted, a channel each.")
+@click.option("--std", metavar="0.229,0.224,0.225", callback=_numbers, help="Of images: then divided by.")
+@click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), help="Of images, where the model does not say it.")
+@click.option(
+    "--resize",
+    metavar="256",
+    type=click.IntRange(min=1),
+    help="Of images: the shorter side becomes so long and the middle is cut out; else they are stretched.",
+)
+@click.option(
+    "--loss",
+    metavar="NAME",
+    help="For score{by=taylor} and its kin: cross_entropy, mse, bce, ... or package.module:function, on the labels "
+    "in the data (an .npz with `labels`, images in a folder a class).",
+)
 @fixed_option
 @input_option
 @click.option(
-    "--target", "targets_", metavar="NAME", multiple=True, help="Compile for it and measure on it. May be repeated."
+    "--target",
+    "targets_",
+    metavar="NAME",
+    type=Names("target"),
+    multiple=True,
+    help="Compile for it and measure on it. May be repeated.",
 )
 @click.option(
     "--threads", metavar="N", type=click.IntRange(min=1), default=1, show_default=True, help="Threads to measure with."
@@ -89,6 +131,7 @@ def _pair(text: str) -> tuple[str, str]:
 @click.option(
     "--seed", metavar="N", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all randomness."
 )
+@click.option("--dry-run", is_flag=True, help="Show what would remain; write, fit and prove nothing.")
 @click.option("--verify/--no-verify", default=True, help="Prove that pruned equals masked (on unless switched off).")
 @click.option(
     "--eval",
@@ -100,6 +143,7 @@ def _pair(text: str) -> tuple[str, str]:
 @click.option(
     "--print-after",
     metavar="PASS|all",
+    type=Names("pass"),
     multiple=True,
     help="Print graph and facts to stderr after this pass. May be repeated.",
 )
@@ -110,7 +154,7 @@ def _pair(text: str) -> tuple[str, str]:
     help="Write graph, facts, time and sizes after every pass, a folder each.",
 )
 @click.option("--force", is_flag=True, help="Replace OUT, and DIR of --dump, if they exist.")
-@click.option("-o", "--out", metavar="OUT", type=click.Path(path_type=Path), required=True, help="The folder to write.")
+@click.option("-o", "--out", metavar="OUT", type=click.Path(path_type=Path), help="The folder to write.  [required]")
 @loudness
 def compile(
     model: str,
@@ -122,6 +166,11 @@ def compile(
     floor: float | None,
     grain: int | None,
     data: Path | None,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    layout: str | None,
+    resize: int | None,
+    loss: str | None,
     fixed: tuple[str, ...],
     inputs: dict[str, Any] | None,
     targets_: tuple[str, ...],
@@ -130,17 +179,19 @@ def compile(
     rpc: str | None,
     tune: str | None,
     seed: int,
+    dry_run: bool,
     verify: bool,
     evaluate: str | None,
     print_after: tuple[str, ...],
     dump: Path | None,
     force: bool,
-    out: Path,
+    out: Path | None,
     **budgets: Any,
 ) -> None:
     """Prune MODEL to a budget, verify the result, and write it to OUT with a report.
 
-    The budget says what remains: 0.5x is half; without one, half of the multiply-accumulates remain.
+    The budget says what remains: 0.5x, 50% and 0.5 are half, 1.5G or 3MB so much; without one, half of the
+    multiply-accumulates remain.
     Without a recipe of your own `auto` runs: with --data it measures what each group is worth and fits
     every layer after the cut to the original network, without it goes by weights; `graphprune passes` shows
     it, the report names it. OUT holds model.onnx or model.pt2, plan.json (what was kept, for `graphprune
@@ -168,8 +219,15 @@ def compile(
     if (passes_ or recipe) and any(budgets.values()):
         raise click.UsageError("a recipe has its budget in `mask{...}`; take one or the other")
 
+    if out is None and not dry_run:
+        raise click.UsageError("Missing option '-o' / '--out': the folder to write (or --dry-run)")
+    if dry_run and (dump or tune):
+        raise click.UsageError(f"--dry-run writes nothing: leave out {'--dump' if dump else '--tune'}")
+
     from .. import api
+    from ..calibration.images import Images
     from ..report.page import table as shown_table
+    from ..report.page import widths
     from ..report.printed import PrintAfter
 
     with progress() as told:
@@ -184,6 +242,8 @@ def compile(
             floor=floor,
             grain=grain,
             data=data,
+            images=Images(mean, std, layout or "", resize or 0) if mean or std or layout or resize else None,
+            loss=loss,
             fixed=fixed,
             targets=targets_,
             threads=threads,
@@ -191,6 +251,7 @@ def compile(
             rpc=rpc,
             tune=tune,
             seed=seed,
+            dry_run=dry_run,
             verify=verify,
             evaluate=evaluate,
             out=out,
@@ -204,4 +265,4 @@ def compile(
     if quiet():
         return
     echo(shown_table(artifact.report))
-    echo(f"\nreport: {out / 'report.html'}")
+    echo(f"\nreport: {out / 'report.html'}" if out and not dry_run else f"\n{widths(artifact.report)}")

@@ -40,6 +40,10 @@ Environment (docs/environment.md has more):
   XDG_CACHE_HOME              else its folder graphprune, or that of ~/.cache
   TVM_NUM_THREADS             the most threads that TVM targets may use
   TVM_THREAD_POOL_SPIN_COUNT  how long their idle threads spin
+
+\b
+Completion of commands, targets and recipes (bash; zsh and fish likewise):
+  eval "$(_GRAPHPRUNE_COMPLETE=bash_source graphprune)"
 """
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import click
 
+from .complete import Names
 from .console import echo, echo_json, json_option
 
 
 @click.command(short_help="List the passes of a recipe, or the options of one.")
-@click.argument("name", required=False)
+@click.argument("name", type=Names("pass"), required=False)
 @json_option
 def passes(name: str | None, as_json: bool) -> None:
     """List the passes that a recipe can name, with their options and defaults; of one pass, NAME, also

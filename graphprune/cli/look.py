@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from .complete import Names
 from .console import echo, echo_json, json_option, loudness, note, progress
 from .example import fixed_option, input_option
 from .recipe import read_recipe
@@ -80,7 +81,9 @@ def inspect(
 @click.command(short_help="Measure how sensitive the outputs are to each group.")
 @click.argument("model")
 @click.option("--data", metavar="DATA", type=click.Path(path_type=Path), required=True, help="As for compile.")
-@click.option("--by", default="obs", show_default=True, help="The criterion by which channels go.")
+@click.option(
+    "--by", type=Names("criterion"), default="obs", show_default=True, help="The criterion by which channels go."
+)
 @click.option(
     "--plot", metavar="OUT.svg", type=click.Path(dir_okay=False, path_type=Path), help="Draw it as a heat map."
 )
@@ -123,7 +126,9 @@ def sweep(
 
 @click.command(short_help="Find the pass, and its groups, that make the outputs differ.")
 @click.argument("model")
-@click.option("--passes", "passes_", metavar="RECIPE", help="The recipe as text; see `graphprune passes`.")
+@click.option(
+    "--passes", "passes_", metavar="RECIPE", type=Names("recipe"), help="The recipe as text; see `graphprune passes`."
+)
 @click.option(
     "--recipe", metavar="FILE.toml", type=click.Path(dir_okay=False, path_type=Path), help="The recipe as TOML."
 )

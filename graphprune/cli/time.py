@@ -7,13 +7,16 @@ from typing import Any
 
 import click
 
+from .complete import Names
 from .console import echo, echo_json, json_option, loudness, progress
 from .example import input_option
 
 
 @click.command(short_help="Record the latency table that a model needs on a target.")
 @click.argument("model")
-@click.option("--target", "target_", metavar="NAME", required=True, help="The target to time ops on.")
+@click.option(
+    "--target", "target_", metavar="NAME", type=Names("target"), required=True, help="The target to time ops on."
+)
 @click.option(
     "--threads", metavar="N", type=click.IntRange(min=1), default=1, show_default=True, help="Threads to use."
 )

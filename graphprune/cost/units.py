@@ -27,9 +27,9 @@ UNITS: Mapping[str, Unit] = {
     unit.name: unit
     for unit in (
         Unit("channels", "the channels of each group"),
-        Unit("params", "the parameters"),
-        Unit("macs", "the multiply-accumulates"),
-        Unit("memory", "the peak activation memory"),
+        Unit("params", "the parameters", "0.5x|200k"),
+        Unit("macs", "the multiply-accumulates", "0.5x|1.5G"),
+        Unit("memory", "the peak activation memory", "0.5x|3MB"),
         Unit("latency", "the latency, measured on the first target", "0.6x|12ms", counted=False),
     )
 }

@@ -215,14 +215,18 @@ def asked(program: Program, done: Program, recipe: Recipe) -> dict[str, Any]:
     masks = [step for step in recipe.steps if isinstance(step, Mask)]
     if len(masks) != 1 or not masks[0].limited():
         return {}
-    unit, _ = masks[0].budget()
-    return {"unit": unit, "asked": getattr(masks[0], unit), "got": _got(program, done, unit)}
+    unit, wanted = masks[0].budget()
+    facts: dict[str, Any] = {"unit": unit, "asked": getattr(masks[0], unit)}
+    if not UNITS[unit].counted:
+        return {**facts, "got": None}
+    before, after = _both(program, done, unit)
+    facts |= {"share": wanted.share(before), "got": after / before if before else None}
+    return {**facts, "left": after} if wanted.absolute else facts
 
 
 def over(budget: Mapping[str, Any]) -> list[str]:
     """A note where more is left than was asked for: the cut holds its budget, passes after it may add biases."""
-    wanted = budget.get("asked", "").removesuffix("x")
-    if not budget.get("got") or budget["got"] <= float(wanted) * (1 + 1e-9):
+    if not budget.get("got") or budget["got"] <= budget["share"] * (1 + 1e-9):
         return []
     return [
         f"{budget['unit']}={budget['asked']}: {budget['got']:.4g}x is left; the cut is within the budget, and passes "
@@ -230,15 +234,14 @@ def over(budget: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _got(program: Program, done: Program, unit: str) -> float | None:
+def _both(program: Program, done: Program, unit: str) -> tuple[float, float]:
+    """What there was of a unit that is counted, and what there is."""
     groups = find_groups(original(done).lift(), **_options(done))
     if unit == "channels":
         left, sizes = kept(done.plan), {group.name: group.size for group in groups}
-        return sum(left.get(name, size) for name, size in sizes.items()) / (sum(sizes.values()) or 1)
-    if not UNITS[unit].counted:
-        return None
+        return sum(sizes.values()), sum(left.get(name, size) for name, size in sizes.items())
     before, after = (cost(unit, one.graph, one.host, groups)() for one in (program, done))
-    return after / before if before else None
+    return before, after
 
 
 def _found(one: Target, files: Mapping[str, Path]) -> dict[str, Any]:

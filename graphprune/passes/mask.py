@@ -15,13 +15,13 @@ from ..allocation.problem import best
 from ..allocation.rd import losses
 from ..axes.dim import factors, terms
 from ..axes.index import Indices
+from ..cost.budget import Amount, amount
 from ..cost.latency.model import LatencyModel
-from ..cost.latency.model import budget as latency_budget
 from ..cost.static import Cost
 from ..cost.units import UNITS
 from ..cost.units import cost as static_cost
 from ..coupling.names import called, matching
-from ..errors import BudgetError, RecipeError, nearest, shown
+from ..errors import BudgetError, RecipeError, nearest
 from ..ir.facts import Budget, Groups, Keep, Scores
 from ..ir.program import Program
 from ..pipeline.base import Pass
@@ -46,10 +46,10 @@ class Mask(Pass):
     gives = (Keep,)
     also = (Budget,)
 
-    channels: str = ""  # budget: what remains of the channels, such as 0.5x
-    params: str = ""  # budget: what remains of the parameters
-    macs: str = ""  # budget: what remains of the multiply-accumulates
-    memory: str = ""  # budget: what remains of the peak activation memory
+    channels: str = ""  # budget: what remains of the channels, such as 0.5x or 50%
+    params: str = ""  # budget: what remains of the parameters (0.5x, 200k)
+    macs: str = ""  # budget: what remains of the multiply-accumulates (0.5x, 1.5G)
+    memory: str = ""  # budget: what remains of the peak activation memory (0.5x, 3MB)
     latency: str = ""  # budget: what remains of the time on a target (0.6x, or 12ms), by its latency table
     allocate: str = "uniform"  # how many of each group; of a latency: by the scores that are lost, or rd
     floor: float = 0.1  # the least share that any group keeps
@@ -79,8 +79,8 @@ class Mask(Pass):
         """Whether there is a budget; widths of one's own need none, the others then stay whole."""
         return not self.width or any(getattr(self, unit) for unit in UNITS)
 
-    def budget(self) -> tuple[str, float]:
-        """The one budget given: its unit and what remains (a share; of latency also a time)."""
+    def budget(self) -> tuple[str, Amount]:
+        """The one budget given: its unit and what remains."""
         given = {unit: text for unit in UNITS if (text := getattr(self, unit))}
         if len(given) != 1:
             raise BudgetError(
@@ -92,7 +92,7 @@ class Mask(Pass):
             raise RecipeError(
                 "`mask`: `unconstrained=mixed` decides by MACs, not by latency", "take readers or both, or budget MACs"
             )
-        return unit, latency_budget(text)[0] if unit == "latency" else share(text, unit)
+        return unit, amount(text, unit)
 
     @classmethod
     def choices(cls) -> Mapping[str, Mapping[str, str]]:
@@ -119,7 +119,7 @@ class Mask(Pass):
             counts, scores, links = self._given(program.fact(Groups)), program.fact(Scores), self._links(program)
             own = {one.name: best(scores[one], counts.get(one.name, one.size)) for one in links.free()}
             return program.learn(Keep(links.complete(own)))
-        unit, remains = self.budget()
+        unit, asked = self.budget()
         gates = program.fact(Groups).gates
         self._check_gates(program.fact(Groups))
         if unit == "latency":
@@ -128,6 +128,12 @@ class Mask(Pass):
         free = links.free()
         groups = replace(free, groups=(*free, *gates))
         cost = static_cost(unit, program.graph, program.host, groups)
+        remains = asked.share(cost())
+        if remains >= 1:
+            raise BudgetError(
+                f"{unit}={getattr(self, unit)} is no less than the network has: {round(cost()):,}",
+                "ask for less than that, or for a share: 0.5x",
+            )
         priced = links.priced(cost, scores, best)
         given = self._given(groups)
         problem = Allocation(program, groups, scores, priced, remains * cost(), unit, self.floor, self.grain, given)
@@ -204,9 +210,9 @@ class Mask(Pass):
         """The patterns and widths of ``width``. Raises RecipeError."""
         pairs = [one.rpartition("=") for one in self.width.split("|") if one]
         for name, _, text in pairs:
-            if not name or not re.fullmatch(r"[1-9]\d{0,8}|0?\.\d+x|1x|1\.0*x", text):
+            if not name or not re.fullmatch(r"[1-9]\d{0,8}|0?\.\d+x?|1x|1\.0*x|\d{1,2}(\.\d+)?%|100%", text):
                 raise RecipeError(
-                    f"`mask`: `width` cannot be `{name}={text}`", "write conv1=24, or conv1=0.5x for what remains"
+                    f"`mask`: `width` cannot be `{name}={text}`", "write conv1=24, or conv1=0.5x (50%) for what remains"
                 )
         return [(name, text) for name, _, text in pairs]
 
@@ -281,7 +287,8 @@ def _products(program: Program) -> Iterator[tuple[str, str, float]]:
 
 def _width(text: str, name: str, groups: Groups) -> int:
     size = next(group.size for group in groups if group.name == name)
-    count = max(1, round(float(text[:-1]) * size)) if text.endswith("x") else int(text)
+    part = 0.01 if text.endswith("%") else 1.0 if text.endswith("x") or "." in text else None
+    count = int(text) if part is None else max(1, round(float(text.rstrip("x%")) * part * size))
     if count > size:
         raise RecipeError(f"`mask{{width=...}}`: `{name}` has {size} channels, not {count}", f"give {size} or fewer")
     return count
@@ -306,11 +313,3 @@ def _next(lost: Mapping[str, Menu], prices: Prices, counts: Mapping[str, int], w
 def _beside(model: LatencyModel, left: Mapping[str, int]) -> Prices:
     """The model's prices, what is left of some groups being known."""
     return lambda counts, group, options: model.prices({**left, **counts}, group, options)
-
-
-def share(text: str, unit: str) -> float:
-    """``0.5x`` as 0.5. Raises BudgetError unless it is between 0 and 1."""
-    found = re.fullmatch(r"(\d*\.?\d+(?:e-?\d+)?)x?", text.strip())
-    if not found or not 0 < float(found[1]) < 1:
-        raise BudgetError(f"{unit}={shown(text)} is not a budget", f"say what remains, between 0 and 1: {unit}=0.5x")
-    return float(found[1])

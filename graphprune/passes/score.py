@@ -54,6 +54,9 @@ class Score(Pass):
     def wants_data(self) -> bool:
         return criteria()[self.by].data
 
+    def wants_loss(self) -> bool:
+        return criteria()[self.by].loss or self.branches == "loss"
+
     def run(self, program: Program) -> Program:
         channels, gates = program.fact(Groups).channels, program.fact(Groups).gates
         found = worth(program, gates, self.branches) if gates else {}

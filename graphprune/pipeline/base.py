@@ -47,6 +47,10 @@ class Pass(Named):
         """Whether this pass, with these options, needs calibration data."""
         return False
 
+    def wants_loss(self) -> bool:
+        """Whether it needs a loss beside."""
+        return False
+
 
 @cache
 def passes() -> Mapping[str, type[Pass]]:

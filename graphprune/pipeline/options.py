@@ -103,7 +103,14 @@ def unreadable(kind: type) -> str | None:
     return None
 
 
+def portion(text: str) -> float:
+    """``0.5``, ``0.5x`` and ``50%`` are one thing. Raises ValueError."""
+    return float(text[:-1]) / 100 if text.endswith("%") else float(text.removesuffix("x"))
+
+
 def _value(value: Any, kind: Any) -> Any:
+    if kind is float and isinstance(value, str):
+        return portion(value)
     if kind is bool:
         return {"true": True, "false": False}[str(value).lower()]
     if isinstance(value, (bool, list, dict)) or (kind is int and isinstance(value, float)):

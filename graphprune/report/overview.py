@@ -9,7 +9,7 @@ from typing import Any
 from ..cost import static as costs
 from ..ir.facts import Groups
 from ..ir.program import Program
-from .units import COLUMNS, count
+from .units import COLUMNS, count, shortened
 
 ROWS = 30
 """Groups that a screen has room for."""
@@ -83,15 +83,7 @@ def _row(group: Mapping[str, Any], whole: Overview) -> tuple[str, ...]:
 
 def _line(row: Sequence[str], name: int, widths: Sequence[int]) -> str:
     cells = "  ".join(f"{cell:>{width}}" for cell, width in zip(row[1:], widths, strict=True))
-    return f"{_short(row[0], name):<{name}}  {cells}".rstrip()
-
-
-def _short(name: str, width: int) -> str:
-    """A name with its middle left out where it is too long: both ends tell names apart."""
-    if len(name) <= width:
-        return name
-    half = (width - 3) // 2
-    return f"{name[: width - 3 - half]}...{name[len(name) - half :]}"
+    return f"{shortened(row[0], name):<{name}}  {cells}".rstrip()
 
 
 def _names(names: Sequence[str]) -> str:

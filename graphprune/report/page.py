@@ -14,7 +14,7 @@ from .environment import templates
 from .network import blocks, drawing
 from .next_steps import steps
 from .segments import picture, segments
-from .units import COLUMNS, count, duration, error, ratio, size
+from .units import COLUMNS, count, duration, error, ratio, shortened, size
 
 Report = Mapping[str, Any]
 
@@ -145,7 +145,8 @@ def budget(report: Report) -> list[str]:
     facts = report.get("budget") or {}
     if not facts.get("asked"):
         return []
-    got = "" if facts["got"] is None else f", got {facts['got']:.3f}x"
+    left = f" ({size(facts['left']) if facts['unit'] == 'memory' else count(facts['left'])})" if "left" in facts else ""
+    got = "" if facts["got"] is None else f", got {facts['got']:.3f}x{left}"
     default = " (the default: no budget was given)" if facts["default"] else ""
     return [f"Asked for {facts['asked']} of {UNITS[facts['unit']].of}{default}{got}."]
 
@@ -158,6 +159,8 @@ def counted(report: Report) -> list[str]:
 
 def close(report: Report) -> list[str]:
     """How far the outputs are from the original's, in a sentence per output (three at most), or that nobody knows."""
+    if report.get("dry_run"):
+        return []
     if "closeness" not in report:
         return [
             "How close the outputs are to the original's is NOT known: no data was given. Cut by weights alone a "
@@ -193,6 +196,8 @@ _NOT_RUN = ": not run, "  # of the notes that `compile` leaves
 def verified(report: Report) -> str:
     """One sentence on the verification, with its numbers."""
     proof = report["verification"]
+    if report.get("dry_run"):
+        return "A dry run: nothing was written, fitted or proven."
     if not proof["used"]:
         return "Not verified: --no-verify was given."
     return (
@@ -246,6 +251,19 @@ def table(report: Report) -> str:
     said = [*close(report), verified(report), *budget(report), *counted(report), *targeted(report)]
     wrapped = [fill(one, COLUMNS, subsequent_indent="  ", **_WORDS) for one in said]
     return "\n".join([*text, "", *wrapped, *auto])  # the recipe is there to be copied
+
+
+def widths(report: Report) -> str:
+    """What would be left of every group, as text."""
+    rows = [("group", "channels", "kept", "remains")]
+    rows += [
+        (group["name"], f"{group['size']:,}", f"{group['kept']:,}", ratio(group["size"], group["kept"]))
+        for group in report["groups"]
+    ]
+    wide = [max(len(row[k]) for row in rows) for k in range(4)]
+    name = min(wide[0], COLUMNS - sum(wide[1:]) - 6)
+    cells = ("  ".join(f"{cell:>{width}}" for cell, width in zip(row[1:], wide[1:], strict=True)) for row in rows)
+    return "\n".join(f"{shortened(row[0], name):<{name}}  {cell}" for row, cell in zip(rows, cells, strict=True))
 
 
 # ---- for a browser -------------------------------------------------------------------------------

@@ -52,3 +52,11 @@ def error(number: float | None) -> str:
     if number is None:
         return "-"
     return "0" if number == 0 else f"{number:.1e}".replace(".0e", "e")
+
+
+def shortened(name: str, width: int) -> str:
+    """A name with its middle left out where it is too long: both ends tell names apart."""
+    if len(name) <= width:
+        return name
+    half = (width - 3) // 2
+    return f"{name[: width - 3 - half]}...{name[len(name) - half :]}"

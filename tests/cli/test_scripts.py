@@ -213,3 +213,39 @@ def test_other_kinds_are_recognised_and_never_unpickled(here: Path) -> None:
         assert found.exit_code == 1 and found.stderr.startswith(f"error: {name}: "), found.output
         assert what in found.stderr and way in found.stderr.partition("hint: ")[2], found.stderr
     assert not (here / "touched").exists()
+
+
+# ---- without writing anything ------------------------------------------------------------------------
+
+
+def test_a_dry_run_shows_widths_and_writes_nothing(here: Path) -> None:
+    before = sorted(here.rglob("*"))
+    np.savez(here / "x.npz", input=np.random.default_rng(0).normal(size=(16, 6)).astype(np.float32))
+    said = well(f"compile {NET} --params 0.5x --data x.npz --dry-run").stdout
+    made = {path for path in here.rglob("*") if "__pycache__" not in path.parts} - {*before, here / "x.npz"}
+    assert not made and "nothing was written, fitted or proven" in said and "Against the original" not in said
+    assert re.search(r"^0 +16 +\d+ +0\.\d\dx$", said, re.M) and "report:" not in said
+    real = well(f"compile {NET} --params 0.5x --data x.npz -o out").stdout
+    figures = [line.split() for one in (said, real) for line in one.splitlines() if line.startswith("parameters")]
+    assert figures[0] == figures[1]
+    assert "latency" not in said and "latency, torch" in well(f"compile {NET} --dry-run --target torch").stdout
+    assert run(f"compile {NET}").exit_code == 2 and run(f"compile {NET} --dry-run --dump d").exit_code == 2
+
+
+# ---- after TAB -------------------------------------------------------------------------------------
+
+
+def test_completion_knows_targets_and_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.shell_completion import ShellComplete
+
+    def offered(*words: str) -> set[str]:
+        complete = ShellComplete(main, {}, "graphprune", "_GRAPHPRUNE_COMPLETE")
+        return {item.value for item in complete.get_completions([*words[:-1]], words[-1])}
+
+    assert offered("comp") == {"compile"}
+    assert offered("compile", "m", "--target", "rasp") >= {"raspberry-pi-4"}
+    assert offered("compile", "m", "--passes", "group,sc") == {"group,score"}
+    assert offered("compile", "m", "--passes", "group,score{b") == {"group,score{by=", "group,score{branches="}
+    assert "group,score{by=taylor" in offered("compile", "m", "--passes", "group,score{by=t")
+    assert offered("compile", "m", "--passes", "group,score{by=l2},ma") == {"group,score{by=l2},mask"}
+    assert offered("passes", "compe") == {"compensate"} and "obs" in offered("sweep", "m", "--by", "o")

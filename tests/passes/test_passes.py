@@ -18,12 +18,12 @@ import graphprune as gp
 from graphprune.allocation.problem import best
 from graphprune.calibration.batches import batches
 from graphprune.cost import static as costs
+from graphprune.cost.budget import amount
 from graphprune.coupling.groups import find_groups
 from graphprune.errors import BudgetError, ModelError, RecipeError, ShapeError, VerificationError
 from graphprune.hosts.torch.host import TorchHost
 from graphprune.ir.facts import Groups, Keep, Scores
 from graphprune.ir.program import Program
-from graphprune.passes.mask import share
 from graphprune.passes.propagate import Propagate
 from graphprune.pipeline import verify as proof
 from graphprune.pipeline.recipe import Recipe
@@ -225,7 +225,7 @@ def test_what_is_not_between_nothing_and_all_is_no_budget(unit, text):
 
 
 def test_shares():
-    assert [share(text, "macs") for text in ("0.5x", "0.5", ".25x", "1e-1x")] == [0.5, 0.5, 0.25, 0.1]
+    assert [amount(text, "macs").number for text in ("0.5x", "0.5", ".25x", "1e-1x")] == [0.5, 0.5, 0.25, 0.1]
 
 
 def test_budgets_that_cannot_be():

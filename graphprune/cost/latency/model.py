@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
@@ -11,10 +10,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ...axes.dim import Dim
-from ...errors import BudgetError, shown
 from ...ir.facts import Groups
 from ...ir.graph import Graph
 from ...ir.host import Host
+from ..budget import amount
 from .table import Point, Table, grid
 from .tabulated import Counts, Sheet
 from .workload import Family, Widths, works
@@ -89,19 +88,8 @@ class LatencyModel:
 
     def budget_ms(self, text: str) -> float:
         """``12ms``, or ``0.6x`` of the network as it was given. Raises BudgetError for neither."""
-        number, unit = budget(text)
-        return number * {"x": self.whole_ms, "ms": 1.0, "us": 1e-3, "s": 1e3}[unit]
-
-
-def budget(text: str) -> tuple[float, str]:
-    """The number and unit (x, us, ms, s) of a latency budget. Raises BudgetError for what is none."""
-    match = re.fullmatch(r"(\d*\.?\d+(?:e-?\d+)?)(x|ms|us|s)?", text.strip())
-    if match is None or not 0 < float(match[1]) < float("inf"):
-        raise BudgetError(f"latency={shown(text)} is not a budget", "say what remains: latency=0.6x, or latency=12ms")
-    number, unit = float(match[1]), match[2] or "x"
-    if unit == "x" and number >= 1:
-        raise BudgetError(f"latency={shown(text)} is not a budget", "say what remains, between 0 and 1: latency=0.6x")
-    return number, unit
+        asked = amount(text, "latency")
+        return asked.number if asked.absolute else asked.number * self.whole_ms
 
 
 def points(graph: Graph, host: Host, groups: Groups, menus: Menus, grain: int) -> list[Point]:
