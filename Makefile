@@ -2,6 +2,7 @@
 # make test    lint, types, tests (those that take minutes: make test-slow)
 # make zoo     compile 76 architectures, beside Torch-Pruning: docs/zoo.md (half an hour; resumes)
 # make fuzz    random networks, damaged files, large graphs: docs/fuzzing.md (half an hour; resumes)
+# make docs    the site, in site/: strict, links checked, nothing fetched
 # make clean   remove what these made
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 OUT := demo-out
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
 
-.PHONY: demo test test-slow zoo fuzz lint clean
+.PHONY: demo test test-slow zoo fuzz lint docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo $(OUT)/weights.npz
@@ -33,6 +34,14 @@ fuzz: $(VENV)/.test
 	$(BIN)/python -m tests.fuzz.mutate --cases 1500
 	$(BIN)/python -m tests.fuzz.big
 
+docs: $(VENV)/.test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+# The picture of README.md and docs/index.md: the head of the demo's report, by a browser that is not installed here.
+docs/report.png: $(OUT)/compiled/report.html
+	chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1000,960 --screenshot=$@ $(abspath $<)
+	$(BIN)/python -c "from PIL import Image; Image.open('$@').convert('RGB').quantize(64).save('$@', optimize=True)"
+
 lint: $(VENV)/.test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -52,5 +61,5 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) $(OUT) build dist *.egg-info .pytest_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(OUT) site build dist *.egg-info .pytest_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} + -o -name .ruff_cache -prune -exec rm -rf {} +
