@@ -425,6 +425,7 @@ def curve(
     unit: str = "macs",
     data: Any = None,
     fixed: Sequence[str] = (),
+    images: Images | None = None,
     evaluate: Evaluate | str | None = None,
     freeze: str | Sequence[str] = (),
     only: str | Sequence[str] = (),
@@ -458,7 +459,7 @@ def curve(
     texts = curves.budgets(budgets)
     if progress:
         progress("load", 0, 1)
-    program = load(model, example_inputs, data=data, fixed=fixed, seed=seed)
+    program = load(model, example_inputs, data=data, fixed=fixed, images=images, seed=seed)
     chosen = [target(item) if isinstance(item, str) else item for item in targets]
     said = {"unit": unit, "control": control, "seed": seed, "targets": [one.text() for one in chosen], **options}
     judge, name = _evaluation(evaluate)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,10 @@ from .complete import Names
 from .console import echo, loudness, note, progress, quiet
 from .example import fixed_option, input_option
 from .recipe import read_recipe
+from .shared import images_options, portion
+
+if TYPE_CHECKING:
+    from ..calibration.images import Images
 
 
 def _budget(ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:
@@ -36,25 +40,6 @@ def _budgets(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _portion(ctx: click.Context, option: click.Parameter, value: str | None) -> float | None:
-    from ..pipeline.options import portion
-
-    try:
-        found = None if value is None else portion(value)
-    except ValueError:
-        found = -1.0
-    if found is not None and not 0 <= found <= 1:
-        raise click.BadParameter(f"{value!r} is not a share: 0.1, 0.1x and 10% are one", ctx, option)
-    return found
-
-
-def _numbers(ctx: click.Context, option: click.Parameter, value: str | None) -> tuple[float, ...]:
-    try:
-        return tuple(map(float, value.split(","))) if value else ()
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not numbers with commas between", ctx, option) from None
-
-
 def _pair(text: str) -> tuple[str, str]:
     name, equals, width = text.rpartition("=")
     if not equals or not name:
@@ -74,7 +59,7 @@ def _pair(text: str) -> tuple[str, str]:
 @click.option("--freeze", metavar="GLOB", multiple=True, help="Leave alone: a group, layer or parameter. Repeatable.")
 @click.option("--only", metavar="GLOB", multiple=True, help="Cut the outputs of these alone. Repeatable.")
 @click.option("--width", metavar="GLOB=24", multiple=True, help="A width of your own: a count, or 0.5x. Repeatable.")
-@click.option("--floor", metavar="0.1", callback=_portion, help="The least share that any group keeps: 0.1, 10%.")
+@click.option("--floor", metavar="0.1", callback=portion, help="The least share that any group keeps: 0.1, 10%.")
 @click.option(
     "--grain", metavar="8", type=click.IntRange(min=1), help="Keep multiples of it; by default what the targets like."
 )
@@ -84,15 +69,7 @@ def _pair(text: str) -> tuple[str, str]:
     type=click.Path(path_type=Path),
     help="Calibration data: an .npz (one array per input), or a folder of .npy files, images, or an .npz a sample.",
 )
-@click.option("--mean", metavar="0.485,0.456,0.406", callback=_numbers, help="Of images: subtracted, a channel each.")
-@click.option("--std", metavar="0.229,0.224,0.225", callback=_numbers, help="Of images: then divided by.")
-@click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), help="Of images, where the model does not say it.")
-@click.option(
-    "--resize",
-    metavar="256",
-    type=click.IntRange(min=1),
-    help="Of images: the shorter side becomes so long and the middle is cut out; else they are stretched.",
-)
+@images_options
 @click.option(
     "--loss",
     metavar="NAME",
@@ -166,10 +143,7 @@ def compile(
     floor: float | None,
     grain: int | None,
     data: Path | None,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    layout: str | None,
-    resize: int | None,
+    images: Images | None,
     loss: str | None,
     fixed: tuple[str, ...],
     inputs: dict[str, Any] | None,
@@ -225,7 +199,6 @@ def compile(
         raise click.UsageError(f"--dry-run writes nothing: leave out {'--dump' if dump else '--tune'}")
 
     from .. import api
-    from ..calibration.images import Images
     from ..report.page import table as shown_table
     from ..report.page import widths
     from ..report.printed import PrintAfter
@@ -242,7 +215,7 @@ def compile(
             floor=floor,
             grain=grain,
             data=data,
-            images=Images(mean, std, layout or "", resize or 0) if mean or std or layout or resize else None,
+            images=images,
             loss=loss,
             fixed=fixed,
             targets=targets_,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..cost.units import UNITS
-from .console import echo
+from .complete import Names
+from .console import echo, echo_json, json_option, loudness, progress, quiet
 from .example import fixed_option, input_option
+from .shared import images_options, portion
+
+if TYPE_CHECKING:
+    from ..calibration.images import Images
 
 
 @click.command(short_help="Compile to several budgets, and set what is saved against what is lost.")
@@ -26,26 +30,31 @@ from .example import fixed_option, input_option
     "--of", "unit", type=click.Choice([*UNITS]), default="macs", show_default=True, help="What budgets are of."
 )
 @click.option("--data", metavar="DATA", type=click.Path(path_type=Path), help="As for compile.")
+@images_options
 @click.option("--eval", "evaluate", metavar="package.module:function", help="Your own figure, as for compile.")
 @click.option("--freeze", metavar="GLOB", multiple=True, help="As for compile. Repeatable.")
 @click.option("--only", metavar="GLOB", multiple=True, help="As for compile. Repeatable.")
-@click.option("--floor", metavar="0.1", type=click.FloatRange(0, 1), help="As for compile.")
+@click.option("--floor", metavar="0.1", callback=portion, help="As for compile.")
 @click.option("--grain", metavar="8", type=click.IntRange(min=1), help="As for compile.")
-@click.option("--target", "targets_", metavar="NAME", multiple=True, help="Measure on it. May be repeated.")
+@click.option(
+    "--target", "targets_", metavar="NAME", type=Names("target"), multiple=True, help="Measure on it. May be repeated."
+)
 @click.option(
     "--threads", metavar="N", type=click.IntRange(min=1), default=1, show_default=True, help="As for compile."
 )
 @click.option("--seed", metavar="N", type=click.IntRange(min=0), default=0, show_default=True, help="As for compile.")
 @fixed_option
 @input_option
-@click.option("--json", "as_json", is_flag=True, help="Print curve.json.")
+@json_option
 @click.option("--force", is_flag=True, help="Replace the curve of something else in OUT.")
 @click.option("-o", "--out", metavar="OUT", type=click.Path(path_type=Path), required=True, help="The folder to write.")
+@loudness
 def curve(
     model: str,
     budgets: str,
     unit: str,
     data: Path | None,
+    images: Images | None,
     evaluate: str | None,
     freeze: tuple[str, ...],
     only: tuple[str, ...],
@@ -73,15 +82,15 @@ def curve(
     """
     from .. import api
     from ..driver.curve import PAGE, table
-    from ..report.progress import shown
 
-    with shown() as progress:
+    with progress() as told:
         made = api.curve(
             model,
             inputs,
             budgets=budgets,
             unit=unit,
             data=data,
+            images=images,
             fixed=fixed,
             evaluate=evaluate,
             freeze=freeze,
@@ -93,10 +102,11 @@ def curve(
             seed=seed,
             out=out,
             force=force,
-            progress=progress,
+            progress=told,
         )
     if as_json:
-        echo(json.dumps(made, indent=1))
+        echo_json(made)
+    if as_json or quiet():
         return
     echo(table(made))
     for point in made["points"]:

@@ -18,6 +18,7 @@ from ..ir.program import Program
 from ..passes.mask import Mask
 from ..pipeline.base import Progress
 from ..pipeline.fingerprint import fingerprint
+from ..pipeline.options import portion
 from ..pipeline.recipe import Recipe
 from ..pipeline.run import Begun, run
 from ..report import page
@@ -40,7 +41,7 @@ def budgets(text: str) -> list[str]:
         return list(dict.fromkeys(found))
     last, _, many = rest.partition("/")
     try:
-        low, high, steps = float(first.rstrip("x")), float(last.rstrip("x")), int(many or STEPS)
+        low, high, steps = portion(first), portion(last), int(many or STEPS)
     except ValueError as error:
         raise RecipeError(f"cannot read the budgets `{text}`", "write 0.3..0.9 or 0.3..0.9/4") from error
     if not (0 < low < high <= 1 and 2 <= steps <= MOST):

@@ -113,6 +113,7 @@ def test_the_page_escapes_names_runs_its_own_script_alone_and_is_whole_without_i
     ("text", "found"),
     [
         ("0.3..0.9", ["0.3x", "0.4x", "0.5x", "0.6x", "0.7x", "0.8x", "0.9x"]),
+        ("30%..0.5/2", ["0.3x", "0.5x"]),
         ("0.25x..0.75x/3", ["0.25x", "0.5x", "0.75x"]),
         ("12ms, 0.5x,12ms", ["12ms", "0.5x"]),
     ],
