@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -45,7 +46,7 @@ def _command(name: str, main: click.Group, above: click.Context) -> Iterator[str
 
 def _help(text: str) -> Iterator[str]:
     """Paragraphs as they are; what click does not wrap (after a line of \\b) as it stands."""
-    for part in re.split(r"\n\s*\n", text.strip()):
+    for part in re.split(r"\n\s*\n", inspect.cleandoc(text)):
         if part.startswith("\b"):
             head, *lines = part.removeprefix("\b").strip("\n").splitlines()
             yield from (head, "", "```", *(line.strip() for line in lines), "```", "")
@@ -54,5 +55,5 @@ def _help(text: str) -> Iterator[str]:
 
 
 def _cell(text: str, code: bool) -> str:
-    text = " ".join(text.split()).replace("|", "\\|")
-    return f"`{text}`" if code else text.replace("<", "&lt;").replace("*", "\\*")
+    text = " ".join(text.split())
+    return f"`{text}`" if code else text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")

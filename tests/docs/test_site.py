@@ -72,6 +72,9 @@ def test_commands_are_as_the_parser_has_them() -> None:
     found = text()
     for name, command in main.commands.items():
         own = found.split(f"## graphprune {name}\n")[1].split("\n## ")[0]
+        assert "\b" not in own
+        if "Example" in (command.help or ""):
+            assert re.search(r"^Examples?:\n\n```\ngraphprune ", own, re.MULTILINE), name
         for option in command.params:
             if option.opts[0].startswith("--") and not getattr(option, "hidden", False):
                 assert option.opts[0] in own, (name, option.opts)
