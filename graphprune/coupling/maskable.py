@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 from ..axes.dim import Dim, freeze, leaves, mix
 from ..axes.notation import fed
-from ..ir.graph import Graph, Masker, Op, Value
+from ..ir.graph import Graph, Masker, Op, Value, WrittenNorm
 from ..ops.traits import traits
-from .norms import statistics
+from .norms import rms_norms, statistics
 
 Axes = frozenset[tuple[str, int]]
 """Parameter axes: (name, axis number)."""
@@ -24,7 +24,7 @@ _DEPTH = 200  # ops to look back through; further away nothing is tried
 
 def settle(graph: Graph) -> None:
     """Freeze what cannot be masked, and note in ``graph.maskers`` what masks a contraction."""
-    search, norms = _Search(graph), statistics(graph)
+    search, norms, written = _Search(graph), statistics(graph), rms_norms(graph)
     for op in graph.ops:
         relation = graph.relations[op.name]
         if op.kind == "reindex":
@@ -43,6 +43,8 @@ def settle(graph: Graph) -> None:
                 _reader(op, dim, constants, search)
             elif len({id(value) for value in operands}) > 1:
                 _contraction(op, dim, operands, search)
+            elif op.name in written:
+                _written_norm(op, *written[op.name], search)
             elif op.name in norms:
                 mix(dim, op.where)
             else:
@@ -84,16 +86,26 @@ def _norm(op: Op, dim: Dim, search: _Search) -> None:
     """What an RMS norm no longer sees must be zero in the masked model, and its weight, which is scaled, its own."""
     x, weight = op.inputs[0], op.inputs[1]
     assert x is not None and weight is not None
-    graph = search.graph
-    own = weight.name in graph.parameters and all(
-        user.kind == "rms_norm" and user.inputs[0] is not weight for user in graph.users(weight)
+    own = weight.name in search.graph.parameters and all(
+        user.kind == "rms_norm" and user.inputs[0] is not weight for user in search.graph.users(weight)
     )
+    _across(op, x if own else None, dim, search)
+
+
+def _written_norm(op: Op, x: Value, norm: WrittenNorm, search: _Search) -> None:
+    _across(op, x, norm.dim, search)
+    if not any(leaf.mixed for leaf in leaves(norm.dim)):
+        search.graph.norms.append(norm)
+
+
+def _across(op: Op, x: Value | None, dim: Dim, search: _Search) -> None:
+    """What makes ``x`` zero at the positions of a dim that an op takes a mean over; where nothing does, it mixes."""
     for leaf in leaves(dim):
-        found = search(x, leaf) if own and not leaf.frozen and not leaf.mixed else None
+        found = search(x, leaf) if x is not None and not leaf.frozen and not leaf.mixed else None
         if found is None:
             mix(leaf, op.where)
         else:
-            graph.maskers += [Masker(leaf, name, axis, op.name, across=True) for name, axis in sorted(found)]
+            search.graph.maskers += [Masker(leaf, name, axis, op.name, across=True) for name, axis in sorted(found)]
 
 
 def _contraction(op: Op, dim: Dim, operands: Iterable[Value], search: _Search) -> None:

@@ -83,12 +83,18 @@ def rescaled(graph: Graph, index: Index) -> dict[str, float]:
     """What to multiply weights by, whose op divides by a mean over an axis of which less is left: those of RMS norms.
 
     Of n of d channels, the others zero, sum(x^2) / d + eps is (n / d) (sum(x^2) / n + eps d / n)."""
-    found = {}
+    found = {norm.weight: share(norm.dim, index) ** -0.5 for norm in graph.norms if index.touches(norm.dim)}
     for op in graph.ops:
         dims = graph.relations[op.name].dims
         if op.kind == "rms_norm" and "c" in dims and index.touches(dims["c"]) and op.inputs[1] is not None:
             found[op.inputs[1].name] = share(dims["c"], index) ** -0.5
     return found
+
+
+def raised(graph: Graph, index: Index) -> dict[str, float]:
+    """What the ops that add to a mean of squares are to add now, by name: see ``rescaled``."""
+    touched = {norm.eps: share(norm.dim, index) for norm in graph.norms if index.touches(norm.dim)}
+    return {op.name: op.attrs["plus"] / touched[op.name] for op in graph.ops if op.name in touched}
 
 
 def _parts(op: Op, relation: Relation, text: str) -> list[str]:

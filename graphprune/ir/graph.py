@@ -54,7 +54,8 @@ class Op:
 class Graph:
     """Ops in execution order. ``parameters``: every weight, buffer and constant tensor by name.
     ``relations``: what the rules said of each op, by op name. ``maskers``: what masks a dim that no
-    weight reads (queries with keys). Ops may be appended while it is built; afterwards it stays as it is."""
+    weight reads (queries with keys). ``norms``: those that are written out. Ops may be appended while it is built;
+    afterwards it stays as it is."""
 
     ops: list[Op]
     inputs: list[Value]
@@ -62,6 +63,7 @@ class Graph:
     parameters: dict[str, Value]
     relations: dict[str, Relation] = field(default_factory=dict)
     maskers: list[Masker] = field(default_factory=list)
+    norms: list[WrittenNorm] = field(default_factory=list)
     _known: _UseDef | None = field(default=None, init=False, repr=False)
 
     def maker(self, value: Value) -> Op | None:
@@ -139,6 +141,17 @@ class Masker:
     axis: int
     op: str
     across: bool = False
+
+
+@dataclass(frozen=True)
+class WrittenNorm:
+    """An RMS norm over ``dim`` that is written out in ops: the names of the one that takes the mean of squares, of the
+    one that adds a number to it (its attribute ``plus``), and of the parameter that scales what comes out."""
+
+    dim: Dim
+    mean: str
+    eps: str
+    weight: str
 
 
 def around(graph: Graph, op: Op, lines: int = 2) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..axes.dim import find
 from ..axes.index import Index
-from ..coupling.relate import literals, rescaled
+from ..coupling.relate import literals, raised, rescaled
 from ..errors import ShapeError
 from ..ir.facts import Groups, Keep, Order
 from ..ir.gc_paused import paused
@@ -56,6 +56,10 @@ class Propagate(Pass):
             for op in graph.ops:
                 for name, value in literals(op, graph.relations[op.name], index).items():
                     host.set_literal(op, name, value)
+            eps = raised(graph, index)
+            for op in graph.ops:
+                if op.name in eps:
+                    host.set_literal(op, "plus", eps[op.name])
             for op, pieces in selections(graph, index, order):
                 host.set_reindex(op, pieces)
         notes += _narrowed(graph, host, index)

@@ -47,6 +47,7 @@ class Literals:
             ("layer_norm", "shape"): lambda _: None,  # ONNX writes none down
             ("rms_norm", "shape"): lambda _: None,
             ("rms_norm", "eps"): self._eps,
+            ("pointwise", "plus"): self._plus,
             ("reshape", "shape"): self._shape,
             ("expand", "shape"): self._shape,
             ("resize", "shape"): self._resize,
@@ -71,6 +72,19 @@ class Literals:
 
     def _eps(self, eps: float) -> None:
         self.node.attributes["epsilon"] = ir.AttrFloat32("epsilon", eps)
+
+    def _plus(self, number: float) -> None:
+        """The one constant that is added, which others may read too."""
+        k, tensor = next(
+            (k, tensor)
+            for k, value in enumerate(self.node.inputs)
+            if value is not None and (tensor := constant_tensor(value)) is not None
+        )
+        old = self.node.inputs[k]
+        assert old is not None
+        array = np.full(tensor.shape.numpy(), number)
+        set_input(self.node, k, make_tensor(self.graph, f"{old.name}_{self.op.name}", array, tensor.dtype))
+        drop_unread(self.graph, [old])
 
     def _scale(self, scale: float) -> None:
         """The scale of an attention, where it was left to follow the width of a head."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from math import prod
 from typing import Any
 
-from .node import Call, Reader, Reading, Unreadable, shape_of
+from .node import Call, Reader, Reading, Unreadable, constant_tensor, shape_of
 
 ONNX: dict[str, Reader] = {}
 MICROSOFT: dict[str, Reader] = {}
@@ -33,10 +33,12 @@ ZERO = {  # see the rule of pointwise; what is not listed may make something of 
 }
 """Where the result of a pointwise op is zero for sure."""
 
+_POWERS = {2.0: "square", 0.5: "sqrt", -0.5: "rsqrt"}
 FUNCTIONS = {
     **{name: name.lower() for name in "Abs Add Div Max Min Mul Neg Relu Sigmoid Softplus Sqrt Sub Tanh".split()},
     "Clip": "clip",
     "Identity": "same",
+    "Reciprocal": "reciprocal",
 }
 """What a pointwise op is a function of: see coupling/interval.py. What is not listed can be anything."""
 
@@ -47,7 +49,22 @@ def _pointwise(c: Call) -> Reading:
     known: dict[str, Any] = {"function": function} if function else {}
     if function == "clip" and c.attr("min", c.attr("max")) is not None:  # before opset 11
         known = {**known, "low": c.attr("min"), "high": c.attr("max")}
+    number = _number(c) if c.node.op_type in ("Add", "Pow") else None
+    if number is not None and c.node.op_type == "Add":
+        known["plus"] = number
+    if c.node.op_type == "Pow" and number in _POWERS:
+        return "pointwise", [c.input(0)], {"function": _POWERS[number], **({"zero": "first"} if number > 0 else {})}
+    if c.node.op_type == "Cast" and "float" in getattr(c.outputs[0], "dtype", ""):
+        known["function"] = "cast"
     return "pointwise", list(c.inputs), {**known, **({"zero": zero} if zero else {})}
+
+
+def _number(c: Call) -> float | None:
+    """The one number, a constant, that a node adds or raises to."""
+    given = c.node.inputs[1:] if c.node.op_type == "Pow" else c.node.inputs
+    held = [constant_tensor(value) for value in given if value is not None]
+    found = [tensor for tensor in held if tensor is not None and tensor.size == 1]
+    return float(found[0].numpy().ravel()[0]) if len(found) == 1 else None
 
 
 _enter(

@@ -140,6 +140,7 @@ LITERALS: dict[tuple[str, str], Callable[[fx.Node, Any], None]] = {
     ("interleave", "shape"): _interleaved,
     ("layer_norm", "shape"): _shape,
     ("rms_norm", "shape"): _shape,
+    ("pointwise", "plus"): lambda node, value: set_argument(node, "other", value),
     ("rms_norm", "eps"): lambda node, value: set_argument(node, "eps", value),
     ("split", "sizes"): _split_sizes,
     ("slice", "starts"): _slice("start"),

@@ -25,12 +25,19 @@ def _pointwise(a: Args) -> Reading:
 
 
 def _add(a: Args) -> Reading:
-    return "pointwise", _pointwise(a)[1], _scaled(a, "add")
+    number = a["other"] if isinstance(a["other"], (int, float)) and a.get("alpha", 1) == 1 else None
+    plus = {} if number is None else {"plus": number}
+    return "pointwise", _pointwise(a)[1], {**_scaled(a, "add"), **plus}
 
 
 def _scaled(a: Args, function: str) -> dict[str, Any]:
     """A sum or difference, unless its second part is multiplied."""
     return {"function": function} if a.get("alpha", 1) == 1 else {}
+
+
+def _cast(a: Args) -> dict[str, Any]:
+    dtype = a["other"].meta["val"].dtype if "other" in a else a.get("dtype")
+    return {"function": "cast"} if dtype is None or dtype.is_floating_point else {}
 
 
 def _just(function: str) -> Callable[[Args], dict[str, Any]]:
@@ -134,6 +141,8 @@ FUNCTIONS: dict[str, Callable[[Args], dict[str, Any]]] = {
     **dict.fromkeys(
         "div div_ divide true_divide".split(), lambda a: {} if a.get("rounding_mode") else {"function": "div"}
     ),
+    "reciprocal": _just("reciprocal"),
+    **dict.fromkeys(("to", "_to_copy", "type_as"), _cast),
     "softplus": lambda a: {"function": "softplus"} if a["beta"] == 1 else {},
     **dict.fromkeys(
         "avg_pool1d avg_pool2d avg_pool3d".split(),
