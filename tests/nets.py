@@ -833,11 +833,10 @@ class Language(nn.Module):
         return self.head(self.norm2(x))
 
 
-@net(
-    lambda: (torch.tensor([[1, 4, 2, 0], [3, 3, 5, 6]]),),
-    {"emb": 6, "q.0": 2, "k.1": 3, "v.1": 3, "gate": 7},
-    {"head": OUTPUT},
-)
+STREAM = {"emb": 6, "q.0": 2, "k.1": 3, "v.1": 3, "gate": 7}
+
+
+@net(lambda: (torch.tensor([[1, 4, 2, 0], [3, 3, 5, 6]]),), STREAM, {"head": OUTPUT})
 class Llama(nn.Module):
     """A residual stream below RMS norms, two of which share a weight; norms of queries and keys; gated units."""
 
@@ -858,6 +857,35 @@ class Llama(nn.Module):
         y = self.norm1(x)
         x = x + self.down(F.silu(self.gate(y)) * self.up(y))
         return self.head(self.last(x))
+
+
+class Rms(nn.Module):
+    """An RMS norm as people write it, in one of many ways."""
+
+    def __init__(self, size: int, eps: float, way: str = "cast") -> None:
+        super().__init__()
+        self.weight, self.variance_epsilon, self.way = nn.Parameter(torch.ones(size)), eps, way
+
+    def forward(self, x):
+        eps = self.variance_epsilon
+        if self.way == "cast":
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            return self.weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
+        if self.way == "divide":
+            return x / torch.sqrt(eps + (x * x).mean(dim=-1, keepdim=True)) * self.weight
+        if self.way == "invert":
+            return x * (1 / torch.sqrt(torch.square(x).mean(-1, True) + eps)) * self.weight
+        return (x * torch.pow(x.pow(2).mean(-1, True) + eps, -0.5)).type_as(x) * (1 + self.weight)
+
+
+@net(lambda: (torch.tensor([[1, 4, 2, 0], [3, 3, 5, 6]]),), STREAM, {"head": OUTPUT})
+class Written(Llama):
+    """The same with norms that are written out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.last = Rms(6, 0.1), Rms(6, 0.3, "divide"), Rms(6, 0.4, "shift")
+        self.qn, self.kn = Rms(3, 0.2, "invert"), Rms(3, 0.2)
 
 
 @net(

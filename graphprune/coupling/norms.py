@@ -64,11 +64,14 @@ def _rms(graph: Graph, op: Op) -> tuple[Value, WrittenNorm, Op] | None:
             divides = function == "div" and user.inputs[1] is value
             exact = power == 0.5 if divides else power == -0.5 and function == "mul"
             scale = _scale(graph, user, x.dims[gone[0]], len(x.dims) - gone[0]) if exact else None
-            return (x, WrittenNorm(x.dims[gone[0]], op.name, plus.name, scale[0].name), scale[1]) if scale else None
-        inverts = (
-            function == "div" and user.inputs[1] is value and user.inputs[0] is not None and user.inputs[0].constant
-        )
-        step = 1.0 if user.kind == "expand" else -1.0 if inverts else _POWERS.get(str(function))
+            if scale is None:
+                return None
+            weight, shift, last = scale
+            return x, WrittenNorm(x.dims[gone[0]], op.name, plus.name, weight.name, shift), last
+        numbers = all(other is value or _number(other) for other in user.inputs)
+        step = 1.0 if user.kind == "expand" else _POWERS.get(str(function))
+        if function in ("mul", "div") and numbers:  # a factor that all have
+            step = -1.0 if function == "div" and user.inputs[0] is not value else 1.0
         if step is None:
             return None
         power, value = power * step, user.outputs[0]
@@ -84,18 +87,33 @@ def _squared(graph: Graph, op: Op) -> Value | None:
     return roots[0] if square else None
 
 
-def _scale(graph: Graph, op: Op, dim: Dim, last: int) -> tuple[Value, Op] | None:
-    """The parameter that scales what an op makes along a dim, its ``last`` axis from the end, and the op in which."""
+def _scale(graph: Graph, op: Op, dim: Dim, last: int) -> tuple[Value, float, Op] | None:
+    """The parameter that scales what an op makes along a dim, its ``last`` axis from the end, the number that is added
+    to it before, and the op in which it scales."""
     value = op.outputs[0]
     while (user := graph.only_user(value)) is not None and user.kind == "pointwise":
         if user.attrs.get("function") == "mul":
-            weight = _plain(graph, next(other for other in user.inputs if other is not value))
-            own = weight is not None and weight.name in graph.parameters and len(weight.dims) >= last
-            return (weight, user) if own and find(weight.dims[-last]) is find(dim) else None  # type: ignore[union-attr,return-value]
+            weight, shift = _shifted(graph, next(other for other in user.inputs if other is not value))
+            if weight is None or weight.name not in graph.parameters or len(weight.dims) < last:
+                return None
+            return (weight, shift, user) if find(weight.dims[-last]) is find(dim) else None
         if user.attrs.get("function") not in _CASTS:
             return None
         value = user.outputs[0]
     return None
+
+
+def _shifted(graph: Graph, value: Value | None) -> tuple[Value | None, float]:
+    """What a value is a cast of, or that and a number."""
+    value = _plain(graph, value)
+    maker = graph.maker(value) if value is not None else None
+    if maker is None or "plus" not in maker.attrs:
+        return value, 0.0
+    return _plain(graph, next((other for other in maker.inputs if not _number(other)), None)), maker.attrs["plus"]
+
+
+def _number(value: Value | None) -> bool:
+    return value is None or (value.constant and not any(n != 1 for n in value.shape or ()))
 
 
 def _plain(graph: Graph, value: Value | None) -> Value | None:
@@ -106,10 +124,10 @@ def _plain(graph: Graph, value: Value | None) -> Value | None:
 
 
 def _readers(graph: Graph, value: Value) -> set[Op]:
-    """The ops that read a value or a cast of it."""
+    """The ops that read a value, a cast of it, or it and a number."""
     found: set[Op] = set()
     for user in graph.users(value):
-        cast = user.attrs.get("function") in _CASTS
+        cast = user.attrs.get("function") in _CASTS or "plus" in user.attrs
         found |= {reader for out in user.outputs for reader in _readers(graph, out)} if cast else {user}
     return found
 

@@ -79,15 +79,20 @@ def share(dim: Dim, index: Index) -> float:
     return left / size if isinstance(size, int) and isinstance(left, int) else 1.0
 
 
-def rescaled(graph: Graph, index: Index) -> dict[str, float]:
-    """What to multiply weights by, whose op divides by a mean over an axis of which less is left: those of RMS norms.
+def rescaled(graph: Graph, index: Index) -> dict[str, tuple[float, float]]:
+    """What to multiply weights by, and then add, whose op divides by a mean over an axis of which less is left: those
+    of RMS norms.
 
     Of n of d channels, the others zero, sum(x^2) / d + eps is (n / d) (sum(x^2) / n + eps d / n)."""
-    found = {norm.weight: share(norm.dim, index) ** -0.5 for norm in graph.norms if index.touches(norm.dim)}
+    found = {}
+    for norm in graph.norms:
+        if index.touches(norm.dim):
+            factor = share(norm.dim, index) ** -0.5
+            found[norm.weight] = factor, (factor - 1) * norm.shift
     for op in graph.ops:
         dims = graph.relations[op.name].dims
         if op.kind == "rms_norm" and "c" in dims and index.touches(dims["c"]) and op.inputs[1] is not None:
-            found[op.inputs[1].name] = share(dims["c"], index) ** -0.5
+            found[op.inputs[1].name] = share(dims["c"], index) ** -0.5, 0.0
     return found
 
 

@@ -51,8 +51,8 @@ class Propagate(Pass):
         with paused():
             _blank(groups, keep, host)
             _slice(graph, host, index)
-            for name, factor in rescaled(graph, index).items():
-                host.set_parameter(name, host.parameter(name) * factor)
+            for name, (factor, more) in rescaled(graph, index).items():
+                host.set_parameter(name, host.parameter(name) * factor + more)
             for op in graph.ops:
                 for name, value in literals(op, graph.relations[op.name], index).items():
                     host.set_literal(op, name, value)

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import ModelError
 from ..hosts.torch.host import TorchHost
+from ..ir.graph import Graph
 from ..ir.host import Host
 from ..ir.program import Plan, Program
 from ..pipeline.compare import relative
@@ -59,6 +60,7 @@ def cut(
         for name, axes in done.plan.parameters.items()
     }
     graph, gone = host.lift(), bypassed(done)
+    norms = _norms(module, graph, done.graph)
     parts = identities(module, graph, gone) if gone else []
     _check_steps(module, host, done, parts)
     _check_baked(module, host, done)
@@ -67,7 +69,7 @@ def cut(
     trains = training_error(module, args, kwargs) is None
     states = _cut_states(module, optimizer, keep) if optimizer is not None else {}
     unused = [parameter for path in parts for parameter in module.get_submodule(path).parameters()]
-    undo = [*leave_out(module, parts), *_replace_tensors(module, done), *_resize_layers(module, done)]
+    undo = [*leave_out(module, parts), *_replace_tensors(module, done), *_resize_layers(module, done), *_set(norms)]
     try:
         compare(module, host, done)
         args, kwargs = done.host.call_arguments(done.host.example())
@@ -205,6 +207,36 @@ def _resize_layers(module: nn.Module, done: Program) -> Undo:
             if getattr(layer, attribute) != value:
                 yield layer, attribute, getattr(layer, attribute)
                 setattr(layer, attribute, value)
+
+
+def _norms(module: nn.Module, before: Graph, after: Graph) -> list[tuple[nn.Module, str, float]]:
+    """The eps of each RMS norm that a class of the user's own writes out, as the attribute that it is, where the plan
+    changes it. Raises ModelError where none is."""
+    old, new = ({norm.weight: _plus(graph, norm.eps) for norm in graph.norms} for graph in (before, after))
+    found = []
+    for name in (name for name in old if name in new and old[name] != new[name]):
+        path = name.rpartition(".")[0]
+        layer = module.get_submodule(path)
+        mine = [key for key, value in vars(layer).items() if type(value) is float and value == old[name]]
+        if len(mine) != 1:
+            raise ModelError(
+                f"{type(module).__name__} cannot be cut in place: of {old[name]:g}, which the norm of `{name}` adds to "
+                f"a mean of squares, {new[name]:g} is to become, and `{path}` has no attribute that is it",
+                "make it one (`self.eps`), `group{freeze=...}` the hidden size, or train the GraphModule, "
+                "`program.model`",
+            )
+        found.append((layer, mine[0], new[name]))
+    return found
+
+
+def _plus(graph: Graph, name: str) -> float:
+    return float(next(op.attrs["plus"] for op in graph.ops if op.name == name))
+
+
+def _set(values: Sequence[tuple[nn.Module, str, float]]) -> Undo:
+    for layer, attribute, value in values:
+        yield layer, attribute, getattr(layer, attribute)
+        setattr(layer, attribute, value)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from torch import nn
 import graphprune as gp
 from graphprune.coupling import relate
 from graphprune.coupling.groups import find_groups
-from graphprune.errors import VerificationError
+from graphprune.errors import ModelError, VerificationError
 from graphprune.ir.facts import Groups, Keep
 from graphprune.ir.program import Axis, Program
 
@@ -36,13 +36,25 @@ class Stream(nn.Module):
         return out
 
 
+class ByHand(Stream):
+    """The same with norms that are written out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.last = nets.Rms(9, 0.5), nets.Rms(9, 0.2, "shift")
+
+
 MODULE, X = nets.randomise(Stream().double().eval()), torch.randn(4, 5, dtype=torch.float64)
 KEEP = {"stem": np.array([7, 0, 3, 4]), "up": np.array([2, 6])}
 
 
-def cut() -> Program:
-    known = gp.run("group", gp.load(MODULE, (X,)))
-    return gp.run("propagate", known.learn(Keep(KEEP)))
+HAND = nets.randomise(ByHand().double().eval())
+
+
+def cut(module: nn.Module = MODULE) -> Program:
+    known = gp.run("group", gp.load(module, (X,)))
+    names = {group.name for group in known.fact(Groups)}
+    return gp.run("propagate", known.learn(Keep({name: kept for name, kept in KEEP.items() if name in names})))
 
 
 def test_n_of_d_kept_is_the_network_whose_writers_are_zero_elsewhere() -> None:
@@ -62,8 +74,9 @@ def test_n_of_d_kept_is_the_network_whose_writers_are_zero_elsewhere() -> None:
     assert all(check.holds for check in gp.verify(done))
 
 
+@pytest.mark.parametrize("module", [MODULE, HAND], ids=["layer", "written"])
 @pytest.mark.parametrize("left_out", ["weight", "eps", "writer"])
-def test_the_proof_notices_what_is_left_out(left_out: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_proof_notices_what_is_left_out(left_out: str, module: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     if left_out == "weight":
         monkeypatch.setattr("graphprune.passes.propagate.rescaled", lambda graph, index: {})
     elif left_out == "eps":
@@ -73,7 +86,8 @@ def test_the_proof_notices_what_is_left_out(left_out: str, monkeypatch: pytest.M
             return {name: value for name, value in real(*args).items() if name != "eps"}
 
         monkeypatch.setattr("graphprune.passes.propagate.literals", literals)
-    done = cut()
+        monkeypatch.setattr("graphprune.passes.propagate.raised", lambda graph, index: {})
+    done = cut(module)
     if left_out == "writer":
         axis: Axis = {**done.plan.parameters["down.bias"]["0"], "role": "writer"}
         parameters = {**done.plan.parameters, "down.bias": {"0": axis}}
@@ -119,6 +133,42 @@ def test_the_users_module_is_cut_in_place_eps_and_all() -> None:
     gp.apply(done, module, in_place=True)
     assert module.norm.eps == pytest.approx(0.5 * 9 / 4)
     assert nets.relative_error(nets.outputs(done.model, (X,)), nets.outputs(module, (X,))) <= 1e-12
+
+
+def test_norms_that_are_written_out_are_cut_as_the_layer_is() -> None:
+    done = cut(HAND)
+    kept, more = KEEP["stem"], (9 / 4) ** 0.5
+    assert done.host.parameter("norm.weight") == pytest.approx(HAND.norm.weight.detach()[kept] * more)
+    assert 1 + done.host.parameter("last.weight") == pytest.approx((1 + HAND.last.weight.detach()[kept]) * more)
+    assert [op.attrs["plus"] for op in done.graph.ops if "plus" in op.attrs and op.outputs[0].dims] == pytest.approx(
+        [0.5 * 9 / 4, 0.2 * 9 / 4, 1]
+    )
+    assert all(check.holds for check in gp.verify(done))
+    module = copy.deepcopy(HAND)
+    gp.apply(done, module, in_place=True)
+    assert module.norm.variance_epsilon == pytest.approx(0.5 * 9 / 4)
+    assert nets.relative_error(nets.outputs(done.model, (X,)), nets.outputs(module, (X,))) <= 1e-12
+    rebuilt = gp.rebuild(done, ByHand().double())
+    assert nets.relative_error(nets.outputs(done.model, (X,)), nets.outputs(rebuilt, (X,))) <= 1e-12
+
+
+class Fixed(ByHand):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = x * torch.rsqrt((x * x).mean(-1, keepdim=True) + 0.125) * self.norm.weight
+        out: torch.Tensor = self.head(x)
+        return out
+
+
+def test_an_eps_that_is_no_attribute_is_told_of() -> None:
+    module = nets.randomise(Fixed().double().eval())
+    before, done = copy.deepcopy(module), cut(module)
+    assert all(check.holds for check in gp.verify(done))
+    with pytest.raises(ModelError, match=r"of 0.125, which the norm of `norm.weight` adds .*, 0.28125 is to become"):
+        gp.apply(done, module, in_place=True)
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), before.parameters(), strict=True))
+    with pytest.raises(ModelError, match=r"no attribute that is its eps, 0.125: it is to be 0.28125"):
+        gp.rebuild(done, Fixed().double())
 
 
 def test_an_eps_that_goes_by_the_dtype_is_the_same_in_the_proof() -> None:

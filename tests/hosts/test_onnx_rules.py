@@ -174,6 +174,16 @@ NETS |= {
         SEQ,
         legal=False,  # of ONNX Runtime
     ),
+    "a residual stream below norms that are written out, with an eps that they share": Net(
+        "h = MatMul(x, w) p = Pow(h, two) e = ReduceMean<axes=[-1], keepdims=1>(p) f = Add(e, eps) q = Sqrt(f)"
+        "n = Div(h, q) c = Cast<to=1>(n) t = Mul(c, g) a = MatMul(t, u) r = Relu(a) d = MatMul(r, v) s = Add(h, d)"
+        "p2 = Mul(s, s) e2 = ReduceMean<axes=[-1], keepdims=1>(p2) f2 = Add(eps, e2) q2 = Sqrt(f2) i2 = Reciprocal(q2)"
+        "n2 = Mul(i2, s) one = Add(k, half) m = Mul(one, n2) y = MatMul(m, o)",
+        {**RMS, "k": (8,), "eps": np.float32(0.3), "two": np.float32(2), "half": np.float32(0.5)},
+        [8, 7],
+        SEQ,
+        opset=17,
+    ),
     "a residual stream below RMSNormalization": Net(
         f"{STREAM.format('RMSNormalization')} s = Add(h, d) m = RMSNormalization<epsilon=0.2>(s, k) y = MatMul(m, o)",
         {**RMS, "k": (8,)},

@@ -5,7 +5,7 @@ They are attributes, constants, or computed by a chain of nodes, depending on op
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ class Literals:
         self.dtypes = {k: written.dtype for k, written in known.items()}
 
     def set(self, name: str, value: Any) -> None:
-        setter = {
+        setters: Mapping[tuple[str, str], Callable[[Any], None]] = {
             ("conv", "groups"): self._groups,
             ("conv_transpose", "groups"): self._groups,
             ("fused_conv", "groups"): self._groups,
@@ -56,7 +56,8 @@ class Literals:
             ("slice", "starts"): lambda v: self._bound(1, "starts", v),
             ("slice", "ends"): lambda v: self._bound(2, "ends", v),
             ("pad", "pads"): self._pads,
-        }.get((self.op.kind, name))
+        }
+        setter = setters.get((self.op.kind, name))
         if setter is None:
             raise ModelError(f"{self.op.where}: no way to set its `{name}`")
         setter(value)
@@ -83,8 +84,10 @@ class Literals:
         old = self.node.inputs[k]
         assert old is not None
         array = np.full(tensor.shape.numpy(), number)
-        set_input(self.node, k, make_tensor(self.graph, f"{old.name}_{self.op.name}", array, tensor.dtype))
-        drop_unread(self.graph, [old])
+        if shared(old):
+            set_input(self.node, k, make_tensor(self.graph, f"{old.name}_{self.op.name}", array, tensor.dtype))
+        else:
+            set_tensor(old, array)
 
     def _scale(self, scale: float) -> None:
         """The scale of an attention, where it was left to follow the width of a head."""

@@ -54,9 +54,14 @@ def _pointwise(c: Call) -> Reading:
         known["plus"] = number
     if c.node.op_type == "Pow" and number in _POWERS:
         return "pointwise", [c.input(0)], {"function": _POWERS[number], **({"zero": "first"} if number > 0 else {})}
-    if c.node.op_type == "Cast" and "float" in getattr(c.outputs[0], "dtype", ""):
-        known["function"] = "cast"
+    if c.node.op_type == "Cast":
+        known |= _cast(c)
     return "pointwise", list(c.inputs), {**known, **({"zero": zero} if zero else {})}
+
+
+def _cast(c: Call) -> dict[str, Any]:
+    out = c.outputs[0]
+    return {"function": "cast"} if out is not None and "float" in out.dtype else {}
 
 
 def _number(c: Call) -> float | None:
@@ -75,7 +80,8 @@ _enter(
     "Xor",
     _pointwise,
 )
-_enter("Dropout CastLike", lambda c: ("pointwise", [c.input(0)], {"zero": "first"}))
+_enter("Dropout", lambda c: ("pointwise", [c.input(0)], {"zero": "first"}))
+_enter("CastLike", lambda c: ("pointwise", [c.input(0)], {"zero": "first", **_cast(c)}))
 MICROSOFT.update(dict.fromkeys(("Gelu", "QuickGelu", "FastGelu"), _pointwise))
 
 

@@ -46,6 +46,12 @@ def resized(model: M, widths: Any) -> M:
         for size, value in sizes.items():
             if hasattr(layer, size):  # torch's layers remember their sizes, your own may not
                 setattr(layer, size, tuple(value) if isinstance(value, list) else value)
+    for path, eps in widths.get("eps", {}).items():  # a norm of your own: whatever its attribute is called
+        layer = model.get_submodule(path)
+        mine = [name for name, value in vars(layer).items() if type(value) is float and value == eps["was"]]
+        if len(mine) != 1:
+            raise ValueError(f"`{path}` has no attribute that is its eps, {eps['was']:g}: it is to be {eps['is']:g}")
+        setattr(layer, mine[0], eps["is"])
     for path in widths["identity"]:  # a norm that went into the layer before it
         model.set_submodule(path, nn.Identity())
     return model

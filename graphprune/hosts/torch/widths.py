@@ -81,8 +81,8 @@ first stored one of some operands."""
 
 def widths(program: Program) -> dict[str, Any]:
     """``tensors``: per name the shape it was made with and has now (of what no checkpoint holds, also which positions
-    to ``keep``); ``layers``: the sizes to set, by module; ``identity``: modules that do nothing any more. Names are
-    those of the user's class.
+    to ``keep``); ``layers``: the sizes to set, by module; ``eps``: the attribute to change, by its value, of modules
+    that write an RMS norm out; ``identity``: modules that do nothing any more. Names are those of the user's class.
 
     Raises ModelError where the network has something that the class has no place for.
     """
@@ -101,7 +101,16 @@ def widths(program: Program) -> dict[str, Any]:
         if not owner or any(name.startswith(f"{owner}.") for name in read):
             raise _unfit(f"a part of `{owner}` is gone")
     layers = dict(_layers(program.graph, {name.rpartition(".")[0] for name in changed}))
-    return {"version": VERSION, "tensors": changed, "layers": layers, "identity": sorted(gone)}
+    eps = dict(_eps(program.source.lift(), program.graph))
+    return {"version": VERSION, "tensors": changed, "layers": layers, "eps": eps, "identity": sorted(gone)}
+
+
+def _eps(before: Graph, after: Graph) -> Iterator[tuple[str, dict[str, float]]]:
+    """Of the norms that the class writes out."""
+    was, now = ({op.name: float(op.attrs.get("plus", 0)) for op in graph.ops} for graph in (before, after))
+    for norm in after.norms:
+        if was[norm.eps] != now[norm.eps]:
+            yield norm.weight.rpartition(".")[0], {"was": was[norm.eps], "is": now[norm.eps]}
 
 
 def _tensors(model: fx.GraphModule) -> dict[str, list[int]]:
