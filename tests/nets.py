@@ -884,8 +884,9 @@ class Written(Llama):
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm1, self.norm2, self.last = Rms(6, 0.1), Rms(6, 0.3, "divide"), Rms(6, 0.4, "shift")
-        self.qn, self.kn = Rms(3, 0.2, "invert"), Rms(3, 0.2)
+        norms = {"norm1": Rms(6, 0.1), "norm2": Rms(6, 0.3, "divide"), "last": Rms(6, 0.4, "shift")}
+        for name, norm in {**norms, "qn": Rms(3, 0.2, "invert"), "kn": Rms(3, 0.2)}.items():
+            setattr(self, name, norm)
 
 
 @net(

@@ -8,6 +8,8 @@ from ..ir.graph import Op, Value
 from .registry import rule
 from .wording import LETTERS, axes_of, rank_of, shape_of
 
+rule("gather_bags", axes="_ d, ~, ~, ~ -> _ d")
+
 
 @rule("gather")
 def gather(op: Op) -> str:

@@ -111,7 +111,7 @@ TRAITS: dict[str, Traits] = {
     "split": Traits(latency="free", zeros="moved"),
     **dict.fromkeys(("transpose", "if", "slice", "select", "unbind", "concat", "stack", "expand", "repeat"), _MOVES),
     **dict.fromkeys(("interleave", "windows", "unfold", "fold"), _MOVES),
-    **dict.fromkeys(("gather", "index"), Traits(zeros="written")),
+    **dict.fromkeys(("gather", "gather_bags", "index"), Traits(zeros="written")),
     **dict.fromkeys(("reshape_as", "take_along", "diagonal"), Traits(zeros="first")),
     **dict.fromkeys(("pad", "reindex", "pixel_shuffle", "pixel_unshuffle"), PLAIN),
     **dict.fromkeys(("scatter", "index_put", "put_along", "put_diagonal", "masked_scatter"), PLAIN),

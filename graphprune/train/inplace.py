@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import ModelError
 from ..hosts.torch.host import TorchHost
+from ..hosts.torch.state import kept
 from ..ir.graph import Graph
 from ..ir.host import Host
 from ..ir.program import Plan, Program
@@ -157,7 +158,10 @@ SIZES: tuple[tuple[tuple[type[nn.Module], ...], Callable[[Any], dict[str, Any]]]
         lambda m: {"in_channels": m.weight.shape[1] * m.groups, "out_channels": m.weight.shape[0]},
     ),
     ((nn.Linear,), lambda m: {"out_features": m.weight.shape[0], "in_features": m.weight.shape[1]}),
-    ((nn.Embedding,), lambda m: {"num_embeddings": m.weight.shape[0], "embedding_dim": m.weight.shape[1]}),
+    (
+        (nn.Embedding, nn.EmbeddingBag),
+        lambda m: {"num_embeddings": m.weight.shape[0], "embedding_dim": m.weight.shape[1]},
+    ),
     ((nn.GroupNorm,), lambda m: {"num_channels": m.weight.shape[0]} if m.affine else {}),
     ((nn.LayerNorm, nn.RMSNorm), lambda m: {"normalized_shape": tuple(m.weight.shape)} if m.weight is not None else {}),
     (
@@ -247,7 +251,8 @@ def compare(module: nn.Module, host: Host, done: Program, made: str = "cut in pl
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
-        mine = [x for x in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(x, Tensor)]
+        with kept(module, getattr(host, "writes", ())):
+            mine = [x for x in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(x, Tensor)]
     except Exception as error:  # the user's forward may raise anything
         raise _unfit(module, host, done, f"its forward raises {type(error).__name__}: {error}", made) from error
     finally:

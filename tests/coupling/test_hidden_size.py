@@ -41,7 +41,8 @@ class ByHand(Stream):
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm, self.last = nets.Rms(9, 0.5), nets.Rms(9, 0.2, "shift")
+        for name, norm in {"norm": nets.Rms(9, 0.5), "last": nets.Rms(9, 0.2, "shift")}.items():
+            setattr(self, name, norm)
 
 
 MODULE, X = nets.randomise(Stream().double().eval()), torch.randn(4, 5, dtype=torch.float64)

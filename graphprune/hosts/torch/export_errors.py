@@ -20,6 +20,12 @@ _FRAME = re.compile(r'File "?([^",:]+)"?(?:, line |:)(\d+),? in (\w+)')
 
 _HINTS = (
     (
+        r"must be tuple of ints, ?but got FakeTensor|_VF.lstm|pack_padded|PackedSequence",
+        "a packed sequence has sizes that are values of a tensor, of which torch.export has no form: run the layer on "
+        "the padded sequence and read it by length (`y[range(n), lengths - 1]`): in one direction its steps up to "
+        "there are the same",
+    ),
+    (
         r"data-dependent|unbacked|specialized integer|_local_scalar_dense|slice indices must be integers",
         "what it does there depends on values of tensors: choose with torch.where or torch.cond, and say with "
         "torch._check(n <= size) what a number from `.item()` can be",

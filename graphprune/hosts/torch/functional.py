@@ -318,5 +318,5 @@ class _Storage:
         found = [v for n in node.all_input_nodes for v in (n.meta["val"],) if hasattr(v, "fake_mode")]
         mode = found[0].fake_mode if found else FakeTensorMode(allow_non_fake_inputs=True)
         with torch.no_grad(), mode:
-            node.meta["val"] = None if _name(node) == "copy_" else target(*vals[0], **vals[1])
+            node.meta["val"] = vals[0][0] if _name(node) == "copy_" else target(*vals[0], **vals[1])
         return node

@@ -41,6 +41,7 @@ from .reindex import build, insert
 from .run import infer_shapes, to_numpy
 from .run import outputs as drawn_outputs
 from .run import watch as watch_values
+from .state import kept, written_buffers
 from .to_onnx import write_onnx
 
 
@@ -100,7 +101,7 @@ class TorchHost:
             made = network(module)
         host = cls(made, example)
         host.baked = bake(made)
-        host.notes = (*notes, *note(host.baked))
+        host.notes = (*notes, *note(host.baked), *_states(host.writes))
         return host
 
     @classmethod
@@ -171,6 +172,11 @@ class TorchHost:
     def set_parameter(self, name: str, value: Array) -> None:
         old = self._tensor(name)
         self._assign(name, torch.from_numpy(np.asarray(value, order="C")).to(old.dtype).to(old.device))
+
+    @cached_property
+    def writes(self) -> tuple[str, ...]:
+        """The buffers that the model writes into."""
+        return written_buffers(self._module)
 
     def _assign(self, name: str, tensor: torch.Tensor) -> None:
         old = find(self._module, name)
@@ -358,7 +364,7 @@ class TorchHost:
         ]
 
     def run(self, batch: Batch) -> list[Array]:
-        with torch.no_grad(), refusing("the model cannot be run"):
+        with torch.no_grad(), kept(self._module, self.writes), refusing("the model cannot be run"):
             if any(map(draws, self._module.graph.nodes)):
                 return drawn_outputs(self._module, self.inputs(batch))
             args, kwargs = self.call_arguments(batch)
@@ -366,13 +372,13 @@ class TorchHost:
         return [to_numpy(leaf) for leaf in pytree.tree_leaves(out) if isinstance(leaf, torch.Tensor)]
 
     def watch(self, batch: Batch, names: Sequence[str], known: Mapping[str, Array] | None = None) -> dict[str, Array]:
-        with torch.no_grad(), refusing("the model cannot be run"):
+        with torch.no_grad(), kept(self._module, self.writes), refusing("the model cannot be run"):
             return watch_values(self._module, self.inputs(batch), names, known or {})
 
     def gradients(
         self, batch: Batch, loss: Callable[..., Any], rest: Batch, probe: Mapping[str, Array] | None = None
     ) -> dict[str, Array]:
-        with refusing("the loss cannot be differentiated"):
+        with kept(self._module, self.writes), refusing("the loss cannot be differentiated"):
             labels = [torch.from_numpy(np.ascontiguousarray(array)) for array in rest]
             return differentiate(self.model, *self.call_arguments(batch), lambda output: loss(output, *labels), probe)
 
@@ -416,7 +422,18 @@ class TorchHost:
         return TorchHost.load(path).model
 
     def save_onnx(self, path: Path, *, about: Mapping[str, str] = {}) -> None:
+        if self.writes:
+            raise ModelError(
+                f"ONNX has no place for `{self.writes[0]}`, which forward writes into: the file would compute what the "
+                "first call does",
+                "make it an input and an output of forward, or keep the network itself, torch.save(program.model)",
+            )
         write_onnx(self.exported(), path, about)
+
+
+def _states(names: Sequence[str]) -> tuple[str, ...]:
+    some = ", ".join(f"`{name}`" for name in names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return (f"forward writes into {some}: every run here begins with what that holds now",) if names else ()
 
 
 def _asserts(node: fx.Node) -> bool:

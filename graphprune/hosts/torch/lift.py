@@ -79,8 +79,10 @@ class Reader:
         operands = [v for arg in node.all_input_nodes for v in self._all(arg)]
         kind, nodes, attrs = self._read(node)
         constant = kind != "fill" and all(v.constant for v in operands)  # what weights read of it is data
-        if isinstance(val, (tuple, list)):
-            made: Any = tuple(
+        if kind == "gather_bags" and isinstance(val, (tuple, list)):  # beside it, what its gradient needs
+            made: Any = (self._value(node.name, val[0], constant), *[None] * (len(val) - 1))
+        elif isinstance(val, (tuple, list)):
+            made = tuple(
                 self._value(f"{node.name}#{k}" if k else node.name, v, constant)
                 if isinstance(v, torch.Tensor)
                 else None

@@ -231,6 +231,7 @@ _enter(
 _enter("reshape_as view_as", lambda a: ("reshape_as", [a["self"], a["other"]], {}))
 _enter("expand", lambda a: ("expand", [a["self"]], {}))
 _enter("add add_", _add)
+_enter("copy_", lambda a: ("pointwise", [a["self"], a["src"]], {}))
 _enter("relu relu_", lambda a: ("pointwise", [a["self"]], {"function": "relu"}))
 _enter("expand_as", _pointwise)
 _enter("to type_as", lambda a: ("pointwise", [a["self"]], {}))  # of `other` only the dtype counts

@@ -62,6 +62,10 @@ def _chosen(kind: str) -> Callable[[Args], Reading]:
 
 _enter("index_select", lambda a: ("gather", [a["self"], a["index"]], {"axis": a["dim"]}))
 _enter("gather", lambda a: ("take_along", [a["self"], a["index"]], {"axis": a["dim"]}))
+_enter(
+    "embedding_bag",
+    lambda a: ("gather_bags", [a["weight"], a["indices"], a["offsets"], a["per_sample_weights"]], {}),
+)
 _enter("embedding", lambda a: ("gather", [a["weight"], a["indices"]], {"axis": 0}))
 _enter("index", _index)
 _enter("index_put _index_put_impl", _index_put)

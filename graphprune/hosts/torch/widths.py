@@ -72,6 +72,7 @@ _SIZES: Mapping[str, tuple[Sequence[int], Callable[[Op, Sequence[int]], dict[str
     "rms_norm": ((1,), _rms_norm),
     "prelu": ((1,), _prelu),
     "gather": ((0,), _embedding),
+    "gather_bags": ((0,), _embedding),
     "recurrent_layers": ((2, 3), _recurrent),
     "recurrent_cell": ((2, 3), _recurrent),
 }
