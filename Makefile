@@ -35,7 +35,7 @@ fuzz: $(VENV)/.test
 	$(BIN)/python -m tests.fuzz.big
 
 docs: $(VENV)/.test
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # The picture of README.md and docs/index.md: the head of the demo's report, by a browser that is not installed here.
 docs/report.png: $(OUT)/compiled/report.html
