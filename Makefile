@@ -39,7 +39,7 @@ docs: $(VENV)/.test
 
 # The picture of README.md and docs/index.md: the head of the demo's report, by a browser that is not installed here.
 docs/report.png: $(OUT)/compiled/report.html
-	chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1000,960 --screenshot=$@ $(abspath $<)
+	chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1000,1240 --screenshot=$@ $(abspath $<)
 	$(BIN)/python -c "from PIL import Image; Image.open('$@').convert('RGB').quantize(64).save('$@', optimize=True)"
 
 lint: $(VENV)/.test

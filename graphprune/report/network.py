@@ -16,6 +16,8 @@ LIMIT = 600
 """More layers are listed and not drawn."""
 ACROSS, DOWN = 26, 40
 """Pixels from a column to the next, and from a layer to the one below it."""
+LEAST, LEGEND = 680, (380, 18)
+"""Pixels of a picture's width, at least, and of a line that names a group."""
 WIDE, TALL = 14, 32
 """Pixels of a layer's bar: its width, and its height where it has the most channels."""
 
@@ -117,7 +119,7 @@ def picture(network: Network, channels: Mapping[str, Sequence[Mapping[str, Any]]
         )
     found = [one for layer in network["layers"] for one in channels.get(layer["op"], ())]
     groups = {name: k for k, name in enumerate(dict.fromkeys(one["group"] for one in found if one["group"]), 1)}
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"number": k, "colour": COLOURS[(k - 1) % len(COLOURS)], "name": name, "layers": 0, "channels": 0}
         for name, k in groups.items()
     ]
@@ -129,7 +131,13 @@ def picture(network: Network, channels: Mapping[str, Sequence[Mapping[str, Any]]
             if one["group"] and not bar["joins"]:
                 row = rows[groups[one["group"]] - 1]
                 row["layers"], row["channels"] = row["layers"] + 1, max(row["channels"], one["count"])
-    return printable(templates().get_template("network.svg.j2").render(drawing=drawn, rows=rows, wide=WIDE))
+    width = max(drawn["width"], LEAST)
+    lines = -(-len(rows) // max(1, width // LEGEND[0]))
+    for k, row in enumerate(rows):
+        row["at"] = (8 + k // lines * LEGEND[0], drawn["height"] + 14 + k % lines * LEGEND[1])
+    height = drawn["height"] + 60 + lines * LEGEND[1]
+    page = templates().get_template("network.svg.j2")
+    return printable(page.render(drawing=drawn, rows=rows, wide=WIDE, width=width, height=height))
 
 
 def _parts(bar: Mapping[str, Any], own: Sequence[Mapping[str, Any]], groups: Mapping[str, int]) -> list[dict[str, Any]]:
