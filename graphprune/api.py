@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .backends.effort import Budget
-from .backends.target import Target, on_device, target
+from .backends.target import Target, on_devices, target
 from .calibration import batches as calibration
 from .calibration.held_back import hold_back
 from .calibration.images import Images
@@ -19,7 +19,7 @@ from .calibration.suspect import raw_pixels
 from .cost.budget import spelt
 from .cost.latency.table import Table
 from .cost.units import UNITS
-from .driver.artifact import asked, check_code, describe, emit, latencies, loaded, over, profiled, write
+from .driver.artifact import asked, check_code, describe, emit, latencies, loaded, over, profiled, uncut, write
 from .driver.closeness import Evaluate, closeness, figures
 from .driver.dump import dumped
 from .driver.latency_search import has_latency, recorded, to_latency
@@ -130,6 +130,10 @@ def load(
 
     The model given is not changed. Raises ModelError, DataError.
     """
+    if data is None and images is not None:
+        raise DataError("mean, std, layout and resize are of images, and no data was given", "--data FOLDER")
+    if isinstance(loss, str):
+        loss = loss_of(loss, imported)
     if data is None and fixed:
         raise DataError(
             f"`{fixed[0]}` is to be the same for every sample, and there are none: no data was given",
@@ -150,8 +154,7 @@ def load(
     sizes = host.sizes() if example_inputs is not None else None
     if loss is not None:
         found, rest = calibration.with_rest(data, inputs, fixed, sizes, images)
-        function = loss_of(loss, imported) if isinstance(loss, str) else loss
-        return replace(program, data=found, loss=Loss(function, rest))
+        return replace(program, data=found, loss=Loss(loss, rest))
     program = replace(program, data=calibration.batches(data, inputs, fixed, sizes, images))
     program = program.note(*filter(None, (raw_pixels(program), calibration.unread(data, inputs))))
     same = [value.name for value in inputs if value.shape and value.name in getattr(program.data, "fixed", ())]
@@ -331,7 +334,7 @@ def compile(
         )
     chosen = [target(item) if isinstance(item, str) else item for item in targets]
     if rpc is not None:
-        chosen = [on_device(one, rpc) for one in chosen]
+        chosen = on_devices(chosen, rpc)
     effort = Budget.parse(tune) if tune is not None else None
     fallback: Mapping[str, Any] = {}
     if dry_run:
@@ -356,6 +359,8 @@ def compile(
             recipe = "propagate,compensate" if program.data else "propagate"
         own = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
         _read_by(own, loss)
+        if own is not None:
+            _cuts(own)
         unit, text = next(iter(given.items()), ("", "") if width else ("macs", "0.5x"))
         held = Table.read(Path(table)) if table is not None else None
 
@@ -395,7 +400,7 @@ def compile(
         if took:
             report["time"] = {"target": took[0], "kinds": kinds(program, done, took[1])}
         report["budget"] = {**asked(program, done, steps), "default": own is None and not given and not width}
-        report["notes"] += over(report["budget"])
+        report["notes"] += [*over(report["budget"]), *uncut(report)]
         if images is not None:
             report["images"] = asdict(images)
         if dry_run:
@@ -513,7 +518,7 @@ def record(
     """Time every op that the model may have at any width on a target, into the file ``out``; what is in it
     already is not timed again. Raises TargetError, DataError for a table of something else."""
     one = target(on) if isinstance(on, str) else on
-    one = on_device(one, rpc) if rpc is not None else one
+    one = on_devices([one], rpc)[0] if rpc is not None else one
     program = model if isinstance(model, Program) else load(model, example_inputs)
     scored = run("group", program)
     path = Path(out)
@@ -606,6 +611,17 @@ def default_recipe(unit: str, text: str, control: Control | None = None, *, data
         options.append(f"allocate={allocate}")
     options += control.mask()
     return Recipe.parse(f"{steps}mask{{{' '.join(options)}}},propagate{repair}")
+
+
+def _cuts(recipe: Recipe) -> None:
+    """Raises RecipeError where channels are chosen and never cut."""
+    steps = recipe.steps
+    chosen = next((k for k in reversed(range(len(steps))) if Keep in steps[k].gives), len(steps))
+    if chosen < len(steps) and not any(Keep in step.needs and step.rewrites for step in steps[chosen:]):
+        raise RecipeError(
+            f"`{steps[chosen].text()}` chooses what stays, and nothing after it cuts the rest",
+            "put `propagate` after it",
+        )
 
 
 def _read_by(recipe: Recipe | None, loss: Any) -> None:

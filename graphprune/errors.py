@@ -98,6 +98,14 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f"did you mean `{close[0]}`?" if close else f"known: {', '.join(known)}"
 
 
+def absent(path: Path) -> str:
+    """A hint for a file that is not there: what is called nearly so beside it, else where it was looked for."""
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent}"
+    close = difflib.get_close_matches(path.name, sorted(one.name for one in path.parent.iterdir()), n=1, cutoff=0.8)
+    return f"did you mean `{path.parent / close[0]}`?" if close else f"looked in {path.parent.resolve()}"
+
+
 def raised(error: BaseException) -> str:
     """What code of the user's raised, in one line: the kind, what it says, and the line of theirs that is nearest."""
     if isinstance(error, SyntaxError):

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..errors import TargetError, nearest
+from ..errors import TargetError, absent, nearest
 
 _FOLDER = Path(__file__).with_name("boards")
 
@@ -82,8 +82,11 @@ def read(path: Path) -> Board:
     """The board that a file describes. Raises TargetError, naming the file and the entry."""
     try:
         given = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise TargetError(f"{path}: no such file", absent(path)) from error
     except (OSError, ValueError) as error:
-        raise TargetError(f"{path}: not a board ({error})") from error
+        such = 'a board is a .toml file with base = "aarch64" and what differs'
+        raise TargetError(f"{path}: not a board ({error})", such) from error
     base = given.pop("base", None)
     if base is not None:
         start = _FOLDER / f"{base}.toml"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..cost.latency.table import Point
-from ..errors import TargetError, nearest, shown
+from ..errors import TargetError, absent, nearest, shown
 from ..ir.facts import Latency
 from ..ir.host import Array, Batch
 from ..ir.program import Program
@@ -229,6 +229,17 @@ def names() -> list[str]:
     return [*targets(), *ALIASES, *boards()]
 
 
+def on_devices(every: Sequence[Target], address: str) -> list[Target]:
+    """Those of the targets that are of devices, measured on the one at an RPC address; the others as they are. Raises
+    TargetError where none is."""
+    if not any("rpc" in one.options() for one in every):
+        raise TargetError(
+            f"rpc={shown(address)} names a device, and no target is of one",
+            "give a board: --target raspberry-pi-4 (`graphprune targets` lists them)",
+        )
+    return [on_device(one, address) for one in every]
+
+
 def on_device(one: Target, address: str) -> Target:
     """The same target, measured on the device at an RPC address, where it is one of devices."""
     options = {"rpc": address} if "rpc" in one.options() else {}
@@ -261,13 +272,19 @@ def runnable(
     if path.is_dir():
         inside = [path / name for name in ("model.so", "model.onnx", "model.pt2") if (path / name).is_file()]
         if not inside:
-            raise TargetError(f"{path}: no model.so, model.onnx or model.pt2 in this folder")
+            raise TargetError(
+                f"{path}: no model.so, model.onnx or model.pt2 in this folder",
+                "give one that `graphprune compile` wrote",
+            )
         path = inside[0]
     names = {".onnx": "onnx", ".pt2": "torch", ".so": "tvm"}
     if path.suffix not in names:
-        raise TargetError(f"{path}: nothing known runs `{path.suffix or path.name}`", f"known: {', '.join(names)}")
+        raise TargetError(
+            f"{path}: nothing known runs `{path.suffix or path.name}`",
+            f"give a file that ends in {', '.join(names)}, or a folder",
+        )
     if not path.is_file():
-        raise TargetError(f"{path}: no such file")
+        raise TargetError(f"{path}: no such file", absent(path))
     if inputs is not None:
         example = _example(path, inputs)
     return target(names[path.suffix]).load(path, threads=threads, example=example)

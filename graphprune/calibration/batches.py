@@ -54,7 +54,10 @@ def batches(
     if _is_folder(data):
         return _folder(Path(data), inputs, sizes, images)
     if images not in (None, Images()):
-        raise DataError(f"{images} is for a folder of images", "arrays are taken as they are: normalise them yourself")
+        raise DataError(
+            "mean, std, layout and resize are for a folder of images, which the data is not",
+            "arrays are taken as they are: normalise them before they are saved",
+        )
     return _kept(_parts(data, inputs, 0, fixed), inputs, 0, fixed)[0]
 
 
@@ -273,7 +276,7 @@ def _by_name(data: Mapping[str, Any], inputs: Sequence[Value]) -> list[Array]:
     missing = [name for name in names if name not in data]
     raise DataError(
         f"the calibration data has {', '.join(sorted(data)) or 'nothing'}, the model takes {', '.join(names)}",
-        f"no array for {', '.join(missing)}",
+        f"no array for {', '.join(missing)}: numpy.savez(file, {', '.join(f'{name}=...' for name in names)})",
     )
 
 

@@ -14,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 
-from ..errors import DataError
+from ..errors import DataError, absent
 from ..ir.graph import Value
 from ..ir.host import Array, Batch
 from .images import Images
@@ -103,10 +103,11 @@ def _plain(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file") from error
+        raise DataError(f"{path}: no such file", absent(path)) from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        why = "it holds Python objects, or is of another kind" if "pickle" in str(error) else error
         raise DataError(
-            f"{path}: not an .npz or .npy file of plain arrays ({error})", "write it with numpy.savez"
+            f"{path}: not an .npz or .npy file of plain arrays ({why})", "write it with numpy.savez"
         ) from error
 
 
@@ -171,8 +172,7 @@ class Folder(Sequence[Batch]):
             return DataError(few, "give more, or a model whose batch axis is open")
         there = sorted(file.name for file in path.rglob("*") if file.is_file())[:3]
         return DataError(
-            f"{path}: no calibration data: {f'{there[0]} and what else there is' if there else 'the folder is empty;'} "
-            "no .npy, .npz or image file",
+            f"{path}: no calibration data: {f'no .npy, .npz or image, but {there[0]}' if there else 'an empty folder'}",
             f"samples are .npy or .npz files, or images ({', '.join(sorted(self.IMAGES))})",
         )
 

@@ -11,13 +11,15 @@ if TYPE_CHECKING:
 
 def read_recipe(path: Path) -> Recipe:
     """A recipe file. Raises RecipeError."""
-    from ..errors import RecipeError
+    from ..errors import RecipeError, absent
     from ..pipeline.recipe import Recipe
 
     try:
         text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise RecipeError(f"{path}: no such file", absent(path)) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read: {error}") from error
+        raise RecipeError(f"{path}: cannot be read: {error}", "a recipe is a text file of [[pass]] tables") from error
     try:
         return Recipe.from_toml(text)
     except RecipeError as error:

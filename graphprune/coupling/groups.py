@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 
@@ -40,7 +41,7 @@ def find_groups(
     import networkx as nx
 
     members, ops = _members(graph)
-    names = _names(members)
+    names = _names(members, ops)
     called = [known_as(names[leaf], found, _by_parameter(ops, leaf, found)) for leaf, found in members.items()]
     kept = matching(freeze, [one.touched for one in called])
     chosen = matching(only, [one.made for one in called]) if only else ["*"] * len(called)
@@ -133,16 +134,25 @@ def _axes(value: Value) -> dict[Dim, list[int]]:
     return found
 
 
-def _names(members: dict[Dim, list[Member]]) -> dict[Dim, str]:
-    """A readable, unique name per leaf: the first axis that writes it."""
+_NUMBERED = re.compile(r"(val_?|v_|onnx::\w+_)?\d+")
+"""What exporters call a weight that they computed (a transposed one), whatever it was called before."""
+
+
+def _names(members: Mapping[Dim, Sequence[Member]], ops: Mapping[tuple[Dim, str], Sequence[str]]) -> dict[Dim, str]:
+    """A readable, unique name per leaf: the first axis that writes it; where its parameter has a number for a name,
+    the layer of the bias beside it, or the op that reads it."""
     names: dict[Dim, str] = {}
     taken: set[str] = set()
     for leaf, found in members.items():
         first = min(found, key=lambda member: member.role != "writer")  # stable: the first of its kind
-        base = first.parameter.removesuffix(".weight")
+        whole, base = first.parameter, first.parameter.removesuffix(".weight")
+        if _NUMBERED.fullmatch(base):
+            stems = (m.parameter.removesuffix(".bias") for m in found if m.parameter.endswith(".bias"))
+            beside = stems if first.role == "writer" else iter(())
+            whole = base = next(iter((*beside, *ops[leaf, first.parameter])), base)
         parts = list(leaves(first.dim))
         place = f".{parts.index(leaf)}" if len(parts) > 1 else ""
-        name = f"{base}{place}" if first.role == "writer" else f"{first.parameter}[{first.axis}]{place}"
+        name = f"{base}{place}" if first.role == "writer" else f"{whole}[{first.axis}]{place}"
         names[leaf] = name if name not in taken else f"{first.parameter}[{first.axis}]{place}"
         taken.add(names[leaf])
     return names

@@ -128,7 +128,7 @@ def _loss(scoring: Scoring) -> Loss:
     if loss is None:
         raise RecipeError(
             "this criterion takes a loss, and there is none",
-            "gp.load(model, inputs, data=(images, labels), loss=torch.nn.functional.cross_entropy); "
+            "--loss cross_entropy, or gp.load(..., data=(images, labels), loss='cross_entropy'); "
             "without a loss: obs, wifv, wanda (data), l2, bn, fpgm (weights)",
         )
     return loss

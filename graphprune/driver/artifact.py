@@ -224,6 +224,14 @@ def asked(program: Program, done: Program, recipe: Recipe) -> dict[str, Any]:
     return {**facts, "left": after} if wanted.absolute else facts
 
 
+def uncut(report: Mapping[str, Any]) -> list[str]:
+    """A note where nothing was pruned."""
+    less = any(group["kept"] < group["size"] for group in report["groups"])
+    if less or not all(branch["kept"] for branch in report.get("branches", ())):
+        return []
+    return [f"NOTHING was pruned: every group has all its channels after `{report['recipe']}`"]
+
+
 def over(budget: Mapping[str, Any]) -> list[str]:
     """A note where more is left than was asked for: the cut holds its budget, passes after it may add biases."""
     if not budget.get("got") or budget["got"] <= budget["share"] * (1 + 1e-9):

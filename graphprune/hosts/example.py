@@ -55,12 +55,17 @@ def _sizes(item: Any) -> bool:
     return isinstance(item, (tuple, list)) and bool(item) and all(type(n) is int for n in item)
 
 
+SIZES = "sizes that are letters may be any, the others are the model's own"
+
+
 def _item(hole: Value, item: Any) -> Array | tuple[int, ...]:
     shape = hole.shape
     if _sizes(item) or (type(item) is int and shape is not None and len(shape) == 1 and isinstance(shape[0], str)):
         sizes = tuple(item) if _sizes(item) else (item,)
         if min(sizes) < 1 or not fits(shape, sizes):
-            raise DataError(f"input `{hole.name}` has shape {shape_text(shape)}, the example {shape_text(sizes)}")
+            raise DataError(
+                f"input `{hole.name}` has shape {shape_text(shape)}, the example {shape_text(sizes)}", SIZES
+            )
         return sizes
     if isinstance(item, (bool, int, float)):
         sizes = tuple(n for n in shape or () if isinstance(n, int))
@@ -69,7 +74,9 @@ def _item(hole: Value, item: Any) -> Array | tuple[int, ...]:
         return np.full(sizes, item, np.float32 if hole.dtype == "bfloat16" else hole.dtype)
     array = as_array(item)
     if not fits(shape, array.shape):
-        raise DataError(f"input `{hole.name}` has shape {shape_text(shape)}, the example {shape_text(array.shape)}")
+        raise DataError(
+            f"input `{hole.name}` has shape {shape_text(shape)}, the example {shape_text(array.shape)}", SIZES
+        )
     return array
 
 

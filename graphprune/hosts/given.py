@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ModelError, raised
+from ..errors import ModelError, absent, nearest, raised
 from ..ir.host import Host
 from .foreign import refuse_foreign
 
@@ -64,15 +64,19 @@ def imported(where: str) -> Callable[..., Any]:
     """The function of ``package.module:name``, looked up from the current directory, or of ``path/to/file.py:name``.
     Raises ModelError."""
     module, _, name = where.rpartition(":")
+    if not module or not name:
+        raise ModelError(f"`{where}` names no function", "give package.module:function, or path/to/file.py:function")
     try:
-        found: Callable[..., Any] = getattr(_module(module), name)
+        there = _module(module)
     except ModelError:
         raise
     except Exception as error:  # the user's code may raise anything
-        hint = "a file is given as path/to/file.py:name" if module.endswith(".py") else _importable(module, name)
-        raise ModelError(f"{where}: {raised(error)}", hint) from error
+        raise ModelError(f"{where}: {raised(error)}", _importable(module, name)) from error
+    found: Callable[..., Any] | None = getattr(there, name, None)
     if not callable(found):
-        raise ModelError(f"{where} is no function but of type {type(found).__name__}", "give package.module:factory")
+        own = [key for key, value in vars(there).items() if callable(value) and not key.startswith("_")]
+        what = f"is no function but of type {type(found).__name__}" if hasattr(there, name) else "is not there"
+        raise ModelError(f"{where}: `{name}` {what}", nearest(name, own) if own else f"{module} has no functions")
     return found
 
 
@@ -83,7 +87,7 @@ def _module(name: str) -> ModuleType:
         _look_in(Path.cwd())
         return importlib.import_module(name)
     if not path.is_file():
-        raise ModelError(f"{name}: no such file", "a factory is given as path/to/file.py:factory")
+        raise ModelError(f"{name}: no such file", absent(path))
     _look_in(path.resolve().parent)
     known = sys.modules.get(path.stem)
     if known is not None and getattr(known, "__file__", None) == str(path.resolve()):
@@ -109,6 +113,9 @@ def _look_in(folder: Path) -> None:
 
 
 def _importable(module: str, name: str) -> str:
+    """A hint for a module that cannot be imported."""
+    if module.endswith(".py"):
+        return f"does `python {module}` run? It imports from its own folder, and what is installed for {sys.executable}"
     path = Path(f"{module.replace('.', '/')}.py")
     return f"{module}:{name} must be importable from here, or given as path/to/{path.name}:{name}"
 
@@ -134,6 +141,8 @@ def _from_text(text: str, example_inputs: Any) -> Host:
     if path.suffix == ".py" and path.exists():
         hint = f"give {text}:factory, a function in it that returns (module, example_inputs)"
         raise ModelError(f"{text}: a Python file, of which a function is to be named", hint)
+    if not path.exists() and (path.suffix or path.parent != Path()):
+        raise ModelError(f"{text}: no such file", absent(path))
     raise ModelError(f"{text}: {'not an .onnx or .pt2 file' if path.exists() else 'no such file'}", KINDS)
 
 
@@ -151,7 +160,9 @@ def _from_factory(where: str) -> TorchHost:
     try:
         made = factory()
     except Exception as error:  # the user's code may raise anything
-        raise ModelError(f"{where}: {raised(error)}", "it must return (module, example_inputs)") from error
+        raise ModelError(
+            f"{where}: {raised(error)}", "it is called without arguments, and must return (module, example_inputs)"
+        ) from error
     if not isinstance(made, tuple) or len(made) != 2:
         raise ModelError(f"{where} returned {type(made).__name__}", "it must return (module, example_inputs)")
     return TorchHost.export(*made)

@@ -166,7 +166,9 @@ def followed(path: Path) -> Path:
 def unwritable(path: Path, error: OSError) -> OutputError:
     """The error to raise where ``path`` cannot be written."""
     full = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
-    return OutputError(f"{path} cannot be written ({full})")
+    above = next((one for one in path.parents if one.exists()), path)
+    hint = f"{above} is a file" if above.is_file() else f"choose another path, or make room in {above}"
+    return OutputError(f"{path} cannot be written ({full})", hint)
 
 
 def _lock_file(made: Stage) -> Path:

@@ -51,7 +51,9 @@ def read_plan(path: Path) -> Plan:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
     except (OSError, ValueError, RecursionError) as error:
-        raise RecipeError(f"{path}: not a plan ({error})") from error
+        raise RecipeError(
+            f"{path}: not a plan ({error})", "give the folder that `graphprune compile` wrote, or its plan.json"
+        ) from error
     if not isinstance(content, dict) or type(content.get("version")) is not int or content["version"] > VERSION:
         raise RecipeError(
             f"{path}: not a plan of version 1 or {VERSION}", "plan.json is written by `graphprune compile`"

@@ -56,10 +56,17 @@ class Recipe:
 
     def check(self, *, known: Iterable[type] = (), has_data: bool = False) -> None:
         """Every need is met before any weight moves. Raises RecipeError."""
-        have = set(known)
+        have, dropped = set(known), dict[type, Pass]()
         for number, step in enumerate(self.steps, 1):
             for need in step.needs:
                 if need not in have:
+                    if need in dropped:
+                        by = dropped[need].name
+                        raise RecipeError(
+                            f"step {number} `{step.name}` needs {need.__name__}, and `{by}` before it rewrites the "
+                            "model, of which what was known is known no more",
+                            f"put `{step.name}` before `{by}`",
+                        )
                     givers = [name for name, kind in passes().items() if need in kind.gives]
                     raise RecipeError(
                         f"step {number} `{step.name}` needs {need.__name__}, which no earlier step gives",
@@ -71,7 +78,9 @@ class Recipe:
                     "give --data FILE, or gp.load(..., data=...)",
                 )
             for made in (*step.before(), step):
-                have = (have & set(made.carries) if made.rewrites else have) | set(made.gives)
+                left = have & set(made.carries) if made.rewrites else have
+                dropped |= dict.fromkeys(have - left, made)
+                have = left | set(made.gives)
 
     def expanded(self) -> Recipe:
         """The steps one by one, with those that run before another because of its options."""

@@ -178,7 +178,7 @@ def test_a_folder_of_images_is_scaled_and_resized(tmp_path):
 
 
 def test_folders_that_do_not_fit_are_refused(tmp_path):
-    with pytest.raises(DataError, match=r"no calibration data: the folder is empty"):
+    with pytest.raises(DataError, match=r"no calibration data: an empty folder"):
         batches(tmp_path, [IMAGE])
     np.save(tmp_path / "a.npy", images(1)[0, :2])
     with pytest.raises(DataError, match="input `x` takes Nx3x4x4, the calibration array is 1x2x4x4"):

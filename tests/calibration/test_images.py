@@ -78,7 +78,7 @@ def test_the_report_keeps_it(folder: Path) -> None:
     images = Images((0.5,), (0.5,), resize=16)
     report = gp.compile(Net().eval(), torch.randn(2, 3, 8, 12), data=str(folder), images=images, measure=False).report
     assert report["images"] == {"mean": (0.5,), "std": (0.5,), "layout": "", "resize": 16}
-    with pytest.raises(DataError, match="is for a folder of images"):
+    with pytest.raises(DataError, match="are for a folder of images"):
         load(np.zeros((4, 3, 8, 12), np.float32), images=images)
     for wrong, says in (({"mean": (1.0, 2.0)}, "mean has 2 numbers"), ({"std": (0.0,)}, "divides by nothing")):
         with pytest.raises(DataError, match=says):

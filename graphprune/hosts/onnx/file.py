@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
-from ...errors import ModelError, OutputError
+from ...errors import ModelError, OutputError, absent
 from ...ir.atomic import followed, stage, unwritable
 from ..boundary import refusing
 from .checker import DENSE, check_proto
@@ -24,14 +24,17 @@ CHANGED = "graphprune.changed"
 """Where a model that was read holds in what it is not as it was given: sentences for the user."""
 
 
+WHOLE = "a pointer of Git LFS or half a download look so; torch.onnx.export(module, inputs, 'model.onnx') writes one"
+
+
 def read(path: Path) -> ir.Model:
     """Read a file. Raises ModelError for what is not a whole, self-contained ONNX model."""
     if not path.is_file():
-        raise ModelError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+        raise ModelError(f"{path}: {'not a file' if path.exists() else 'no such file'}", absent(path))
     try:
         proto = onnx.load(path, load_external_data=False)
     except DecodeError as error:
-        raise ModelError(f"{path}: not an ONNX file, or a truncated one") from error
+        raise ModelError(f"{path}: not an ONNX file, or a truncated one", WHOLE) from error
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error
     model = from_proto(proto, str(path))
@@ -44,7 +47,7 @@ def read(path: Path) -> ir.Model:
 def from_proto(proto: onnx.ModelProto, where: str) -> ir.Model:
     """Deserialise; refuse what would be lost."""
     if not proto.ir_version or not proto.HasField("graph") or not (proto.graph.node or proto.graph.output):
-        raise ModelError(f"{where}: not an ONNX model, or an empty one")
+        raise ModelError(f"{where}: not an ONNX model, or an empty one", WHOLE)
     for field, what in (
         (proto.graph.sparse_initializer, "sparse initializers"),
         (proto.training_info, "training information"),

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ...errors import ModelError
+from ...errors import ModelError, absent
 from .size_expressions import is_size
 
 _MEMBERS = re.compile(
@@ -36,7 +36,7 @@ _REPEATED = 2**24  # elements that a tensor may have beyond what is stored of it
 def check_archive(path: Path) -> None:
     """Raises ModelError unless ``path`` is a whole .pt2 archive that is safe to read."""
     if not path.is_file():
-        raise ModelError(f"{path}: no such file")
+        raise ModelError(f"{path}: no such file", absent(path))
     try:
         with zipfile.ZipFile(path) as archive:
             _check_members(path, archive)

@@ -1,0 +1,339 @@
+"""The mistakes that newcomers make: each ends with one line that says where and what, numbers where there are any, a
+hint, no traceback, and an exit code that scripts see; and nothing is written."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import place
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from torch import nn
+
+import graphprune as gp
+from graphprune.cli import main
+from graphprune.errors import GraphpruneError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder, furnished once: no mistake may write into it."""
+    folder, before, path = tmp_path_factory.mktemp("newcomer"), Path.cwd(), list(sys.path)
+    place.furnish(folder)
+    os.chdir(folder)
+    yield folder
+    os.chdir(before)
+    sys.path[:] = path
+    sys.modules.pop("nets", None)
+
+
+def run(line: str) -> Result:
+    return CliRunner().invoke(main, shlex.split(line), prog_name="graphprune")
+
+
+def left(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if "__pycache__" not in path.parts}
+
+
+# Of compile, unless another command is named: the arguments, what the error says, what the hint says.
+NET = "nets.py:net"
+TAYLOR = "--passes 'group,score{by=taylor},mask{macs=0.5x},propagate'"
+MISTAKES: list[tuple[str, str, str]] = [
+    # ---- models that are none
+    ("net.onxx", "net.onxx: no such file", "did you mean `net.onnx`?"),
+    ("absent/model.onnx", "absent/model.onnx: no such file", "there is no folder absent"),
+    ("absent.pt2", "absent.pt2: no such file", "looked in "),
+    ("text.onnx", "text.onnx: not an ONNX file, or a truncated one", "half a download"),
+    ("empty.onnx", "empty.onnx: not an ONNX model, or an empty one", "torch.onnx.export"),
+    ("text.pt2", "text.pt2: not a .pt2 file", "torch.export.save"),
+    ("readme.txt", "readme.txt: not an .onnx or .pt2 file", "path/to/file.py:factory"),
+    ("state.pth", "state.pth: a checkpoint (torch.save)", "give net.py:net"),
+    ("empty", "empty: a folder, not a model", "give a .onnx file"),
+    ("nets.py", "nets.py: a Python file", "give nets.py:factory"),
+    ("net.py:net", "net.py: no such file", "did you mean `nets.py`?"),
+    ("nets.py:nett", "nets.py:nett: `nett` is not there", "did you mean `net`?"),
+    ("nets.py:A_NUMBER", "`A_NUMBER` is no function but of type int", "only_a_module"),
+    ("no.module:net", "No module named 'no'", "path/to/module.py:net"),
+    ("nets.py:only_a_module", "nets.py:only_a_module returned Net", "(module, example_inputs)"),
+    ("nets.py:wants_arguments", "missing 1 required positional argument", "called without arguments"),
+    ("nets.py:fails", "nets.py:60: TypeError", "(module, example_inputs)"),
+    ("nets.py:wrong_example", "expected input[", "the example inputs have other sizes"),
+    ("syntax.py:net", "syntax.py:1: SyntaxError", "does `python syntax.py` run?"),
+    ("imports.py:net", "imports.py:1: ModuleNotFoundError: No module named 'no_such_package'", sys.executable),
+    ("nets.py:with_nan", "weight `conv.weight` has 1 NaN of 216 numbers", "computes nothing"),
+    ("nets.py:nothing_to_prune", "nothing can be pruned: all 2 dims are frozen", "graphprune inspect"),
+    # ---- inputs and data
+    ("net.onnx --input x=1x6", "no input `x`", "its inputs: input"),
+    ("net.onnx --input input=1x6x6", "has shape (N, 6), the example (1, 6, 6)", "sizes that are letters may be any"),
+    (f"{NET} --data absent.npz", "absent.npz: no such file", "looked in "),
+    (f"{NET} --data empty", "empty: no calibration data: an empty folder", "samples are .npy or .npz files, or images"),
+    (f"{NET} --data texts", "no .npy, .npz or image, but a.txt", "samples are"),
+    (f"{NET} --data shape.npz", "`x` takes Nx3x8x8, the calibration array is 4x3x9x9", "samples are on axis 0"),
+    (f"{NET} --data last.npz", "takes Nx3x8x8, the calibration array is 16x8x8x3", "looks like NHWC"),
+    (f"{NET} --data bytes.npz", "`x` is float32, the calibration array is uint8", "convert (and normalise)"),
+    ("nets.py:two --data names.npz", "the calibration data has a, c, the model takes a, b", "no array for b"),
+    ("nets.py:two --data counts.npz", "different numbers of samples: [4, 5]", "--fixed NAME"),
+    ("nets.py:two --data loose", "loose: a folder of single arrays feeds one input", "write an .npz"),
+    (f"{NET} --data nan.npz", "`x` has 768 NaN or infinite values", "leave these samples out"),
+    (f"{NET} --data pickled.npz", "pickled.npz: not an .npz or .npy file of plain arrays", "numpy.savez"),
+    (f"{NET} --data not.npz", "not.npz: not an .npz", "numpy.savez"),
+    (f"{NET} --data table.csv", "table.csv: not an .npz", "numpy.savez"),
+    (f"{NET} --data corrupt", "corrupt/a.png: not an image", "remove it"),
+    (f"{NET} --fixed x", "no data was given", "give data too"),
+    (f"{NET} --fixed y --data x.npz", "no input `y` to be fixed", "the model takes x"),
+    (f"{NET} --mean 0.5", "no data was given", "--data FOLDER"),
+    (f"{NET} --mean 0.5 --data x.npz", "are for a folder of images", "normalise them"),
+    (f"{NET} --mean 0.5,0.5 --data loose", "mean has 2 numbers", "one for each channel"),
+    # ---- losses
+    (f"{NET} --data x.npz {TAYLOR}", "in `score{by=taylor}` after `group`: this criterion takes a loss", "--loss"),
+    (
+        f"{NET} --data x.npz --loss crossentropy {TAYLOR}",
+        "unknown loss `crossentropy`",
+        "did you mean `cross_entropy`?",
+    ),
+    (f"{NET} --data x.npz --loss mse {TAYLOR}", "the calibration data has no more", "an .npz with `labels`"),
+    (f"{NET} --data loose --loss mse {TAYLOR}", "loose/a.png: in no folder of its own", "a folder a class"),
+    (f"{NET} --data labelled.npz --loss mse", "no pass of the recipe reads it", "score{by=taylor}"),
+    (f"{NET} --loss mse {TAYLOR}", "a loss needs calibration data", "give data too"),
+    # ---- names
+    (f"{NET} --freeze headd", "`headd` matches no group, layer or parameter", "did you mean `head`?"),
+    (f"{NET} --only 'blocks.*'", "`blocks.*` matches no group", "graphprune inspect"),
+    (f"{NET} --width nope=3", "`nope` matches no group that can be cut", "graphprune inspect"),
+    (f"{NET} --width conv=30", "`conv` has 8 channels, not 30", "give 8 or fewer"),
+    # ---- recipes
+    (f"{NET} --passes groop", "unknown pass `groop`", "did you mean `group`?"),
+    (f"{NET} --passes 'group,score{{bye=l2}}'", "`score` has no option `bye`", "did you mean `by`?"),
+    (f"{NET} --passes 'group,score{{by=l3}}'", "`by` cannot be `l3`", "known: aap"),
+    (f"{NET} --passes 'group{{'", "cannot read the recipe at `group{`", "write it as"),
+    (f"{NET} --passes 'group,score{{by=obs}}'", "step 2 `score{by=obs}` needs calibration data", "--data FILE"),
+    (f"{NET} --passes 'mask{{macs=0.5x}},propagate'", "step 1 `mask` needs Groups", "put `group` before it"),
+    (f"{NET} --passes 'group,score,mask{{macs=0.5x}}'", "nothing after it cuts the rest", "put `propagate` after it"),
+    (f"{NET} --passes group,score,mask,propagate", "`mask` takes one budget, not 0", "macs=0.5x"),
+    (f"{NET} --passes 'group,score,mask{{macs=0.5x allocate=globl}},propagate'", "`globl`", "did you mean `global`?"),
+    (
+        f"{NET} --data x.npz --passes 'group,score,mask{{macs=0.5x}},compensate,propagate'",
+        "step 5 `propagate` needs Groups, and `compensate` before it rewrites",
+        "put `propagate` before `compensate`",
+    ),
+    (f"{NET} --recipe absent.toml", "absent.toml: no such file", "looked in "),
+    (f"{NET} --recipe broken.toml", "broken.toml: the recipe is not TOML", "[[pass]]"),
+    (f"{NET} --recipe unknown.toml", "unknown.toml: unknown pass `groop`", "did you mean `group`?"),
+    (f"{NET} --print-after maks", "unknown pass `maks`", "did you mean `mask`?"),
+    # ---- budgets
+    (f"{NET} --macs 1.5x", "macs=1.5x is not a budget", "between 0 and 1: macs=0.5x, 50%"),
+    (f"{NET} --macs half", "macs=half is not a budget", "1.5G"),
+    (f"{NET} --macs 0", "macs=0 is not a budget", "macs=0.5x"),
+    (f"{NET} --channels 200k", "channels=200k is not a budget", "channels=0.5x"),
+    (f"{NET} --params 3MB", "params=3MB is not a budget", "200k"),
+    (f"{NET} --macs 0.001x", "0.001x MACs cannot be met: with every group at its floor 0.0455x", "lower `floor`"),
+    (f"{NET} --macs 10G", "macs=10G is no less than the network has: 50,728", "ask for less"),
+    (f"{NET} --latency fast", "latency=fast is not a budget", "12ms"),
+    (f"{NET} --tune soon", "`soon` is not a tuning budget", "10min"),
+    # ---- targets, tables, figures
+    (f"{NET} --target toaster", "unknown target `toaster`", "known: "),
+    (f"{NET} --target tvmm", "unknown target `tvmm`", "did you mean `tvm`?"),
+    (f"{NET} --target 'tvm{{layot=NCHW}}'", "target `tvm` has no option `layot`", "did you mean `layout`?"),
+    (f"{NET} --target board.toml", "board.toml: base `aarch65` is not a board", "did you mean `aarch64`?"),
+    (f"{NET} --target absent.toml", "absent.toml: no such file", "looked in "),
+    (f"{NET} --rpc pi:9090 --target torch", "rpc=pi:9090 names a device, and no target is of one", "--target rasp"),
+    (f"{NET} --latency 0.5x --table absent.jsonl", "absent.jsonl: cannot be read", "graphprune record"),
+    (f"{NET} --latency 0.5x --table table.jsonl", "table.jsonl: not a latency table", "graphprune record"),
+    (f"{NET} --eval figure", "`figure` names no function", "package.module:function"),
+    (f"{NET} --eval nets.py:figur", "`figur` is not there", "did you mean `figure`?"),
+    (f"{NET} --eval nets.py:figure", "nets.py:figure returned 'good'", "return a number"),
+    (f"{NET} --eval nets.py:broken_figure", "RuntimeError: no test set", "an nn.Module"),
+    # ---- outputs
+    (f"{NET} -o theirs --force", "theirs exists and was not written by graphprune", "remove it yourself"),
+    (f"{NET} -o empty", "empty exists", "--force"),
+    (f"{NET} -o readme.txt/out", "readme.txt/out cannot be written", "readme.txt is a file"),
+    (f"{NET} -o /proc/graphprune/out", "/proc/graphprune/out cannot be written", "choose another path"),
+    (f"{NET} --dump out/d", "are both written, and one holds the other", "choose another path"),
+    # ---- other commands
+    ("apply absent nets.py:net -o p.pt2", "absent: no such file", "the folder that `graphprune compile` wrote"),
+    ("apply plan.json nets.py:net -o p.pt2", "plan.json: not a plan of version 1 or 2", "graphprune compile"),
+    ("apply readme.txt nets.py:net -o p.pt2", "readme.txt: not a plan", "plan.json"),
+    ("bench ned.onnx net.onnx", "ned.onnx: no such file", "did you mean `net.onnx`?"),
+    ("bench empty net.onnx", "empty: no model.so, model.onnx or model.pt2", "graphprune compile"),
+    ("bench net.onnx nets.py:net", "nothing known runs `.py:net`", ".onnx, .pt2, .so"),
+    ("sweep nets.py:net --data x.npz --by obss", "`by` cannot be `obss`", "did you mean `obs`?"),
+    ("bisect nets.py:net --passes group --tolerance -1", "tolerance -1 is not a relative error", "1e-3"),
+    ("record nets.py:net --target torch -o t.jsonl", "`torch` does not time single ops", "ort, cpu"),
+    ("passes scor", "unknown pass `scor`", "did you mean `score`?"),
+]
+
+
+@pytest.mark.parametrize(("line", "says", "hint"), MISTAKES, ids=[line[:60] for line, *_ in MISTAKES])
+def test_a_mistake_is_explained(line: str, says: str, hint: str, here: Path) -> None:
+    if line.split(" ")[0] not in main.commands:
+        line = f"compile {line}{'' if ' -o ' in line else ' -o out'}"
+    before = left(here)
+    found = run(line)
+    assert found.exit_code == 1 and not found.stdout, found.output
+    error, _, after = found.stderr.partition("  hint: ")
+    cause = [one for one in error.splitlines() if one.startswith("error: ")]
+    assert len(cause) == 1 and says in cause[0], found.stderr
+    assert hint in after and len(after.strip().splitlines()) <= 2, found.stderr  # a recipe file is shown in two
+    assert "Traceback" not in found.output and "Errno" not in found.output and "site-packages" not in error
+    assert left(here) == before
+
+
+WRONG_USAGE = [
+    (f"compile {NET} --mac 0.5x -o out", "No such option '--mac'"),
+    (f"compile {NET} --macs 0.5x --params 0.5x -o out", "one budget at a time, not --macs and --params"),
+    (f"compile {NET} --passes group --macs 0.5x -o out", "a recipe has its budget in `mask{...}`"),
+    (f"compile {NET} --passes group --recipe unknown.toml -o out", "take one"),
+    (f"compile {NET} --floor 2 -o out", "'2' is not a share"),
+    (f"compile {NET} --width conv -o out", "--width takes NAME=24 or NAME=0.5x, not 'conv'"),
+    (f"compile {NET} --grain 0 -o out", "0 is not in the range x>=1"),
+    (f"compile {NET} --seed x -o out", "--seed"),
+    (f"compile {NET} --input x -o out", "`x` is not NAME=SIZES"),
+    (f"compile {NET} --input x=wide -o out", "neither sizes such as 1x3x320x320 nor a value"),
+    (f"compile {NET} --mean grey -o out", "'grey' is not numbers with commas between"),
+    (f"compile {NET} --layout NWHC -o out", "'NCHW', 'NHWC'"),
+    (f"compile {NET}", "'-o'"),
+    (f"compile {NET} --dry-run --dump d", "--dry-run writes nothing"),
+    (f"compile {NET} -q -v -o out", "one of --quiet and --verbose"),
+    ("compiel net.onnx", "Did you mean 'compile'?"),
+    ("inspect", "Missing argument 'MODEL'"),
+    ("sweep nets.py:net", "--data"),
+    ("bisect nets.py:net", "one of --passes and --recipe"),
+]
+
+
+@pytest.mark.parametrize(("line", "says"), WRONG_USAGE)
+def test_wrong_usage_says_which(line: str, says: str, here: Path) -> None:
+    before = left(here)
+    found = run(line)
+    assert found.exit_code == 2 and says in found.stderr and not found.stdout, found.output
+    assert found.stderr.startswith("Usage: graphprune") and "--help" in found.stderr
+    assert left(here) == before
+
+
+# ---- Python ------------------------------------------------------------------------------------------
+
+X = torch.zeros(2, 6)
+
+
+def net() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+
+
+def program() -> gp.Program:
+    return gp.load(net(), X)
+
+
+IN_PYTHON: dict[str, tuple[Any, str, str]] = {
+    "no example inputs": (lambda: gp.compile(net()), "a module needs example inputs", "torch.randn"),
+    "not a model": (lambda: gp.compile(5), "int is not a model", "nn.Module"),
+    "a state dict": (lambda: gp.compile(net().state_dict(), X), "OrderedDict is not a model", "nn.Module"),
+    "an example that does not fit": (lambda: gp.load(net(), torch.zeros(2, 7)), "could not trace it", "other sizes"),
+    "two budgets": (lambda: gp.compile(net(), X, macs=0.5, params=0.5), "one budget or a recipe, not 2", "mask{...}"),
+    "a share above 1": (lambda: gp.compile(net(), X, macs=1.5), "macs=1.5 is not a budget", "macs=0.5x"),
+    "no share": (lambda: gp.compile(net(), X, macs=0), "macs=0 is not a budget", "macs=0.5x"),
+    "a negative share": (lambda: gp.compile(net(), X, channels=-0.5), "channels=-0.5 is not", "channels=0.5x"),
+    "a word": (lambda: gp.compile(net(), X, macs="half"), "macs=half is not a budget", "1.5G"),
+    "a foreign module": (lambda: gp.compile(net(), X, ignore=[nn.Linear(2, 2)]), "no module within", "[model.head]"),
+    "freeze beside a recipe": (
+        lambda: gp.compile(net(), X, recipe="group", freeze="0"),
+        "a recipe says itself",
+        "group{freeze=",
+    ),
+    "a width of nothing": (lambda: gp.compile(net(), X, width={"0": 0}), "`width` cannot be `0=0`", "conv1=24"),
+    "a name that is none": (
+        lambda: gp.compile(net(), X, freeze="head"),
+        "`head` matches no group",
+        "graphprune inspect",
+    ),
+    "an empty recipe": (lambda: gp.run("", program()), "cannot read the recipe", "write it as"),
+    "a recipe misspelt": (lambda: gp.run("group,skore", program()), "unknown pass `skore`", "did you mean `score`?"),
+    "a fact that is not known": (lambda: gp.run("propagate", program()), "needs Groups", "put `group` before it"),
+    "data of another shape": (lambda: gp.load(net(), X, data=np.zeros((4, 7), "f")), "is 4x7", "axis 0"),
+    "data of no kind": (lambda: gp.load(net(), X, data=5), "the calibration data is empty", "a few hundred"),
+    "a loss without labels": (lambda: gp.load(net(), X, data=X, loss="mse"), "has no more", "labels"),
+    "a plan that is none": (lambda: gp.apply({"hello": 1}, net(), X), "the plan: unknown name 'hello'", "known: "),
+    "in place of ONNX": (lambda: gp.apply({}, "net.onnx", in_place=True), "in_place cuts an nn.Module", "in_place"),
+    "a target misspelt": (lambda: gp.compile(net(), X, targets=["onx"]), "unknown target `onx`", "`onnx`"),
+    "a floor of 2": (lambda: gp.compile(net(), X, floor=2), "floor=2.0 is not a share", "from 0 to 1"),
+    "rebuilt from nowhere": (lambda: gp.rebuild("nowhere", net()), "widths.json: no such file", "out="),
+    "a figure that is text": (
+        lambda: gp.compile(net(), X, evaluate=lambda model: "good", measure=False),
+        "returned 'good'",
+        "a number",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", IN_PYTHON)
+def test_a_mistake_in_python(what: str, here: Path) -> None:
+    wrong, says, hint = IN_PYTHON[what]
+    before = left(here)
+    with pytest.raises(GraphpruneError) as caught:
+        wrong()
+    assert says in caught.value.message.splitlines()[0] and hint in (caught.value.hint or ""), str(caught.value)
+    assert left(here) == before
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+    monkeypatch.setitem(sys.modules, "tvm", None)
+    found = run(f"compile {NET} --target tvm -o out")
+    assert found.exit_code == 1 and "graphprune[tvm]" in found.stderr, found.output
+
+
+# ---- what was silent -----------------------------------------------------------------------------------
+
+
+def well(line: str) -> str:
+    found = run(line)
+    assert found.exit_code == 0, found.output
+    return " ".join(found.output.split())
+
+
+def test_nothing_is_silent(here: Path, tmp_path: Path) -> None:
+    """Each of these once went by without a word."""
+    said = well(f"compile {NET} -o {tmp_path / 'a'}")
+    assert "Asked for 0.5x of the multiply-accumulates (the default: no budget was given), got 0.4" in said
+    assert "without one, half of the multiply-accumulates remain" in " ".join(run("compile --help").stdout.split())
+    assert "NOT known: no data was given" in said  # how close it is
+    assert "NOTHING was pruned: every group has all its channels after `group`" in well(
+        f"compile {NET} --passes group -o {tmp_path / 'b'}"
+    )
+    np.savez(tmp_path / "more.npz", x=np.zeros((16, 3, 8, 8), np.float32), mask=np.zeros(16))
+    assert "no input reads `mask` of the data" in well(f"compile {NET} --data {tmp_path / 'more.npz'} --dry-run")
+    assert run(f"compile {NET} --freeze headd -o out").exit_code == 1
+    assert "The code for aarch64 was NOT checked" in well(
+        f"compile {NET} --target aarch64{{link=false}} -o {tmp_path / 'c'}"
+    )
+    raw = np.random.default_rng(0).integers(0, 256, (16, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "raw.npz", x=raw)
+    assert "whole numbers from 0 to 255" in well(f"compile {NET} --data {tmp_path / 'raw.npz'} --dry-run")
+
+
+def test_groups_of_an_onnx_file_have_names_that_people_know(here: Path, tmp_path: Path) -> None:
+    """Exporters number the weights that they transpose; the layer is known by its bias, or its node."""
+    import onnx
+
+    model = onnx.load("net.onnx")
+    numbered = {"w1": "val_0", "w2": "onnx::MatMul_12"}
+    for weight in model.graph.initializer:
+        weight.name = numbered[weight.name]
+    for node in model.graph.node:
+        node.input[:] = [numbered.get(name, name) for name in node.input]
+    model.graph.node[0].name = "/up/MatMul"
+    onnx.save(model, tmp_path / "numbered.onnx")
+    said = run(f"inspect {tmp_path / 'numbered.onnx'}").stdout
+    assert re.search(r"^/up/MatMul +16 ", said, re.M) and "node_172: reaches the graph output" in said
+    assert "val_0" not in said and "onnx::" not in said
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(16, np.float32), "up.bias"))
+    add = onnx.helper.make_node("Add", ["val_170", "up.bias"], ["sum"], name="add")
+    model.graph.node.insert(1, add)
+    model.graph.node[2].input[0] = "sum"
+    onnx.save(model, tmp_path / "biased.onnx")
+    assert re.search(r"^up +16 ", run(f"inspect {tmp_path / 'biased.onnx'}").stdout, re.M)
