@@ -15,7 +15,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from . import train
-    from .api import Artifact, apply, closeness, compile, curve, hold_back, load, record, run, verify
+    from .api import Artifact, apply, closeness, compile, curve, hold_back, load, rebuild, record, run, verify
+    from .calibration.images import Images
     from .errors import GraphpruneError
     from .ir.program import Program
     from .pipeline.base import Pass
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Artifact",
     "GraphpruneError",
+    "Images",
     "Pass",
     "Program",
     "Recipe",
@@ -58,6 +60,7 @@ _HOME = {
         "api",
     ),
     "GraphpruneError": "errors",
+    "Images": "calibration.images",
     "Program": "ir.program",
     "Pass": "pipeline.base",
     "Recipe": "pipeline.recipe",

@@ -85,12 +85,10 @@ class Artifact:
         return f"<Artifact of {self.report['model']}: {verdict(self.report)[:-1]}{place}>"
 
     def _repr_html_(self) -> str:
-        """For notebooks: the before/after table, and what is known of the result."""
-        from html import escape
+        """For notebooks: the head of the report."""
+        from .report.head import head
 
-        from .report.page import table
-
-        return f"<pre>{escape(table(self.report))}</pre>"
+        return head(self.report)
 
     def save(self, out: str | os.PathLike[str], *, force: bool = False) -> Path:
         """Write the folder ``out``, whole or not at all, as ``compile(out=...)`` does, without code for other targets:
@@ -291,31 +289,44 @@ def compile(
 ) -> Artifact:
     """Prune, prove, measure and write a model.
 
-    One of ``recipe`` and the budgets (what remains, such as ``"0.5x"``; ``macs="0.5x"`` if nothing is given).
-    Beside a budget: ``freeze`` names groups, layers and parameters to leave alone (a layer with what it reads;
-    ``*`` is a wildcard), ``only`` layers whose outputs may go and no others, ``ignore`` modules of the model
-    itself to leave alone (``[model.head]``); ``width`` counts of the user's own (``{"conv1": 24, "blocks.*":
-    "0.5x"}``, by what writes the channels; with no budget nothing else is cut), ``floor`` the least share that
-    a group keeps, ``grain`` the multiple that axes are kept at (else the targets' own). ``latency`` (``"0.6x"``
-    or ``"12ms"``) is *measured* on the first target, on ``threads`` threads, see targeting.to_latency;
-    ``table``: a latency table recorded elsewhere. ``targets``: names such as ``"onnx"`` or
-    ``"tvm{layout=NCHW}"``. ``tune`` (``"10min"`` or a number of trials): search schedules for the result on the
-    first target, into records that later runs start from. ``out``: a folder that is written whole or not at
-    all. ``dump``: a folder for the program after every pass, which shows after an error how far it came.
-    ``instruments`` are called before and after every pass that runs, of every attempt.
+        artifact = gp.compile(module, torch.randn(1, 3, 224, 224), macs=0.5, data=images, out="out")
+        artifact.model  # smaller; artifact.report says how much, and how close; out/report.html shows it
 
-    ``dry_run``: what would remain, and how long it would take on the ``targets``, without a proof, a fit or a file.
+    **The model.** ``model``, ``example_inputs``: as ``load`` takes them (a module with inputs, a file, a
+    ``"file.py:factory"``). A program that was compiled before is pruned further: budgets, proof and plan are of the
+    network as it is now. One that knows scores or a keep list (``gp.train``'s ``learned()``) is pruned by them.
 
-    With ``data`` the report says how close the outputs are to the original's, on samples held back from calibration
-    (every eighth, about 64 at most; see ``hold_back``). ``evaluate``: your own figure before and after: a
-    function, or ``"package.module:function"``, called with each network as it comes out of its file (an nn.Module,
-    for ONNX an onnxruntime.InferenceSession), that returns a number or a dict of numbers.
+    **How small.** One of ``channels``, ``params``, ``macs``, ``memory`` and ``latency``: what remains, as a share
+    (``0.5``, ``"0.5x"``, ``"50%"``) or, but for channels, as an amount (``200_000``, ``"1.5G"``, ``"3MB"``,
+    ``"12ms"``); by default half of the MACs. A latency is *measured* on the first target, on ``threads`` threads;
+    ``table``: a latency table that ``record`` made elsewhere. Instead of a budget ``recipe``: the passes, see
+    ``graphprune passes``.
 
-    A program that was compiled before is pruned further: budgets, proof and plan are of the network as it is now.
-    A program that knows scores or a keep list (``gp.train``'s ``learned()``) is pruned by them: with no
-    budget by the keep list as it is.
+    **What may go.** ``freeze``: names of groups, layers, parameters to leave alone (``*`` is a wildcard); ``only``:
+    of those whose outputs may go, and no others; ``ignore``: modules of the model itself to leave alone
+    (``[model.head]``); ``width``: counts of your own by what writes the channels (``{"conv1": 24, "blocks.*":
+    0.5}``; with no budget nothing else is cut); ``floor``: the least share that a group keeps; ``grain``: the
+    multiple that axes are kept at (else what the targets like).
 
-    Raises GraphpruneError of the kind that fits; nothing is written then.
+    **Data.** ``data``: a few hundred inputs, no labels (arrays, a loader, a file, a folder; see
+    calibration.batches): channels go that the others can make up for, layers are fitted after the cut, and the
+    report says how close the outputs are to the original's, on samples held back (every eighth, about 64 at most;
+    see ``hold_back``). ``fixed``, ``images``, ``loss``: as ``load`` takes them. ``evaluate``: your own figure before
+    and after: a function, or ``"package.module:function"``, called with each network as it comes out of its file (an
+    nn.Module, for ONNX an onnxruntime.InferenceSession), that returns a number or a dict of numbers.
+
+    **Targets.** ``targets``: what code is written for and measured on, such as ``"onnx"`` or
+    ``"tvm{layout=NCHW}"``, see ``graphprune targets``; ``rpc``: the device of a board, ``"host:port"``; ``tune``
+    (``"10min"`` or a number of trials): search schedules for the first target, into records that later runs use.
+
+    **The run.** ``seed``: of all randomness. ``verify``: prove that pruned equals masked; ``measure``: time both.
+    ``dry_run``: what would remain, and how long it would take on ``targets``, without a proof, a fit or a file.
+    ``out``: a folder, written whole or not at all; ``force``: replace one that graphprune wrote. ``dump``: a folder
+    for the program after every pass; ``instruments``: called before and after every pass, of every attempt;
+    ``progress``: called as ``progress(what, done, total)``.
+
+    Raises GraphpruneError of the kind that fits (BudgetError, DataError, ModelError, OutputError, RecipeError,
+    TargetError, VerificationError), with a hint; nothing is written then.
     """
     budgets = zip(UNITS, (channels, params, macs, memory, latency), strict=True)
     given = {unit: spelt(budget) for unit, budget in budgets if budget is not None}

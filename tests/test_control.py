@@ -132,7 +132,10 @@ def test_what_a_notebook_shows_is_short() -> None:
         repr(artifact.program)
         == "<Program: torch, 5 ops, after group,score,mask{params=0.5x allocate=global},propagate>"
     )
-    assert artifact._repr_html_().startswith("<pre>") and "parameters" in artifact._repr_html_()
+    shown = artifact._repr_html_()
+    assert "<table>" in shown and "parameters</td>" in shown and "The cut is exact" in shown and "<script" not in shown
+    report = {**artifact.report, "model": "<script>alert(1)</script>"}
+    assert "<script" not in gp.Artifact(artifact.program, report)._repr_html_()
     assert repr(gp.load(net(), X)) == "<Program: torch, 5 ops>"
 
 

@@ -43,7 +43,10 @@ def test_a_folder_per_pass_holds_graph_and_facts(tmp_path):
 def test_a_run_that_fails_leaves_what_it_had_and_why(tmp_path):
     with pytest.raises(BudgetError):
         gp.compile(
-            nets.program("MLP"), recipe="group,score,mask{macs=0.01x floor=0.9}", dump=tmp_path / "d", measure=False
+            nets.program("MLP"),
+            recipe="group,score,mask{macs=0.01x floor=0.9},propagate",
+            dump=tmp_path / "d",
+            measure=False,
         )
     assert [row["folder"] for row in json.loads((tmp_path / "d/passes.json").read_text())][-1] == "02-score"
     assert "a budget" in (tmp_path / "d/error.txt").read_text()
