@@ -26,6 +26,7 @@ from .driver.latency_search import has_latency, recorded, to_latency
 from .driver.layers import kinds, layers
 from .driver.no_slower import chooses, guarded
 from .driver.output import apart, new_folder
+from .driver.stages import Stages
 from .errors import BudgetError, DataError, ModelError, RecipeError
 from .hosts.given import as_host, imported, origins
 from .ir.facts import Groups, Keep, Scores
@@ -280,6 +281,7 @@ def compile(
     verify: bool = True,
     measure: bool = True,
     dry_run: bool = False,
+    cache: bool = False,
     evaluate: Evaluate | str | None = None,
     out: str | os.PathLike[str] | None = None,
     force: bool = False,
@@ -321,8 +323,9 @@ def compile(
 
     **The run.** ``seed``: of all randomness. ``verify``: prove that pruned equals masked; ``measure``: time both.
     ``dry_run``: what would remain, and how long it would take on ``targets``, without a proof, a fit or a file.
-    ``out``: a folder, written whole or not at all; ``force``: replace one that graphprune wrote. ``dump``: a folder
-    for the program after every pass; ``instruments``: called before and after every pass, of every attempt;
+    ``cache``: keep what long passes learn from data until the run ends well, so that one that was stopped goes on
+    there. ``out``: a folder, written whole or not at all; ``force``: replace one that graphprune wrote. ``dump``: a
+    folder for the program after every pass; ``instruments``: called before and after every pass, of every attempt;
     ``progress``: called as ``progress(what, done, total)``.
 
     Raises GraphpruneError of the kind that fits (BudgetError, DataError, ModelError, OutputError, RecipeError,
@@ -375,13 +378,23 @@ def compile(
         unit, text = next(iter(given.items()), ("", "") if width else ("macs", "0.5x"))
         held = Table.read(Path(table)) if table is not None else None
 
+        stages = Stages.of(program) if cache else None
+        perform = stages.perform if stages else None
+
         def attempt(steps: Recipe) -> tuple[Program, Mapping[str, Any]]:
             if dry_run:  # what is fitted changes no width
                 steps = Recipe(tuple(step for step in steps.steps if not isinstance(step, Compensate)))
             if not has_latency(steps):
-                return run(steps, program, progress=progress, instruments=watching), {}
+                return run_recipe(steps, program, progress, watching, perform), {}
             outcome = to_latency(
-                program, steps, chosen[0], threads=threads, table=held, progress=progress, instruments=watching
+                program,
+                steps,
+                chosen[0],
+                threads=threads,
+                table=held,
+                progress=progress,
+                instruments=watching,
+                perform=perform,
             )
             return outcome.program, outcome.facts
 
@@ -430,6 +443,8 @@ def compile(
             report["fallback"] = fallback
         if folder is not None:
             write(folder, done, report)
+    if stages and not dry_run:
+        stages.clear()
     return Artifact(done, report, Path(out) if out is not None else None)
 
 

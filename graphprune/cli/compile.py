@@ -109,6 +109,11 @@ def _pair(text: str) -> tuple[str, str]:
     "--seed", metavar="N", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all randomness."
 )
 @click.option("--dry-run", is_flag=True, help="Show what would remain; write, fit and prove nothing.")
+@click.option(
+    "--cache/--no-cache",
+    default=True,
+    help="Go on where the same run was stopped: what long passes learn from data is kept until it ends well.",
+)
 @click.option("--verify/--no-verify", default=True, help="Prove that pruned equals masked (on unless switched off).")
 @click.option(
     "--eval",
@@ -154,6 +159,7 @@ def compile(
     tune: str | None,
     seed: int,
     dry_run: bool,
+    cache: bool,
     verify: bool,
     evaluate: str | None,
     print_after: tuple[str, ...],
@@ -225,6 +231,7 @@ def compile(
             tune=tune,
             seed=seed,
             dry_run=dry_run,
+            cache=cache,
             verify=verify,
             evaluate=evaluate,
             out=out,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..errors import BudgetError
 from ..ir.facts import Groups, Losses, Scores
 from ..ir.program import Program
 from ..passes.mask import Mask
-from ..pipeline.base import Progress
+from ..pipeline.base import Pass, Progress
 from ..pipeline.edits import Cut
 from ..pipeline.instrument import Instrument
 from ..pipeline.recipe import Recipe
@@ -86,6 +86,7 @@ def to_latency(
     table: Table | None = None,
     progress: Progress | None = None,
     instruments: Sequence[Instrument] = (),
+    perform: Callable[[Pass, Program], Program] | None = None,
 ) -> Outcome:
     """Run a recipe whose `mask` has a latency budget so that the result keeps to it on the target, and
     keeps the most importance.
@@ -93,14 +94,15 @@ def to_latency(
     Widths are chosen by the table; the result is measured in turns with the original; what that says
     corrects the table's sum, and the choice is made anew, at most four times. Where the target cannot be
     timed from here the table alone decides; of a target that is several (``best-cpu``) the one that is
-    fastest for the program is searched on. Raises BudgetError with what can be reached.
+    fastest for the program is searched on. ``perform``: what runs
+    the passes before the mask. Raises BudgetError with what can be reached.
     """
     at = next(k for k, step in enumerate(recipe.steps) if isinstance(step, Mask))
     mask = recipe.steps[at]
     assert isinstance(mask, Mask)
     on = on.searched(program, threads=threads)
     # where a reader's width is its own, so is its cost: what comes before the mask is done once
-    scored = run(Recipe((*recipe.steps[:at], *mask.before())), program, progress, instruments)
+    scored = run(Recipe((*recipe.steps[:at], *mask.before())), program, progress, instruments, perform)
     mask = replace(mask, unconstrained="no")
     table, fresh = recorded(scored, on, mask, threads=threads, table=table, progress=progress)
     blind = on.unmeasured()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -36,8 +36,10 @@ def run(
     program: Program,
     progress: Progress | None = None,
     instruments: Sequence[Instrument] = (),
+    perform: Callable[[Pass, Program], Program] | None = None,
 ) -> Program:
-    """Check the whole recipe, then run it; after every edit the graph is read and checked anew. See ``Begun``."""
+    """Check the whole recipe, then run it; after every edit the graph is read and checked anew. See ``Begun``.
+    ``perform``: what runs a pass instead of ``run_pass``."""
     recipe.check(known=program.facts, has_data=bool(program.data))
     asked, given = program.progress, program
     program = sound(program, "the program was given with", program.facts)
@@ -52,7 +54,7 @@ def run(
             program = program.reporting(_part(progress, before, works[number], whole))
         for one in instruments:
             one.before(step, program)
-        program = run_pass(step, program)
+        program = (perform or run_pass)(step, program)
         for one in instruments:
             one.after(step, program, program.history[-1].seconds)
     if progress:
