@@ -374,6 +374,7 @@ def compile(
         own = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
         _read_by(own, loss)
         if own is not None:
+            own.check(known=program.facts, has_data=bool(program.data))
             _cuts(own)
         unit, text = next(iter(given.items()), ("", "") if width else ("macs", "0.5x"))
         held = Table.read(Path(table)) if table is not None else None

@@ -62,7 +62,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("bad_start:net", "{}/bad_start.py:2: ValueError: no such setting"),
         ("bad_name:net", "{}/bad_name.py:1: ModuleNotFoundError: No module named 'nothing_of_that_name'"),
         ("bad_net:boom", "{}/bad_net.py:10: KeyError: 'width'"),
-        ("bad_net:missing", "module 'bad_net' has no attribute 'missing'"),
+        ("bad_net:missing", "`missing` is not there"),
         ("nowhere:net", "No module named 'nowhere'"),
     ],
 )
@@ -73,7 +73,7 @@ def test_a_factory_that_fails_says_where(name: str, said: str, here: Path) -> No
 
 
 def test_what_is_no_function_makes_no_network() -> None:
-    with pytest.raises(ModelError, match="bad_net:number is no function but of type int"):
+    with pytest.raises(ModelError, match="bad_net:number: `number` is no function but of type int"):
         gp.load("bad_net:number")
 
 

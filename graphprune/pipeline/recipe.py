@@ -60,18 +60,17 @@ class Recipe:
         for number, step in enumerate(self.steps, 1):
             for need in step.needs:
                 if need not in have:
-                    if need in dropped:
-                        by = dropped[need].name
-                        raise RecipeError(
-                            f"step {number} `{step.name}` needs {need.__name__}, and `{by}` before it rewrites the "
-                            "model, of which what was known is known no more",
-                            f"put `{step.name}` before `{by}`",
-                        )
                     givers = [name for name, kind in passes().items() if need in kind.gives]
-                    raise RecipeError(
-                        f"step {number} `{step.name}` needs {need.__name__}, which no earlier step gives",
-                        f"put `{givers[0]}` before it" if givers else None,
+                    by = dropped[need].name if need in dropped else ""
+                    why = (
+                        f"and `{by}` before it rewrites the model, which drops it"
+                        if by
+                        else "which no earlier step gives"
                     )
+                    hint = f"put `{givers[0]}` before it" if givers else None
+                    if hint and by:
+                        hint += " again" if by == step.name else f" again, or `{step.name}` before `{by}`"
+                    raise RecipeError(f"step {number} `{step.name}` needs {need.__name__}, {why}", hint)
             if step.wants_data() and not has_data:
                 raise RecipeError(
                     f"step {number} `{step.text()}` needs calibration data",

@@ -121,7 +121,7 @@ MISTAKES: list[tuple[str, str, str]] = [
     (
         f"{NET} --data x.npz --passes 'group,score,mask{{macs=0.5x}},compensate,propagate'",
         "step 5 `propagate` needs Groups, and `compensate` before it rewrites",
-        "put `propagate` before `compensate`",
+        "put `group` before it again, or `propagate` before `compensate`",
     ),
     (f"{NET} --recipe absent.toml", "absent.toml: no such file", "looked in "),
     (f"{NET} --recipe broken.toml", "broken.toml: the recipe is not TOML", "[[pass]]"),
