@@ -56,17 +56,7 @@ MODULES = ("argparse", "asyncio", "collections", "decimal", "email", "logging", 
 def sentences(count: int) -> list[str]:
     """Prose of 40 to 160 characters."""
     found: list[str] = []
-    for name in (
-        "argparse",
-        "asyncio",
-        "collections",
-        "decimal",
-        "email",
-        "logging",
-        "random",
-        "statistics",
-        "tarfile",
-    ):
+    for name in MODULES:
         module = importlib.import_module(name)
         docs = [inspect.getdoc(one) or "" for one in (module, *vars(module).values())]
         words = " ".join(" ".join(docs).split())

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -65,8 +66,33 @@ def relative_error(plan: Path, original: Path, pruned: Path, feeds: Feeds) -> tu
     nothing, nothing is proven."""
     cut, zeros, before = onnx.load(pruned), masked(plan, original), onnx.load(original)
     also = sorted(_saturating(cut) & _saturating(zeros))
-    found, whole, as_was = (_outputs(model, also, feeds) for model in (cut, zeros, before))
-    return _worst(found, whole), _worst(_outputs(zeros, also, feeds, optimised=False), whole), _worst(whole, as_was)
+    found = _outputs(cut, also, narrowed(plan, pruned, feeds))
+    whole, as_was = (_outputs(model, also, feeds) for model in (zeros, before))
+    left = [_cut(array, own.shape, plan) for array, own in zip(whole, found, strict=True)]
+    return _worst(found, left), _worst(_outputs(zeros, also, feeds, optimised=False), whole), _worst(whole, as_was)
+
+
+def narrowed(plan: Path, pruned: Path, feeds: Feeds) -> Feeds:
+    """What the pruned file takes of the original's inputs, where states that come back from outputs were cut too."""
+    shapes = {value.name: value.shape for value in session(pruned).get_inputs()}
+    return {name: _cut(array, shapes[name], plan) for name, array in feeds.items()}
+
+
+def _cut(array: Array, shape: Sequence[Any], plan: Path) -> Array:
+    """The positions that the plan keeps of every axis that is narrower in ``shape``. Raises ValueError where it keeps
+    one thing of some weights and another of others that are as wide: then it is not known which."""
+    for axis, (size, left) in enumerate(zip(array.shape, shape, strict=True)):
+        if isinstance(left, int) and 0 < left < size:
+            kept = {
+                tuple(said["keep"])
+                for every in json.loads(plan.read_text())["parameters"].values()
+                for said in every.values()
+                if len(said["keep"]) == left and max(said["keep"]) < size and said["role"] in ZEROED
+            }
+            if len(kept) != 1:
+                raise ValueError(f"axis {axis} is {left} of {size} wide, for which the plan has {len(kept)} choices")
+            array = array.take(next(iter(kept)), axis)
+    return array
 
 
 def _saturating(model: onnx.ModelProto) -> set[str]:

@@ -34,7 +34,7 @@ from graphprune.errors import GraphpruneError
 from graphprune.ir.program import Program
 from graphprune.passes.mask import Mask
 
-from .masked import relative_error
+from .masked import narrowed, relative_error
 from .models_answers import TASKS, Task, answered
 from .models_page import page
 from .models_sources import SOURCES, Absent, Source
@@ -57,20 +57,23 @@ def row(source: Source) -> dict[str, Any]:
     }  # fmt: skip
     try:
         program = gp.load(path, given(feeds))
-        found |= reach(program)
+        found |= reach(program, source.states)
         share = max(ASKED, math.ceil((1 - found["can_go"]["macs"] + SLACK) * 100) / 100)
         if share >= 1:
             return found | {"refused": reasons(program)}
         with tempfile.TemporaryDirectory() as folder:
-            done = gp.compile(program, macs=f"{share:.2f}x", out=Path(folder) / "out", verify=False, measure=False)
+            how: dict[str, Any] = {"macs": f"{share:.2f}x"}
+            if source.states:
+                how = {"recipe": stateful(source.states, share)}
+            done = gp.compile(program, **how, out=Path(folder) / "out", verify=False, measure=False)
             after, plan = Path(folder) / "out" / "model.onnx", Path(folder) / "out" / "plan.json"
             error, rounding, moved = relative_error(plan, path, after, feeds)
             return found | {
                 "asked": share,
                 "recipe": done.report["recipe"],
-                "macs": [macs(path, feeds), macs(after, feeds)],
+                "macs": [macs(path, feeds), macs(after, narrowed(plan, after, feeds))],
                 "counted": [counted(program), counted(done.program)],
-                "ms": times([path, after], feeds),
+                "ms": times([path, after], feeds, narrowed(plan, after, feeds)),
                 "error": error,
                 "rounding": rounding,
                 "moved": moved,
@@ -85,9 +88,14 @@ def given(feeds: Feeds) -> dict[str, Any]:
     return {name: array.item() if array.ndim == 0 else array.shape for name, array in feeds.items()}
 
 
-def reach(program: Program) -> dict[str, Any]:
+def stateful(states: str, share: float) -> str:
+    """The default recipe, in which widths of inputs go too."""
+    return f"group{{states={states}}},score,mask{{macs={share:.2f}x allocate=global}},propagate"
+
+
+def reach(program: Program, states: str) -> dict[str, Any]:
     """The share of parameters and of multiply-accumulates that goes with every group at its floor."""
-    groups = find_groups(program.graph).groups
+    groups = find_groups(program.graph, states=(states,) if states else ()).groups
     floors = {group.dim: float(max(1, math.ceil(group.size * Mask.floor))) for group in groups}
     costs = {"params": params_of(program.graph, program.host), "macs": macs_of(program.graph, program.host)}
     can_go = {unit: 1 - cost(floors) / cost() if cost() else 0.0 for unit, cost in costs.items()}
@@ -105,15 +113,15 @@ def reasons(program: Program) -> str:
     return "; ".join(dict.fromkeys(reason for _, reason in sorted(frozen, key=lambda one: -one[0])[:3]))
 
 
-def times(paths: list[Path], feeds: Feeds, seconds: float = 2.0) -> list[list[float]]:
-    """Processor time of a run in ms, on one thread, turn about: median, lower and upper quartile of each. (The
-    latency on a quiet machine; on a busy one the clock tells of the others.)"""
+def times(paths: list[Path], *given: Feeds, seconds: float = 2.0) -> list[list[float]]:
+    """Processor time of a run of each on its own inputs in ms, on one thread, turn about: median, lower and upper
+    quartile. (The latency on a quiet machine; on a busy one the clock tells of the others.)"""
     sessions, took = [session(path) for path in paths], [[] for _ in paths]  # type: list[Any], list[list[float]]
-    for one in sessions:
+    for one, feeds in zip(sessions, given, strict=True):
         one.run(None, dict(feeds))
     end = time.process_time() + seconds
     while len(took[0]) < 9 or (time.process_time() < end and len(took[0]) < 200):
-        for own, one in zip(took, sessions, strict=True):
+        for own, one, feeds in zip(took, sessions, given, strict=True):
             start = time.process_time()
             one.run(None, dict(feeds))
             own.append(1000 * (time.process_time() - start))

