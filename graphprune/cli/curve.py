@@ -77,8 +77,8 @@ def curve(
     \b
     Examples:
       graphprune curve model.onnx --data calibration.npz -o curve
-      graphprune curve model.onnx --budgets 0.2..0.8/13 --data calibration.npz --eval mine:accuracy -o curve
-      graphprune curve model.onnx --budgets 0.3,0.5 --of params --data images/ --target ort -o curve
+      graphprune curve model.onnx --data x.npz --budgets 0.2..0.8/13 -o curve
+      graphprune curve model.onnx --data x.npz --eval mine:accuracy -o curve
     """
     from .. import api
     from ..driver.curve import PAGE, table
