@@ -17,7 +17,8 @@ import difflib
 import os
 import re
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -78,6 +79,11 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def one_line(name: str) -> str:
+    """A name as it is shown: in one line, whatever is in it."""
+    return printable(name).replace("\n", "\\n").replace("\t", "\\t")
+
+
 SHOWN = 60
 """Characters of what somebody wrote that a message repeats."""
 
@@ -114,6 +120,21 @@ def raised(error: BaseException) -> str:
     theirs = [line for line in lines if line.filename.startswith(os.sep) and not _installed(Path(line.filename))]
     where = f"{theirs[-1].filename}:{theirs[-1].lineno}: {type(error).__name__}: " if theirs else ""
     return where + first_line(error)
+
+
+class Terminated(SystemExit):
+    """Somebody outside ends the process, which is no error of what runs."""
+
+
+@contextmanager
+def users_own(where: str, hint: str) -> Iterator[None]:
+    """Code of the user's, which may raise anything and even leave the process: a ModelError that names it."""
+    try:
+        yield
+    except (GraphpruneError, Terminated):
+        raise
+    except (Exception, SystemExit) as error:
+        raise ModelError(f"{where}: {raised(error)}", hint) from error
 
 
 def _installed(file: Path) -> bool:

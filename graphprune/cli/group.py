@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 import threading
@@ -11,7 +12,7 @@ from typing import Any
 import click
 
 from .. import __version__
-from ..errors import GraphpruneError
+from ..errors import GraphpruneError, Terminated
 from .console import echo, plain_streams
 
 
@@ -27,6 +28,11 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except GraphpruneError as error:
             echo(f"error: {error}", err=True)
+            ctx.exit(1)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            echo(f"error: {error.strerror}: {error.filename or 'what this command prints cannot be written'}", err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
             echo("interrupted", err=True)
@@ -80,4 +86,4 @@ def main(ctx: click.Context) -> None:
 def _terminated(*_: object) -> None:
     """Every block that is open ends as it would with an error: nothing half written stays."""
     echo("terminated", err=True)
-    sys.exit(143)
+    raise Terminated(143)

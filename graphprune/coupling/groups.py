@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 
 from ..axes.dim import Dim, find, leaves
+from ..errors import one_line
 from ..ir.facts import Frozen, Group, Groups, Member, Role
 from ..ir.graph import Graph, Value
 from .names import matching
@@ -49,7 +50,7 @@ def find_groups(
     groups, frozen = [], []
     given = _given(graph, states) if states else set[Dim]()
     for (leaf, found), held, wanted in zip(members.items(), kept, chosen, strict=True):
-        name = names[leaf]
+        name = one_line(names[leaf])
         reason = _reason(leaf, normalised, given) or _asked(held, wanted)
         dependency.add_node(name, kind="dim", size=leaf.size, frozen=reason or "")
         for member in found:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..calibration.batches import samples
-from ..errors import ModelError
+from ..errors import ModelError, users_own
 from ..ir.host import Array, Batch, Host
 from ..ir.program import Program
 
@@ -91,13 +91,8 @@ def figures(evaluate: Evaluate, host: Host, what: str) -> dict[str, float]:
         path = Path(folder) / f"model{host.suffix}"
         host.save(path)
         network = host.deployed(path)
-    try:
+    with users_own(what, "it is called with the network: an nn.Module, for ONNX an onnxruntime.InferenceSession"):
         found = evaluate(network)
-    except Exception as error:  # the user's code may raise anything
-        raise ModelError(
-            f"{what}: {type(error).__name__}: {error}",
-            "it is called with the network: an nn.Module, for ONNX an onnxruntime.InferenceSession",
-        ) from error
     named = found if isinstance(found, Mapping) else {what.rpartition(":")[2]: found}
     numbers = {str(name): _number(value) for name, value in named.items()}
     if not numbers or None in numbers.values():

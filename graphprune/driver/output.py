@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import OutputError
-from ..ir.atomic import Stage, followed, stage, unwritable
+from ..ir.atomic import Stage, followed, spelt, stage, unwritable
 
 _OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -36,6 +36,7 @@ def new_folder(out: str | os.PathLike[str] | None, force: bool, mark: str = "pla
         return
     path = followed(Path(out))
     _check(path, force, mark)
+    spelt(path)
     parents(path)
     with stage(path) as place:
         _check(path, force, mark)  # what a process that died had put aside is back

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ModelError, absent, nearest, raised
+from ..errors import ModelError, absent, nearest, users_own
 from ..ir.host import Host
 from .foreign import refuse_foreign
 
@@ -66,12 +66,8 @@ def imported(where: str) -> Callable[..., Any]:
     module, _, name = where.rpartition(":")
     if not module or not name:
         raise ModelError(f"`{where}` names no function", "give package.module:function, or path/to/file.py:function")
-    try:
+    with users_own(where, _importable(module, name)):
         there = _module(module)
-    except ModelError:
-        raise
-    except Exception as error:  # the user's code may raise anything
-        raise ModelError(f"{where}: {raised(error)}", _importable(module, name)) from error
     found: Callable[..., Any] | None = getattr(there, name, None)
     if not callable(found):
         own = [key for key, value in vars(there).items() if callable(value) and not key.startswith("_")]
@@ -157,12 +153,8 @@ def _from_factory(where: str) -> TorchHost:
     from .torch.host import TorchHost
 
     factory = imported(where)
-    try:
+    with users_own(where, "it is called without arguments, and must return (module, example_inputs)"):
         made = factory()
-    except Exception as error:  # the user's code may raise anything
-        raise ModelError(
-            f"{where}: {raised(error)}", "it is called without arguments, and must return (module, example_inputs)"
-        ) from error
     if not isinstance(made, tuple) or len(made) != 2:
         raise ModelError(f"{where} returned {type(made).__name__}", "it must return (module, example_inputs)")
     return TorchHost.export(*made)

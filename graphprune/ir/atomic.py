@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ..errors import OutputError
+from ..errors import OutputError, printable
 
 NOREPLACE, EXCHANGE = 1, 2
 _HERE = -100  # AT_FDCWD
@@ -161,6 +161,14 @@ def followed(path: Path) -> Path:
         return path.resolve() if path.is_symlink() else path
     except (OSError, RuntimeError) as error:
         raise OutputError(f"{path} is a link that leads nowhere", "choose another path") from error
+
+
+def spelt(path: Path) -> str:
+    """A path as ONNX Runtime and TVM read it. Raises OutputError where its name is no text."""
+    try:
+        return os.fsencode(path.absolute()).decode()
+    except UnicodeDecodeError as error:
+        raise OutputError(f"{printable(str(path))}: its name is not UTF-8", "choose another path") from error
 
 
 def unwritable(path: Path, error: OSError) -> OutputError:

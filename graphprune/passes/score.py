@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..calibration.least_squares import Curvature
 from ..criteria import COMBINE, NORMALIZE, Scoring, criteria
 from ..criteria.branches import METHODS, worth
-from ..errors import RecipeError, nearest
+from ..errors import DataError, ModelError, RecipeError, nearest
 from ..ir.facts import Groups, Scores
+from ..ir.host import Array
 from ..ir.program import Program
 from ..pipeline.base import Pass
 from ..pipeline.options import summary
@@ -65,7 +68,28 @@ class Score(Pass):
         if channels:
             scale = NORMALIZE[criterion.normalize if self.normalize == "auto" else self.normalize]
             found = {**{name: scale(score) for name, score in criterion.score(scoring).items()}, **found}
+        _check_finite(program, channels, found)
         for fact in scoring.learned:
             program = program.learn(fact)
         scores = Scores(self.by if channels else self.branches, found)
         return program.learn(scores.signed(self.text())).note(*scoring.notes)
+
+
+def _check_finite(program: Program, groups: Groups, found: Mapping[str, Array]) -> None:
+    """Raises ModelError, or DataError, where a score is no number: it names the weight that is to blame, else it is
+    what the network makes of the data."""
+    for group in groups:
+        if not np.isnan(found.get(group.name, ())).any():
+            continue
+        for member in group.members:
+            weight = program.host.parameter(member.parameter)
+            if infinite := int(np.isinf(weight).sum()):
+                raise ModelError(
+                    f"weight `{member.parameter}` has {infinite} infinite of {weight.size} numbers, so the channels of "
+                    f"`{group.name}` have no score",
+                    f"`group{{freeze={group.name}}}` leaves them alone",
+                )
+        raise DataError(
+            f"the scores of `{group.name}` are no numbers: what the network makes of the data is too large to square",
+            "calibration data has to be as the network was trained on",
+        )

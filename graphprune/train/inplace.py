@@ -142,10 +142,19 @@ def _replace_tensors(module: nn.Module, done: Program) -> Undo:
         if id(old) not in new:
             copy = tensor.detach().clone()
             new[id(old)] = nn.Parameter(copy, old.requires_grad) if isinstance(old, nn.Parameter) else copy
+            _hook(new[id(old)], old)
         owner, _, leaf = name.rpartition(".")
         holder = module.get_submodule(owner)
         yield holder, leaf, old
         setattr(holder, leaf, new[id(old)])
+
+
+def _hook(new: Tensor, old: Tensor) -> None:
+    """The hooks that wait for a gradient, on what takes a tensor's place."""
+    for hook in (old._backward_hooks or {}).values():
+        new.register_hook(hook)
+    for hook in (getattr(old, "_post_accumulate_grad_hooks", None) or {}).values():
+        new.register_post_accumulate_grad_hook(hook)
 
 
 SIZES: tuple[tuple[tuple[type[nn.Module], ...], Callable[[Any], dict[str, Any]]], ...] = (

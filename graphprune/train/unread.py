@@ -37,7 +37,7 @@ def refuse_unread(module: nn.Module, graph: Graph, cut: Mapping[int, str], allow
         shown = ", ".join(f"`{name}` {tuple(unread[name].shape)}" for name in names[:5])
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         _, size, width = found[0]
-        times = f"{size // width} times " if size != width else ""
+        times = _relation(size, width)
         raise ModelError(
             f"{type(module).__name__} cannot be cut in place: the forward that was traced does not read {shown}{more}, "
             f"and {size} is {times}the width of `{cut[width]}`, which is cut",
@@ -50,12 +50,40 @@ NARROW = 8
 """Multiples of a width below this one say nothing: nearly every size is one."""
 
 
+SHUFFLES = (4, 9, 16)
+"""Channels become so many pixels."""
+
+
 def _shared(shape: Sequence[int], cut: Mapping[int, str]) -> Iterator[tuple[int, int]]:
-    """The sizes of a shape that are a cut width, or (flattened channels) a multiple of one; and that width."""
-    for size in shape:
+    """The sizes of a shape that are a cut width, or (flattened channels) a multiple of one; and that width. What a
+    layer reads may be the sum of several (a concatenation) or a part of one (shuffled pixels)."""
+    for axis, size in enumerate(shape):
         widths = [width for width in cut if size == width or (width >= NARROW and size and size % width == 0)]
+        if not widths and axis == 1:
+            widths = [width for width in cut if _sum(size - width, cut) or size * NARROW > width in _shuffled(size)]
         if widths:
             yield size, max(widths)
+
+
+def _shuffled(size: int) -> list[int]:
+    return [size * pixels for pixels in SHUFFLES]
+
+
+def _sum(rest: int, cut: Mapping[int, str]) -> bool:
+    """Whether cut widths, of ``NARROW`` and more, add up to it."""
+    wide = [width for width in cut if width >= NARROW]
+    sums = {0}
+    for _ in range(max(rest, 0) // min(wide, default=rest + 1)):
+        sums |= {total + width for total in sums for width in wide if total + width <= rest}
+    return rest > 0 and rest in sums
+
+
+def _relation(size: int, width: int) -> str:
+    if size == width:
+        return ""
+    if size % width == 0:
+        return f"{size // width} times "
+    return "a part of " if size < width else "a sum with "
 
 
 def tensors(module: nn.Module) -> list[tuple[str, Tensor]]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...cost.latency.table import Point
 from ...errors import ModelError, TargetError, first_line
+from ...ir.atomic import spelt
 from ...ir.facts import Latency
 from ...ir.host import Array, Batch
 from ...ir.program import Program
@@ -113,7 +114,7 @@ class _Session(Runnable):
 
         try:
             self._session: Any = ort.InferenceSession(
-                str(path), ort_ops.session_options(threads), providers=list(providers)
+                spelt(path), ort_ops.session_options(threads), providers=list(providers)
             )
         except Exception as error:  # ONNX Runtime has no common base for what it raises
             raise ModelError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from error

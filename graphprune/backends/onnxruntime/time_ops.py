@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ...cost.latency.table import Point
+from ...errors import TargetError, raised
 from ...ir.facts import Latency
 from ...ir.graph import Graph, Op
 from ...ops.traits import traits
@@ -101,7 +102,14 @@ def _node_times(model: bytes | str, feeds: Mapping[str, Any], threads: int) -> d
         session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         for _ in range(RUNS + 2):
             session.run(None, feeds)
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        written = Path(session.end_profiling())
+        try:
+            events = json.loads(written.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise TargetError(
+                f"{written}: ONNX Runtime's times of single ops were not written whole ({raised(error)})",
+                f"make room in {tempfile.gettempdir()}, or set TMPDIR to a folder that has some",
+            ) from error
     times: dict[str, list[float]] = {}
     for event in events:
         if event.get("cat") == "Node" and str(event["name"]).endswith("_kernel_time"):

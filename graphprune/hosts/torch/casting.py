@@ -13,6 +13,9 @@ from .edit import arguments, set_argument
 _COMPLEX = {torch.float16: torch.complex32, torch.float32: torch.complex64, torch.float64: torch.complex128}
 
 
+_OF_NUMBERS = (torch.ops.aten.where.Scalar,)
+
+
 def wider(dtype: torch.dtype, floats: torch.dtype) -> torch.dtype:
     """The dtype in a model whose floating point numbers are ``floats``: complex ones are pairs of them."""
     if dtype.is_complex:
@@ -46,6 +49,11 @@ def cast_graph(model: fx.GraphModule, dtype: torch.dtype) -> None:
             set_argument(node, "eps", unsaid_eps(val.dtype))
         if _makes(node) and wider(val.dtype, dtype) is not val.dtype:
             node.update_kwarg("dtype", wider(val.dtype, dtype))
+        if node.target in _OF_NUMBERS and isinstance(val, torch.Tensor) and wider(val.dtype, dtype) is not val.dtype:
+            with model.graph.inserting_after(node):  # two numbers make a tensor of the default dtype
+                made = model.graph.call_function(torch.ops.aten.to.dtype, (node, wider(val.dtype, dtype)))
+            made.meta["val"] = val.to(wider(val.dtype, dtype))
+            node.replace_all_uses_with(made, lambda user, made=made: user is not made)
         if node.op == "placeholder" and isinstance(val, torch.Tensor):
             node.meta["val"] = val.to(wider(val.dtype, dtype))
 
