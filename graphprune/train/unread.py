@@ -51,7 +51,7 @@ NARROW = 8
 
 
 SHUFFLES = (4, 9, 16)
-"""Channels become so many pixels."""
+"""So many channels become the pixels of one."""
 
 
 def _shared(shape: Sequence[int], cut: Mapping[int, str]) -> Iterator[tuple[int, int]]:
@@ -60,13 +60,10 @@ def _shared(shape: Sequence[int], cut: Mapping[int, str]) -> Iterator[tuple[int,
     for axis, size in enumerate(shape):
         widths = [width for width in cut if size == width or (width >= NARROW and size and size % width == 0)]
         if not widths and axis == 1:
-            widths = [width for width in cut if _sum(size - width, cut) or size * NARROW > width in _shuffled(size)]
+            pixels = SHUFFLES if len(shape) == 4 and size > 1 else ()
+            widths = [width for width in cut if _sum(size - width, cut) or width in [size * k for k in pixels]]
         if widths:
             yield size, max(widths)
-
-
-def _shuffled(size: int) -> list[int]:
-    return [size * pixels for pixels in SHUFFLES]
 
 
 def _sum(rest: int, cut: Mapping[int, str]) -> bool:

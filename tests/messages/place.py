@@ -34,6 +34,33 @@ def net():
     return Net().eval(), (torch.randn(2, 3, 8, 8),)
 
 
+def leaves():
+    raise SystemExit(0)
+
+
+def judges(network):
+    raise SystemExit(0)
+
+
+def infinite():
+    module, example = net()
+    module.conv.weight.data[0, 0, 0, 0] = float("inf")
+    return module, example
+
+
+def chooses():
+    class Chooses(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.head = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.head(torch.where(self.b(torch.relu(self.a(x))) > 0, 1.0, 0.0))
+
+    torch.manual_seed(0)
+    return Chooses().eval(), (torch.randn(2, 4),)
+
+
 def other():
     torch.manual_seed(1)
     return Net().eval(), (torch.randn(2, 3, 8, 8),)

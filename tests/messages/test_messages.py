@@ -3,15 +3,18 @@ hint, no traceback, and an exit code that scripts see; and nothing is written.""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import place
 import pytest
 import torch
@@ -19,6 +22,7 @@ from click.testing import CliRunner, Result
 from torch import nn
 
 import graphprune as gp
+from graphprune.backends.onnxruntime import time_ops
 from graphprune.cli import main
 from graphprune.errors import GraphpruneError
 
@@ -56,6 +60,9 @@ MISTAKES: list[tuple[str, str, str]] = [
     ("text.pt2", "text.pt2: not a .pt2 file", "torch.export.save"),
     ("readme.txt", "readme.txt: not an .onnx or .pt2 file", "path/to/file.py:factory"),
     ("state.pth", "state.pth: a checkpoint (torch.save)", "give net.py:net"),
+    ("nets.py:leaves", "nets.py:leaves: ", "must return (module, example_inputs)"),
+    (f"{NET} --eval nets.py:judges", "nets.py:judges: ", "it is called with the network"),
+    ("nets.py:infinite", "weight `conv.weight` has 1 infinite of 216 numbers", "`group{freeze=conv}`"),
     ("empty", "empty: a folder, not a model", "give a .onnx file"),
     ("nets.py", "nets.py: a Python file", "give nets.py:factory"),
     ("net.py:net", "net.py: no such file", "did you mean `nets.py`?"),
@@ -64,7 +71,7 @@ MISTAKES: list[tuple[str, str, str]] = [
     ("no.module:net", "No module named 'no'", "path/to/module.py:net"),
     ("nets.py:only_a_module", "nets.py:only_a_module returned Net", "(module, example_inputs)"),
     ("nets.py:wants_arguments", "missing 1 required positional argument", "called without arguments"),
-    ("nets.py:fails", "nets.py:60: TypeError", "(module, example_inputs)"),
+    ("nets.py:fails", "nets.py:87: TypeError", "(module, example_inputs)"),
     ("nets.py:wrong_example", "expected input[", "the example inputs have other sizes"),
     ("syntax.py:net", "syntax.py:1: SyntaxError", "does `python syntax.py` run?"),
     ("imports.py:net", "imports.py:1: ModuleNotFoundError: No module named 'no_such_package'", sys.executable),
@@ -337,3 +344,36 @@ def test_groups_of_an_onnx_file_have_names_that_people_know(here: Path, tmp_path
     model.graph.node[2].input[0] = "sum"
     onnx.save(model, tmp_path / "biased.onnx")
     assert re.search(r"^up +16 ", run(f"inspect {tmp_path / 'biased.onnx'}").stdout, re.M)
+
+
+def test_a_name_is_one_line_whatever_is_in_it(here: Path, tmp_path: Path) -> None:
+    model = onnx.load("net.onnx")
+    old, new = model.graph.initializer[0].name, "w\nerror: a line of somebody else's"
+    model.graph.initializer[0].name = new
+    for node in model.graph.node:
+        node.input[:] = [new if name == old else name for name in node.input]
+    onnx.save(model, tmp_path / "lines.onnx")
+    assert not any(line.startswith("error") for line in well(f"inspect --all {tmp_path / 'lines.onnx'}").splitlines())
+
+
+def test_a_path_that_is_no_text_is_refused(here: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["compile", NET, "-o", os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")])
+    assert done.exit_code == 1 and "its name is not UTF-8" in done.stderr
+
+
+def test_choices_between_two_numbers_are_proven(here: Path, tmp_path: Path) -> None:
+    assert "The cut is exact" in well(f"compile nets.py:chooses --channels 0.5x -o {tmp_path / 'out'}")
+
+
+def test_times_of_ops_that_were_not_written_whole_are_one_error(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time_ops.json, "loads", lambda text: json.JSONDecoder().decode("["))
+    done = run("compile net.onnx --channels 0.5x -o full")
+    assert done.exit_code == 1 and "not written whole" in done.stderr and "TMPDIR" in done.stderr
+    assert not (here / "full").exists()
+
+
+def test_what_cannot_be_printed_is_one_error(here: Path) -> None:
+    line = [sys.executable, "-m", "graphprune", "inspect", "net.onnx"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and "No space left" in done.stderr and "Traceback" not in done.stderr

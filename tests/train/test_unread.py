@@ -75,7 +75,16 @@ class Average(Net):
         self.averages = {"ema": [copy.deepcopy(self.stem)]}  # no part of the module's own state
 
 
+class Sums(Net):
+    """Deep supervision on what is concatenated, and on pixels that channels became."""
+
+    def __init__(self):
+        super().__init__()
+        self.both, self.shuffled = nn.Conv2d(36, 5, 1), nn.Conv2d(4, 5, 1)
+
+
 UNREAD = {
+    Sums: "both.weight",
     Auxiliary: "aux.weight",
     Flattened: "deep.weight",
     Method: "project.weight",
@@ -122,3 +131,13 @@ def test_a_forward_of_training_that_no_longer_runs_is_refused():
     with pytest.raises(ModelError, match="in training mode its forward now raises RuntimeError"):
         gp.apply(gp.run(RECIPE, gp.load(module, x)), module, in_place=True)
     assert module.stem.weight.shape[0] == 16
+
+
+def test_hooks_that_wait_for_gradients_go_along():
+    module, x = Net(), torch.randn(2, 3, 7, 7)
+    seen: list[torch.Size] = []
+    module.stem.weight.register_hook(lambda gradient: seen.append(gradient.shape))
+    module.head.weight.register_post_accumulate_grad_hook(lambda weight: seen.append(weight.grad.shape))
+    gp.apply(gp.run(RECIPE, gp.load(module, x)), module, in_place=True)
+    module(x).sum().backward()
+    assert sorted(seen) == sorted([module.stem.weight.shape, module.head.weight.shape])
