@@ -21,6 +21,7 @@ from .cost.latency.table import Table
 from .cost.units import UNITS
 from .driver.artifact import asked, check_code, describe, emit, latencies, loaded, over, profiled, uncut, write
 from .driver.closeness import Evaluate, closeness, figures
+from .driver.configured import pretrained, unsaid
 from .driver.dump import dumped
 from .driver.latency_search import has_latency, recorded, to_latency
 from .driver.layers import kinds, layers
@@ -28,7 +29,7 @@ from .driver.no_slower import chooses, guarded
 from .driver.output import apart, new_folder
 from .driver.stages import Stages
 from .errors import BudgetError, DataError, ModelError, RecipeError
-from .hosts.given import as_host, imported, origins
+from .hosts.given import PREFIX, as_host, imported, origins
 from .ir.facts import Groups, Keep, Scores
 from .ir.program import Loss, Program
 from .passes.compensate import Compensate
@@ -129,6 +130,7 @@ def load(
 
     The model given is not changed. Raises ModelError, DataError.
     """
+    data = _text(model, data)
     if data is None and images is not None:
         raise DataError("mean, std, layout and resize are of images, and no data was given", "--data FOLDER")
     if isinstance(loss, str):
@@ -369,6 +371,8 @@ def compile(
         for one in chosen:
             one.admit(program)
         widest = max(one.grain for one in chosen)
+        if pretrained(program) and recipe is None:
+            control = replace(control, freeze=(*control.freeze, *unsaid(program)), alike=True)
         if recipe is None and not given and program.knows(Keep):  # training has decided already
             recipe = "propagate,compensate" if program.data else "propagate"
         own = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
@@ -600,6 +604,7 @@ class Control:
     width: str = ""
     floor: float | None = None
     grain: int | None = None
+    alike: bool = False
 
     def ignoring(self, model: Any, modules: Sequence[Any]) -> Control:
         """With modules of ``model`` itself left alone too. Raises ModelError for what is none of them."""
@@ -618,7 +623,8 @@ class Control:
     def mask(self) -> list[str]:
         own = [f"width={self.width}"] if self.width else []
         floor = [] if self.floor is None else [f"floor={self.floor}"]
-        return own + floor + ([] if self.grain in (None, 1) else [f"grain={self.grain}"])
+        grain = [] if self.grain in (None, 1) else [f"grain={self.grain}"]
+        return own + floor + grain + (["alike=layers"] if self.alike else [])
 
 
 def default_recipe(unit: str, text: str, control: Control | None = None, *, data: bool, scored: bool = False) -> Recipe:
@@ -649,6 +655,19 @@ def _cuts(recipe: Recipe) -> None:
             f"`{steps[chosen].text()}` chooses what stays, and nothing after it cuts the rest",
             "put `propagate` after it",
         )
+
+
+def _text(model: Any, data: Any) -> Any:
+    """Calibration data; of a text file the tokens, for a network that has a tokeniser in its folder."""
+    if not isinstance(data, (str, os.PathLike)) or Path(data).suffix != ".txt":
+        return data
+    if not (isinstance(model, str) and model.startswith(PREFIX)):
+        raise DataError(
+            f"{data}: text, of which no tokeniser makes inputs", f"a folder with one is given as {PREFIX}FOLDER"
+        )
+    from .hosts.torch.pretrained import tokenised
+
+    return tokenised(Path(model.removeprefix(PREFIX)), Path(data))
 
 
 def _read_by(recipe: Recipe | None, loss: Any) -> None:

@@ -17,7 +17,7 @@ from .rd import rd
 from .stepwise import stepwise
 from .threshold import greedy, lamp, one_threshold, uniform
 
-__all__ = ["METHODS", "OF_BRANCHES", "Allocation", "Counts", "Method", "methods"]
+__all__ = ["METHODS", "OF_ALIKE", "OF_BRANCHES", "Allocation", "Counts", "Method", "methods"]
 
 METHODS: Mapping[str, Callable[[Allocation], Counts]] = {
     "uniform": uniform,
@@ -32,6 +32,8 @@ METHODS: Mapping[str, Callable[[Allocation], Counts]] = {
 WANT_DATA = frozenset({"rd", "eagleeye"})
 OF_BRANCHES = frozenset({"uniform", "global", "greedy", "knapsack", "rd", "stepwise"})
 """The methods that may be asked about branches."""
+OF_ALIKE = frozenset({"uniform", "global", "lamp", "greedy", "knapsack", "rd"})
+"""The methods that may be asked to keep layers alike."""
 NEAR: Mapping[str, float] = {"eagleeye": eagleeye_near}
 
 

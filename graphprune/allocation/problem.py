@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import ceil, gcd, prod
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from ..ir.facts import Group, Groups, Scores
 from ..ir.host import Array
 from ..ir.program import Program
 from .dual import Table, Tables
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,19 @@ class Allocation:
     floor: float = 0.1  # the least share that any group keeps
     grain: int = 1  # survivors are rounded up to this multiple (of the whole axis)
     given: Mapping[str, int] = field(default_factory=dict)  # counts that the user gave, whatever floor and grain
+    alike: Mapping[str, tuple[Group, ...]] = field(default_factory=dict)  # who keeps as many as a group, see ``alike``
+
+    @property
+    def each(self) -> Groups:
+        """All groups, those among them that keep as many as another one."""
+        return replace(self.groups, groups=(*self.groups, *(one for same in self.alike.values() for one in same)))
+
+    def everyone(self, counts: Mapping[str, T]) -> dict[str, T]:
+        """Of all groups, what is said of those that are chosen for."""
+        return {**counts, **{one.name: counts[name] for name, same in self.alike.items() for one in same}}
+
+    def _cut(self, counts: Mapping[str, Any]) -> dict[Dim, Any]:
+        return {one.dim: counts[g.name] for g in self.groups for one in (g, *self.alike.get(g.name, ()))}
 
     @cached_property
     def steps(self) -> dict[str, int]:
@@ -60,16 +76,14 @@ class Allocation:
         return sorted({self.survivors(group, wanted) for wanted in range(group.least, group.size + 1)})
 
     def price(self, counts: Mapping[str, int]) -> float:
-        return float(self.cost({group.dim: counts[group.name] for group in self.groups}))
+        return float(self.cost(self._cut(counts)))
 
     def prices(self, counts: Mapping[str, int], name: str, options: Array) -> Array:
         """See choice.Prices."""
         if type(self.cost) is Cost:  # sums and products: all options at once
             numbers = [float(counts[group.name]) for group in self.groups]
             return np.polynomial.polynomial.polyval(options, self._polynomial.of_one(self._number[name], numbers))
-        dims = self._dims
-        rest = {dims[other]: count for other, count in counts.items()}
-        return np.array([self.cost({**rest, dims[name]: int(option)}) for option in options])
+        return np.array([self.cost(self._cut({**counts, name: int(option)})) for option in options])
 
     @property
     def tables(self) -> Tables | None:
@@ -90,16 +104,12 @@ class Allocation:
     @cached_property
     def _polynomial(self) -> Polynomial:
         """The cost in the counts of the groups."""
-        counts: Any = {group.dim: Polynomial.variable(k) for k, group in enumerate(self.groups)}
-        return Polynomial.of(self.cost(counts))
+        counts = {group.name: Polynomial.variable(k) for k, group in enumerate(self.groups)}
+        return Polynomial.of(self.cost(self._cut(counts)))
 
     @cached_property
     def _number(self) -> dict[str, int]:
         return {group.name: k for k, group in enumerate(self.groups)}
-
-    @cached_property
-    def _dims(self) -> dict[str, Dim]:
-        return {group.name: group.dim for group in self.groups}
 
     def cannot(self, least: float) -> BudgetError:
         whole = self.cost()
@@ -114,6 +124,25 @@ class Allocation:
         least = self.price({group.name: self.menu(group)[0] for group in self.groups})
         if least > self.budget * (1 + 1e-12):
             raise self.cannot(least)
+
+
+def tied(groups: Groups, scores: Scores) -> tuple[Groups, Scores, dict[str, tuple[Group, ...]]]:
+    """One group for all that are the same layer of repeated blocks: what their names and members have in common but
+    for numbers that are whole parts on the way (``layers.3.mlp``). What is lost of it is what all of them lose. Returns
+    the groups to choose for, their scores, and who follows whom."""
+    classes: dict[Any, list[Group]] = {}
+    for group in groups:
+        members = tuple(sorted((_layer(m.parameter), m.axis, m.role) for m in group.members))
+        name = group.name if group.branches else _layer(group.name)
+        classes.setdefault((name, group.size, members), []).append(group)
+    firsts = tuple(same[0] for same in classes.values())
+    sums = {same[0].name: np.sum([np.sort(scores[one]) for one in same], axis=0) for same in classes.values()}
+    following = {same[0].name: tuple(same[1:]) for same in classes.values() if same[1:]}
+    return replace(groups, groups=firsts), replace(scores, scores={**scores.scores, **sums}), following
+
+
+def _layer(name: str) -> str:
+    return re.sub(r"(?<![^./])\d+(?=[./])", "#", name)
 
 
 def best(score: Array, count: int) -> Indices:

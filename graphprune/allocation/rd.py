@@ -38,7 +38,11 @@ def rd(problem: Allocation) -> Counts:
     The choice with the least total distortion, by what was measured of each group alone: exact where
     the cost adds over groups (a channels budget), traded where it does not. See ``losses``."""
     problem.check()
-    menus = losses(problem.program, problem.groups, {group.name: problem.menu(group) for group in problem.groups})
+    each = problem.everyone({group.name: problem.menu(group) for group in problem.groups})
+    menus = losses(problem.program, problem.each, each)
+    for name, same in problem.alike.items():  # what all of them lose
+        menus[name] = {count: sum(menus[one][count] for one in (name, *(g.name for g in same))) for count in each[name]}
+    menus = {group.name: menus[group.name] for group in problem.groups}
     if problem.unit == "channels":
         return choose(menus, {name: {k: float(k) for k in menu} for name, menu in menus.items()}, problem.budget)
     return trade(menus, problem.prices, problem.budget, problem.tables)

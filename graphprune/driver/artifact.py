@@ -55,10 +55,13 @@ def model_file(folder: Path, program: Program) -> Path:
 def write(folder: Path, program: Program, report: dict[str, Any]) -> None:
     """plan.json (with plan.safetensors), report.json and report.html; of a module widths.json and what goes with it."""
     from ..report.page import render
+    from .configured import pretrained, write_pretrained
     from .rebuilding import write_widths
 
     if program.host.trainable and (why := write_widths(folder, program)):
         report["notes"] = [*report["notes"], f"no widths.json was written: {why}"]
+    if pretrained(program) and (why := write_pretrained(folder, program)):
+        report["notes"] = [*report["notes"], f"nothing that from_pretrained loads was written: {why}"]
 
     about = {"model": report["model"], "recipe": report["recipe"], "seed": program.seed}
     write_plan(folder, replace(program.plan, about=about))

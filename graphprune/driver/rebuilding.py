@@ -23,7 +23,7 @@ def write_widths(folder: Path, program: Program) -> str | None:
     except ModelError as error:
         return error.message
     (folder / "widths.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    torch.save(_weights(program, found), folder / "weights.pt")
+    torch.save(weights(program, found), folder / "weights.pt")
     (folder / "rebuild.py").write_text(Path(rebuild.__file__).read_text(encoding="utf-8"), encoding="utf-8")
     return None
 
@@ -31,13 +31,15 @@ def write_widths(folder: Path, program: Program) -> str | None:
 def rebuilt(program: Program, module: Any, sizes: Any = None) -> Any:
     """``module`` at the widths of ``program`` and with its weights, proven to compute the same on the example inputs.
     ``sizes``: those of widths.json, where the program has no source to compare with. Raises ModelError."""
+    from ..hosts.torch.configuration import configure
+    from ..hosts.torch.pretrained import is_pretrained
     from ..hosts.torch.rebuild import resized
     from ..hosts.torch.widths import widths
     from ..train.inplace import compare
 
     sizes = widths(program) if sizes is None else sizes
     try:
-        resized(module, sizes).load_state_dict(_weights(program, sizes))
+        resized(module, sizes).load_state_dict(weights(program, sizes))
     except GraphpruneError:
         raise
     except Exception as error:  # whatever the class's own attributes raise
@@ -45,11 +47,13 @@ def rebuilt(program: Program, module: Any, sizes: Any = None) -> Any:
             f"{type(module).__name__} cannot be rebuilt: {' '.join(str(error).split())[:300]}",
             "give a fresh instance of the class that was compiled, made with the same arguments",
         ) from error
+    if is_pretrained(module):
+        tuple(configure(module))
     compare(module, program.source, program, "rebuilt")
     return module
 
 
-def _weights(program: Program, sizes: Any) -> dict[str, Any]:
+def weights(program: Program, sizes: Any) -> dict[str, Any]:
     """What the rebuilt class holds: nothing in what became an identity."""
     state = program.model.state_dict()
     return {name: tensor for name, tensor in state.items() if name.rpartition(".")[0] not in sizes["identity"]}

@@ -19,7 +19,11 @@ from .foreign import refuse_foreign
 if TYPE_CHECKING:
     from .torch.host import TorchHost
 
-KINDS = "give a .onnx file, a .pt2 file of torch.export, package.module:factory, or path/to/file.py:factory"
+PREFIX = "hf:"
+KINDS = (
+    "give a .onnx file, a .pt2 file of torch.export, hf:FOLDER of transformers, package.module:factory, or "
+    "path/to/file.py:factory"
+)
 
 
 def as_host(model: Any, example_inputs: Any = None, dynamic_shapes: Any = None) -> Host:
@@ -117,6 +121,8 @@ def _importable(module: str, name: str) -> str:
 
 
 def _from_text(text: str, example_inputs: Any) -> Host:
+    if text.startswith(PREFIX):
+        return _resized(_from_folder(Path(text.removeprefix(PREFIX))), example_inputs)
     path = Path(text)
     if path.is_file():
         refuse_foreign(path)
@@ -130,6 +136,8 @@ def _from_text(text: str, example_inputs: Any) -> Host:
         return _resized(TorchHost.load(path), example_inputs)
     if ":" in text and not path.exists():
         return _resized(_from_factory(text), example_inputs)
+    if path.is_dir() and (path / "config.json").is_file():
+        raise ModelError(f"{text}: a folder, not a model", f"a folder of transformers is given as {PREFIX}{text}")
     if path.is_dir():
         inside = sorted(one.name for suffix in ("onnx", "pt2") for one in path.glob(f"*.{suffix}"))
         found = f"give the model in it: {path / inside[0]}" if inside else KINDS
@@ -140,6 +148,17 @@ def _from_text(text: str, example_inputs: Any) -> Host:
     if not path.exists() and (path.suffix or path.parent != Path()):
         raise ModelError(f"{text}: no such file", absent(path))
     raise ModelError(f"{text}: {'not an .onnx or .pt2 file' if path.exists() else 'no such file'}", KINDS)
+
+
+def _from_folder(folder: Path) -> TorchHost:
+    """A network of the transformers library."""
+    from .torch.host import TorchHost
+    from .torch.pretrained import read
+
+    made = read(folder)
+    host = TorchHost.export(made.model, made.example())
+    host.pretrained = made
+    return host
 
 
 def _resized(host: TorchHost, example_inputs: Any) -> TorchHost:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..allocation import METHODS, OF_BRANCHES, Allocation, methods
+from ..allocation import METHODS, OF_ALIKE, OF_BRANCHES, Allocation, methods
 from ..allocation.choice import Menu, Prices, trade
 from ..allocation.fill import fill
-from ..allocation.problem import best
+from ..allocation.problem import best, tied
 from ..allocation.rd import losses
 from ..axes.dim import factors, terms
 from ..axes.index import Indices
@@ -33,6 +33,7 @@ from ..reorder.per_reader import MODES, Links, unopened
 
 NOTED = 0.02
 """Of the whole: what may be left of a budget without a word."""
+ALIKE = {"no": "every group has a count of its own", "layers": "the same layer of all blocks keeps as many"}
 FOLLOWED = 6
 """Choices among readers, each with what the last one left of the layers that they read."""
 
@@ -57,6 +58,7 @@ class Mask(Pass):
     target: str = ""  # for mixed: whose prices to plan with (torch, onnx, tvm); by default the model's own
     width: str = ""  # counts of one's own, whatever floor and grain: `conv1=24|blocks.*=0.5x`, by what makes them
     grain: int = 1  # survivors are rounded up to this multiple (of the whole axis)
+    alike: str = "no"  # layers: the same layer of all blocks keeps as many, as configurations of transformers need
 
     def __post_init__(self) -> None:
         if self.allocate not in methods():
@@ -64,6 +66,17 @@ class Mask(Pass):
         if self.unconstrained not in MODES:
             raise RecipeError(
                 f"`mask`: `unconstrained` cannot be `{self.unconstrained}`", nearest(self.unconstrained, MODES)
+            )
+        if self.alike not in ALIKE:
+            raise RecipeError(f"`mask`: `alike` cannot be `{self.alike}`", nearest(self.alike, ALIKE))
+        if self.alike != "no" and (self.latency or self.unconstrained != "no"):
+            raise RecipeError(
+                f"`mask{{alike={self.alike}}}` goes by scores and the cost of whole layers",
+                "leave out `latency` and `unconstrained`",
+            )
+        if self.alike != "no" and self.allocate in METHODS and self.allocate not in OF_ALIKE:
+            raise RecipeError(
+                f"`mask{{allocate={self.allocate}}}` cannot keep layers alike", f"one of: {', '.join(sorted(OF_ALIKE))}"
             )
         if self.target not in ("", *PRICES):
             raise RecipeError(f"`mask`: `target` cannot be `{self.target}`", nearest(self.target, list(PRICES)))
@@ -100,6 +113,7 @@ class Mask(Pass):
         return {
             "allocate": {name: f"{wants[name]}{summary(one.counts)}" for name, one in methods().items()},
             "unconstrained": MODES,
+            "alike": ALIKE,
         }
 
     def wants_data(self) -> bool:
@@ -136,10 +150,13 @@ class Mask(Pass):
             )
         priced = links.priced(cost, scores, best)
         given = self._given(groups)
-        problem = Allocation(program, groups, scores, priced, remains * cost(), unit, self.floor, self.grain, given)
+        chosen, sums, alike = (groups, scores, {}) if self.alike == "no" else tied(groups, scores)
+        problem = Allocation(
+            program, chosen, sums, priced, remains * cost(), unit, self.floor, self.grain, given, alike
+        )
         counts = methods()[self.allocate].counts(problem)
-        lost = {g.name: _cut(scores[g], sorted({*problem.menu(g), counts[g.name]})) for g in groups}
-        counts = fill(lost, problem.prices, problem.budget, counts)
+        lost = {g.name: _cut(sums[g], sorted({*problem.menu(g), counts[g.name]})) for g in chosen}
+        counts = problem.everyone(fill(lost, problem.prices, problem.budget, counts))
         keep = {group.name: best(scores[group], counts[group.name]) for group in groups}
         keep = {**links.complete(keep), **{gate.name: keep[gate.name] for gate in gates}}
         agreed = agree(program, keep, scores, cost, links.steps, self.target) if self.unconstrained == "mixed" else keep

@@ -15,7 +15,9 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import ModelError
+from ..hosts.torch.configuration import configure
 from ..hosts.torch.host import TorchHost
+from ..hosts.torch.pretrained import is_pretrained
 from ..hosts.torch.state import kept
 from ..ir.graph import Graph
 from ..ir.host import Host
@@ -72,6 +74,8 @@ def cut(
     unused = [parameter for path in parts for parameter in module.get_submodule(path).parameters()]
     undo = [*leave_out(module, parts), *_replace_tensors(module, done), *_resize_layers(module, done), *_set(norms)]
     try:
+        if is_pretrained(module):
+            undo += configure(module)
         compare(module, host, done)
         args, kwargs = done.host.call_arguments(done.host.example())
         if trains and (error := training_error(module, args, kwargs)):

@@ -36,6 +36,7 @@ from .gradients import differentiate
 from .lift import Reader, draws
 from .network import find, network
 from .open_sizes import open_sizes
+from .pretrained import Pretrained
 from .regions import write_out
 from .reindex import build, insert
 from .run import infer_shapes, to_numpy
@@ -58,6 +59,7 @@ class TorchHost:
     def __init__(self, model: fx.GraphModule, example: Sequence[Any]) -> None:
         self._module = model
         self.notes: tuple[str, ...] = ()
+        self.pretrained: Pretrained | None = None  # of a folder of transformers
         self.baked: Mapping[str, tuple[str, ...]] = {}  # see baked.bake
         self._example = list(example)
         self._narrowed: list[Narrowed] = []

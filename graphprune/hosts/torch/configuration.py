@@ -1,0 +1,175 @@
+"""Widths that a configuration of the transformers library can say: which, and the configuration that says them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import combinations
+from typing import Any
+
+import torch
+
+from ...errors import ModelError
+from .pretrained import shapes
+
+Shapes = Mapping[str, tuple[int, ...]]
+Path = tuple[str, ...]
+
+WIDTHS = (
+    *("intermediate_size", "ffn_dim", "n_inner", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim", "hidden_dim"),
+    *("ffn_hidden_size", "intermediate_dim", "moe_intermediate_size", "shared_expert_intermediate_size", "mlp_ratio"),
+)
+HEADS = (
+    *("num_attention_heads", "num_key_value_heads", "num_heads", "num_kv_heads", "n_head", "n_heads"),
+    *("encoder_attention_heads", "decoder_attention_heads"),
+)
+"""What may be said: widths within a block. Those of the stream and of a head are in scales and tables of angles too,
+which a configuration derives from them."""
+MOST = 6
+"""Fields that may change together."""
+
+
+class Configuration:
+    """The widths of a class, field by field: found by making it, without weights, with each field changed."""
+
+    def __init__(self, kind: type, config: Any) -> None:
+        self.kind, self.config = kind, explicit(config)
+        self.sizes = shapes(kind, self.config)
+        self.moves: dict[Path, frozenset[tuple[str, int]]] = {}  # the axes that follow a field
+        for path in _fields(self.config):
+            if found := self._moved(path):
+                self.moves[path] = found
+
+    def _moved(self, path: Path) -> frozenset[tuple[str, int]]:
+        changed = _shapes(self.kind, _changed(self.config, {path: 2 * _get(self.config, path)}))
+        if changed is None or changed.keys() != self.sizes.keys():
+            return frozenset()
+        return frozenset(_differing(self.sizes, changed))
+
+    def saying(self, wanted: Shapes) -> Any:
+        """The configuration with which the class has these shapes, or None where there is none."""
+        ratios = {(name, axis): Fraction(wanted[name][axis], self.sizes[name][axis]) for name, axis in _differing(self.sizes, wanted)}
+        if not ratios:
+            return self.config
+        able: dict[Path, int | float] = {}
+        for path, axes in self.moves.items():
+            found = {ratios.get(axis) for axis in axes}
+            value = _get(self.config, path)
+            if len(found) == 1 and (ratio := found.pop()) is not None:
+                new = value * ratio if isinstance(value, int) else Fraction(value) * ratio
+                if not isinstance(value, int):
+                    able[path] = float(new)
+                elif new.denominator == 1:
+                    able[path] = int(new)
+        for count in range(1, min(len(able), MOST) + 1):
+            for paths in combinations(able, count):
+                made = _changed(self.config, {path: able[path] for path in paths})
+                if _shapes(self.kind, made) == dict(wanted):
+                    return made
+        return None
+
+
+def explicit(config: Any) -> Any:
+    """A copy in which widths that follow from others are written down, where the class reads them."""
+    config = copy.deepcopy(config)
+    for part in _parts(config):
+        one = _get(config, part) if part else config
+        heads, stream = getattr(one, "num_attention_heads", None), getattr(one, "hidden_size", None)
+        if getattr(one, "head_dim", None) is None and isinstance(heads, int) and isinstance(stream, int) and heads:
+            if stream % heads == 0:
+                one.head_dim = stream // heads
+        if getattr(one, "n_inner", 0) is None:
+            one.n_inner = 4 * one.n_embd
+    return config
+
+
+def _parts(config: Any) -> Iterator[Path]:
+    yield ()
+    for name, value in vars(config).items():
+        if hasattr(value, "to_dict"):
+            yield (name,)
+
+
+def _fields(config: Any) -> Iterator[Path]:
+    for part in _parts(config):
+        one = _get(config, part) if part else config
+        for name in (*WIDTHS, *HEADS):
+            value = getattr(one, name, None)
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
+                yield (*part, name)
+
+
+def _get(config: Any, path: Path) -> Any:
+    for name in path:
+        config = getattr(config, name)
+    return config
+
+
+def _changed(config: Any, values: Mapping[Path, Any]) -> Any:
+    made = copy.deepcopy(config)
+    for path, value in values.items():
+        setattr(_get(made, path[:-1]), path[-1], value)
+    return made
+
+
+def _shapes(kind: type, config: Any) -> dict[str, tuple[int, ...]] | None:
+    try:
+        return shapes(kind, config)
+    except Exception:  # the library refuses a configuration in any way it likes
+        return None
+
+
+def _differing(one: Shapes, other: Shapes) -> Iterator[tuple[str, int]]:
+    for name, shape in one.items():
+        for axis, (a, b) in enumerate(zip(shape, other[name], strict=True)):
+            if a != b:
+                yield name, axis
+
+
+def told(config: Any, model: Any) -> Any:
+    """A configuration with what else the model's own says: what it was saved with, and generates with."""
+    config = copy.deepcopy(config)
+    config.architectures = [type(model).__name__]
+    return config
+
+
+def configure(module: Any) -> Iterator[tuple[Any, str, Any]]:
+    """Give a network of the library that was cut a configuration of its widths, and its layers the numbers that they
+    keep of it; yields what was changed: whose, its name, and the value before. Where no configuration says the widths,
+    saving it is refused from there on: the folder would not load."""
+    configuration = Configuration(type(module), module.config)
+    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    found = configuration.saying(wanted) if wanted.keys() == configuration.sizes.keys() else None
+    if found is None:
+        yield module, "save_pretrained", type(module).save_pretrained
+        module.save_pretrained = Refused(type(module).__name__)
+        return
+    for part in _parts(found):
+        own, said = _get(module.config, part), _get(found, part)
+        for name in (*WIDTHS, *HEADS, "head_dim"):  # a head's width no longer follows from the others
+            if hasattr(said, name) and getattr(own, name, None) != getattr(said, name):
+                yield own, name, getattr(own, name, None)
+                setattr(own, name, getattr(said, name))
+    with torch.device("meta"):
+        like = type(module)(found)
+    for path, layer in like.named_modules():
+        own = module.get_submodule(path)
+        for name, value in vars(layer).items():
+            if isinstance(value, int) and name != "training" and vars(own).get(name, value) != value:
+                yield own, name, getattr(own, name)
+                setattr(own, name, value)
+
+
+@dataclass(frozen=True)
+class Refused:
+    """In the place of ``save_pretrained``."""
+
+    kind: str
+
+    def __call__(self, *args: Any, **options: Any) -> None:
+        raise ModelError(
+            f"no configuration of {self.kind} has the widths that this network was cut to: its folder would not load",
+            "keep layers alike (mask{alike=layers}), or save its state_dict; graphprune compile hf:FOLDER does it all",
+        )

@@ -1,0 +1,163 @@
+"""Folders of the transformers library: ``config.json``, weights in safetensors, a tokeniser. Nothing in them is run,
+unpickled or downloaded: the class is the library's own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...errors import DataError, ModelError, raised
+
+SAMPLES, LENGTH = 2, 16
+"""Of the example: what a network is traced on."""
+PACKED = 128
+"""Tokens of a sample that text is packed into, at most."""
+MOST_SAMPLES = 512
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".gguf", ".index.json")
+"""Files of a folder that hold weights; what else lies beside them is carried along."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A network of the library and the folder that it is from (None: it was made in Python)."""
+
+    model: Any
+    folder: Path | None = None
+
+    def example(self) -> dict[str, Any]:
+        """Example inputs as torch.export takes them."""
+        return {"args": (), "kwargs": {**example_of(self.model), **_without_cache(self.model)}}
+
+    def carry(self, out: Path) -> None:
+        """What is beside the weights (tokeniser, preprocessing, licence), into a folder that has not got it."""
+        for path in sorted(self.folder.iterdir()) if self.folder else ():
+            if path.is_file() and not path.name.endswith(WEIGHTS) and not (out / path.name).exists():
+                shutil.copyfile(path, out / path.name)
+
+
+def read(folder: Path) -> Pretrained:
+    """The network of a folder. Raises ModelError."""
+    library = _library()
+    where = folder / "config.json"
+    if not where.is_file():
+        raise ModelError(f"{folder}: no config.json in it", "give a folder that save_pretrained wrote")
+    try:
+        written = json.loads(where.read_text(encoding="utf-8"))
+        names = list(written["architectures"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{where}: {raised(error)}", "its `architectures` must name the class of the network") from error
+    made = getattr(library, str(names[0]), None) if names else None
+    if not isinstance(made, type) or not issubclass(made, library.PreTrainedModel):
+        own = " It has code of its own (auto_map), which is not run." if "auto_map" in written else ""
+        raise ModelError(
+            f"{where}: transformers {library.__version__} has no class `{names[0] if names else ''}`.{own}",
+            "load it in a function of yours: path/to/file.py:factory",
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"{folder}: no .safetensors in it",
+            "other weights are pickles, which can run code: load them yourself and save_pretrained again",
+        )
+    try:
+        model, info = made.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, dtype="auto", output_loading_info=True
+        )
+    except Exception as error:  # whatever the library raises
+        raise ModelError(f"{folder}: {raised(error)}", "try AutoModel.from_pretrained on it") from error
+    if lacking := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"{folder}: {len(lacking)} weights of {names[0]} are not in its files, the first `{lacking[0]}`",
+            "they would be random; `architectures` in config.json may be another class than was saved",
+        )
+    return Pretrained(model.eval(), folder)
+
+
+def is_pretrained(model: Any) -> bool:
+    """Whether it is a network of the library."""
+    return any(part.__module__.startswith("transformers.") for part in type(model).__mro__) and hasattr(model, "config")
+
+
+def _library() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise ModelError("folders of transformers need that library", "pip install 'graphprune[transformers]'") from error
+    return transformers
+
+
+def example_of(model: Any) -> dict[str, torch.Tensor]:
+    """Inputs of the sizes that the configuration says, by the names of forward. Raises ModelError where it does not."""
+    config, made = model.config, np.random.default_rng(0)
+
+    def tokens(vocabulary: int, length: int = LENGTH) -> torch.Tensor:
+        return torch.from_numpy(made.integers(3, vocabulary, (SAMPLES, length)))
+
+    def image(vision: Any) -> torch.Tensor:
+        size = getattr(vision, "image_size", 224)
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        pixels = made.standard_normal((SAMPLES, getattr(vision, "num_channels", 3), *sides), np.float32)
+        return torch.from_numpy(pixels).to(model.dtype)
+
+    text, vision = getattr(config, "text_config", config), getattr(config, "vision_config", config)
+    main = model.main_input_name
+    if main == "pixel_values":
+        return {"pixel_values": image(config)}
+    if main == "input_features":
+        frames = made.standard_normal((SAMPLES, config.num_mel_bins, 2 * config.max_source_positions), np.float32)
+        found = {"input_features": torch.from_numpy(frames).to(model.dtype)}
+    elif main == "input_ids":
+        longest = int(getattr(text, "max_position_embeddings", None) or LENGTH)
+        found = {"input_ids": tokens(text.vocab_size, min(LENGTH, longest))}
+        if vision is not config:
+            found["pixel_values"] = image(vision)
+    else:
+        raise ModelError(
+            f"{type(model).__name__} reads `{main}`, of which no example can be made",
+            "load it in a function of yours that returns (model, example_inputs)",
+        )
+    if config.is_encoder_decoder:
+        found["decoder_input_ids"] = tokens(text.vocab_size)
+    return found
+
+
+def _without_cache(model: Any) -> dict[str, Any]:
+    return {"use_cache": False} if getattr(model.config, "use_cache", False) else {}
+
+
+def tokenised(folder: Path, text: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """A text file by the tokeniser of a folder, packed into samples of equal length. Raises DataError."""
+    library = _library()
+    try:
+        tokenizer = library.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        ids = tokenizer(text.read_text(encoding="utf-8"), verbose=False)["input_ids"]
+        config = library.AutoConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # whatever the library raises
+        hint = f"{folder} needs its tokeniser; or give an .npz with an array per input"
+        raise DataError(f"{text}: {raised(error)}", hint) from error
+    longest = getattr(config, "text_config", config).__dict__.get("max_position_embeddings")
+    length = min(PACKED, longest or PACKED)
+    count = min(len(ids) // length, MOST_SAMPLES)
+    if count < 2:
+        raise DataError(f"{text}: {len(ids)} tokens, and a sample takes {length}", "give text of some thousand words")
+    packed = np.array(ids[: count * length], np.int64).reshape(count, length)
+    return {"input_ids": packed, **({"decoder_input_ids": packed} if config.is_encoder_decoder else {})}
+
+
+def shapes(kind: type, config: Any) -> dict[str, tuple[int, ...]]:
+    """Of all tensors that a class with a configuration has. Raises what the class raises."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in kind(config).state_dict().items()}
+
+
+def made_from(kind: type, config: Any, state: Mapping[str, torch.Tensor], dtype: torch.dtype) -> Any:
+    """A network with a configuration and weights. Raises RuntimeError where they do not fit."""
+    model = kind(config).to(dtype).eval()
+    model.load_state_dict(state)
+    return model
