@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,6 @@ from ..cost.static import length_of
 from ..coupling.groups import find_groups
 from ..errors import ModelError
 from ..ir.facts import Group, Scores
-from ..ir.host import Array
 from ..ir.program import Program
 
 if TYPE_CHECKING:

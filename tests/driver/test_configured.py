@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
+import re
+import shutil
 import subprocess
 import sys
 
@@ -11,14 +14,15 @@ import numpy as np
 import pytest
 import torch
 from alone import WITHOUT
-from click.testing import CliRunner
 
 import graphprune as gp
-from graphprune.cli import main
-from graphprune.errors import DataError, ModelError
+from graphprune.cost import static as costs
+from graphprune.errors import DataError, ModelError, RecipeError
 from graphprune.hosts.torch.host import TorchHost
 from graphprune.hosts.torch.pretrained import example_of
+from graphprune.ir.facts import Groups, Keep, Scores
 from graphprune.ir.program import Program
+from graphprune.pipeline.recipe import Recipe
 from graphprune.pipeline.replay import replay
 
 hf = pytest.importorskip("transformers")
@@ -27,7 +31,9 @@ SMALL = dict(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_h
 IDS = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2)
 GQA = dict(SMALL, num_key_value_heads=2, max_position_embeddings=64, **IDS)
 TEXT = dict(SMALL, max_position_embeddings=64)
-IMAGE = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, image_size=16, patch_size=8)
+IMAGE = dict(
+    hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, image_size=16, patch_size=8
+)
 TOWERS = dict(
     text_config=dict(TEXT, **IDS),
     vision_config=dict(IMAGE),
@@ -35,14 +41,14 @@ TOWERS = dict(
 SEQUENCE = dict(vocab_size=50, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4)
 SEQUENCE |= dict(decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=64, **IDS)
 
-FAST = {
+FIRST = {
     "LlamaForCausalLM": GQA,
-    "GPT2LMHeadModel": dict(vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2),
-    "BertForMaskedLM": TEXT,
-    "ViTForImageClassification": IMAGE,
 }
 """Class and configuration, small."""
 MORE = {
+    "GPT2LMHeadModel": dict(vocab_size=50, **IDS, n_embd=32, n_layer=2, n_head=4, n_positions=64),
+    "BertForMaskedLM": TEXT,
+    "ViTForImageClassification": IMAGE,
     "Qwen2ForCausalLM": GQA,
     "Qwen3ForCausalLM": dict(GQA, head_dim=8),
     "GemmaForCausalLM": dict(GQA, head_dim=8),
@@ -69,7 +75,8 @@ MORE = {
     "WhisperForConditionalGeneration": dict(
         SEQUENCE, num_mel_bins=8, max_source_positions=16, max_target_positions=32, decoder_start_token_id=1
     ),
-    "SwinForImageClassification": dict(image_size=32, patch_size=4, embed_dim=16, depths=[1, 1], num_heads=[2, 4], window_size=4),
+    "SwinForImageClassification": dict(image_size=32, patch_size=4, embed_dim=16, depths=[1, 1],
+                                       num_heads=[2, 4], window_size=4),
     "Dinov2ForImageClassification": IMAGE,
     "CLIPModel": TOWERS,
     "SiglipModel": TOWERS,
@@ -99,7 +106,10 @@ def rest(model):
 def masked(artifact, model):
     """The user's own class with the readers of what went set to zero."""
     done = artifact.program
-    exact = Program(host=TorchHost.export(copy.deepcopy(model), {"args": (), "kwargs": {**example_of(model), **rest(model)}}), source=done.source)
+    exact = Program(
+        host=TorchHost.export(copy.deepcopy(model), {"args": (), "kwargs": {**example_of(model), **rest(model)}}),
+        source=done.source,
+    )
     zeroed = replay(done.plan, exact.host, masked=True).host.model.state_dict()
     other = copy.deepcopy(model)
     own = other.state_dict()
@@ -136,25 +146,149 @@ def check(name, sizes, tmp_path, budget="0.8x"):
     found = torch.load(f"{tmp_path / 'given'}.out")
     zeroed = masked(artifact, model)
     with torch.no_grad():
-        want = [x for x in zeroed(**given).values() if isinstance(x, torch.Tensor)][0]
-        whole = [x for x in model(**given).values() if isinstance(x, torch.Tensor)][0]
+        want, whole = (next(x for x in m(**given).values() if isinstance(x, torch.Tensor)) for m in (zeroed, model))
     assert (found["logits"] - want).abs().max() <= 1e-5 * want.abs().max()
     assert (whole - want).abs().max() > 1e-3 * want.abs().max()  # something went
     if "tokens" in found:
         tokens = zeroed.generate(given["input_ids"], max_new_tokens=32, min_new_tokens=32, do_sample=False)
         assert torch.equal(found["tokens"], tokens)
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text()) == {"carried": "along"}
-    before, after = (sum(p.numel() for p in m.parameters()) for m in (model, getattr(hf, name).from_pretrained(tmp_path / "out")))
+    before, after = (
+        sum(p.numel() for p in m.parameters()) for m in (model, getattr(hf, name).from_pretrained(tmp_path / "out"))
+    )
     assert after <= (float(budget[:-1]) + 1e-9) * before
     return artifact
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", FIRST)
 def test_a_folder_becomes_a_smaller_one_of_its_kind(name, tmp_path):
-    check(name, FAST[name], tmp_path)
+    check(name, FIRST[name], tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MORE)
 def test_so_do_others(name, tmp_path):
     check(name, MORE[name], tmp_path)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    path = tmp_path_factory.mktemp("llama") / "in"
+    return folder(made("LlamaForCausalLM", GQA), path)
+
+
+def cut_in_place(model, recipe):
+    inputs = {"args": (), "kwargs": {**example_of(model), "use_cache": False}}
+    done = gp.run(recipe, gp.load(model, inputs))
+    gp.apply(done, model, in_place=True)
+    return done
+
+
+def test_a_module_cut_in_place_has_a_configuration_that_says_so(tmp_path):
+    model = made("LlamaForCausalLM", GQA)
+    cut_in_place(model, "group{freeze=*v_proj.1|*k_proj.1},score,mask{width=*k_proj=1|*gate_proj=20},propagate")
+    config = model.config
+    assert (config.num_attention_heads, config.num_key_value_heads, config.intermediate_size) == (2, 1, 20)
+    ids = example_of(model)["input_ids"]
+    model.save_pretrained(tmp_path)
+    again = hf.LlamaForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, model(ids).logits)
+    tokens = [m.generate(ids, max_new_tokens=8, min_new_tokens=8, do_sample=False) for m in (model, again)]
+    assert torch.equal(*tokens)
+
+
+def test_one_of_unlike_layers_refuses_to_be_saved(tmp_path):
+    model = made("LlamaForCausalLM", GQA)
+    cut_in_place(model, "group{freeze=*attn*},score,mask{width=*layers.1*gate_proj=20},propagate")
+    assert model.config.intermediate_size == 48
+    with pytest.raises(ModelError, match="no configuration of LlamaForCausalLM"):
+        model.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cut_that_fails_leaves_configuration_and_class_as_they_were():
+    model = made("LlamaForCausalLM", GQA)
+    before = (model.config.to_dict(), {name: dict(vars(m)) for name, m in model.named_modules()}.keys())
+    done = gp.run(
+        "group,score,mask{channels=0.5x},propagate",
+        gp.load(model, {"args": (), "kwargs": {**example_of(model), "use_cache": False}}),
+    )
+    with pytest.raises(ModelError):
+        gp.apply(done, model, in_place=True)
+    assert model.config.to_dict() == before[0]
+    assert "save_pretrained" not in vars(model)
+
+
+def test_layers_alike_lose_the_least_together():
+    """As brute force over the counts of like layers does, of what all of them lose."""
+    model = made("LlamaForCausalLM", dict(GQA, intermediate_size=6, num_attention_heads=2, num_key_value_heads=2))
+    program = gp.load(model, {"args": (), "kwargs": {**example_of(model), "use_cache": False}})
+    done = gp.run("group,score,mask{params=0.8x allocate=knapsack alike=layers floor=0}", program)
+    groups, scores, keep = done.fact(Groups), done.fact(Scores), done.fact(Keep).keep
+    kinds = {}
+    for group in groups:
+        kinds.setdefault(re.sub(r"layers[.][0-9]", "layers", group.name), []).append(group)
+    assert {len(same) for same in kinds.values()} == {1, 2}
+    assert all(len({len(keep[group.name]) for group in same}) == 1 for same in kinds.values())
+
+    def lost(counts):
+        cut = zip(kinds.values(), counts, strict=True)
+        return sum(np.sort(scores[group])[: group.size - count].sum() for same, count in cut for group in same)
+
+    cost = costs.params(program.graph, program.host)
+    best = np.inf
+    for counts in itertools.product(*(range(1, same[0].size + 1) for same in kinds.values())):
+        at = {group.dim: count for same, count in zip(kinds.values(), counts, strict=True) for group in same}
+        if lost(counts) < best and cost(at) <= 0.8 * cost():
+            best = lost(counts)
+    assert lost([len(keep[same[0].name]) for same in kinds.values()]) == pytest.approx(best, rel=1e-9)
+    gp.verify(gp.run("propagate", done))
+
+
+def test_what_cannot_keep_layers_alike_is_refused():
+    for text in ("latency=0.5x", "macs=0.5x unconstrained=both", "macs=0.5x allocate=eagleeye"):
+        with pytest.raises(RecipeError, match="alike"):
+            Recipe.parse(f"mask{{{text} alike=layers}}")
+    with pytest.raises(RecipeError, match="alike"):
+        Recipe.parse("mask{macs=0.5x alike=blocks}")
+
+
+def test_what_is_no_folder_of_the_library_says_so(llama, tmp_path):
+    def refused(change, what):
+        where = tmp_path / what.replace(" ", "_").replace("`", "")
+        shutil.copytree(llama, where)
+        change(where)
+        with pytest.raises(ModelError, match=what):
+            gp.load(f"hf:{where}")
+
+    refused(lambda f: (f / "config.json").unlink(), "no config.json")
+    refused(lambda f: (f / "config.json").write_text("{"), "JSONDecodeError|Expecting")
+    refused(
+        lambda f: (f / "config.json").write_text('{"architectures": ["Nobody"], "auto_map": {}}'),
+        "has no class `Nobody`",
+    )
+    refused(lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "no .safetensors")
+    with pytest.raises(ModelError, match="given as hf:"):
+        gp.load(str(llama))
+    with pytest.raises(DataError, match="no tokeniser"):
+        gp.load("model.onnx", data=tmp_path / "text.txt")
+
+
+def test_text_is_made_tokens_by_the_tokeniser_of_the_folder(llama, tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    where = tmp_path / "in"
+    shutil.copytree(llama, where)
+    words = {f"w{k}": k for k in range(50)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0").save_pretrained(where)
+    drawn = np.random.default_rng(0).integers(0, 50, 60 * 4 + 7)
+    (tmp_path / "text.txt").write_text(" ".join(f"w{k}" for k in drawn))
+    program = gp.load(f"hf:{where}", data=tmp_path / "text.txt")
+    seen = np.concatenate([batch[0] for batch in program.data])
+    assert np.array_equal(seen, drawn[:240].reshape(4, 60))
+    (tmp_path / "short.txt").write_text("w1 w2")
+    with pytest.raises(DataError, match="2 tokens"):
+        gp.load(f"hf:{where}", data=tmp_path / "short.txt")

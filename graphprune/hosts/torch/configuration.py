@@ -50,7 +50,10 @@ class Configuration:
 
     def saying(self, wanted: Shapes) -> Any:
         """The configuration with which the class has these shapes, or None where there is none."""
-        ratios = {(name, axis): Fraction(wanted[name][axis], self.sizes[name][axis]) for name, axis in _differing(self.sizes, wanted)}
+        ratios = {
+            (name, axis): Fraction(wanted[name][axis], self.sizes[name][axis])
+            for name, axis in _differing(self.sizes, wanted)
+        }
         if not ratios:
             return self.config
         able: dict[Path, int | float] = {}
@@ -77,9 +80,8 @@ def explicit(config: Any) -> Any:
     for part in _parts(config):
         one = _get(config, part) if part else config
         heads, stream = getattr(one, "num_attention_heads", None), getattr(one, "hidden_size", None)
-        if getattr(one, "head_dim", None) is None and isinstance(heads, int) and isinstance(stream, int) and heads:
-            if stream % heads == 0:
-                one.head_dim = stream // heads
+        if isinstance(heads, int) and isinstance(stream, int) and getattr(one, "head_dim", None) is None:
+            one.head_dim = stream // max(heads, 1)
         if getattr(one, "n_inner", 0) is None:
             one.n_inner = 4 * one.n_embd
     return config

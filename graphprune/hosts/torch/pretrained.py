@@ -15,10 +15,8 @@ import torch
 
 from ...errors import DataError, ModelError, raised
 
-SAMPLES, LENGTH = 2, 16
-"""Of the example: what a network is traced on."""
-PACKED = 128
-"""Tokens of a sample that text is packed into, at most."""
+SAMPLES, LENGTH = 2, 128
+"""Of the example, that a network is traced on; of text, so many tokens make a sample (fewer where no more fit)."""
 MOST_SAMPLES = 512
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".gguf", ".index.json")
 """Files of a folder that hold weights; what else lies beside them is carried along."""
@@ -52,8 +50,10 @@ def read(folder: Path) -> Pretrained:
         written = json.loads(where.read_text(encoding="utf-8"))
         names = list(written["architectures"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{where}: {raised(error)}", "its `architectures` must name the class of the network") from error
-    made = getattr(library, str(names[0]), None) if names else None
+        raise ModelError(
+            f"{where}: {raised(error)}", "its `architectures` must name the class of the network"
+        ) from error
+    made: Any = getattr(library, str(names[0]), None) if names else None
     if not isinstance(made, type) or not issubclass(made, library.PreTrainedModel):
         own = " It has code of its own (auto_map), which is not run." if "auto_map" in written else ""
         raise ModelError(
@@ -88,7 +88,9 @@ def _library() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise ModelError("folders of transformers need that library", "pip install 'graphprune[transformers]'") from error
+        raise ModelError(
+            "folders of transformers need that library", "pip install 'graphprune[transformers]'"
+        ) from error
     return transformers
 
 
@@ -96,8 +98,8 @@ def example_of(model: Any) -> dict[str, torch.Tensor]:
     """Inputs of the sizes that the configuration says, by the names of forward. Raises ModelError where it does not."""
     config, made = model.config, np.random.default_rng(0)
 
-    def tokens(vocabulary: int, length: int = LENGTH) -> torch.Tensor:
-        return torch.from_numpy(made.integers(3, vocabulary, (SAMPLES, length)))
+    def tokens(vocabulary: int) -> torch.Tensor:
+        return torch.from_numpy(made.integers(3, vocabulary, (SAMPLES, _length(config))))
 
     def image(vision: Any) -> torch.Tensor:
         size = getattr(vision, "image_size", 224)
@@ -113,8 +115,7 @@ def example_of(model: Any) -> dict[str, torch.Tensor]:
         frames = made.standard_normal((SAMPLES, config.num_mel_bins, 2 * config.max_source_positions), np.float32)
         found = {"input_features": torch.from_numpy(frames).to(model.dtype)}
     elif main == "input_ids":
-        longest = int(getattr(text, "max_position_embeddings", None) or LENGTH)
-        found = {"input_ids": tokens(text.vocab_size, min(LENGTH, longest))}
+        found = {"input_ids": tokens(text.vocab_size)}
         if vision is not config:
             found["pixel_values"] = image(vision)
     else:
@@ -125,6 +126,14 @@ def example_of(model: Any) -> dict[str, torch.Tensor]:
     if config.is_encoder_decoder:
         found["decoder_input_ids"] = tokens(text.vocab_size)
     return found
+
+
+def _length(config: Any) -> int:
+    """Tokens of a sample."""
+    text = getattr(config, "text_config", config)
+    limits = ("max_position_embeddings", "n_positions", "max_target_positions")
+    # what pads is left out of the positions of RoBERTa and its kin
+    return min([LENGTH, *(int(own) - 4 for name in limits if (own := getattr(text, name, None)) and own > 4)])
 
 
 def _without_cache(model: Any) -> dict[str, Any]:
@@ -141,8 +150,7 @@ def tokenised(folder: Path, text: Path) -> dict[str, np.ndarray[Any, Any]]:
     except Exception as error:  # whatever the library raises
         hint = f"{folder} needs its tokeniser; or give an .npz with an array per input"
         raise DataError(f"{text}: {raised(error)}", hint) from error
-    longest = getattr(config, "text_config", config).__dict__.get("max_position_embeddings")
-    length = min(PACKED, longest or PACKED)
+    length = _length(config)
     count = min(len(ids) // length, MOST_SAMPLES)
     if count < 2:
         raise DataError(f"{text}: {len(ids)} tokens, and a sample takes {length}", "give text of some thousand words")
