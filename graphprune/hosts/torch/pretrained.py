@@ -3,6 +3,7 @@ unpickled or downloaded: the class is the library's own."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from collections.abc import Mapping
@@ -53,8 +54,8 @@ def read(folder: Path) -> Pretrained:
         raise ModelError(
             f"{where}: {raised(error)}", "its `architectures` must name the class of the network"
         ) from error
-    made: Any = getattr(library, str(names[0]), None) if names else None
-    if not isinstance(made, type) or not issubclass(made, library.PreTrainedModel):
+    found: Any = getattr(library, str(names[0]), None) if names else None
+    if not (inspect.isclass(found) and issubclass(found, library.PreTrainedModel)):
         own = " It has code of its own (auto_map), which is not run." if "auto_map" in written else ""
         raise ModelError(
             f"{where}: transformers {library.__version__} has no class `{names[0] if names else ''}`.{own}",
@@ -66,7 +67,8 @@ def read(folder: Path) -> Pretrained:
             "other weights are pickles, which can run code: load them yourself and save_pretrained again",
         )
     try:
-        model, info = made.from_pretrained(
+        kind: Any = found
+        model, info = kind.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype="auto", output_loading_info=True
         )
     except Exception as error:  # whatever the library raises
