@@ -64,7 +64,8 @@ def main(ctx: click.Context) -> None:
     """Compile a trained network into a smaller one that provably computes what the masked one does.
 
     A MODEL is an ONNX file (model.onnx), a torch.export file (model.pt2), a folder of transformers
-    (hf:FOLDER), or package.module:factory, a function that returns (module, example_inputs), looked up from the current directory.
+    (hf:FOLDER), or package.module:factory, a function that returns (module, example_inputs), looked up
+    from the current directory.
 
     \b
     Start here:
