@@ -632,8 +632,9 @@ def default_recipe(unit: str, text: str, control: Control | None = None, *, data
     others cannot make up for, as many of each group as its measured distortion says, and every layer
     after the cut fitted to the original network. Without: by weights. Chosen by benchmarks/accuracy.py.
     ``scored``: training has scored the channels, and one threshold for all decides."""
-    score, allocate, repair = ("score{by=obs}", "rd", ",compensate") if data else ("score", "global", "")
     control = control or Control()
+    fit = ",compensate{bias=false}" if control.alike else ",compensate"  # a class of the library has no place for more
+    score, allocate, repair = ("score{by=obs}", "rd", fit) if data else ("score", "global", "")
     steps = "" if scored else f"{control.group()},{score},"
     allocate = "global" if scored else allocate
     if not unit:  # widths of the user's own, and nothing else is cut

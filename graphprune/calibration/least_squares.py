@@ -91,18 +91,20 @@ class NormalEquations:
         cross = self._cross / self.rows - mean[:, :, None] * target[:, None, :]
         return gram, cross, mean + self._about[0], target + self._about[1]
 
-    def solve(self, start: Array, damp: float) -> tuple[Array, Array]:
+    def solve(self, start: Array, damp: float, intercept: bool = True) -> tuple[Array, Array]:
         """The weight (groups, outputs, inputs) and intercept (outputs) of the least squared error,
         ``damp`` x the mean variance of the inputs pulling the weight to ``start``. An input that no
-        output reads in ``start`` stays unread."""
+        output reads in ``start`` stays unread. Without ``intercept`` it is zero, and the weight fits the means too."""
         gram, cross, mean, target = self.centred()
+        if not intercept:
+            gram, cross = gram + mean[:, :, None] * mean[:, None, :], cross + mean[:, :, None] * target[:, None, :]
         new = start.swapaxes(1, 2).copy()
         for part, read in enumerate((new != 0).any(-1)):
             inner, old = gram[part][np.ix_(read, read)], new[part][read]
             size = max(len(inner), 1)
             ridge = max(damp * np.trace(inner) / size, np.finfo(np.float64).tiny)
             new[part, read] += np.linalg.solve(inner + ridge * np.eye(len(inner)), cross[part][read] - inner @ old)
-        bias = target - np.einsum("gi,gio->go", mean, new)
+        bias = target - np.einsum("gi,gio->go", mean, new) if intercept else np.zeros_like(target)
         return new.swapaxes(1, 2), bias.ravel()
 
 

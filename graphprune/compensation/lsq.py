@@ -32,7 +32,7 @@ DAMP = 0.01
 """How strongly a weight is pulled to what it was, in mean variances of the layer's inputs."""
 
 
-def least_squares(program: Program, keep: Keep) -> tuple[Correct, str]:
+def least_squares(program: Program, keep: Keep, biases: bool = True) -> tuple[Correct, str]:
     """Every layer after the cut fitted to the original network by least squares.
 
     New weights by parameter name, and what to add to biases by op name.
@@ -52,9 +52,10 @@ def least_squares(program: Program, keep: Keep) -> tuple[Correct, str]:
     weight of the layer that made M, which it would be folded into, fitted from what that layer reads.
 
     A layer whose weight cannot be fitted on its own (shared with another, or scaled by its op) gets a bias
-    that brings its mean outputs back, no more. Of all that no more is used than helps, see no_worse.
+    that brings its mean outputs back, no more. Of all that no more is used than helps, see no_worse. Without ``biases``
+    a layer that has none gets none: its weight alone is fitted.
     """
-    fit = _Fit(program, keep)
+    fit = _Fit(program, keep, biases)
     todo = fit.todo()
     given = Walk(fit.source, fit.whole, program.data, edited=False)
     with given as theirs, Walk(fit.host, fit.graph, program.data) as mine:
@@ -62,7 +63,7 @@ def least_squares(program: Program, keep: Keep) -> tuple[Correct, str]:
             program.progress("least squares", number, len(todo))
             if layer.own:
                 fit.layer(layer, theirs, mine)
-            else:
+            elif fit.shifts(layer):
                 fit.shift(layer, theirs, mine)
         left = errors(fit.outputs(theirs, mine, program.host))
     return no_worse(program, Correct(fit.weights, fit.biases), Errors(*left))
@@ -81,7 +82,8 @@ class Target:
 
 
 class _Fit:
-    def __init__(self, program: Program, keep: Keep) -> None:
+    def __init__(self, program: Program, keep: Keep, biases: bool) -> None:
+        self.add = biases
         self.source = original(program)
         self.graph, self.whole = program.graph, self.source.lift()
         self.index = keep.index(everything(self.whole))
@@ -120,11 +122,15 @@ class _Fit:
             sums.add(x, (z - offset) / target.scale)
             if hold:
                 held.append((x, offset, z))
-        weight, bias = sums.solve(start, DAMP)
+        weight, bias = sums.solve(start, DAMP, self.shifts(layer))
         for _ in range(rounds):
             sums.aim(_rectified(held or self._rows(layer, target, theirs, mine), target, weight, bias))
-            weight, bias = sums.solve(start, DAMP)
+            weight, bias = sums.solve(start, DAMP, self.shifts(layer))
         self._set(layer, self._kept(target.value, layer.out_axis), weight, bias)
+
+    def shifts(self, layer: Contraction) -> bool:
+        """Whether its outputs may be shifted."""
+        return self.add or layer.has_bias
 
     def shift(self, read: Contraction, theirs: Walk, mine: Walk) -> None:
         """Bring the mean of every output back to the original's."""
@@ -172,11 +178,13 @@ class _Fit:
         old = self.host.parameter(layer.weight)
         new = layer.tensor(weight, old.shape).astype(old.dtype)
         self.weights[layer.weight] = new
+        self.host.set_parameter(layer.weight, new)
+        if not self.shifts(layer):
+            return
         change = bias - layer.bias(self.host)
         whole = self._original(layer.out).shape
         assert whole is not None
         self.biases[layer.op.name] = addition(change, kept, int(whole[layer.out_axis]))
-        self.host.set_parameter(layer.weight, new)
         self.host.add_bias(layer.op, change)
 
     def _kept(self, value: Value, axis: int) -> Indices:

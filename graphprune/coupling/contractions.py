@@ -59,6 +59,10 @@ class Contraction:
         flat = matrix.reshape(-1, matrix.shape[-1])
         return np.ascontiguousarray(flat.T if self._transposed else flat).reshape(shape)
 
+    @property
+    def has_bias(self) -> bool:
+        return len(self.op.inputs) > 2 and self.op.inputs[2] is not None
+
     def bias(self, host: Host) -> Array:
         """The bias, zeros where there is none."""
         value = self.op.inputs[2] if len(self.op.inputs) > 2 else None

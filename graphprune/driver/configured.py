@@ -84,6 +84,8 @@ def write_pretrained(folder: Path, program: Program) -> str | None:
     kind = type(made.model)
     wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
     configuration = Configuration(kind, made.model.config)
+    if new := wanted.keys() - configuration.sizes.keys():
+        return f"{kind.__name__} has no `{min(new)}`; `compensate{{bias=false}}` adds none"
     ours = {name: wanted.get(name, shape) for name, shape in configuration.sizes.items()}
     found = configuration.saying(ours)
     if found is None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from ..compensation import METHODS, left_out
+from ..compensation.lsq import least_squares
 from ..errors import RecipeError, nearest
 from ..ir.facts import Keep
 from ..ir.program import Program
@@ -24,10 +26,13 @@ class Compensate(Pass):
     rewrites = True
 
     by: str = "lsq"  # how: lsq fits layers, mean biases, bn and renorm BatchNorm statistics
+    bias: bool = True  # whether a layer that has no bias may get one: a class of the user's may have no place for it
 
     def __post_init__(self) -> None:
         if self.by not in METHODS:
             raise RecipeError(f"`compensate`: `by` cannot be `{self.by}`", nearest(self.by, METHODS))
+        if not self.bias and self.by != "lsq":
+            raise RecipeError(f"`compensate{{by={self.by}}}` fits no weights", "bias=false is for by=lsq")
 
     @classmethod
     def choices(cls) -> Mapping[str, Mapping[str, str]]:
@@ -48,7 +53,8 @@ class Compensate(Pass):
                 "put it right after `propagate`, and `fold` after it",
             )
         keep = cuts[0].fact() if cuts else Keep({})
-        correction, said = METHODS[self.by](program, keep)
+        fit = METHODS[self.by] if self.bias else partial(least_squares, biases=False)
+        correction, said = fit(program, keep)
         branches = "`compensate{by=mean}` makes up for channels, not for branches: by=lsq does"
         notes = branches if gone and self.by == "mean" else "", said, left_out(program, keep) if self.fits() else ""
         return correction.apply(program).note(*filter(None, notes))

@@ -447,3 +447,16 @@ def test_statistics_are_set_in_networks_with_ops_without_operands(by):
     program = gp.load(Positions().eval(), torch.randn(4, 3, 4, 4), data=torch.randn(64, 3, 4, 4))
     done = gp.run(f"group,score,mask{{channels=0.5x}},propagate,compensate{{by={by}}}", program)
     assert not np.allclose(done.host.parameter("n.running_var"), 1.0)
+
+
+def test_a_fit_without_intercept_is_the_least_squares_one_without_a_column_of_ones():
+    rng = np.random.default_rng(0)
+    x, target = rng.standard_normal((200, 5)) + 3, rng.standard_normal((200, 4)) + 1
+    sums = NormalEquations(1, 5, 4)
+    for k in (0, 120):
+        sums.add(x[k : k + 120, None], target[k : k + 120])
+    weight, bias = sums.solve(np.ones((1, 4, 5)), 0.0, intercept=False)
+    np.testing.assert_allclose(weight[0], np.linalg.lstsq(x, target)[0].T, rtol=1e-8)
+    assert not bias.any()
+    whole, shift = sums.solve(np.ones((1, 4, 5)), 0.0)
+    np.testing.assert_allclose(np.c_[whole[0], shift], np.linalg.lstsq(np.c_[x, np.ones(200)], target)[0].T, rtol=1e-8)

@@ -220,6 +220,31 @@ def test_a_cut_that_fails_leaves_configuration_and_class_as_they_were():
     assert "save_pretrained" not in vars(model)
 
 
+def test_with_data_layers_are_fitted_without_biases_that_the_class_has_no_place_for(llama, tmp_path):
+    data = {"input_ids": np.random.default_rng(0).integers(3, 50, (24, 60))}
+    fitted = gp.compile(f"hf:{llama}", params="0.7x", data=data, out=tmp_path / "out", measure=False)
+    assert "compensate{bias=false}" in fitted.report["recipe"] and not fitted.report["notes"]
+    again = hf.LlamaForCausalLM.from_pretrained(tmp_path / "out")
+    ids = torch.from_numpy(data["input_ids"][:4])
+    with torch.no_grad():
+        found, want = again(ids).logits, hf.LlamaForCausalLM.from_pretrained(llama)(ids).logits
+        plain = gp.run(
+            fitted.report["recipe"].replace(",compensate{bias=false}", ""), gp.load(f"hf:{llama}", data=data)
+        )
+        cut = torch.from_numpy(plain.host.run([ids.numpy()])[0])
+    assert (found - want).norm() < 0.9 * (cut - want).norm()
+
+
+def test_what_the_class_has_no_place_for_is_said(llama, tmp_path):
+    data = {"input_ids": np.random.default_rng(0).integers(3, 50, (8, 60))}
+    recipe = "group{freeze=*attn*},score,mask{channels=0.5x alike=layers},propagate,compensate"
+    made = gp.compile(f"hf:{llama}", recipe=recipe, data=data, out=tmp_path / "out", measure=False)
+    notes = json.loads((tmp_path / "out" / "report.json").read_text())["notes"]
+    assert any("nothing that from_pretrained loads was written: LlamaForCausalLM has no `" in note for note in notes)
+    assert not (tmp_path / "out" / "config.json").exists() and (tmp_path / "out" / "model.pt2").exists()
+    assert made.program.plan
+
+
 def test_layers_alike_lose_the_least_together():
     """As brute force over the counts of like layers does, of what all of them lose."""
     model = made("LlamaForCausalLM", dict(GQA, intermediate_size=6, num_attention_heads=2, num_key_value_heads=2))
