@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil, gcd, prod
 from typing import Any
 
 import numpy as np
+from numpy.polynomial.polynomial import polyval
 
 from ..axes.dim import PRODUCT, Dim, find, leaves
 from ..axes.index import Indices
-from ..cost.polynomial import Polynomial
+from ..cost.polynomial import Factors, Polynomial
 from ..cost.static import Cost
 from ..errors import BudgetError
 from ..ir.facts import Group, Groups, Scores
@@ -64,9 +65,14 @@ class Allocation:
 
     def prices(self, counts: Mapping[str, int], name: str, options: Array) -> Array:
         """See choice.Prices."""
-        if type(self.cost) is Cost:  # sums and products: all options at once
-            numbers = [float(counts[group.name]) for group in self.groups]
-            return np.polynomial.polynomial.polyval(options, self._polynomial.of_one(self._number[name], numbers))
+        if self._polynomials is not None:  # sums and products: all options at once
+            numbers, number = [float(counts[group.name]) for group in self.groups], self._number[name]
+            made = np.zeros(len(options))
+            for part in self._polynomials:
+                each = [one.of_one(number, numbers) for one in part]
+                fixed = all(len(one) == 1 for one in each)  # most layers that may be whole or factored
+                made += min(each)[0] if fixed else np.minimum.reduce([polyval(options, one) for one in each])
+            return made
         dims = self._dims
         rest = {dims[other]: count for other, count in counts.items()}
         return np.array([self.cost({**rest, dims[name]: int(option)}) for option in options])
@@ -74,24 +80,22 @@ class Allocation:
     @property
     def tables(self) -> Tables | None:
         """See dual.Tables; None where the cost is no sum of products of axis sizes."""
-        return self._tables if type(self.cost) is Cost else None
+        return self._tables if self._polynomials is not None else None
 
     def _tables(self, options: Mapping[str, Array]) -> list[Table]:
         names = [group.name for group in self.groups]
         tables: dict[tuple[int, ...], Array] = {}
-        for factors, number in self._polynomial.terms.items():
-            groups = tuple(dict.fromkeys(factors))
-            table = np.full([len(options[names[k]]) for k in groups], number)
-            for power in np.ix_(*(np.asarray(options[names[k]], np.float64) ** factors.count(k) for k in groups)):
-                table *= power
-            tables[groups] = tables.get(groups, 0.0) + table
+        for part in self._polynomials or ():
+            for groups, table in _least(part, [options[name] for name in names]).items():
+                tables[groups] = tables.get(groups, 0.0) + table
         return [(tuple(names[k] for k in groups), table) for groups, table in tables.items()]
 
     @cached_property
-    def _polynomial(self) -> Polynomial:
-        """The cost in the counts of the groups."""
+    def _polynomials(self) -> list[list[Polynomial]] | None:
+        """The parts of the cost in the counts of the groups, see Cost.parts."""
         counts: Any = {group.dim: Polynomial.variable(k) for k, group in enumerate(self.groups)}
-        return Polynomial.of(self.cost(counts))
+        parts = self.cost.parts()
+        return None if parts is None else [[Polynomial.of(cost(counts)) for cost in part] for part in parts]
 
     @cached_property
     def _number(self) -> dict[str, int]:
@@ -119,6 +123,27 @@ class Allocation:
 def best(score: Array, count: int) -> Indices:
     """The ``count`` highest scores, in channel order; ties go to the lower index."""
     return np.sort(np.argsort(-score, kind="stable")[:count])
+
+
+def _least(part: Sequence[Polynomial], options: Sequence[Array]) -> dict[tuple[int, ...], Array]:
+    """The least of polynomials as a sum of tables, by the numbers of their groups."""
+    if len(part) > 1:
+        groups = tuple(sorted({k for one in part for factors in one.terms for k in factors}))
+        each = ([_table(factors, number, groups, options) for factors, number in one.terms.items()] for one in part)
+        return {groups: np.minimum.reduce([np.add.reduce(one) for one in each])}
+    tables: dict[tuple[int, ...], Array] = {}
+    for factors, number in part[0].terms.items():
+        groups = tuple(dict.fromkeys(factors))
+        tables[groups] = tables.get(groups, 0.0) + _table(factors, number, groups, options)
+    return tables
+
+
+def _table(factors: Factors, number: float, groups: Sequence[int], options: Sequence[Array]) -> Array:
+    """A number times some counts, for all options of ``groups``."""
+    table = np.full([len(options[k]) for k in groups], number)
+    for power in np.ix_(*(np.asarray(options[k], np.float64) ** factors.count(k) for k in groups)):
+        table *= power
+    return table
 
 
 def _step(group: Group, grain: int, free: Set[Dim]) -> int:

@@ -13,7 +13,7 @@ from ..allocation.choice import Menu, Prices, trade
 from ..allocation.fill import fill
 from ..allocation.problem import best
 from ..allocation.rd import losses
-from ..axes.dim import factors, terms
+from ..axes.dim import factors, find, terms
 from ..axes.index import Indices
 from ..cost.budget import Amount, amount
 from ..cost.latency.model import LatencyModel
@@ -25,12 +25,15 @@ from ..errors import BudgetError, RecipeError, nearest
 from ..ir.facts import Budget, Groups, Keep, Scores
 from ..ir.program import Program
 from ..pipeline.base import Pass
+from ..pipeline.factoring import undecided
 from ..pipeline.options import summary
 from ..pipeline.recipe import make
 from ..reorder.copy_costs import PRICES
 from ..reorder.mixed import agree
 from ..reorder.per_reader import MODES, Links, unopened
 
+COMPARING = ("global", "lamp", "greedy", "knapsack")
+"""The allocations that compare scores of one group with those of another."""
 NOTED = 0.02
 """Of the whole: what may be left of a budget without a word."""
 FOLLOWED = 6
@@ -122,12 +125,13 @@ class Mask(Pass):
         unit, asked = self.budget()
         gates = program.fact(Groups).gates
         self._check_gates(program.fact(Groups))
+        self._check_ranks(program)
         if unit == "latency":
             return program.learn(Keep(self._within(program)))
         scores, links = program.fact(Scores), self._links(program)
         free = links.free()
         groups = replace(free, groups=(*free, *gates))
-        cost = static_cost(unit, program.graph, program.host, groups)
+        cost = static_cost(unit, program.graph, program.host, groups, undecided(program))
         remains = asked.share(cost())
         if remains >= 1:
             raise BudgetError(
@@ -183,6 +187,20 @@ class Mask(Pass):
                     f"{len(axes)} axes that they make together, such as {share:.3g}x of {name} ({sizes}); "
                     "`group{freeze=...}` leaves one of them whole"
                 )
+
+    def _check_ranks(self, program: Program) -> None:
+        """Whether ranks can be chosen so. Raises RecipeError."""
+        dims = {find(rank.dim) for rank in undecided(program)}
+        if dims and self.latency:
+            raise RecipeError(
+                "`mask{latency=...}` has no prices of layers that stay whole", "budget MACs or parameters"
+            )
+        both = len({group.dim in dims for group in program.fact(Groups).channels}) == 2
+        if both and self.allocate in COMPARING:
+            raise RecipeError(
+                f"`mask{{allocate={self.allocate}}}` cannot weigh channels against ranks, whose scores are others",
+                "take allocate=rd, which measures both alike, or `group{only=*rank}`",
+            )
 
     def menus(self, program: Program) -> dict[str, list[int]]:
         """The counts that each group may keep where a latency table prices them: floor and grain applied, and

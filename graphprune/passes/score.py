@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..calibration.least_squares import Curvature
 from ..criteria import COMBINE, NORMALIZE, Scoring, criteria
 from ..criteria.branches import METHODS, worth
+from ..criteria.ranks import RANKS, worth_of_ranks
 from ..errors import RecipeError, nearest
 from ..ir.facts import Groups, Scores
 from ..ir.program import Program
@@ -28,6 +29,7 @@ class Score(Pass):
     over: str = "all"  # which weights of a group count: all, writers or readers
     combine: str = "mean"  # how they combine: mean, sum or max
     branches: str = "output"  # what a branch is worth, where `branches` offers any
+    ranks: str = "energy"  # what a rank is worth, where `factor` opened any
     normalize: str = "auto"  # how the scores of groups compare: auto (as the criterion says), mean, standard, none
 
     def __post_init__(self) -> None:
@@ -36,6 +38,7 @@ class Score(Pass):
             "over": ("all", "writers", "readers"),
             "combine": COMBINE,
             "branches": METHODS,
+            "ranks": RANKS,
             "normalize": ("auto", *NORMALIZE),
         }
         for option, choices in allowed.items():
@@ -67,5 +70,6 @@ class Score(Pass):
             found = {**{name: scale(score) for name, score in criterion.score(scoring).items()}, **found}
         for fact in scoring.learned:
             program = program.learn(fact)
+        found.update(worth_of_ranks(program, channels, self.ranks))
         scores = Scores(self.by if channels else self.branches, found)
         return program.learn(scores.signed(self.text())).note(*scoring.notes)

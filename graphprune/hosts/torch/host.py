@@ -31,6 +31,7 @@ from .baked import bake, note
 from .casting import cast_graph, wider
 from .edit import LITERALS, arguments, narrow_to_slice, pointwise, set_argument, stored
 from .export import call_of, modes, retrace, trace
+from .factor import after, before, transposed, weight_of
 from .functional import Unsupported, functionalise
 from .gradients import differentiate
 from .lift import Reader, draws
@@ -266,6 +267,21 @@ class TorchHost:
         node: fx.Node = self._module.graph.create_node("get_attr", free)
         node.meta["val"] = self._tensor(free)
         return node
+
+    def factor(self, ops: Sequence[Op], inner: Array, outers: Sequence[Array]) -> None:
+        nodes = [self._node(op) for op in ops]
+        weights = [stored(weight_of(node)) for node in nodes]
+        leaf = str(weights[0].target).rpartition(".")[2]
+        name = "rank" if leaf == "weight" else f"{leaf}_rank"
+        with self._module.graph.inserting_before(nodes[0]):
+            made = self._new_parameter(str(weights[0].target), name, torch.from_numpy(inner))
+        kernels = {node: tuple(weight_of(node).meta["val"].shape[2:]) for node in nodes}
+        new = before(nodes[0], made)
+        for node, weight, outer in zip(nodes, weights, outers, strict=True):
+            self.set_parameter(str(weight.target), outer.T if transposed(node) else outer)
+            weight.meta["val"] = self._tensor(str(weight.target))  # which says where a padding of "same" lies
+            after(node, new, inner.shape[2:], kernels[node])
+        self._stale = True
 
     def insert_reindex(self, site: Site) -> None:
         node = self._find_node(site.op)
