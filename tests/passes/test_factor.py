@@ -249,11 +249,12 @@ class Alike(nn.Module):
 
     def __init__(self, common: bool) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(12, 8) for _ in range(3))
+        layers = [nn.Linear(12, 8) for _ in range(3)]
+        self.layers = nn.ModuleList(layers)
         self.head = nn.Linear(24, 2)
         nets.randomise(self.double())
         read = torch.randn(4, 12, dtype=torch.float64)
-        for k, layer in enumerate(self.layers):
+        for k, layer in enumerate(layers):
             with torch.no_grad():
                 mine = torch.eye(12, dtype=torch.float64)[4 * k : 4 * k + 4]
                 layer.weight.copy_(layer.weight[:, :4] @ (read if common else mine))
