@@ -87,6 +87,12 @@ class Host(Protocol):
         convolutions stride, padding and dilation along an axis go with the kernel along it. ``inner`` becomes the
         parameter `x.rank` of the first weight `x.weight`."""
 
+    def to_rms_norm(self, op: Op, keeps_bias: bool) -> None:
+        """Make a layer norm along one axis an RMS norm of the same weight and eps. Its bias goes, or is added after."""
+
+    def untie(self, op: Op, operand: int) -> None:
+        """Give an op a copy of its own of the parameter that it reads there."""
+
     def insert_reindex(self, site: Site) -> None:
         """Put an op of the kind ``reindex`` there. It changes nothing until ``set_reindex``."""
 

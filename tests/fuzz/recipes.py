@@ -33,7 +33,7 @@ CUTS = (
 )
 """What these make computes what the user's own network does with zeros in what reads a channel that goes."""
 
-OPENS = ("factor",)
+OPENS = ("factor", "rms", "rms,rotate")
 """These change nothing that is computed; of what they open half can go."""
 
 FITS = ("lsq", "mean")

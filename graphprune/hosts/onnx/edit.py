@@ -203,8 +203,14 @@ def _insert_add(graph: ir.Graph, node: ir.Node, op: Op, bias: Array) -> None:
     assert weight is not None
     dtype = out.dtype or _dtype(weight, op)
     made = make_tensor(graph, beside(str(weight.name), "bias"), bias, dtype)
+    add_after(graph, node, made, f"{op.name}_biased", dtype)
+
+
+def add_after(graph: ir.Graph, node: ir.Node, value: ir.Value, name: str, dtype: ir.DataType | None) -> None:
+    """Add a value to what a node makes."""
+    out = node.outputs[0]
     readers = out.uses()
-    add = insert(graph, node, "Add", [out, made], f"{op.name}_biased", dtype)
+    add = insert(graph, node, "Add", [out, value], name, dtype)
     for reader, k in readers:
         reader.replace_input_with(k, add.outputs[0])
     if out.is_graph_output():
@@ -221,6 +227,26 @@ def _take_over(graph: ir.Graph, place: ir.Graph, out: ir.Value, new: ir.Value) -
     for k, value in enumerate(place.outputs):
         if value is out:
             place.outputs[k] = new
+
+
+def to_rms_norm(graph: ir.Graph, node: ir.Node, op: Op, standard: bool, keeps_bias: bool) -> None:
+    """See ir.Host.to_rms_norm. ``standard``: the opset has one; else it is ONNX Runtime's own."""
+    bias, out = node.inputs[2] if len(node.inputs) > 2 else None, node.outputs[0]
+    node.resize_inputs(2)
+    node.resize_outputs(1)
+    node.op_type = "RMSNormalization" if standard else "SimplifiedLayerNormalization"
+    if bias is not None and keeps_bias:
+        add_after(graph, node, bias, f"{op.name}_biased", out.dtype)
+    drop_unread(graph, [bias])
+
+
+def untie(graph: ir.Graph, node: ir.Node, k: int) -> None:
+    """See ir.Host.untie."""
+    value = node.inputs[k]
+    assert value is not None
+    tensor = constant_tensor(value)
+    assert tensor is not None
+    set_input(node, k, make_tensor(graph, f"{value.name}_untied", tensor.numpy(), tensor.dtype))
 
 
 def remove(graph: ir.Graph, node: ir.Node, stays: int = 0) -> None:

@@ -238,6 +238,17 @@ class OnnxHost:
         split(self.model.graph, [self._node(op) for op in ops], ops, inner, outers)
         self._nodes = None
 
+    def to_rms_norm(self, op: Op, keeps_bias: bool) -> None:
+        """See ir.Host.to_rms_norm. Before opset 23 ONNX has none: it is ONNX Runtime's own then."""
+        self._change()
+        edit.to_rms_norm(self.model.graph, self._node(op), op, self._version() >= 23, keeps_bias)
+        self._nodes = None
+
+    def untie(self, op: Op, operand: int) -> None:
+        self._change()
+        edit.untie(self.model.graph, self._node(op), operand)
+        self._nodes = None
+
     def insert_reindex(self, site: Site) -> None:
         self._change()
         node = self._by_output().get(site.op)

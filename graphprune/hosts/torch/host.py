@@ -283,6 +283,28 @@ class TorchHost:
             after(node, new, inner.shape[2:], kernels[node])
         self._stale = True
 
+    def to_rms_norm(self, op: Op, keeps_bias: bool) -> None:
+        node, aten = self._node(op), torch.ops.aten
+        given = arguments(node)
+        node.target = aten.rms_norm.default
+        node.args, node.kwargs = (given["input"], given["normalized_shape"], given["weight"], given["eps"]), {}
+        if keeps_bias and given["bias"] is not None:
+            with self._module.graph.inserting_after(node):
+                total = pointwise(self._module.graph, aten.add.Tensor, node, given["bias"])
+            node.replace_all_uses_with(total, lambda user: user is not total)
+        elif given["bias"] is not None and not given["bias"].users:
+            self._sweep(given["bias"])
+        self._stale = True
+
+    def untie(self, op: Op, operand: int) -> None:
+        node = self._node(op)
+        tied = Reader(self._module).operands(node)[operand]
+        with self._module.graph.inserting_before(node):
+            name = str(tied.target)
+            own = self._new_parameter(name, f"{name.rpartition('.')[2]}_untied", self._tensor(name).detach().clone())
+        node.replace_input_with(tied, own)
+        self._stale = True
+
     def insert_reindex(self, site: Site) -> None:
         node = self._find_node(site.op)
         insert(self._module.graph, node, Reader(self._module).operands(node)[site.operand], site)
