@@ -52,6 +52,7 @@ class Score(Pass):
         return {
             "by": {name: f"{wants[name]}{summary(one.score)}" for name, one in criteria().items()},
             "branches": {name: summary(function) for name, function in METHODS.items()},
+            "ranks": {name: summary(function) for name, function in RANKS.items()},
         }
 
     def wants_data(self) -> bool:
