@@ -54,10 +54,11 @@ OPTIONS = {
         "normalised": st.booleans(),
         "freeze": st.sampled_from(["", "stem", "layer1.*|fc", "a[0]"]),
         "only": st.sampled_from(["", "stem", "layer1.*|fc"]),
+        "places": st.sampled_from(["", "stream", "inner|heads"]),
         "states": st.sampled_from(["", "h", "state*|c"]),
     },
     "branches": {
-        "of": st.sampled_from(["branch", "block"]),
+        "of": st.sampled_from(["branch", "block", "attention", "other"]),
         "span": st.integers(1, 9),
         "keep": st.sampled_from(["", "first:4,last:2", "blocks.1.*"]),
         "alone": st.booleans(),
@@ -73,6 +74,7 @@ OPTIONS = {
     "loosen": {"writers": st.booleans()},
     "mask": {
         "allocate": st.sampled_from(sorted(ALLOCATIONS)),
+        "of": st.sampled_from(["now", "given"]),
         "floor": st.floats(0, 1).map(lambda x: round(x, 6)),
         "width": st.sampled_from(["", "stem=24", "a.*=0.5x|b=3"]),
         "grain": st.integers(1, 64),
