@@ -10,6 +10,18 @@ from torch import nn
 WIDTH, HEADS, TOKENS, PLACES = 8, 2, 11, 5
 
 
+class Written(nn.Module):
+    """An RMS norm written out as Gemma has it: one is added to the weight."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.empty(width)), eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = x.to(x.dtype)
+        return (1 + self.weight) * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+
 class Block(nn.Module):
     """Attention and MLP, each behind a norm, the second with a layer scale."""
 

@@ -11,12 +11,35 @@ from ..axes.dim import Dim, Size, find
 from ..ir.graph import Graph, Op, Value
 from ..ir.host import Array, Host
 from .contractions import Contraction, contractions
+from .norms import CASTS, rms_norms
 
-NORMS = ("layer_norm", "rms_norm")
 MOVES = ("reshape", "transpose", "slice", "select", "expand", "concat", "split", "unbind", "stack", "repeat", "gather")
 """Ops that move positions about, where they leave the stream's axis alone."""
 ONE_BY_ONE = frozenset(MOVES) - {"concat", "stack"}
 """Those after which a constant that was added is still the same everywhere."""
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A norm along one axis, an op of its own or written out in several, of which ``op`` applies the weight."""
+
+    kind: str  # layer_norm or rms_norm
+    op: Op
+    x: Value
+    out: Value
+    eps: float
+    weight: str
+    shift: float = 0.0  # what is added to the weight before
+    bias: str | None = None
+    within: frozenset[Op] = frozenset()  # the ops of one that is written out
+
+    @property
+    def name(self) -> str:
+        return self.op.name
+
+    @property
+    def where(self) -> str:
+        return self.op.where
 
 
 @dataclass
@@ -24,7 +47,7 @@ class Stream:
     """Values with one axis in common. ``why``: why it must stay as it is, if it must."""
 
     dim: Dim
-    norms: list[Op] = field(default_factory=list)
+    norms: list[Norm] = field(default_factory=list)
     writers: dict[str, Writer] = field(default_factory=dict)  # by parameter
     readers: dict[str, list[Contraction] | None] = field(default_factory=dict)  # of each norm; None: others too
     ties: dict[str, str] = field(default_factory=dict)  # by gather, the embedding that something else reads as well
@@ -48,12 +71,43 @@ def streams(graph: Graph) -> Iterator[Stream]:
     """The stream of every norm along one axis, each once, in order of execution."""
     known: set[str] = set()
     reads = {read.op.name: read for read in contractions(graph, own=True)}
-    for op in graph.ops:
-        if op.kind in NORMS and op.attrs["trailing"] == 1 and op.name not in known:
-            assert op.inputs[0] is not None
-            found = _Walk(graph, reads, Stream(find(op.inputs[0].dims[-1]))).stream(op)
-            known |= {norm.name for norm in found.norms} | {op.name}
+    there = norms(graph)
+    for norm in there:
+        if norm.name not in known:
+            found = _Walk(graph, reads, there, Stream(find(norm.x.dims[-1]))).stream(norm)
+            known |= {one.name for one in found.norms} | {norm.name}
             yield found
+
+
+def norms(graph: Graph) -> list[Norm]:
+    """Those along the last axis with a weight of their own, in order of execution."""
+    ops, found = {op.name: op for op in graph.ops}, dict[str, Norm]()
+    for x, one in rms_norms(graph).values():
+        op = ops[one.op]
+        if find(one.dim) is find(x.dims[-1]):
+            eps, out = float(ops[one.eps].attrs["plus"]), op.outputs[0]
+            found[one.op] = Norm("rms_norm", op, x, out, eps, one.weight, one.shift, None, _between(graph, x, op))
+    for op in graph.ops:
+        weight, bias = (*op.inputs[1:], None, None)[:2]
+        if op.kind in ("layer_norm", "rms_norm") and op.attrs["trailing"] == 1 and op.inputs[0] is not None:
+            name = weight.name if weight is not None and graph.only_user(weight) is op else ""
+            beta = bias.name if bias is not None else None
+            eps = float(op.attrs.get("eps") or 0.0)
+            found[op.name] = Norm(op.kind, op, op.inputs[0], op.outputs[0], eps, name, bias=beta)
+    return [found[op.name] for op in graph.ops if op.name in found]
+
+
+def _between(graph: Graph, x: Value, last: Op) -> frozenset[Op]:
+    """The ops from a value to one that comes of it, casts of the value that others read left out."""
+    found, todo = {last}, [last]
+    while todo:
+        for value in todo.pop().inputs:
+            maker = graph.maker(value) if value is not None and value is not x else None
+            if maker is not None and maker not in found and maker.attrs.get("function") not in CASTS:
+                found.add(maker)
+            if maker is not None and maker not in todo and value is not None and not value.constant:
+                todo.append(maker)
+    return frozenset(found)
 
 
 def multiplied(host: Host, stream: Stream, matrix: Array) -> None:
@@ -74,12 +128,13 @@ def tied(stream: Stream, by: str) -> str:
     return f"{names} has another reader; `{by}{{untie=true}}` gives the embedding a weight of its own" if names else ""
 
 
-def untied(host: Host) -> Host:
-    """A copy in which every embedding that writes a stream has a weight of its own."""
+def untied(host: Host, kind: str) -> Host:
+    """A copy in which every embedding that writes a stream below norms of a kind has a weight of its own."""
     graph, host = host.lift(), host.copy()
     ops = {op.name: op for op in graph.ops}
     for stream in streams(graph):
-        for name in () if stream.why else stream.ties:
+        asked = not stream.why and any(norm.kind == kind for norm in stream.norms)
+        for name in stream.ties if asked else ():
             host.untie(ops[name], 0)
     return host
 
@@ -88,21 +143,20 @@ def untied(host: Host) -> Host:
 class _Walk:
     graph: Graph
     reads: Mapping[str, Contraction]
+    norms: list[Norm]
     made: Stream
     todo: list[Value] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
 
-    def stream(self, norm: Op) -> Stream:
-        assert norm.inputs[0] is not None
-        self.todo.append(norm.inputs[0])
+    def stream(self, norm: Norm) -> Stream:
+        self.todo.append(norm.x)
         while self.todo:  # to its end, so that all its norms are known
             value = self.todo.pop()
             if value.name not in self.seen:
                 self.seen.add(value.name)
                 why = self._written(value) or self._read(value)
                 self.made.why = self.made.why or why
-        order = {op.name: k for k, op in enumerate(self.graph.ops)}
-        self.made.norms.sort(key=lambda op: order[op.name])
+        self.made.norms.sort(key=self.norms.index)
         return self.made
 
     # ---- what writes it --------------------------------------------------------------------------
@@ -164,8 +218,9 @@ class _Walk:
                 self.made.ties |= {op.name: value.name for op in ties}
             users = tuple(ties)
         for op in users:
-            if op.kind in NORMS and op.inputs.index(value) == 0:
-                if why := self._norm(op):
+            norm = next((one for one in self.norms if op in (one.within or (one.op,)) and value is not one.out), None)
+            if norm is not None:
+                if why := self._norm(norm):
                     return why
             elif self._passes(op):
                 self.todo += op.outputs
@@ -173,14 +228,13 @@ class _Walk:
                 return f"{op.where} reads it, which is no norm"
         return ""
 
-    def _norm(self, op: Op) -> str:
-        if op in self.made.norms:
+    def _norm(self, norm: Norm) -> str:
+        if norm in self.made.norms:
             return ""
-        weight = op.inputs[1] if len(op.inputs) > 1 else None
-        if op.attrs["trailing"] != 1 or weight is None or self.graph.only_user(weight) is not op:
-            return f"{op.where} has no weight of its own along one axis"
-        self.made.norms.append(op)
-        self.made.readers[op.name] = self._layers(op.outputs[0], find(op.outputs[0].dims[-1]))
+        if not norm.weight:
+            return f"{norm.where} has no weight of its own along one axis"
+        self.made.norms.append(norm)
+        self.made.readers[norm.name] = self._layers(norm.out, find(norm.out.dims[-1]))
         return ""
 
     def _layers(self, value: Value, dim: Dim) -> list[Contraction] | None:
@@ -201,7 +255,8 @@ class _Walk:
             if op.kind == "size":
                 continue
             mean = op.kind == "reduce" and op.attrs.get("function") == "mean"
-            if (op.kind not in ONE_BY_ONE and not mean) or not self._alone(op, dim):
+            cast = op.attrs.get("function") in CASTS
+            if (op.kind not in ONE_BY_ONE and not mean and not cast) or not self._alone(op, dim):
                 return None
             for out in op.outputs:
                 further = self._layers(out, dim)
@@ -214,7 +269,7 @@ class _Walk:
 
     def _passes(self, op: Op) -> bool:
         """Whether what comes out is multiplied by a matrix along the stream where all that goes in is."""
-        if op.kind == "pointwise" and op.attrs.get("function") in ("add", "sub", "same"):
+        if op.kind == "pointwise" and op.attrs.get("function") in ("add", "sub", *CASTS):
             return all(self._axis(value) is not None for value in (*op.inputs, *op.outputs) if value is not None)
         mean = op.kind == "reduce" and op.attrs.get("function") in ("mean", "sum")
         return (op.kind in MOVES or mean) and self._alone(op, self.made.dim)

@@ -155,13 +155,14 @@ class Masker:
 @dataclass(frozen=True)
 class WrittenNorm:
     """An RMS norm over ``dim`` that is written out in ops: the names of the one that takes the mean of squares, of the
-    one that adds a number to it (its attribute ``plus``), and of the parameter that, ``shift`` added to it, scales what
-    comes out."""
+    one that adds a number to it (its attribute ``plus``), of the parameter that, ``shift`` added to it, scales what
+    comes out, and of the op that applies it."""
 
     dim: Dim
     mean: str
     eps: str
     weight: str
+    op: str
     shift: float = 0.0
 
 

@@ -29,10 +29,10 @@ class Rms(Pass):
         which gain one where they have none, and is added where others read them (Jiang et al., Pre-RMSNorm and
         Pre-CRMSNorm Transformers, 2023, section 3; Ashkboos et al., SliceGPT, 2024, section 3.1). A stream that
         something else reads or writes stays, with a note. Raises ModelError where all that have LayerNorms do."""
-        host, notes, done = untied(program.host) if self.untie else program.host.copy(), list[str](), False
+        host, notes, done = program.host.copy(), list[str](), False
+        host = untied(host, "layer_norm") if self.untie else host
         for stream in streams(host.lift()):
-            layers = [norm for norm in stream.norms if norm.kind == "layer_norm"]
-            if not stream.why and not layers:
+            if all(norm.kind != "layer_norm" for norm in stream.norms):
                 continue
             why = stream.why or tied(stream, self.name) or _mixed(stream)
             if why:
@@ -62,9 +62,9 @@ def _rewrite(host: Host, stream: Stream) -> None:
     size = int(stream.dim.size)
     multiplied(host, stream, np.eye(size) - 1 / size)
     for norm in stream.norms:
-        bias, layers = norm.inputs[2] if len(norm.inputs) > 2 else None, stream.readers[norm.name]
-        if bias is not None and layers is not None:
-            beta = host.parameter(bias.name).astype(np.float64)
+        layers = stream.readers[norm.name]
+        if norm.bias is not None and layers is not None:
+            beta = host.parameter(norm.bias).astype(np.float64)
             for layer in layers:
                 host.add_bias(layer.op, layer.flat_matrix(host)[0] @ beta)
-        host.to_rms_norm(norm, keeps_bias=layers is None)
+        host.to_rms_norm(norm.op, keeps_bias=layers is None)

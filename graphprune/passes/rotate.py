@@ -34,7 +34,7 @@ class Rotate(Pass):
         calibration data, float64 (Ashkboos et al., SliceGPT, 2024, sections 3.2 and 3.3, with one Q for all blocks, so
         that the shortcuts need no matrix). The sign of each makes its largest entry positive. A stream that cannot be
         rotated stays, with a note. Raises ModelError where none can."""
-        host, notes = untied(program.host) if self.untie else program.host, list[str]()
+        host, notes = untied(program.host, "rms_norm") if self.untie else program.host, list[str]()
         found = list[Stream]()
         for stream in streams(host.lift()):
             if why := stays(stream):
@@ -54,16 +54,15 @@ class Rotate(Pass):
 def _moments(host: Host, found: list[Stream], program: Program) -> dict[str, Array]:
     """Of each stream the second moments of what its norms make of it, each norm to the same weight."""
     sums = {stream.name: np.zeros((int(stream.dim.size),) * 2) for stream in found}
-    read = {norm.inputs[0].name for stream in found for norm in stream.norms if norm.inputs[0] is not None}
+    read = {norm.x.name for stream in found for norm in stream.norms}
     for number, batch in enumerate(program.data):
         program.progress("second moments", number, len(program.data))
         seen = host.watch(batch, sorted(read))
         for stream in found:
             for norm in stream.norms:
-                assert norm.inputs[0] is not None
-                x = seen[norm.inputs[0].name].astype(np.float64)
+                x = seen[norm.x.name].astype(np.float64)
                 x = x.reshape(-1, x.shape[-1])
-                x = x / np.sqrt((x**2).mean(-1, keepdims=True) + (norm.attrs["eps"] or 0.0))
+                x = x / np.sqrt((x**2).mean(-1, keepdims=True) + norm.eps)
                 sums[stream.name] += x.T @ x
     return sums
 

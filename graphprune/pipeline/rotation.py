@@ -33,7 +33,7 @@ class Rotate(Edit):
 
     def apply(self, program: Program) -> Program:
         hint = "is it the same model?"
-        host = untied(program.host) if self.untie else program.host.copy()
+        host = untied(program.host, "rms_norm") if self.untie else program.host.copy()
         known = {stream.name: stream for stream in streams(host.lift()) if stream.norms}
         for name, matrix in self.matrices.items():
             if name not in known:
@@ -80,10 +80,9 @@ def _rotated(host: Host, stream: Stream, matrix: Array) -> None:
     """What writes it by the transpose; what reads it, each norm's weight gone into it, by the matrix."""
     multiplied(host, stream, matrix.T)
     for norm in stream.norms:
-        weight = norm.inputs[1]
-        assert weight is not None
-        gamma = host.parameter(weight.name).astype(np.float64)
+        stored = host.parameter(norm.weight)
+        gamma = stored.astype(np.float64).ravel() + norm.shift
         for layer in stream.readers[norm.name] or ():
             old = host.parameter(layer.weight)
             host.set_parameter(layer.weight, layer.tensor(layer.flat_matrix(host)[0] * gamma @ matrix, old.shape))
-        host.set_parameter(weight.name, np.ones_like(gamma))
+        host.set_parameter(norm.weight, np.full_like(stored, 1 - norm.shift))

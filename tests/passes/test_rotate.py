@@ -17,7 +17,7 @@ from test_rms import TOLERANCE, as_onnx
 from torch import nn
 
 import graphprune as gp
-from graphprune.coupling.streams import multiplied
+from graphprune.coupling.streams import multiplied, norms
 from graphprune.ir.facts import Groups
 from graphprune.ir.program import Program
 from graphprune.pipeline import rotation
@@ -28,6 +28,7 @@ from graphprune.pipeline.rotation import Rotate
 
 CUT = "group,score{by=variance over=writers},mask{channels=0.6x},propagate"
 RECIPES = {"words": "rms,rotate", "rms": "rotate", "tied": "rotate{untie=true}", "patches": "rms,rotate"}
+RECIPES["written"] = "rotate{untie=true}"
 
 
 @cache
@@ -38,13 +39,16 @@ def given(net: str) -> Program:
         "rms": lambda: streams.words(nn.RMSNorm),
         "tied": lambda: streams.words(nn.RMSNorm, tied=True),
         "patches": streams.patches,
+        "written": lambda: streams.words(streams.Written, tied=True),
     }[kind]()
     if host == "onnx":
         return gp.load(as_onnx(module, x), data=[x.numpy()])
     return gp.load(module, (x,), data=[x.numpy()])
 
 
-@pytest.mark.parametrize("net", ["words torch", "words onnx", "rms torch", "tied torch", "patches torch"])
+@pytest.mark.parametrize(
+    "net", ["words torch", "words onnx", "rms torch", "tied torch", "patches torch", "written torch", "written onnx"]
+)
 def test_nothing_changes_and_then_the_hidden_size_goes(net: str) -> None:
     program, recipe = given(net), RECIPES[net.split()[0]]
     opened = gp.run(recipe, program)
@@ -55,7 +59,7 @@ def test_nothing_changes_and_then_the_hidden_size_goes(net: str) -> None:
     checks = {check.what.partition(",")[0]: check for check in gp.verify(done)}
     assert all(check.holds for check in checks.values())
     assert "opened = original" in checks
-    assert next(op for op in done.graph.ops if op.kind == "rms_norm").inputs[1].shape == (5,)
+    assert [done.graph.parameters[norm.weight].shape for norm in norms(done.graph)] == [(5,)] * len(norms(opened.graph))
 
 
 def test_the_new_coordinates_are_uncorrelated_and_fall() -> None:
