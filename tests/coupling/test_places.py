@@ -47,9 +47,9 @@ def test_of_a_transformer_and_of_attention_written_out() -> None:
     assert set().union(*found.values()) == everywhere
     assert names("{places=heads|inner}", program) == found["heads"] | found["inner"]
     program = gp.load(Decomposed().double(), (torch.randn(2, 7, 4, dtype=torch.float64),))
-    assert {place: names(f"{{places={place}}}", program) for place in ("stream", "heads", "widths")} == {
-        "stream": {"stem 6"}, "heads": {"q.0 2"}, "widths": {"q.1 3", "v.1 5"},
-    }  # fmt: skip
+    for place, sizes in {"stream": ["6"], "heads": ["2"], "widths": ["3", "5"]}.items():
+        found_there = names(f"{{places={place}}}", program)
+        assert sorted(one.partition(" ")[2] for one in found_there) == sizes
 
 
 def test_the_others_are_frozen_with_where_they_lie_and_no_other_place_is_known() -> None:
