@@ -41,6 +41,7 @@ from .pipeline.edits import Cut
 from .pipeline.instrument import Instrument
 from .pipeline.plan_file import read_plan
 from .pipeline.plan_reader import as_plan
+from .pipeline.published import published
 from .pipeline.recipe import Recipe
 from .pipeline.replay import apply_plan
 from .pipeline.run import Begun
@@ -304,7 +305,7 @@ def compile(
     (``0.5``, ``"0.5x"``, ``"50%"``) or, but for channels, as an amount (``200_000``, ``"1.5G"``, ``"3MB"``,
     ``"12ms"``); by default half of the MACs. A latency is *measured* on the first target, on ``threads`` threads;
     ``table``: a latency table that ``record`` made elsewhere. Instead of a budget ``recipe``: the passes, see
-    ``graphprune passes``.
+    ``graphprune passes``; or beside one, the name of a published recipe, such as ``"2ssp"``.
 
     **What may go.** ``freeze``: names of groups, layers, parameters to leave alone (``*`` is a wildcard); ``only``:
     of those whose outputs may go, and no others; ``ignore``: modules of the model itself to leave alone
@@ -335,6 +336,8 @@ def compile(
     """
     budgets = zip(UNITS, (channels, params, macs, memory, latency), strict=True)
     given = {unit: spelt(budget) for unit, budget in budgets if budget is not None}
+    if isinstance(recipe, str) and recipe in published() and len(given) <= 1:
+        recipe, given = published()[recipe].recipe(*next(iter(given.items()), ("macs", "0.5x"))), {}
     if len(given) + (recipe is not None) > 1:
         raise RecipeError(
             f"one budget or a recipe, not {len(given) + (recipe is not None)}", "a recipe has its budget in `mask{...}`"

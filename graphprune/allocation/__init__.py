@@ -9,6 +9,7 @@ from functools import cache
 
 from ..pipeline.base import plug_ins
 from .choice import Counts
+from .depthwise import depthwise
 from .eagleeye import NEAR as eagleeye_near
 from .eagleeye import eagleeye
 from .knapsack import knapsack
@@ -28,6 +29,7 @@ METHODS: Mapping[str, Callable[[Allocation], Counts]] = {
     "rd": rd,
     "eagleeye": eagleeye,
     "stepwise": stepwise,
+    "depthwise": depthwise,
 }
 WANT_DATA = frozenset({"rd", "eagleeye"})
 OF_BRANCHES = frozenset({"uniform", "global", "greedy", "knapsack", "rd", "stepwise"})

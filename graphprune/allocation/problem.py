@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import ceil, gcd, prod
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.polynomial.polynomial import polyval
 
 from ..axes.dim import PRODUCT, Dim, find, leaves
 from ..axes.index import Indices
-from ..cost.polynomial import Polynomial
+from ..cost.polynomial import Factors, Polynomial
 from ..cost.static import Cost
 from ..errors import BudgetError
 from ..ir.facts import Group, Groups, Scores
@@ -80,32 +81,35 @@ class Allocation:
 
     def prices(self, counts: Mapping[str, int], name: str, options: Array) -> Array:
         """See choice.Prices."""
-        if type(self.cost) is Cost:  # sums and products: all options at once
-            numbers = [float(counts[group.name]) for group in self.groups]
-            return np.polynomial.polynomial.polyval(options, self._polynomial.of_one(self._number[name], numbers))
+        if self._polynomials is not None:  # sums and products: all options at once
+            numbers, number = [float(counts[group.name]) for group in self.groups], self._number[name]
+            made = np.zeros(len(options))
+            for part in self._polynomials:
+                each = [one.of_one(number, numbers) for one in part]
+                fixed = all(len(one) == 1 for one in each)  # most layers that may be whole or factored
+                made += min(each)[0] if fixed else np.minimum.reduce([polyval(options, one) for one in each])
+            return made
         return np.array([self.cost(self._cut({**counts, name: int(option)})) for option in options])
 
     @property
     def tables(self) -> Tables | None:
         """See dual.Tables; None where the cost is no sum of products of axis sizes."""
-        return self._tables if type(self.cost) is Cost else None
+        return self._tables if self._polynomials is not None else None
 
     def _tables(self, options: Mapping[str, Array]) -> list[Table]:
         names = [group.name for group in self.groups]
         tables: dict[tuple[int, ...], Array] = {}
-        for factors, number in self._polynomial.terms.items():
-            groups = tuple(dict.fromkeys(factors))
-            table = np.full([len(options[names[k]]) for k in groups], number)
-            for power in np.ix_(*(np.asarray(options[names[k]], np.float64) ** factors.count(k) for k in groups)):
-                table *= power
-            tables[groups] = tables.get(groups, 0.0) + table
+        for part in self._polynomials or ():
+            for groups, table in _least(part, [options[name] for name in names]).items():
+                tables[groups] = tables.get(groups, 0.0) + table
         return [(tuple(names[k] for k in groups), table) for groups, table in tables.items()]
 
     @cached_property
-    def _polynomial(self) -> Polynomial:
-        """The cost in the counts of the groups."""
-        counts = {group.name: Polynomial.variable(k) for k, group in enumerate(self.groups)}
-        return Polynomial.of(self.cost(self._cut(counts)))
+    def _polynomials(self) -> list[list[Polynomial]] | None:
+        """The parts of the cost in the counts of the groups, see Cost.parts."""
+        counts = self._cut({group.name: Polynomial.variable(k) for k, group in enumerate(self.groups)})
+        parts = self.cost.parts()
+        return None if parts is None else [[Polynomial.of(cost(counts)) for cost in part] for part in parts]
 
     @cached_property
     def _number(self) -> dict[str, int]:
@@ -127,9 +131,9 @@ class Allocation:
 
 
 def tied(groups: Groups, scores: Scores) -> tuple[Groups, Scores, dict[str, tuple[Group, ...]]]:
-    """One group for all that are the same layer of repeated blocks: what their names and members have in common but
-    for numbers that are whole parts on the way (``layers.3.mlp``). What is lost of it is what all of them lose. Returns
-    the groups to choose for, their scores, and who follows whom."""
+    """One group for all that are the same layer of repeated blocks: of equal size, and their names and members the
+    same behind the number of the block (``encoder.layers.3.mlp``). What is lost of it is what all of them lose.
+    Returns the groups to choose for, their scores, and who follows whom."""
     classes: dict[Any, list[Group]] = {}
     for group in groups:
         members = tuple(sorted((_layer(m.parameter), m.axis, m.role) for m in group.members))
@@ -142,12 +146,34 @@ def tied(groups: Groups, scores: Scores) -> tuple[Groups, Scores, dict[str, tupl
 
 
 def _layer(name: str) -> str:
-    return re.sub(r"(?<![^./])\d+(?=[./])", "#", name)
+    """What is left of a name behind the last number that is a whole part on its way."""
+    return re.split(r"(?:^|[./])\d+(?=[./])", name)[-1]
 
 
 def best(score: Array, count: int) -> Indices:
     """The ``count`` highest scores, in channel order; ties go to the lower index."""
     return np.sort(np.argsort(-score, kind="stable")[:count])
+
+
+def _least(part: Sequence[Polynomial], options: Sequence[Array]) -> dict[tuple[int, ...], Array]:
+    """The least of polynomials as a sum of tables, by the numbers of their groups."""
+    if len(part) > 1:
+        groups = tuple(sorted({k for one in part for factors in one.terms for k in factors}))
+        each = ([_table(factors, number, groups, options) for factors, number in one.terms.items()] for one in part)
+        return {groups: np.minimum.reduce([np.add.reduce(one) for one in each])}
+    tables: dict[tuple[int, ...], Array] = {}
+    for factors, number in part[0].terms.items():
+        groups = tuple(dict.fromkeys(factors))
+        tables[groups] = tables.get(groups, 0.0) + _table(factors, number, groups, options)
+    return tables
+
+
+def _table(factors: Factors, number: float, groups: Sequence[int], options: Sequence[Array]) -> Array:
+    """A number times some counts, for all options of ``groups``."""
+    table = np.full([len(options[k]) for k in groups], number)
+    for power in np.ix_(*(np.asarray(options[k], np.float64) ** factors.count(k) for k in groups)):
+        table *= power
+    return table
 
 
 def _step(group: Group, grain: int, free: Set[Dim]) -> int:

@@ -22,17 +22,17 @@ def uniform(problem: Allocation) -> Counts:
         return {g.name: problem.survivors(g, floor(ratio * g.size + 0.5)) for g in problem.groups}
 
     ratios = sorted({(k + 0.5) / group.size for group in problem.groups for k in range(group.size)})
-    return _largest(problem, lambda k: counts(ratios[k] if k >= 0 else 0.0), len(ratios), _worth(problem))
+    return best_within(problem, lambda k: counts(ratios[k] if k >= 0 else 0.0), len(ratios), scored(problem))
 
 
 def one_threshold(problem: Allocation) -> Counts:
     """One threshold for the scores of all groups, with a floor under each (Global MP, Gupta et al. 2022)."""
-    return _below(problem, _worth(problem))
+    return _below(problem, scored(problem))
 
 
 def lamp(problem: Allocation) -> Counts:
     """One threshold for LAMP scores of the scores (see criteria.magnitude.lamp)."""
-    return _below(problem, {name: lamp_of(np.square(own)) for name, own in _worth(problem).items()})
+    return _below(problem, {name: lamp_of(np.square(own)) for name, own in scored(problem).items()})
 
 
 def greedy(problem: Allocation) -> Counts:
@@ -45,11 +45,11 @@ def greedy(problem: Allocation) -> Counts:
     worth = {}
     for group in problem.groups:
         price = whole - problem.price({**full, group.name: group.size - 1}) if group.size > 1 else whole
-        worth[group.name] = _worth(problem)[group.name] / max(price, 1e-12 * whole)
+        worth[group.name] = scored(problem)[group.name] / max(price, 1e-12 * whole)
     return _below(problem, worth)
 
 
-def _worth(problem: Allocation) -> dict[str, Array]:
+def scored(problem: Allocation) -> dict[str, Array]:
     return {group.name: problem.scores[group] for group in problem.groups}
 
 
@@ -62,10 +62,10 @@ def _below(problem: Allocation, worth: Mapping[str, Array]) -> Counts:
         wanted = {name: len(own) - int(np.searchsorted(own, cut)) for name, own in order.items()}
         return {g.name: problem.survivors(g, wanted[g.name]) for g in problem.groups}
 
-    return _largest(problem, counts, len(levels), worth)
+    return best_within(problem, counts, len(levels), worth)
 
 
-def _largest(problem: Allocation, counts: Callable[[int], Counts], steps: int, worth: Mapping[str, Array]) -> Counts:
+def best_within(problem: Allocation, counts: Callable[[int], Counts], steps: int, worth: Mapping[str, Array]) -> Counts:
     """The most generous of a growing sequence of choices that is within the budget (bisection), and
     then as much of the next one as still fits, the best channels first."""
     least = problem.price(counts(-1))

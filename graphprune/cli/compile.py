@@ -13,7 +13,7 @@ from ..cost.units import UNITS
 from .complete import Names
 from .console import echo, loudness, note, progress, quiet
 from .example import fixed_option, input_option
-from .recipe import read_recipe
+from .recipe import find_recipe
 from .shared import images_options, portion
 
 if TYPE_CHECKING:
@@ -54,7 +54,9 @@ def _pair(text: str) -> tuple[str, str]:
     "--passes", "passes_", metavar="RECIPE", type=Names("recipe"), help="The recipe as text; see `graphprune passes`."
 )
 @click.option(
-    "--recipe", metavar="FILE.toml", type=click.Path(dir_okay=False, path_type=Path), help="The recipe as TOML."
+    "--recipe",
+    metavar="NAME|FILE.toml",
+    help="A published recipe (`graphprune passes`), with a budget; or one as TOML.",
 )
 @click.option("--freeze", metavar="GLOB", multiple=True, help="Leave alone: a group, layer or parameter. Repeatable.")
 @click.option("--only", metavar="GLOB", multiple=True, help="Cut the outputs of these alone. Repeatable.")
@@ -141,7 +143,7 @@ def _pair(text: str) -> tuple[str, str]:
 def compile(
     model: str,
     passes_: str | None,
-    recipe: Path | None,
+    recipe: str | None,
     freeze: tuple[str, ...],
     only: tuple[str, ...],
     width: tuple[str, ...],
@@ -192,11 +194,13 @@ def compile(
       graphprune compile mynet.models:resnet --params 0.4x --seed 3 -o out --force
       graphprune compile train.py:net --macs 0.5x -o out
       graphprune compile model.pt2 --passes 'group,score,dead,propagate' -o out
+      graphprune compile model.onnx --recipe 2ssp --params 0.7x --data calibration.npz -o out
       graphprune compile model.onnx --print-after group --dump passes -o out
     """
     if passes_ is not None and recipe is not None:
         raise click.UsageError("--passes and --recipe both give a recipe; take one")
-    if (passes_ or recipe) and any(budgets.values()):
+    own = find_recipe(recipe) if recipe else passes_
+    if own is not None and any(budgets.values()) and not (recipe and isinstance(own, str)):
         raise click.UsageError("a recipe has its budget in `mask{...}`; take one or the other")
 
     if out is None and not dry_run:
@@ -214,7 +218,7 @@ def compile(
             model,
             inputs,
             **budgets,
-            recipe=read_recipe(recipe) if recipe else passes_,
+            recipe=own,
             freeze=freeze,
             only=only,
             width=dict(_pair(one) for one in width),

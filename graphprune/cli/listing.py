@@ -28,7 +28,8 @@ def passes(name: str | None, as_json: bool) -> None:
     from ..api import default_recipe
     from ..errors import RecipeError, nearest, shown
     from ..pipeline.base import passes as every
-    from ..report.listing import entry, listed
+    from ..pipeline.published import published
+    from ..report.listing import entry, listed, wrapped
 
     if name is not None and name not in every():
         raise RecipeError(f"unknown pass `{shown(name)}`", nearest(name, every()))
@@ -44,6 +45,10 @@ def passes(name: str | None, as_json: bool) -> None:
         echo("    What runs where no recipe is given.")
         for what, data in (("with data", True), ("without", False)):
             echo(f"      {what}:\n        {default_recipe('macs', '0.5x', data=data).text()}")
+        click.secho("published recipes", bold=True)
+        width = max(map(len, published()))
+        for own, recipe in published().items():
+            echo(wrapped(recipe.summary, " " * (width + 6), f"    {own:<{width}}  "))
         echo(
             "\n`graphprune passes score` lists the criteria, `passes mask` the allocations,\n"
             "`passes compensate` the ways to make up for a cut."

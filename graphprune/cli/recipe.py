@@ -1,4 +1,4 @@
-"""The recipe file of a command."""
+"""The recipe of a command: a published one, or a file."""
 
 from __future__ import annotations
 
@@ -7,6 +7,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..pipeline.recipe import Recipe
+
+
+def find_recipe(text: str) -> Recipe | str:
+    """The name of a published recipe as it is, or what a file of that name holds. Raises RecipeError."""
+    from ..errors import RecipeError, nearest, shown
+    from ..pipeline.published import published
+
+    if text in published():
+        return text
+    if not Path(text).suffix and not Path(text).exists():
+        raise RecipeError(f"`{shown(text)}` is no published recipe, and no file", nearest(text, published()))
+    return read_recipe(Path(text))
 
 
 def read_recipe(path: Path) -> Recipe:

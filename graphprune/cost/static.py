@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from types import MappingProxyType
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from ..axes.dim import LEAF, Dim, Size, count, find, leaves
 from ..errors import ShapeError
 from ..ir.facts import Group
-from ..ir.graph import Graph, Op, Value
+from ..ir.graph import Graph, Op, Rank, Value
 from ..ir.host import Host
 from ..ir.liveness import dead
 from ..ops.macs import Product
@@ -49,6 +49,11 @@ class Cost:
             self._folded[free] = list(self._fold(free))
         return self.scale * sum(number * prod(map(length, term)) for number, term in self._folded[free])
 
+    def parts(self) -> tuple[tuple[Cost, ...], ...] | None:
+        """Sums of products of axis sizes: the cost is the sum, over these, of the least of each. None where it is no
+        such sum."""
+        return ((self,),)
+
     def _fold(self, free: frozenset[Dim]) -> Iterator[tuple[float, Term]]:
         """The terms with all that ``free`` does not change as one number; those of the same dims are one."""
         numbers: dict[tuple[int, ...], float] = {}
@@ -60,6 +65,19 @@ class Cost:
             numbers[key] = numbers.get(key, 0) + prod(fixed)
             dims[key] = changing
         return zip(numbers.values(), dims.values(), strict=True)
+
+
+@dataclass(frozen=True)
+class Either(Cost):
+    """The same, and of every layer that is factored the lesser of its two parts and the whole."""
+
+    pairs: tuple[tuple[Cost, Cost], ...] = ()
+
+    def __call__(self, kept: Mapping[Dim, float] | None = None) -> float:
+        return sum((min(two(kept), whole(kept)) for two, whole in self.pairs), super().__call__(kept))
+
+    def parts(self) -> tuple[tuple[Cost, ...], ...]:
+        return ((Cost(self.unit, self.terms, self.sizes, self.scale),), *self.pairs)
 
 
 def length_of(dim: Dim, kept: Mapping[Dim, Any], sizes: Mapping[str, int]) -> Any:
@@ -83,15 +101,41 @@ def gates(graph: Graph, groups: Iterable[Group]) -> Gates:
     return found
 
 
-def params(graph: Graph, host: Host, gates: Gates = MappingProxyType({})) -> Cost:
-    """Trained floating-point numbers. Running statistics of BatchNorm do not count."""
+def params(graph: Graph, host: Host, gates: Gates = MappingProxyType({}), ranks: Sequence[Rank] = ()) -> Cost:
+    """Trained floating-point numbers. Running statistics of BatchNorm do not count. ``ranks``: of the layers that may
+    be whole or factored."""
     used: dict[str, list[tuple[Dim, ...]]] = {}
     for op in graph.ops:
         for value in op.inputs[: traits(op).trained]:
             if value is not None:
                 used.setdefault(value.name, []).append(gates.get(op.name, ()))
     counted = [v for v in graph.parameters.values() if v.name in used and is_number(v)]
-    return Cost("parameters", tuple((*v.dims, *_common(used[v.name])) for v in counted), host.sizes())
+    terms = {v.name: (*v.dims, *_common(used[v.name])) for v in counted}
+    pairs, ops = [], {op.name: op for op in graph.ops}
+    for rank in ranks:
+        inner, *outers = (terms.pop(_weight(graph, ops[name])) for name in (rank.inner, *rank.outers))
+        read = graph.parameters[_weight(graph, ops[rank.inner])].dims
+        whole = [(*_without(rank, read), *_without(rank, outer)) for outer in outers]
+        pairs.append(([inner, *outers], whole))
+    return _lesser(Cost("parameters", tuple(terms.values()), host.sizes()), pairs)
+
+
+def _weight(graph: Graph, op: Op) -> str:
+    weight = op.inputs[1] and graph.stored(op.inputs[1])
+    assert weight is not None
+    return weight.name
+
+
+def _without(rank: Rank, term: Term) -> Term:
+    return tuple(dim for dim in term if find(dim) is not find(rank.dim))
+
+
+def _lesser(plain: Cost, pairs: Sequence[tuple[Sequence[Term], Sequence[Term]]]) -> Cost:
+    """With the layers of ``pairs``: what their parts cost, and what they cost whole."""
+    if not pairs:
+        return plain
+    made = [(replace(plain, terms=tuple(two)), replace(plain, terms=tuple(whole))) for two, whole in pairs]
+    return Either(plain.unit, plain.terms, plain.sizes, plain.scale, tuple(made))
 
 
 def _common(gates: Sequence[tuple[Dim, ...]]) -> tuple[Dim, ...]:
@@ -104,14 +148,22 @@ def is_number(value: Value) -> bool:
     return "float" in value.dtype or "complex" in value.dtype
 
 
-def macs(graph: Graph, host: Host, gates: Gates = MappingProxyType({})) -> Cost:
-    """Multiply-accumulates of convolutions, linear layers, matrix products and attention, a sample."""
-    terms = [
-        (*one.rows, *one.outer, *one.inner, *one.steps, *gates.get(op.name, ()))
-        for op in graph.ops
-        for one in products(op, graph)
-    ]
-    return Cost("MACs", tuple(terms), host.sizes(), 1 / samples(graph, host))
+def macs(graph: Graph, host: Host, gates: Gates = MappingProxyType({}), ranks: Sequence[Rank] = ()) -> Cost:
+    """Multiply-accumulates of convolutions, linear layers, matrix products and attention, a sample. ``ranks``: of the
+    layers that may be whole or factored."""
+    found = {op.name: list(products(op, graph)) for op in graph.ops}
+
+    def term(name: str, one: Product) -> Term:
+        return (*one.rows, *one.outer, *one.inner, *one.steps, *gates.get(name, ()))
+
+    pairs = []
+    for rank in ranks:
+        (inner,), outers = found.pop(rank.inner), [found.pop(name)[0] for name in rank.outers]
+        wholes = [replace(outer, inner=(*inner.inner, *_without(rank, outer.inner))) for outer in outers]
+        two = [term(rank.inner, inner), *map(term, rank.outers, outers)]
+        pairs.append((two, list(map(term, rank.outers, wholes))))
+    terms = [term(name, one) for name, each in found.items() for one in each]
+    return _lesser(Cost("MACs", tuple(terms), host.sizes(), 1 / samples(graph, host)), pairs)
 
 
 def samples(graph: Graph, host: Host) -> int:
@@ -145,6 +197,9 @@ class Peak(Cost):
 
     moments: tuple[tuple[int, ...], ...] = ()
     bytes_each: tuple[int, ...] = ()
+
+    def parts(self) -> None:
+        return None
 
     def __call__(self, kept: Mapping[Dim, float] | None = None) -> float:
         sizes = [

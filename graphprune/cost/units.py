@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..ir.facts import Groups
-    from ..ir.graph import Graph
+    from ..ir.graph import Graph, Rank
     from ..ir.host import Host
     from .static import Cost
 
@@ -35,12 +35,13 @@ UNITS: Mapping[str, Unit] = {
 }
 
 
-def cost(unit: str, graph: Graph, host: Host, groups: Groups) -> Cost:
-    """What a choice of channels and branches costs in a unit that is counted."""
+def cost(unit: str, graph: Graph, host: Host, groups: Groups, ranks: Sequence[Rank] = ()) -> Cost:
+    """What a choice of channels and branches costs in a unit that is counted. ``ranks``: of the layers that may be
+    whole or factored, whichever is less."""
     from . import static  # late: the command line reads UNITS alone
 
     if unit == "channels":
         return static.Cost("channels", tuple((group.dim,) for group in groups), {})
     if unit == "memory":  # of a branch that goes, what lives beside it is no less
         return static.memory(graph, host)
-    return {"params": static.params, "macs": static.macs}[unit](graph, host, static.gates(graph, groups))
+    return {"params": static.params, "macs": static.macs}[unit](graph, host, static.gates(graph, groups), ranks)

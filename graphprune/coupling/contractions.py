@@ -30,6 +30,7 @@ class Contraction:
     weight_shape: tuple[int, ...]
     groups: int = 1
     own: bool = False  # weight and bias are parameters that nobody else reads, as they are: they can be fitted
+    as_stored: bool = False  # windows are known, and weight and bias count as they are, one number an output
 
     @property
     def dim(self) -> Dim:
@@ -44,7 +45,7 @@ class Contraction:
         """The weight as (groups, outputs, inputs, taps), float64. Inputs of all groups in a row are
         the channels of the activation, outputs those of the result."""
         weight = _constant(host, self.op, 1).astype(np.float64)
-        weight = weight.T if self._transposed else weight
+        weight = weight.T if self.transposed else weight
         alpha = float(self.op.attrs.get("alpha", 1))
         weight = weight if alpha == 1 else weight * alpha
         return weight.reshape(self.groups, -1, weight.shape[1], self.taps)
@@ -57,7 +58,7 @@ class Contraction:
     def tensor(self, matrix: Array, shape: Sequence[int]) -> Array:
         """The inverse of ``flat_matrix``: the weight of that shape."""
         flat = matrix.reshape(-1, matrix.shape[-1])
-        return np.ascontiguousarray(flat.T if self._transposed else flat).reshape(shape)
+        return np.ascontiguousarray(flat.T if self.transposed else flat).reshape(shape)
 
     @property
     def has_bias(self) -> bool:
@@ -96,7 +97,8 @@ class Contraction:
         return int(y.size // y.shape[self.out_axis])
 
     @property
-    def _transposed(self) -> bool:
+    def transposed(self) -> bool:
+        """Whether the weight is stored as (inputs, outputs)."""
         return self.op.kind == "matmul" or (self.op.kind == "gemm" and not self.op.attrs.get("transB"))
 
     def _windows(self, x: Array) -> Array:
@@ -133,13 +135,14 @@ def contractions(graph: Graph, *, own: bool = False) -> list[Contraction]:
         ):
             continue
         axis = len(x.dims) - len(weight.dims) + 1 if conv else len(x.dims) - 1
-        alone = weight.name in graph.parameters and graph.only_user(weight) is op and _as_stored(op, graph)
+        plain = _as_stored(op, graph)
+        alone = weight.name in graph.parameters and graph.only_user(weight) is op and plain
         if alone or not own:
             out = op.outputs[0]
             out_axis = axis if conv else len(out.dims) - 1
             shape = tuple(int(n) for n in weight.shape)
             groups = int(op.attrs["groups"]) if conv else 1
-            found.append(Contraction(op, x, axis, weight.name, out, out_axis, shape, groups, alone))
+            found.append(Contraction(op, x, axis, weight.name, out, out_axis, shape, groups, alone, plain))
     return found
 
 

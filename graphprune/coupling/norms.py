@@ -13,7 +13,7 @@ from ..ir.graph import Graph, Op, Value, WrittenNorm
 _SCALES = ("sqrt", "rsqrt")
 _SPREADS = ("norm", "var")
 _MEANS = ("mean", "sum")
-_CASTS = ("same", "cast")
+CASTS = ("same", "cast")
 _POWERS = {"same": 1.0, "cast": 1.0, "sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0}
 _DEPTH = 12  # ops between a statistic and what it divides
 
@@ -67,7 +67,7 @@ def _rms(graph: Graph, op: Op) -> tuple[Value, WrittenNorm, Op] | None:
             if scale is None:
                 return None
             weight, shift, last = scale
-            return x, WrittenNorm(x.dims[gone[0]], op.name, plus.name, weight.name, shift), last
+            return x, WrittenNorm(x.dims[gone[0]], op.name, plus.name, weight.name, last.name, shift), last
         numbers = all(other is value or _number(other) for other in user.inputs)
         step = 1.0 if user.kind == "expand" else _POWERS.get(str(function))
         if function in ("mul", "div") and numbers:  # a factor that all have
@@ -97,7 +97,7 @@ def _scale(graph: Graph, op: Op, dim: Dim, last: int) -> tuple[Value, float, Op]
             if weight is None or weight.name not in graph.parameters or len(weight.dims) < last:
                 return None
             return (weight, shift, user) if find(weight.dims[-last]) is find(dim) else None
-        if user.attrs.get("function") not in _CASTS:
+        if user.attrs.get("function") not in CASTS:
             return None
         value = user.outputs[0]
     return None
@@ -118,7 +118,7 @@ def _number(value: Value | None) -> bool:
 
 def _plain(graph: Graph, value: Value | None) -> Value | None:
     """What a value is a cast of."""
-    while value is not None and (maker := graph.maker(value)) is not None and maker.attrs.get("function") in _CASTS:
+    while value is not None and (maker := graph.maker(value)) is not None and maker.attrs.get("function") in CASTS:
         value = maker.inputs[0]
     return value
 
@@ -127,7 +127,7 @@ def _readers(graph: Graph, value: Value) -> set[Op]:
     """The ops that read a value, a cast of it, or it and a number."""
     found: set[Op] = set()
     for user in graph.users(value):
-        cast = user.attrs.get("function") in _CASTS or "plus" in user.attrs
+        cast = user.attrs.get("function") in CASTS or "plus" in user.attrs
         found |= {reader for out in user.outputs for reader in _readers(graph, out)} if cast else {user}
     return found
 

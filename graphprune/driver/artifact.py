@@ -213,13 +213,13 @@ def _branches(program: Program) -> dict[str, Any]:
 
 
 def asked(program: Program, done: Program, recipe: Recipe) -> dict[str, Any]:
-    """The budget of a recipe with one mask, as it was given, and what came out: plain data, ``got`` None where it is
-    measured and not counted. Empty where the recipe has no budget of its own, or several."""
+    """The budget of a recipe, as it was given, and what came out: plain data, ``got`` None where it is measured and
+    not counted. Empty where the recipe has no budget of its own, or several, the last not of the model as given."""
     masks = [step for step in recipe.steps if isinstance(step, Mask)]
-    if len(masks) != 1 or not masks[0].limited():
+    if not masks or not masks[-1].limited() or (len(masks) > 1 and masks[-1].of != "given"):
         return {}
-    unit, wanted = masks[0].budget()
-    facts: dict[str, Any] = {"unit": unit, "asked": getattr(masks[0], unit)}
+    unit, wanted = masks[-1].budget()
+    facts: dict[str, Any] = {"unit": unit, "asked": getattr(masks[-1], unit)}
     if not UNITS[unit].counted:
         return {**facts, "got": None}
     before, after = _both(program, done, unit)

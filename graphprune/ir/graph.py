@@ -81,6 +81,15 @@ class Graph:
         alone = len(users) == 1 and users[0].inputs.count(value) == 1 and not self.is_output(value)
         return users[0] if alone else None
 
+    def stored(self, value: Value) -> Value | None:
+        """The parameter that a constant is, or is a transpose of, where nobody else reads it on the way; else None."""
+        if self.only_user(value) is None:
+            return None
+        maker = self.maker(value)
+        if maker is not None and maker.kind == "transpose" and maker.inputs[0] is not None:
+            return self.stored(maker.inputs[0])
+        return value if value.name in self.parameters else None
+
     def is_output(self, value: Value) -> bool:
         """Whether a value leaves the graph."""
         return value in self._use_def.outputs
@@ -146,13 +155,14 @@ class Masker:
 @dataclass(frozen=True)
 class WrittenNorm:
     """An RMS norm over ``dim`` that is written out in ops: the names of the one that takes the mean of squares, of the
-    one that adds a number to it (its attribute ``plus``), and of the parameter that, ``shift`` added to it, scales what
-    comes out."""
+    one that adds a number to it (its attribute ``plus``), of the parameter that, ``shift`` added to it, scales what
+    comes out, and of the op that applies it."""
 
     dim: Dim
     mean: str
     eps: str
     weight: str
+    op: str
     shift: float = 0.0
 
 
@@ -194,6 +204,16 @@ class Branch:
 
     op: str
     operand: int
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Ops, by name, that stand for a layer, or for several that read the same: ``dim`` is the rank of its weight, and
+    lies between ``inner`` and ``outers``."""
+
+    inner: str
+    outers: tuple[str, ...]
+    dim: Dim
 
 
 @dataclass(frozen=True)

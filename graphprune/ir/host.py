@@ -81,6 +81,18 @@ class Host(Protocol):
         """Add ``bias`` (one entry per output channel) to a conv's or linear's bias, making one if
         there is none."""
 
+    def factor(self, ops: Sequence[Op], inner: Array, outers: Sequence[Array]) -> None:
+        """Put a new op before ``ops``, which read the same: it has the weight ``inner``, no bias, and each of them
+        reads it and has one of the weights ``outers`` in the place of its own. All are laid out as the weights were; of
+        convolutions stride, padding and dilation along an axis go with the kernel along it. ``inner`` becomes the
+        parameter `x.rank` of the first weight `x.weight`."""
+
+    def to_rms_norm(self, op: Op, keeps_bias: bool) -> None:
+        """Make a layer norm along one axis an RMS norm of the same weight and eps. Its bias goes, or is added after."""
+
+    def untie(self, op: Op, operand: int) -> None:
+        """Give an op a copy of its own of the parameter that it reads there."""
+
     def insert_reindex(self, site: Site) -> None:
         """Put an op of the kind ``reindex`` there. It changes nothing until ``set_reindex``."""
 
@@ -157,3 +169,9 @@ def random_array(rng: np.random.Generator, shape: Sequence[int], dtype: str) -> 
         raise ModelError(
             f"of {dtype} no example input can be made", "let the model take float32 and cast it"
         ) from error
+
+
+def beside(weight: str, name: str) -> str:
+    """What a parameter that comes beside a ``weight`` is called: `x.bias` beside `x.weight`."""
+    stem, dot, leaf = weight.rpartition(".")
+    return f"{stem}.{name}" if dot and leaf == "weight" else f"{weight}_{name}"

@@ -13,7 +13,7 @@ from ..ir.facts import Frozen, Group, Groups
 from ..ir.program import Program
 from ..pipeline.base import Pass
 
-UNITS = ("branch", "block")
+UNITS = ("branch", "block", "attention", "other")
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Branches(Pass):
     needs = (Groups,)
     gives = (Groups,)
 
-    of: str = "branch"  # what goes together: a branch, or a block (an attention and what follows it, until the next)
+    of: str = "branch"  # what goes together: a branch (attention: of these alone, other: of the rest alone), or a block
+    # (an attention and what follows it, until the next)
     span: int = 1  # so many of these in a row, wherever they begin
     keep: str = ""  # what must stay: first:4 and last:2 of each stream, names (`*` allowed), separated by `,`
     alone: bool = False  # no channels beside them
@@ -43,7 +44,7 @@ class Branches(Pass):
         gates: list[Group] = []
         stay = list(frozen)
         for run in streams(found, graph):
-            units = blocks(run) if self.of == "block" else [[one] for one in run]
+            units = blocks(run) if self.of == "block" else [[one] for one in run if self._wanted(one)]
             reasons = [self._asked(unit, k, len(units)) for k, unit in enumerate(units)]
             for k in range(max(len(units) - self.span + 1, 0)):
                 one = gate(graph, [part for unit in units[k : k + self.span] for part in unit])
@@ -65,6 +66,9 @@ class Branches(Pass):
         return program.learn(
             replace(groups, groups=(*groups, *gates), frozen=(*groups.frozen, *stay), made=made if groups.made else "")
         )
+
+    def _wanted(self, one: Residual) -> bool:
+        return self.of == "branch" or one.attends == (self.of == "attention")
 
     def _asked(self, unit: Sequence[Residual], k: int, count: int) -> str | None:
         """What of ``keep`` makes a unit, number ``k`` of ``count``, stay."""

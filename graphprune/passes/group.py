@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..coupling.groups import find_groups
-from ..errors import ModelError
-from ..ir.facts import Groups
+from ..coupling.places import PLACES, places
+from ..errors import ModelError, RecipeError, nearest
+from ..ir.facts import Frozen, Groups
+from ..ir.graph import Graph
 from ..ir.program import Program
 from ..pipeline.base import Pass
 
@@ -22,7 +24,14 @@ class Group(Pass):
     normalised: bool = False  # also dims that LayerNorm or GroupNorm normalise across (not exact)
     freeze: str = ""  # groups, layers and parameters to leave alone: names, `*` allowed, separated by `|`
     only: str = ""  # layers (groups, parameters) whose outputs may go, and no others
+    places: str = ""  # where they lie: stream (the hidden size, between branches), heads, widths (of heads), inner (the
+    # rest), separated by `|`; all of them where nothing is said
     states: str = ""  # inputs, named likewise, whose widths may be cut with all that has them: the interface changes
+
+    def __post_init__(self) -> None:
+        for one in self._places():
+            if one not in PLACES:
+                raise RecipeError(f"`group`: `places` cannot be `{one}`", nearest(one, PLACES))
 
     def settings(self) -> dict[str, Any]:
         """As ``find_groups`` takes them."""
@@ -33,7 +42,7 @@ class Group(Pass):
         }
 
     def run(self, program: Program) -> Program:
-        groups = find_groups(program.graph, **self.settings())
+        groups = self._there(find_groups(program.graph, **self.settings()), program.graph)
         if not groups.groups:
             reasons = sorted({f"{dim.name}: {dim.reason}" for dim in groups.frozen})[:5]
             raise ModelError(
@@ -42,3 +51,17 @@ class Group(Pass):
                 "`graphprune inspect` lists every frozen dim and why; `group{states=NAMES}` cuts widths of inputs too",
             )
         return program.learn(replace(groups, made=self.text()))
+
+    def _places(self) -> list[str]:
+        return [one for one in self.places.split("|") if one]
+
+    def _there(self, groups: Groups, graph: Graph) -> Groups:
+        """Without those that lie elsewhere."""
+        if not self.places:
+            return groups
+        at = places(graph)
+        where = {group: at.get(group.dim, "inner") for group in groups}
+        stay = tuple(group for group in groups if where[group] in self._places())
+        gone = (group for group in groups if where[group] not in self._places())
+        frozen = [Frozen(group.name, group.size, f"{where[group]}: not among `places`") for group in gone]
+        return replace(groups, groups=stay, frozen=(*groups.frozen, *frozen))

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..coupling.groups import everything
+from ..errors import RecipeError
 from ..ir.facts import Groups, Keep, Scores
 from ..ir.program import Program
 from ..pipeline.base import Pass
 from ..pipeline.edits import Reindex
+from ..pipeline.factoring import ranks
 from ..pipeline.recipe import Recipe
 from ..reorder.carried_scores import carried, descended
 from ..reorder.per_reader import unopened
@@ -31,6 +33,10 @@ class Loosen(Pass):
         them, where they say which; others (a user's own, those of training) are carried to the groups that
         theirs were split into. A Keep is dropped, with a note. A program whose sites are open stays as it is.
         Raises RecipeError where scores say nothing of a channel that is now chosen by itself."""
+        if ranks(program):
+            raise RecipeError(
+                "`loosen` does not follow `factor`: which layers are two is settled by the cut", "leave out one of them"
+            )
         sites = unopened(program, writers=self.writers)
         if not sites:
             return program

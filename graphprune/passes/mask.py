@@ -13,7 +13,7 @@ from ..allocation.choice import Menu, Prices, trade
 from ..allocation.fill import fill
 from ..allocation.problem import best, tied
 from ..allocation.rd import losses
-from ..axes.dim import factors, terms
+from ..axes.dim import factors, find, terms
 from ..axes.index import Indices
 from ..cost.budget import Amount, amount
 from ..cost.latency.model import LatencyModel
@@ -25,12 +25,15 @@ from ..errors import BudgetError, RecipeError, nearest
 from ..ir.facts import Budget, Groups, Keep, Scores
 from ..ir.program import Program
 from ..pipeline.base import Pass
+from ..pipeline.factoring import undecided
 from ..pipeline.options import summary
 from ..pipeline.recipe import make
 from ..reorder.copy_costs import PRICES
 from ..reorder.mixed import agree
 from ..reorder.per_reader import MODES, Links, unopened
 
+COMPARING = ("global", "lamp", "greedy", "knapsack")
+"""The allocations that compare scores of one group with those of another."""
 NOTED = 0.02
 """Of the whole: what may be left of a budget without a word."""
 ALIKE = {"no": "every group has a count of its own", "layers": "the same layer of all blocks keeps as many"}
@@ -52,6 +55,9 @@ class Mask(Pass):
     macs: str = ""  # budget: what remains of the multiply-accumulates (0.5x, 1.5G)
     memory: str = ""  # budget: what remains of the peak activation memory (0.5x, 3MB)
     latency: str = ""  # budget: what remains of the time on a target (0.6x, or 12ms), by its latency table
+    of: str = (
+        "now"  # what a share is of: the model as it is now (as long as nothing was cut: as it was given), or given
+    )
     allocate: str = "uniform"  # how many of each group; of a latency: by the scores that are lost, or rd
     floor: float = 0.1  # the least share that any group keeps
     unconstrained: str = "no"  # whether readers of the same channels may differ
@@ -80,6 +86,8 @@ class Mask(Pass):
             )
         if self.target not in ("", *PRICES):
             raise RecipeError(f"`mask`: `target` cannot be `{self.target}`", nearest(self.target, list(PRICES)))
+        if self.of not in ("now", "given"):
+            raise RecipeError(f"`mask`: `of` cannot be `{self.of}`", nearest(self.of, ("now", "given")))
         if not 0 <= self.floor <= 1:
             raise BudgetError(f"`mask`: floor={self.floor} is not a share", "give a number from 0 to 1")
         if self.grain < 1:
@@ -136,42 +144,51 @@ class Mask(Pass):
         unit, asked = self.budget()
         gates = program.fact(Groups).gates
         self._check_gates(program.fact(Groups))
+        self._check_ranks(program)
         if unit == "latency":
             return program.learn(Keep(self._within(program)))
         scores, links = program.fact(Scores), self._links(program)
         free = links.free()
         groups = replace(free, groups=(*free, *gates))
-        cost = static_cost(unit, program.graph, program.host, groups)
-        remains = asked.share(cost())
+        cost = static_cost(unit, program.graph, program.host, groups, undecided(program))
+        whole = self._whole(program, unit, cost())
+        remains = asked.share(whole)
         if remains >= 1:
             raise BudgetError(
-                f"{unit}={getattr(self, unit)} is no less than the network has: {round(cost()):,}",
+                f"{unit}={getattr(self, unit)} is no less than the network has: {round(whole):,}",
                 "ask for less than that, or for a share: 0.5x",
             )
         priced = links.priced(cost, scores, best)
         given = self._given(groups)
         chosen, sums, alike = (groups, scores, {}) if self.alike == "no" else tied(groups, scores)
-        problem = Allocation(
-            program, chosen, sums, priced, remains * cost(), unit, self.floor, self.grain, given, alike
-        )
+        problem = Allocation(program, chosen, sums, priced, remains * whole, unit, self.floor, self.grain, given, alike)
         counts = methods()[self.allocate].counts(problem)
         lost = {g.name: _cut(sums[g], sorted({*problem.menu(g), counts[g.name]})) for g in chosen}
         counts = problem.everyone(fill(lost, problem.prices, problem.budget, counts))
         keep = {group.name: best(scores[group], counts[group.name]) for group in groups}
         keep = {**links.complete(keep), **{gate.name: keep[gate.name] for gate in gates}}
         agreed = agree(program, keep, scores, cost, links.steps, self.target) if self.unconstrained == "mixed" else keep
-        budget = Budget(unit, problem.budget, cost())
+        budget = Budget(unit, problem.budget, whole)
         made = program.learn(Keep(agreed)).learn(budget)
         left = cost({group.dim: len(agreed[group.name]) for group in program.fact(Groups) if group.name in agreed})
-        have = left / cost()
+        have = left / whole
         if budget.exceeded(left):
             made = made.note(f"`{self.text()}`: {budget.told(left)}: `allocate={self.allocate}` comes to that")
         made = made.note(*self._shared(made, remains))
         if have >= remains - min(NOTED, remains * methods()[self.allocate].near):
             return made
         less = any(len(agreed[name]) < len(kept) for name, kept in keep.items())
-        why = "readers that agree take less" if less else _next(lost, problem.prices, counts, cost(), "x")
+        why = "readers that agree take less" if less else _next(lost, problem.prices, counts, whole, "x")
         return made.note(f"{unit}={getattr(self, unit)}: {have:.3g}x is kept, for {why}")
+
+    def _whole(self, program: Program, unit: str, now: float) -> float:
+        """What a share is of. What opened dims (an embedding untied, a layer factored) does not count, so that no
+        budget grows by it."""
+        edits = program.plan.edits
+        opened = bool(edits) and all(edit.opens for edit in edits)
+        if unit == "channels" or not edits or not (opened or self.of == "given"):
+            return now
+        return static_cost(unit, program.source.lift(), program.source, replace(program.fact(Groups), groups=()))()
 
     def _check_gates(self, groups: Groups) -> None:
         """Whether branches can be chosen so. Raises RecipeError."""
@@ -200,6 +217,20 @@ class Mask(Pass):
                     f"{len(axes)} axes that they make together, such as {share:.3g}x of {name} ({sizes}); "
                     "`group{freeze=...}` leaves one of them whole"
                 )
+
+    def _check_ranks(self, program: Program) -> None:
+        """Whether ranks can be chosen so. Raises RecipeError."""
+        dims = {find(rank.dim) for rank in undecided(program)}
+        if dims and self.latency:
+            raise RecipeError(
+                "`mask{latency=...}` has no prices of layers that stay whole", "budget MACs or parameters"
+            )
+        both = len({group.dim in dims for group in program.fact(Groups).channels}) == 2
+        if both and self.allocate in COMPARING:
+            raise RecipeError(
+                f"`mask{{allocate={self.allocate}}}` cannot weigh channels against ranks, whose scores are others",
+                "take allocate=rd, which measures both alike, or `group{only=*rank}`",
+            )
 
     def menus(self, program: Program) -> dict[str, list[int]]:
         """The counts that each group may keep where a latency table prices them: floor and grain applied, and

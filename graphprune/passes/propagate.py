@@ -18,6 +18,7 @@ from ..ir.program import Axis, Parameters, Program
 from ..pipeline.base import Pass
 from ..pipeline.bypass import Bypass
 from ..pipeline.edits import Cut
+from ..pipeline.factoring import settled
 from ..reorder.reindex import positions, selections
 
 
@@ -30,7 +31,8 @@ class Propagate(Pass):
     rewrites = True
 
     def run(self, program: Program) -> Program:
-        """Channels first, then branches of which nothing is kept."""
+        """Layers that are no smaller as two are one again; then channels, then branches of which nothing is kept."""
+        program = settled(program)
         cut = self._channels(program)
         keep = program.fact(Keep).keep
         gone = [group for group in program.fact(Groups).gates if not len(keep.get(group.name, [0]))]

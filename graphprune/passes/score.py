@@ -10,6 +10,7 @@ import numpy as np
 from ..calibration.least_squares import Curvature
 from ..criteria import COMBINE, NORMALIZE, Scoring, criteria
 from ..criteria.branches import METHODS, worth
+from ..criteria.ranks import RANKS, worth_of_ranks
 from ..errors import DataError, ModelError, RecipeError, nearest
 from ..ir.facts import Groups, Scores
 from ..ir.host import Array
@@ -31,6 +32,7 @@ class Score(Pass):
     over: str = "all"  # which weights of a group count: all, writers or readers
     combine: str = "mean"  # how they combine: mean, sum or max
     branches: str = "output"  # what a branch is worth, where `branches` offers any
+    ranks: str = "energy"  # what a rank is worth, where `factor` opened any
     normalize: str = "auto"  # how the scores of groups compare: auto (as the criterion says), mean, standard, none
 
     def __post_init__(self) -> None:
@@ -39,6 +41,7 @@ class Score(Pass):
             "over": ("all", "writers", "readers"),
             "combine": COMBINE,
             "branches": METHODS,
+            "ranks": RANKS,
             "normalize": ("auto", *NORMALIZE),
         }
         for option, choices in allowed.items():
@@ -52,6 +55,7 @@ class Score(Pass):
         return {
             "by": {name: f"{wants[name]}{summary(one.score)}" for name, one in criteria().items()},
             "branches": {name: summary(function) for name, function in METHODS.items()},
+            "ranks": {name: summary(function) for name, function in RANKS.items()},
         }
 
     def wants_data(self) -> bool:
@@ -71,6 +75,7 @@ class Score(Pass):
         _check_finite(program, channels, found)
         for fact in scoring.learned:
             program = program.learn(fact)
+        found.update(worth_of_ranks(program, channels, self.ranks))
         scores = Scores(self.by if channels else self.branches, found)
         return program.learn(scores.signed(self.text())).note(*scoring.notes)
 

@@ -93,7 +93,21 @@ def plug_ins(
 def _built_in() -> dict[str, type[Pass]]:
     from importlib import import_module
 
-    names = ("group", "branches", "score", "loosen", "mask", "dead", "reorder", "propagate", "fold", "compensate")
+    found = (
+        "rms",
+        "rotate",
+        "factor",
+        "group",
+        "branches",
+        "score",
+        "loosen",
+        "mask",
+        "dead",
+        "reorder",
+        "propagate",
+        "fold",
+    )
+    names = (*found, "compensate")
     modules = [import_module(f"graphprune.passes.{name}") for name in names]
     classes = [c for m in modules for c in vars(m).values() if isinstance(c, type) and c.__module__ == m.__name__]
     return {c.name: c for c in classes if issubclass(c, Pass)}

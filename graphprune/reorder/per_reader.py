@@ -155,6 +155,9 @@ class _Priced(Cost):
     scores: Scores | None = None
     best: Callable[[Any, int], Indices] | None = None
 
+    def parts(self) -> None:
+        return None
+
     def __call__(self, kept: Mapping[Dim, float] | None = None) -> float:
         assert self.whole and self.links and self.scores and self.best
         if not kept:

@@ -23,6 +23,7 @@ from ..ir.graph import Graph
 from ..ir.host import Host
 from ..ir.program import Plan, Program
 from ..pipeline.compare import relative
+from ..pipeline.factoring import Factor
 from ..pipeline.replay import apply_plan
 from .channels import unwrapped
 from .identity import bypassed, identities, leave_out
@@ -58,6 +59,10 @@ def cut(
     module = unwrapped(module)
     host = TorchHost.export(module, inputs)
     done = apply_plan(plan, host, allow_other_weights=allow_other_weights)
+    if any(edit.layers for edit in done.plan.of(Factor)):
+        raise ModelError(
+            "`factor` made two layers of one, which the module's own class has no place for", "take the GraphModule"
+        )
     keep = {
         name: {int(axis): torch.tensor(entry["keep"]) for axis, entry in axes.items()}
         for name, axes in done.plan.parameters.items()

@@ -133,6 +133,19 @@ def test_a_plug_in_s_criterion_is_listed(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "first      Prefer the first channels." in well("passes score").stdout
 
 
+def test_a_published_recipe_by_name_with_a_budget(here: Path) -> None:
+    well(f"compile {NET} --recipe alds --params 0.6x -o out")
+    report = json.loads((here / "out" / "report.json").read_text())
+    assert report["recipe"].startswith("factor{orders=kernel share=none},") and "params=0.6x" in report["recipe"]
+    assert 0.5 < report["budget"]["got"] <= 0.6
+    unknown = run(f"compile {NET} --recipe ald --params 0.6x -o other")
+    assert unknown.exit_code == 1 and "is no published recipe, and no file" in unknown.output
+    assert "did you mean `alds`?" in unknown.output
+    both = run(f"compile {NET} --passes group --params 0.6x -o other")
+    assert both.exit_code == 2 and "a recipe has its budget" in both.output
+    assert re.search(r"alds +Layers as two each", well("passes").stdout)
+
+
 def test_an_unknown_pass() -> None:
     found = run("passes scor")
     assert found.exit_code == 1 and "unknown pass `scor`" in found.stderr and "did you mean `score`?" in found.stderr

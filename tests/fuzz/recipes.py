@@ -33,6 +33,9 @@ CUTS = (
 )
 """What these make computes what the user's own network does with zeros in what reads a channel that goes."""
 
+OPENS = ("factor", "rms", "rms,rotate")
+"""These change nothing that is computed; of what they open half can go."""
+
 FITS = ("lsq", "mean")
 """What these correct is never further from the original than the cut alone, on its calibration data."""
 
@@ -44,7 +47,7 @@ def check_recipe(net: Network, program: Program, masked: Masked) -> Counter[str]
     found = [np.asarray(x, like.dtype) for x, like in zip(samples, program.host.example(), strict=True)]
     try:
         program = replace(program, data=batches(found if len(found) > 1 else found[0], program.graph.inputs))
-        return rng.choice([_same, _cut, _cut, _fit])(net, program, masked, rng)
+        return rng.choice([_same, _cut, _cut, _fit, _open])(net, program, masked, rng)
     except (ShapeError, VerificationError):
         raise
     except gp.GraphpruneError as refusal:
@@ -88,6 +91,15 @@ def _cut(net: Network, program: Program, masked: Masked, rng: Any) -> Counter[st
     what = f"{program.host.kind}: {recipe}: pruned is not masked"
     agree(net, masked(done.plan["parameters"], data(net)), done.host.run(done.host.example()), program.host, what)
     return Counter({"recipes that cut": 1})
+
+
+def _open(net: Network, program: Program, masked: Masked, rng: Any) -> Counter[str]:
+    recipe, host = str(rng.choice(OPENS)), program.host
+    opened = gp.run(recipe, program)
+    what = f"{host.kind}: {recipe} changes what is computed"
+    agree(net, host.run(host.example()), opened.host.run(host.example()), host, what)
+    gp.verify(gp.run("group,score,mask{channels=0.5x},propagate", opened))
+    return Counter({"recipes that open dims": 1})
 
 
 def _fit(net: Network, program: Program, masked: Masked, rng: Any) -> Counter[str]:

@@ -18,6 +18,7 @@ from graphprune.axes.index import Index
 from graphprune.calibration.batches import batches
 from graphprune.ir.program import Program
 from graphprune.passes.compensate import Compensate
+from graphprune.passes.factor import Factor
 from graphprune.passes.fold import Fold
 from graphprune.passes.propagate import Propagate
 
@@ -100,7 +101,8 @@ def test_the_fuzzer_notices_a_member_too_few(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("promise", "wrong"), [(recipes._same, Fold), (recipes._cut, Propagate), (recipes._fit, Compensate)]
+    ("promise", "wrong"),
+    [(recipes._same, Fold), (recipes._cut, Propagate), (recipes._open, Factor), (recipes._fit, Compensate)],
 )
 def test_the_fuzzer_notices_a_broken_promise(promise, wrong, monkeypatch):
     """A pass that makes one weight 5 % too large is noticed by every promise that it is under, without the proof."""
@@ -122,6 +124,7 @@ def test_the_fuzzer_notices_a_broken_promise(promise, wrong, monkeypatch):
 
     monkeypatch.setattr(recipes.gp, "verify", lambda program: None)
     monkeypatch.setattr(recipes, "SAME", ("fold",))
+    monkeypatch.setattr(recipes, "OPENS", ("factor",))
     assert sum(check().values())
     monkeypatch.setattr(wrong, "run", spoiled)
     with pytest.raises(reference.Broken):

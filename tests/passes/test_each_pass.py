@@ -128,6 +128,18 @@ def test_branches(host: str) -> None:
 
 
 @hosts
+def test_factor(host: str) -> None:
+    after = SKIP.replace("weight %inner.weight:3x4x1x1", "weight %inner.rank:3x4x1x1\nweight %inner.weight:3x3x1x1")
+    conv = "dilation=[1, 1] groups=1 pads=[0, 0, 0, 0] stride=[1, 1]"
+    after = after.replace(
+        "%conv2d_1:Nx3x5x5 = conv(%conv2d,",
+        f"%conv2d_1_rank:Nx3x5x5 = conv(%conv2d, %inner.rank, _) {conv}\n%conv2d_1:Nx3x5x5 = conv(%conv2d_1_rank,",
+    )
+    program = tiny.program("skip", host)
+    assert_pass("factor{layers=inner}", program, before=SKIP, after=after, equals="original", again=False)
+
+
+@hosts
 def test_propagate_takes_a_branch_out(host: str) -> None:
     after = """
         input  %x:Nx3x5x5

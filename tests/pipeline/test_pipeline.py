@@ -23,6 +23,7 @@ from graphprune.calibration.batches import batches
 from graphprune.compensation import METHODS as COMPENSATIONS
 from graphprune.criteria import CRITERIA, criteria
 from graphprune.criteria.branches import METHODS as BRANCHES
+from graphprune.criteria.ranks import RANKS
 from graphprune.errors import GraphpruneError, RecipeError
 from graphprune.ir.facts import Groups, Keep, Scores
 from graphprune.pipeline import base
@@ -38,22 +39,33 @@ ROOT = Path(__file__).parents[2]
 
 # ---- text and TOML -----------------------------------------------------------------------------------
 
+PASSES = "branches compensate dead factor fold group loosen mask propagate reorder rms rotate score".split()
 SHARES = st.floats(0.01, 0.99).map(lambda x: f"{x:.3g}x")
 OPTIONS = {
+    "rms": {"untie": st.booleans()},
+    "rotate": {"untie": st.booleans()},
+    "factor": {
+        "layers": st.sampled_from(["*", "fc|layer1.*"]),
+        "by": st.sampled_from(["weights", "data"]),
+        "orders": st.sampled_from(["least", "kernel", "point", "separable"]),
+        "share": st.sampled_from(["least", "all", "none"]),
+    },
     "group": {
         "normalised": st.booleans(),
         "freeze": st.sampled_from(["", "stem", "layer1.*|fc", "a[0]"]),
         "only": st.sampled_from(["", "stem", "layer1.*|fc"]),
+        "places": st.sampled_from(["", "stream", "inner|heads"]),
         "states": st.sampled_from(["", "h", "state*|c"]),
     },
     "branches": {
-        "of": st.sampled_from(["branch", "block"]),
+        "of": st.sampled_from(["branch", "block", "attention", "other"]),
         "span": st.integers(1, 9),
         "keep": st.sampled_from(["", "first:4,last:2", "blocks.1.*"]),
         "alone": st.booleans(),
     },
     "score": {
         "branches": st.sampled_from(sorted(BRANCHES)),
+        "ranks": st.sampled_from(sorted(RANKS)),
         "by": st.sampled_from(sorted(CRITERIA)),
         "over": st.sampled_from(["all", "writers", "readers"]),
         "combine": st.sampled_from(["mean", "sum", "max"]),
@@ -62,6 +74,7 @@ OPTIONS = {
     "loosen": {"writers": st.booleans()},
     "mask": {
         "allocate": st.sampled_from(sorted(ALLOCATIONS)),
+        "of": st.sampled_from(["now", "given"]),
         "floor": st.floats(0, 1).map(lambda x: round(x, 6)),
         "width": st.sampled_from(["", "stem=24", "a.*=0.5x|b=3"]),
         "grain": st.integers(1, 64),
@@ -123,7 +136,7 @@ def test_toml_as_a_person_writes_it():
         (
             "xyzzy",
             "unknown pass `xyzzy`",
-            "known: branches, compensate, dead, fold, group, loosen, mask, propagate, reorder, score",
+            f"known: {', '.join(PASSES)}",
         ),
         ("group{normalized=true}", "`group` has no option `normalized`", "did you mean `normalised`?"),
         ("fold{x=1}", "`fold` has no option `x`", "it has none"),
@@ -349,8 +362,7 @@ from graphprune.pipeline.base import passes
 from graphprune.ops.rules import table
 print(sorted(passes()), "tiny.scale.default" in table())
 """
-    names = ["branches", "compensate", "dead", "fold", "group", "loosen", "mask", "propagate", "reorder", "score"]
-    assert python(code) == f"{names} False\n"
+    assert python(code) == f"{PASSES} False\n"
 
 
 @pytest.mark.parametrize(

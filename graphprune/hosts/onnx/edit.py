@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from ...errors import ModelError
 from ...ir.graph import Op
-from ...ir.host import Array
+from ...ir.host import Array, beside
 from ...ops.traits import traits
 from .node import constant_tensor
 
@@ -172,7 +172,7 @@ def _add_to_input(graph: ir.Graph, node: ir.Node, op: Op, bias: Array) -> None:
     if value is None:
         weight = node.inputs[1]
         assert weight is not None
-        set_input(node, 2, make_tensor(graph, _bias_name(str(weight.name)), bias, _dtype(weight, op)))
+        set_input(node, 2, make_tensor(graph, beside(str(weight.name), "bias"), bias, _dtype(weight, op)))
     elif constant_tensor(value) is not None:
         _raise(graph, node, 2, value, f"{op.name}_bias", bias)
     else:  # computed, as by DequantizeLinear
@@ -186,11 +186,6 @@ def _dtype(value: ir.Value, op: Op) -> ir.DataType:
     """The element type of a value, or else of what the op makes."""
     spelled = op.outputs[0].dtype
     return value.dtype or {"bfloat16": ir.DataType.BFLOAT16}.get(spelled) or ir.DataType.from_numpy(np.dtype(spelled))
-
-
-def _bias_name(weight: str) -> str:
-    stem, dot, leaf = weight.rpartition(".")
-    return f"{stem}.bias" if dot and leaf == "weight" else f"{weight}_bias"
 
 
 def _raise(graph: ir.Graph, node: ir.Node, k: int, value: ir.Value, name: str, bias: Array) -> None:
@@ -207,9 +202,15 @@ def _insert_add(graph: ir.Graph, node: ir.Node, op: Op, bias: Array) -> None:
     out, weight = node.outputs[0], node.inputs[1]
     assert weight is not None
     dtype = out.dtype or _dtype(weight, op)
-    made = make_tensor(graph, _bias_name(str(weight.name)), bias, dtype)
+    made = make_tensor(graph, beside(str(weight.name), "bias"), bias, dtype)
+    add_after(graph, node, made, f"{op.name}_biased", dtype)
+
+
+def add_after(graph: ir.Graph, node: ir.Node, value: ir.Value, name: str, dtype: ir.DataType | None) -> None:
+    """Add a value to what a node makes."""
+    out = node.outputs[0]
     readers = out.uses()
-    add = insert(graph, node, "Add", [out, made], f"{op.name}_biased", dtype)
+    add = insert(graph, node, "Add", [out, value], name, dtype)
     for reader, k in readers:
         reader.replace_input_with(k, add.outputs[0])
     if out.is_graph_output():
@@ -226,6 +227,26 @@ def _take_over(graph: ir.Graph, place: ir.Graph, out: ir.Value, new: ir.Value) -
     for k, value in enumerate(place.outputs):
         if value is out:
             place.outputs[k] = new
+
+
+def to_rms_norm(graph: ir.Graph, node: ir.Node, op: Op, standard: bool, keeps_bias: bool) -> None:
+    """See ir.Host.to_rms_norm. ``standard``: the opset has one; else it is ONNX Runtime's own."""
+    bias, out = node.inputs[2] if len(node.inputs) > 2 else None, node.outputs[0]
+    node.resize_inputs(2)
+    node.resize_outputs(1)
+    node.op_type = "RMSNormalization" if standard else "SimplifiedLayerNormalization"
+    if bias is not None and keeps_bias:
+        add_after(graph, node, bias, f"{op.name}_biased", out.dtype)
+    drop_unread(graph, [bias])
+
+
+def untie(graph: ir.Graph, node: ir.Node, k: int) -> None:
+    """See ir.Host.untie."""
+    value = node.inputs[k]
+    assert value is not None
+    tensor = constant_tensor(value)
+    assert tensor is not None
+    set_input(node, k, make_tensor(graph, f"{value.name}_untied", tensor.numpy(), tensor.dtype))
 
 
 def remove(graph: ir.Graph, node: ir.Node, stays: int = 0) -> None:

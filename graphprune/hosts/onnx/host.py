@@ -24,6 +24,7 @@ from ..narrowed import Narrowed, narrowed
 from . import edit
 from .choices import look, opened, take_known
 from .control_flow import Closed, flat, graphs_of
+from .factor import split
 from .file import CHANGED, check_external, external, from_proto, read, write
 from .float32_reference import halves, widened
 from .inputs import bfloat16_values, feed, holes, some
@@ -230,6 +231,22 @@ class OnnxHost:
     def add_bias(self, op: Op, bias: Array) -> None:
         self._change()
         edit.add_bias(self.model.graph, self._node(op), op, bias)
+        self._nodes = None
+
+    def factor(self, ops: Sequence[Op], inner: Array, outers: Sequence[Array]) -> None:
+        self._change()
+        split(self.model.graph, [self._node(op) for op in ops], ops, inner, outers)
+        self._nodes = None
+
+    def to_rms_norm(self, op: Op, keeps_bias: bool) -> None:
+        """See ir.Host.to_rms_norm. Before opset 23 ONNX has none: it is ONNX Runtime's own then."""
+        self._change()
+        edit.to_rms_norm(self.model.graph, self._node(op), op, self._version() >= 23, keeps_bias)
+        self._nodes = None
+
+    def untie(self, op: Op, operand: int) -> None:
+        self._change()
+        edit.untie(self.model.graph, self._node(op), operand)
         self._nodes = None
 
     def insert_reindex(self, site: Site) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import combinations
+from math import inf, nextafter
 from typing import Any
 
 import torch
@@ -19,8 +20,9 @@ Path = tuple[str, ...]
 
 WIDTHS = (
     *("intermediate_size", "ffn_dim", "n_inner", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim", "hidden_dim"),
-    *("ffn_hidden_size", "intermediate_dim", "moe_intermediate_size", "shared_expert_intermediate_size", "mlp_ratio"),
+    *("ffn_hidden_size", "intermediate_dim", "moe_intermediate_size", "shared_expert_intermediate_size"),
 )
+RATIOS = ("mlp_ratio",)
 HEADS = (
     *("num_attention_heads", "num_key_value_heads", "num_heads", "num_kv_heads", "n_head", "n_heads"),
     *("encoder_attention_heads", "decoder_attention_heads"),
@@ -61,9 +63,9 @@ class Configuration:
             found = {ratios.get(axis) for axis in axes}
             value = _get(self.config, path)
             if len(found) == 1 and (ratio := found.pop()) is not None:
-                new = value * ratio if isinstance(value, int) else Fraction(value) * ratio
-                if not isinstance(value, int):
-                    able[path] = float(new)
+                new = Fraction(value) * ratio
+                if path[-1] in RATIOS:
+                    able[path] = nextafter(float(new), inf)  # the width is what it comes to, rounded down
                 elif new.denominator == 1:
                     able[path] = int(new)
         for count in range(1, min(len(able), MOST) + 1):
@@ -97,7 +99,7 @@ def _parts(config: Any) -> Iterator[Path]:
 def _fields(config: Any) -> Iterator[Path]:
     for part in _parts(config):
         one = _get(config, part) if part else config
-        for name in (*WIDTHS, *HEADS):
+        for name in (*WIDTHS, *RATIOS, *HEADS):
             value = getattr(one, name, None)
             if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
                 yield (*part, name)
@@ -150,7 +152,7 @@ def configure(module: Any) -> Iterator[tuple[Any, str, Any]]:
         return
     for part in _parts(found):
         own, said = _get(module.config, part), _get(found, part)
-        for name in (*WIDTHS, *HEADS, "head_dim"):  # a head's width no longer follows from the others
+        for name in (*WIDTHS, *RATIOS, *HEADS, "head_dim"):  # a head's width no longer follows from the others
             if hasattr(said, name) and getattr(own, name, None) != getattr(said, name):
                 yield own, name, getattr(own, name, None)
                 setattr(own, name, getattr(said, name))

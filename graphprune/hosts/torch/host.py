@@ -31,6 +31,7 @@ from .baked import bake, note
 from .casting import cast_graph, wider
 from .edit import LITERALS, arguments, narrow_to_slice, pointwise, set_argument, stored
 from .export import call_of, modes, retrace, trace
+from .factor import after, before, transposed, weight_of
 from .functional import Unsupported, functionalise
 from .gradients import differentiate
 from .lift import Reader, draws
@@ -268,6 +269,43 @@ class TorchHost:
         node: fx.Node = self._module.graph.create_node("get_attr", free)
         node.meta["val"] = self._tensor(free)
         return node
+
+    def factor(self, ops: Sequence[Op], inner: Array, outers: Sequence[Array]) -> None:
+        nodes = [self._node(op) for op in ops]
+        weights = [stored(weight_of(node)) for node in nodes]
+        leaf = str(weights[0].target).rpartition(".")[2]
+        name = "rank" if leaf == "weight" else f"{leaf}_rank"
+        with self._module.graph.inserting_before(nodes[0]):
+            made = self._new_parameter(str(weights[0].target), name, torch.from_numpy(inner))
+        kernels = {node: tuple(weight_of(node).meta["val"].shape[2:]) for node in nodes}
+        new = before(nodes[0], made)
+        for node, weight, outer in zip(nodes, weights, outers, strict=True):
+            self.set_parameter(str(weight.target), outer.T if transposed(node) else outer)
+            weight.meta["val"] = self._tensor(str(weight.target))  # which says where a padding of "same" lies
+            after(node, new, inner.shape[2:], kernels[node])
+        self._stale = True
+
+    def to_rms_norm(self, op: Op, keeps_bias: bool) -> None:
+        node, aten = self._node(op), torch.ops.aten
+        given = arguments(node)
+        node.target = aten.rms_norm.default
+        node.args, node.kwargs = (given["input"], given["normalized_shape"], given["weight"], given["eps"]), {}
+        if keeps_bias and given["bias"] is not None:
+            with self._module.graph.inserting_after(node):
+                total = pointwise(self._module.graph, aten.add.Tensor, node, given["bias"])
+            node.replace_all_uses_with(total, lambda user: user is not total)
+        elif given["bias"] is not None and not given["bias"].users:
+            self._sweep(given["bias"])
+        self._stale = True
+
+    def untie(self, op: Op, operand: int) -> None:
+        node = self._node(op)
+        tied = Reader(self._module).operands(node)[operand]
+        with self._module.graph.inserting_before(node):
+            name = str(tied.target)
+            own = self._new_parameter(name, f"{name.rpartition('.')[2]}_untied", self._tensor(name).detach().clone())
+        node.replace_input_with(tied, own)
+        self._stale = True
 
     def insert_reindex(self, site: Site) -> None:
         node = self._find_node(site.op)

@@ -1,0 +1,88 @@
+"""Rotate: residual streams in other coordinates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from ..coupling.streams import Stream, multiplied, streams, tied, untied
+from ..errors import RecipeError
+from ..ir.document import Entry
+from ..ir.host import Array, Host
+from ..ir.program import Edit, Parameters, Program
+
+APART = 1e-9
+"""How far the product of a rotation and its transpose may be from the identity."""
+
+
+@dataclass(frozen=True)
+class Rotate(Edit):
+    """By the name of its first norm, the orthogonal matrix of a stream: (coordinates, new coordinates)."""
+
+    kind = "rotate"
+
+    matrices: Mapping[str, Array]
+    untie: bool = False
+
+    @property
+    def opens(self) -> bool:
+        return True
+
+    def apply(self, program: Program) -> Program:
+        hint = "is it the same model?"
+        host = untied(program.host, "rms_norm") if self.untie else program.host.copy()
+        known = {stream.name: stream for stream in streams(host.lift()) if stream.norms}
+        for name, matrix in self.matrices.items():
+            if name not in known:
+                raise RecipeError(f"the plan rotates the stream of `{name}`, no norm of this model's streams", hint)
+            if why := stays(known[name]):
+                raise RecipeError(f"the plan rotates the stream of `{name}`: {why}", hint)
+            size = known[name].dim.size
+            if matrix.shape != (size, size) or not np.abs(matrix.T @ matrix - np.eye(len(matrix))).max() <= APART:
+                raise RecipeError(f"the plan's rotation of `{name}` is no orthogonal matrix of size {size}", hint)
+            _rotated(host, known[name], matrix)
+        host.own()
+        return program.rewrite(host, self)
+
+    def masked(self, program: Program, cut: Parameters) -> Program:
+        return self.apply(program)
+
+    def content(self) -> dict[str, Any]:
+        return {"streams": list(self.matrices), "untie": self.untie, "weights": dict(self.matrices)}
+
+    @classmethod
+    def read(cls, entry: Entry) -> Self:
+        parts = entry.table(("streams", "untie", "weights"))
+        names = tuple(name.text() for name in parts["streams"].entries())
+        arrays = parts["weights"].table(names)
+        return cls({name: arrays[name].array() for name in names}, parts["untie"].flag())
+
+
+def stays(stream: Stream) -> str:
+    """Why a stream cannot be rotated, if it cannot."""
+    layer_norm = next((norm for norm in stream.norms if norm.kind == "layer_norm"), None)
+    others = next((norm for norm in stream.norms if stream.readers[norm.name] is None), None)
+    if stream.why:
+        return stream.why
+    if layer_norm is not None:
+        return f"{layer_norm.where} is no RMS norm; `rms` before it makes one of it where that is exact"
+    if why := tied(stream, "rotate"):
+        return why
+    if others is not None:
+        return f"{others.where} is read by more than linear layers with weights of their own"
+    return ""
+
+
+def _rotated(host: Host, stream: Stream, matrix: Array) -> None:
+    """What writes it by the transpose; what reads it, each norm's weight gone into it, by the matrix."""
+    multiplied(host, stream, matrix.T)
+    for norm in stream.norms:
+        stored = host.parameter(norm.weight)
+        gamma = stored.astype(np.float64).ravel() + norm.shift
+        for layer in stream.readers[norm.name] or ():
+            old = host.parameter(layer.weight)
+            host.set_parameter(layer.weight, layer.tensor(layer.flat_matrix(host)[0] * gamma @ matrix, old.shape))
+        host.set_parameter(norm.weight, np.full_like(stored, 1 - norm.shift))
