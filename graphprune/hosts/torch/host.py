@@ -33,6 +33,7 @@ from .edit import LITERALS, arguments, narrow_to_slice, pointwise, set_argument,
 from .export import call_of, modes, retrace, trace
 from .functional import Unsupported, functionalise
 from .gradients import differentiate
+from .initial_states import follow_inputs
 from .lift import Reader, draws
 from .network import find, network
 from .open_sizes import open_sizes
@@ -99,6 +100,7 @@ class TorchHost:
             module = exported.run_decompositions({}).module(check_guards=False)
             notes = write_out(module)
             made = network(module)
+        follow_inputs(made)
         host = cls(made, example)
         host.baked = bake(made)
         host.notes = (*notes, *note(host.baked), *_states(host.writes))
