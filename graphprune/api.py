@@ -156,12 +156,18 @@ def load(
     sizes = host.sizes() if example_inputs is not None else None
     if loss is not None:
         found, rest = calibration.with_rest(data, inputs, fixed, sizes, images)
-        return replace(program, data=found, loss=Loss(loss, rest))
+        return replace(program, data=found, loss=Loss(loss, rest)).note(*_in_order(found))
     program = replace(program, data=calibration.batches(data, inputs, fixed, sizes, images))
+    program = program.note(*_in_order(program.data))
     program = program.note(*filter(None, (raw_pixels(program), calibration.unread(data, inputs))))
     same = [value.name for value in inputs if value.shape and value.name in getattr(program.data, "fixed", ())]
     detected = [name for name in same if name not in fixed]
     return program.note(f"calibration: the same for every sample: {', '.join(detected)}") if detected else program
+
+
+def _in_order(data: Any) -> tuple[str, ...]:
+    order = getattr(data, "order", ())
+    return (f"calibration: no name is an input's, so arrays are taken in order: {', '.join(order)}",) if order else ()
 
 
 def run(

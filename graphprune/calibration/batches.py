@@ -58,7 +58,10 @@ def batches(
             "mean, std, layout and resize are for a folder of images, which the data is not",
             "arrays are taken as they are: normalise them before they are saved",
         )
-    return _kept(_parts(data, inputs, 0, fixed), inputs, 0, fixed)[0]
+    order: dict[str, None] = {}
+    found = _kept(_parts(data, inputs, 0, fixed, order), inputs, 0, fixed)[0]
+    found.order = tuple(order)
+    return found
 
 
 def _is_folder(data: Any) -> bool:
@@ -103,7 +106,10 @@ def with_rest(
         folder = _folder(Path(data), inputs, sizes, images)
         return folder, [[numbers] for numbers in folder.classes()]
     try:
-        return _kept(_parts(data, inputs, 1, fixed), inputs, 1, fixed)
+        order: dict[str, None] = {}
+        found, rest = _kept(_parts(data, inputs, 1, fixed, order), inputs, 1, fixed)
+        found.order = tuple(order)
+        return found, rest
     except _NothingBeside as error:
         raise DataError(
             "the loss wants more than the model's inputs, and the calibration data has no more",
@@ -136,6 +142,7 @@ class Spool(Sequence[Batch]):
 
     def __init__(self) -> None:
         self.fixed: tuple[str, ...] = ()  # the inputs that are the same for every sample
+        self.order: tuple[str, ...] = ()  # which arrays were taken as which inputs, where no name said so
         self._held: list[Batch | Path] = []
         self._bytes = 0
         self._folder: Path | None = None
@@ -176,8 +183,11 @@ def _kept(
     return found, rest
 
 
-def _parts(data: Any, inputs: Sequence[Value], more: int, fixed: Sequence[str]) -> Iterator[list[Array]]:
-    """The arrays of each item of the data: one per input, and what there is beside where ``more``."""
+def _parts(
+    data: Any, inputs: Sequence[Value], more: int, fixed: Sequence[str], order: dict[str, None] | None = None
+) -> Iterator[list[Array]]:
+    """The arrays of each item of the data: one per input, and what there is beside where ``more``. ``order`` is told
+    which were taken as which where no name said so."""
     if isinstance(data, (str, Path)):
         data = _file(Path(data), inputs, fixed)
     if isinstance(data, Mapping) and _each_a_sample({name: np.shape(item) for name, item in data.items()}, inputs):
@@ -193,7 +203,8 @@ def _parts(data: Any, inputs: Sequence[Value], more: int, fixed: Sequence[str]) 
         empty = False
         if isinstance(item, Mapping):
             labels = labels_of([*item], [value.name for value in inputs])
-            arrays = _by_name({name: array for name, array in item.items() if name not in labels}, inputs)
+            named = {name: array for name, array in item.items() if name not in labels}
+            arrays = _by_name(named, inputs, {} if order is None else order)
             arrays += [_array(item[name]) for name in labels if more]
         elif not isinstance(item, Sequence) and not _is_array(item):
             raise DataError(f"a batch of the calibration data is {type(item).__name__}, not arrays")
@@ -266,18 +277,47 @@ def _array(item: Any) -> Array:
     return np.asarray(item.detach().cpu() if hasattr(item, "detach") else item)
 
 
-def _by_name(data: Mapping[str, Any], inputs: Sequence[Value]) -> list[Array]:
-    """Arrays in input order: by name, or in file order where no name is an input's."""
+def _by_name(data: Mapping[str, Any], inputs: Sequence[Value], order: dict[str, None]) -> list[Array]:
+    """Arrays in input order: by name, or in file order where no name is an input's and no other order fits."""
     names = [value.name for value in inputs]
     if all(name in data for name in names):
         return [_array(data[name]) for name in names]
     if not set(names) & set(data) and len(data) == len(names):
-        return [_array(item) for item in data.values()]
+        arrays = [_array(item) for item in data.values()]
+        if len(names) > 1:
+            order.update(dict.fromkeys(f"`{given}` as `{name}`" for given, name in zip(data, names, strict=True)))
+            _check_order(list(data), arrays, inputs)
+        return arrays
     missing = [name for name in names if name not in data]
     raise DataError(
         f"the calibration data has {', '.join(sorted(data)) or 'nothing'}, the model takes {', '.join(names)}",
         f"no array for {', '.join(missing)}: numpy.savez(file, {', '.join(f'{name}=...' for name in names)})",
     )
+
+
+def _check_order(given: Sequence[str], arrays: Sequence[Array], inputs: Sequence[Value]) -> None:
+    """Raises DataError where two arrays whose names say nothing might be each other's."""
+
+    def fits(array: Array, value: Value) -> bool:
+        shape = value.shape or ()
+        sizes = zip(array.shape[::-1], shape[::-1], strict=False)
+        inner = [(n, m) for n, m in sizes][: max(len(shape) - 1, 0)]  # samples are on the first
+        kinds = [
+            np.dtype(kind).kind in "iub" for kind in (array.dtype, value.dtype if value.dtype != "bfloat16" else "f4")
+        ]
+        return (
+            array.ndim in (len(shape), len(shape) - 1)
+            and kinds[0] == kinds[1]
+            and all(n == m or isinstance(m, str) for n, m in inner)
+        )
+
+    for i, j in itertools.combinations(range(len(arrays)), 2):
+        if all(fits(arrays[a], inputs[b]) for a, b in ((i, i), (j, j), (i, j), (j, i))):
+            names = [value.name for value in inputs]
+            raise DataError(
+                f"of the calibration data, `{given[i]}` and `{given[j]}` may each be `{names[i]}` or `{names[j]}`",
+                f"name the arrays as the inputs: {', '.join(names)}",
+            )
 
 
 def batch_size(inputs: Sequence[Value]) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -86,7 +87,7 @@ def _cosines(a: Array, b: Array) -> Array:
 
 def figures(evaluate: Evaluate, host: Host, what: str) -> dict[str, float]:
     """What the user's own function says, by name, of a network as it comes out of its file. Raises ModelError where
-    the function fails, or returns neither a number nor a mapping of names to numbers."""
+    the function fails, or returns neither a number nor a mapping of names to numbers; nan is none."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"model{host.suffix}"
         host.save(path)
@@ -102,6 +103,7 @@ def figures(evaluate: Evaluate, host: Host, what: str) -> dict[str, float]:
 
 def _number(value: Any) -> float | None:
     try:
-        return float(value)
+        number = None if isinstance(value, (str, bytes)) else float(value)
     except (TypeError, ValueError):
         return None
+    return None if number is None or math.isnan(number) else number

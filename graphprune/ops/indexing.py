@@ -41,11 +41,13 @@ def scatter(op: Op) -> str:
 @rule("index")
 def index(op: Op) -> str:
     """(x, ids...), ``axes``: positions of a tensor by number, as numpy does it: the first of its axes that each
-    of ``ids`` picks from. A mask picks from as many as it has."""
+    of ``ids`` picks from. A mask picks from as many as it has. ``shared``: how many first axes ids and x have in
+    common."""
     names, at, made = _picked(op, op.inputs[0], op.inputs[1:])
     extra = rank_of(op.outputs[0]) - len(names) + len(made)
     left = [name for k, name in enumerate(names) if k not in made]
-    ids = [" ".join("_" * rank_of(value)) for value in op.inputs[1:]]
+    shared = op.attrs.get("shared", 0)
+    ids = [" ".join([*names[:shared], *"_" * (rank_of(value) - shared)]) for value in op.inputs[1:]]
     return f"{', '.join([' '.join(names), *ids])} -> {' '.join([*left[:at], *['_'] * extra, *left[at:]])}"
 
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from ..axes.dim import find, leaves
+from ..coupling.groups import everything
 from ..errors import ModelError
 from ..hosts.torch.configuration import configure
 from ..hosts.torch.host import TorchHost
@@ -23,6 +25,7 @@ from ..ir.graph import Graph
 from ..ir.host import Host
 from ..ir.program import Plan, Program
 from ..pipeline.compare import relative
+from ..pipeline.edits import kept as kept_of
 from ..pipeline.factoring import Factor
 from ..pipeline.replay import apply_plan
 from .channels import unwrapped
@@ -113,8 +116,8 @@ def _check_steps(module: nn.Module, host: TorchHost, done: Program, parts: Seque
 def _check_baked(module: nn.Module, host: TorchHost, done: Program) -> None:
     """A weight that the class computes from others is none that can be cut."""
     for name in host.baked:
-        before, after = (dict(tensors(model))[name].shape for model in (host.model, done.model))
-        if before != after:
+        before, after = (dict(tensors(model)).get(name) for model in (host.model, done.model))
+        if before is not None and after is not None and before.shape != after.shape:  # else its part is left out whole
             owner, _, leaf = name.rpartition(".")
             raise ModelError(
                 f"{type(module).__name__} cannot be cut in place: it computes `{name}` by a parametrization",
@@ -292,15 +295,24 @@ def compare(module: nn.Module, host: Host, done: Program, made: str = "cut in pl
 def _unfit(module: nn.Module, host: Host, done: Program, what: str, made: str = "cut in place") -> ModelError:
     before, after = _literals(host.model), _literals(done.model)
     changed = [name for name in before if name in after and before[name] != after[name]]
-    where = ""
+    where, freeze = "", "..."
     if changed:
         old, new = before[changed[0]], after[changed[0]]
         where = f"; `{changed[0]}` has {old} written in it, and should have {new}"
+        freeze = "|".join(_written_in(host.lift(), done, changed)) or freeze
     return ModelError(
         f"{type(module).__name__} cannot be {made}: {what}{where}",
-        "read sizes from the tensors (`x.shape`), `group{freeze=...}` what cannot be; "
+        f"read sizes from the tensors (`x.shape`), `group{{freeze={freeze}}}` what cannot be; "
         "or train the GraphModule, `program.model`",
     )
+
+
+def _written_in(graph: Graph, done: Program, changed: Sequence[str]) -> list[str]:
+    """The groups that were cut and whose sizes these ops have written in them."""
+    left = kept_of(done.plan)
+    values = [v for op in graph.ops if op.name in changed for v in (*op.inputs, *op.outputs) if v is not None]
+    dims = {leaf for value in values for dim in value.dims for leaf in leaves(dim)}
+    return [group.name for group in everything(graph) if group.name in left and find(group.dim) in dims]
 
 
 def _literals(model: fx.GraphModule) -> dict[str, list[Any]]:

@@ -263,3 +263,23 @@ def test_a_loss_without_labels_is_refused():
         with_rest(images(4), [IMAGE])
     with pytest.raises(DataError, match="the calibration data has no more"):
         with_rest([images(4)], [IMAGE])
+
+
+WIDE = Value("wide", ("s0", 7), "float32")
+
+
+def test_arrays_whose_names_are_no_input_are_taken_in_order_and_that_is_said() -> None:
+    given = {"a": np.ones((6, 5), np.int64), "b": np.zeros((6, 7), np.float32)}
+    found = batches(given, [IDS, WIDE])
+    assert found.order == ("`a` as `ids`", "`b` as `wide`")  # type: ignore[attr-defined]
+    assert joined(found, 1).shape == (6, 7)
+    assert batches({"ids": given["a"], "wide": given["b"]}, [IDS, WIDE]).order == ()  # type: ignore[attr-defined]
+    assert batches({"a": images(4)}, [IMAGE]).order == ()  # type: ignore[attr-defined]
+
+
+def test_arrays_that_may_be_each_others_are_refused() -> None:
+    more = Value("more", ("s0", 5), "float32")
+    given = {"a": np.ones((6, 5), np.float32), "b": np.zeros((6, 5), np.float32)}
+    with pytest.raises(DataError, match="`a` and `b` may each be `mask` or `more`") as caught:
+        batches(given, [MASK, more])
+    assert caught.value.hint == "name the arrays as the inputs: mask, more"

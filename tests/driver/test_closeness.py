@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,16 @@ def test_an_onnx_model_is_judged_as_a_session(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [lambda _: "high", lambda _: {}, lambda _: {"a": None}, lambda _: 1 / 0, lambda: 1],
-    ids=["text", "nothing", "none", "raises", "no argument"],
+    [
+        lambda _: "high",
+        lambda _: "0.9",
+        lambda _: {},
+        lambda _: {"a": None},
+        lambda _: {"a": math.nan},
+        lambda _: 1 / 0,
+        lambda: 1,
+    ],
+    ids=["text", "a number as text", "nothing", "none", "nan", "raises", "no argument"],
 )
 def test_a_function_that_gives_no_figure_is_refused_before_any_work(wrong: Any, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="lambda"):

@@ -184,6 +184,13 @@ NETS |= {
         SEQ,
         opset=17,
     ),
+    "positions by numbers of each channel's own": Net(
+        "h = MatMul(x, w) t = Transpose<perm=[1,0]>(h) g = GatherND<batch_dims=1>(t, ids) b = Transpose<perm=[1,0]>(g)"
+        "r = Relu(b) y = MatMul(r, v)",
+        {"w": (6, 8), "ids": np.array([[[k % 3], [(k // 3) % 3]] for k in range(8)]), "v": (8, 5)},
+        [8],
+        "float[3,6] x",
+    ),
     "a residual stream below RMSNormalization": Net(
         f"{STREAM.format('RMSNormalization')} s = Add(h, d) m = RMSNormalization<epsilon=0.2>(s, k) y = MatMul(m, o)",
         {**RMS, "k": (8,)},

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from residual import Transformer, transformer
+from torch import nn
 
 import graphprune as gp
 from graphprune.calibration.outputs import distortion
@@ -262,3 +263,26 @@ def test_the_report_shows_every_branch() -> None:
     assert [widths[f"blocks.{k}.up"] for k in range(4)] == [10 * row["kept"] for row in rows[1::2]]
     page = render(made.report)
     assert "4 of 8 are kept" in page and NAMES[0] in page
+
+
+class Normed(nn.Module):
+    """A residual block with a weight that is computed anew at every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.utils.parametrizations.weight_norm(nn.Linear(8, 9)), nn.Linear(9, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = x + self.down(torch.relu(self.up(x)))
+        return out
+
+
+def test_a_block_with_a_weight_that_is_computed_is_left_out_of_the_users_module() -> None:
+    torch.manual_seed(0)
+    blocks = [Normed() for _ in range(3)]
+    module, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), *blocks, nn.Linear(8, 2)).eval(), torch.randn(3, 4)
+    program = gp.load(module, x, data=[np.random.default_rng(0).standard_normal((40, 4)).astype(np.float32)])
+    done = gp.run("group,branches{alone=true},score,mask{channels=0.6x},propagate", program)
+    gp.apply(done, module, in_place=True)
+    assert [type(part).__name__ for part in module].count("Identity") == 2
+    assert torch.allclose(module(x), done.model(x), atol=1e-6)

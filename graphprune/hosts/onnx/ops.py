@@ -230,12 +230,12 @@ def _tile(c: Call) -> Reading:
 
 
 def _gather_nd(c: Call) -> Reading:
-    """As many of the first axes as the last axis of the numbers is long. Batches, which numbers and tensor share,
-    are not read."""
-    deep = c.shape(1)[-1]
-    if not isinstance(deep, int) or c.attr("batch_dims", 0):
+    """As many of the first axes as the last axis of the numbers is long, behind those that numbers and tensor share."""
+    deep, shared = c.shape(1)[-1], c.attr("batch_dims", 0)
+    if not isinstance(deep, int):
         raise Unreadable
-    return "index", [c.input(0), c.input(1)], {"axes": list(range(deep))}
+    attrs = {"shared": shared} if shared else {}
+    return "index", [c.input(0), c.input(1)], {"axes": list(range(shared, shared + deep)), **attrs}
 
 
 def _col2im(c: Call) -> Reading:

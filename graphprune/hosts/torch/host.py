@@ -34,6 +34,7 @@ from .export import call_of, modes, retrace, trace
 from .factor import after, before, transposed, weight_of
 from .functional import Unsupported, functionalise
 from .gradients import differentiate
+from .initial_states import follow_inputs
 from .lift import Reader, draws
 from .network import find, network
 from .open_sizes import open_sizes
@@ -102,6 +103,7 @@ class TorchHost:
             module = exported.run_decompositions({}).module(check_guards=False)
             notes = write_out(module)
             made = network(module)
+        follow_inputs(made)
         host = cls(made, example)
         host.baked = bake(made)
         host.notes = (*notes, *note(host.baked), *_states(host.writes))
