@@ -246,7 +246,7 @@ def compile(
         )
     for one in artifact.report["notes"]:
         note(one)
-    if quiet():
+    if quiet() and not dry_run:  # of which what it prints is all there is
         return
     echo(shown_table(artifact.report))
     echo(f"\nreport: {out / 'report.html'}" if out and not dry_run else f"\n{widths(artifact.report)}")
