@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import helper as oh
 from onnx import numpy_helper as nh
-from test_control_flow import branch, feeds, model, reasons, runtime
+from test_control_flow import branch, feeds, groups_are_whole, model, reasons, runtime
 from test_onnx_host import difference, free, masked, pruned
 
 import graphprune as gp
@@ -186,25 +186,7 @@ def test_every_channel_in_a_body_is_cut_as_it_is_masked(name: str, tmp_path: Pat
 
 @pytest.mark.parametrize("name", LOOPS)
 def test_a_group_is_whole(name: str) -> None:
-    """In another order it computes the same; with any member left out it does not."""
-    made, _ = LOOPS[name]
-    program = gp.load(made)
-    for group in find_groups(program.graph):
-        index = Index({group.dim: np.roll(np.arange(group.size), 1)})
-
-        def permuted(leave_out: object = None, index: Index = index) -> list[list[np.ndarray]]:
-            host = program.host.copy()
-            for parameter, value in program.graph.parameters.items():
-                for axis, dim in enumerate(value.dims):
-                    if index.touches(dim) and (parameter, axis) != leave_out:
-                        host.take(parameter, axis, index(dim))
-            return [host.run(batch) for batch in feeds(made)]
-
-        whole = [program.host.run(batch) for batch in feeds(made)]
-        assert max(difference(a, b) for a, b in zip(permuted(), whole, strict=True)) <= 1e-5
-        for member in group.members:
-            moved = permuted((member.parameter, member.axis))
-            assert max(difference(a, b) for a, b in zip(moved, whole, strict=True)) > 1e-5, member
+    groups_are_whole(LOOPS[name][0], 1e-5)
 
 
 def test_the_whole_way_in_a_body(tmp_path: Path) -> None:
