@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..calibration.least_squares import Curvature
+from ..calibration.curvature import Curvature
 from ..criteria import COMBINE, NORMALIZE, Scoring, criteria
 from ..criteria.branches import METHODS, worth
 from ..errors import RecipeError, nearest
