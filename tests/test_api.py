@@ -159,12 +159,12 @@ def test_compile_writes_the_whole_folder(artifact):
         report
     )
     for side in ("before", "after"):
-        assert {"params", "macs", "size_bytes", "latency_ms", "per_target"} <= set(report[side])
+        assert {"params", "macs", "weights_bytes", "latency_ms", "per_target"} <= set(report[side])
     assert report["seed"] == 7
     assert report["after"]["macs"] <= 0.5 * report["before"]["macs"]
     assert report["after"]["params"] == sum(p.numel() for p in artifact.program.model.parameters())
     read = {name: artifact.program.host.parameter(name) for name in artifact.program.graph.parameters}
-    assert report["after"]["size_bytes"] == sum(weight.nbytes for weight in read.values())
+    assert report["after"]["weights_bytes"] == sum(weight.nbytes for weight in read.values())
     assert report["verification"]["max_relative_error"] <= 1e-12
     assert report["verification"]["dtype"] == "float64"
     assert [step["name"] for step in report["passes"]] == [

@@ -95,22 +95,6 @@ class NormalEquations:
             self._about = _mean(whole).astype(x.dtype)
         yield from zip(self.inputs.blocks(x), _blocks(whole, self._about), strict=True)
 
-    def state(self) -> dict[str, Array]:
-        """All of it as arrays."""
-        about = dict(zip(("about_x", "about_t"), self._about or (), strict=False))
-        sums = {"gram": self._gram, "input": self._input, "cross": self._cross, "target": self._target}
-        return {"rows": np.array(self.rows), **sums, **about}
-
-    @classmethod
-    def of(cls, state: Mapping[str, Array]) -> NormalEquations:
-        """The inverse of ``state``."""
-        groups, inputs = state["input"].shape
-        made = cls(groups, inputs, state["target"].size)
-        made.rows = int(state["rows"])
-        made._gram, made._input, made._cross, made._target = (state[k] for k in ("gram", "input", "cross", "target"))
-        made._about = (state["about_x"], state["about_t"]) if "about_x" in state else None
-        return made
-
     def centred(self) -> tuple[Array, Array, Array, Array]:
         """Covariances of x with itself and with t, and the means of both."""
         assert self._about is not None

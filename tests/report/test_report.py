@@ -33,14 +33,14 @@ REPORT: dict[str, Any] = {
     "before": {
         "params": 169834,
         "macs": 11264512,
-        "size_bytes": 721532,
+        "weights_bytes": 721532,
         "latency_ms": latency(0.842, 0.031, "onnx"),
         "per_target": {"onnx": latency(0.842, 0.031, "onnx"), "tvm": latency(2.314, 0.125, "tvm")},
     },
     "after": {
         "params": 81211,
         "macs": 5631210,
-        "size_bytes": 345120,
+        "weights_bytes": 345120,
         "latency_ms": latency(0.512, 0.022, "onnx"),
         "per_target": {"onnx": latency(0.512, 0.022, "onnx"), "tvm": latency(1.401, 0.094, "tvm")},
     },
@@ -329,7 +329,7 @@ def test_a_difference_within_the_spread_is_called_none(before: float, after: flo
 
 def test_growth_is_shown_as_such() -> None:
     report = changed()
-    report["after"]["size_bytes"] = 2 * report["before"]["size_bytes"]
+    report["after"]["weights_bytes"] = 2 * report["before"]["weights_bytes"]
     row = next(row for row in comparison(report) if row["label"] == "weights")
     assert row["remains"] == "2.00x" and row["share"] == 2.0
     assert 'class="alert-mark"' in render(report) and 'class="alert-mark"' not in render(REPORT)
