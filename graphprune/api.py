@@ -19,15 +19,15 @@ from .calibration.suspect import raw_pixels
 from .cost.budget import spelt
 from .cost.latency.table import Table
 from .cost.units import UNITS
-from .driver.artifact import asked, check_code, describe, emit, latencies, loaded, over, profiled, uncut, write
+from .driver.artifact import check_code, emit, latencies, loaded, profiled, write
 from .driver.closeness import Evaluate, closeness, figures
 from .driver.configured import pretrained, unsaid
 from .driver.dump import dumped
 from .driver.latency_search import has_latency, recorded, to_latency
-from .driver.layers import kinds, layers
 from .driver.no_slower import chooses, guarded
 from .driver.output import apart, new_folder
 from .driver.stages import Stages
+from .driver.summary import Compilation
 from .errors import BudgetError, DataError, ModelError, RecipeError
 from .hosts.given import PREFIX, as_host, imported, origins
 from .ir.facts import Groups, Keep, Scores
@@ -430,31 +430,21 @@ def compile(
         if checks is not None:
             checks = (*checks, *check_code(done, chosen, code))
         measured = latencies(program, done, chosen, code, progress, threads) if measure else {}
-        where = os.fspath(data) if isinstance(data, (str, os.PathLike)) else None
-        report = describe(_name(model), where, program, done, steps.text(), checks, chosen, measured, files, folder)
-        report["auto"] = own is None
         took = profiled(program, done, chosen, threads) if measure else None
-        report["network"] = layers(program, done, took[1] if took else None)
-        if took:
-            report["time"] = {"target": took[0], "kinds": kinds(program, done, took[1])}
-        report["budget"] = {**asked(program, done, steps), "default": own is None and not given and not width}
-        report["notes"] += [*over(report["budget"]), *uncut(report)]
-        if images is not None:
-            report["images"] = asdict(images)
-        if dry_run:
-            report["dry_run"] = True
-        elif program.data:
-            change = closeness(program, done, judged or program.data)
-            report["closeness"] = {**change, "held_back": bool(judged)}
-        if judge and not dry_run:
-            after = figures(judge, done.host, name)
-            report["evaluation"] = {"what": name, "before": figures_before, "after": after}
-        if facts:
-            report["latency"] = facts
-        if found:
-            report["tuning"] = found
-        if fallback:
-            report["fallback"] = fallback
+        after = figures(judge, done.host, name) if judge and not dry_run else {}
+        report = Compilation(program, done, steps, chosen, checks, measured, took, files).report(
+            model=_name(model),
+            data=os.fspath(data) if isinstance(data, (str, os.PathLike)) else None,
+            judged=judged,
+            auto=own is None,
+            default=own is None and not given and not width,
+            dry_run=dry_run,
+            images=asdict(images) if images is not None else {},
+            evaluation={"what": name, "before": figures_before, "after": after} if after else {},
+            latency=facts,
+            tuning=found,
+            fallback=fallback,
+        )
         if folder is not None:
             write(folder, done, report)
     if stages and not dry_run:

@@ -271,7 +271,7 @@ def test_compile_writes_everything_and_prints_the_table(here: Path) -> None:
         "seed",
     }
     for side in ("before", "after"):
-        assert {"params", "macs", "size_bytes", "latency_ms", "per_target"} <= set(report[side])
+        assert {"params", "macs", "weights_bytes", "latency_ms", "per_target"} <= set(report[side])
         assert {"median_ms", "spread_ms", "repeats"} <= set(report[side]["latency_ms"])
     assert [(group["size"], group["kept"]) for group in report["groups"]] == [(16, 8)]
     assert report["verification"]["used"] and report["verification"]["max_relative_error"] <= 1e-12

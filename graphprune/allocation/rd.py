@@ -8,15 +8,15 @@ import numpy as np
 
 from ..axes.index import coordinates
 from ..calibration.activations import Walk
-from ..calibration.batches import batch_size
-from ..calibration.least_squares import Curvature, NormalEquations, equations
-from ..calibration.optimal_brain_surgeon import Problem, in_turn, problems, scales
+from ..calibration.batches import some
+from ..calibration.curvature import Curvature, covariances, curvature
+from ..calibration.optimal_brain_surgeon import Problem, in_turn, problems
 from ..calibration.outputs import compared, distortion
-from ..coupling.contractions import Contraction, contractions
+from ..coupling.contractions import contractions
 from ..criteria.branches import output
 from ..errors import RecipeError
 from ..ir.facts import Group, Groups, Losses, Scores
-from ..ir.host import Array, Batch, Host
+from ..ir.host import Array, Host
 from ..ir.program import Program
 from .choice import Counts, choose, trade
 from .problem import Allocation
@@ -80,26 +80,24 @@ def distortions(
     will); between those, d follows the readers' own error, which costs no run. Distortions of different
     groups add, nearly (Xu et al. 2023, one-shot layer-wise rate-distortion theory).
     """
-    found = contractions(program.graph, own=True)
-    sums = _sums(program, found)
-    batches = _some(program.data, batch_size(program.graph.inputs) is not None)
+    readings = _curvature(program)
+    batches = some(program.data, program.graph.inputs, SAMPLES, SAMPLES_BYTES)
     outputs = compared(program.graph)
     place = {op.name: k for k, op in enumerate(program.graph.ops)}
     first = {group.name: min(_readers(program, group, place), default=0) for group in groups}
-    count = scales(program.graph, program.host)
     curves: dict[str, dict[int, float]] = {}
     with Walk(program.host, program.graph, batches, edited=False) as walk:
         whole = [program.host.watch(batch, outputs) for batch in batches]
         for number, group in enumerate(sorted(groups, key=lambda group: first[group.name])):
             program.progress("distortions", number, len(groups))
             order = np.argsort(scores[group], kind="stable")
-            own = problems(group, found, sums, program.host, count)
+            own = problems(group, readings)
             stops = sorted({min(max(round(share * group.size), 1), group.size - 1) for share in shares} - {0})
             known = list(walk.live(first[group.name]))
             host, moved = program.host.copy(), dict[str, Array]()
             measured = {}
             for stop in stops:  # what goes only grows, so that one copy serves all
-                _leave_out(program, host, group, order[:stop], own, sums, count, moved)
+                _leave_out(program, host, group, order[:stop], own, readings, moved)
                 seen = [host.watch(b, outputs, live) for b, live in zip(batches, known, strict=True)]
                 measured[stop] = distortion(whole, seen)
             costs = in_turn(own, order.tolist())
@@ -107,22 +105,12 @@ def distortions(
     return {group.name: curves[group.name] for group in groups}
 
 
-def _sums(program: Program, found: Sequence[Contraction]) -> Mapping[str, NormalEquations]:
+def _curvature(program: Program) -> Curvature:
     if program.knows(Curvature):
-        return program.fact(Curvature).sums
-    return equations(found, program.host, program.data, program.seed)
-
-
-def _some(batches: Sequence[Batch], whole: bool) -> list[Batch]:
-    """The first samples of the data; ``whole``: batches cannot be cut."""
-    out: list[Batch] = []
-    left, size = SAMPLES, 0
-    for batch in batches:
-        if left > 0 and size < SAMPLES_BYTES:
-            part = batch if whole else [array[:left] if array.ndim else array for array in batch]
-            out.append(part)
-            left, size = left - len(batch[0]), size + sum(array.nbytes for array in part)
-    return out
+        return program.fact(Curvature)
+    found = contractions(program.graph, own=True)
+    sums = covariances(found, program.host, program.data, program.seed)
+    return curvature(found, program.graph, program.host, sums)
 
 
 def _readers(program: Program, group: Group, place: Mapping[str, int]) -> Iterator[int]:
@@ -138,8 +126,7 @@ def _leave_out(
     group: Group,
     gone: Array,
     found: Sequence[Problem],
-    sums: Mapping[str, NormalEquations],
-    count: Mapping[str, Array],
+    curvature: Curvature,
     moved: dict[str, Array],
 ) -> None:
     """Take channels from ``host``, a copy of the program's: what reads them is fitted to the rest, with biases that
@@ -148,16 +135,15 @@ def _leave_out(
     for problem in found:
         fitted.setdefault(problem.layer.op.name, []).append(problem)
     for name, parts in fitted.items():
-        layer = parts[0].layer
+        reading = curvature.readings[name]
+        layer, scale = reading.layer, reading.scale
         matrix = layer.flat_matrix(program.host)
-        scale = count.get(name, np.ones(matrix.shape[0] * matrix.shape[1])).reshape(matrix.shape[:2])
         changed = matrix.copy()
         for problem in parts:
             live = scale[problem.part] > 0
             weight = problem.without(gone.tolist()).T / np.where(live, scale[problem.part], 1)[:, None]
             changed[problem.part][live] = weight[live]
-        _, _, mean, _ = sums[name].centred()
-        change = np.einsum("goi,gi->go", matrix - changed, mean).ravel()
+        change = ((matrix - changed) @ reading.mean[:, :, None]).ravel()
         tensor = host.parameter(layer.weight)
         host.set_parameter(layer.weight, layer.tensor(changed, tensor.shape).astype(tensor.dtype))
         host.add_bias(layer.op, change - moved.get(name, 0.0))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import shutil
 import tempfile
 import weakref
@@ -329,6 +330,21 @@ def batch_size(inputs: Sequence[Value]) -> int | None:
 def samples(batch: Batch) -> int:
     """How many samples a batch has."""
     return max((len(array) for array in batch if array.ndim), default=1)
+
+
+def some(batches: Iterable[Batch], inputs: Sequence[Value], count: int, limit_bytes: float = math.inf) -> list[Batch]:
+    """The first ``count`` samples of the data, or as many whole batches as have them where the model is bound to a
+    batch size; and no further batch once they take ``limit_bytes``."""
+    out: list[Batch] = []
+    left, size, whole = count, 0, batch_size(inputs) is not None
+    for batch in batches:
+        have = samples(batch)
+        cut = not whole and have > left
+        out.append([array[:left] if cut and array.ndim and len(array) == have else array for array in batch])
+        left, size = left - have, size + sum(array.nbytes for array in out[-1])
+        if left <= 0 or size >= limit_bytes:
+            break
+    return out
 
 
 class _Cutter:

@@ -10,7 +10,7 @@ import numpy as np
 from ..coupling.contractions import Contraction
 from ..coupling.factors import Factors, Within, matrix, parts
 from ..ir.host import Array, Host
-from .least_squares import NormalEquations
+from .least_squares import Covariance
 
 DAMP = 1e-6
 """What is added to the inputs' second moments, in their mean: what no calibration sample has still counts."""
@@ -37,7 +37,7 @@ def orders(layer: Contraction) -> list[Within]:
 
 
 def factored(
-    layers: Sequence[Contraction], host: Host, sums: NormalEquations | None, orders: Sequence[Within]
+    layers: Sequence[Contraction], host: Host, sums: Covariance | None, orders: Sequence[Within]
 ) -> tuple[Factors, float]:
     """Layers that read the same, with one first part, and what is lost where half of their parameters remain; of
     ``orders`` that one which loses least so.
@@ -50,8 +50,9 @@ def factored(
     Of a convolution W is (outputs and some of the taps, inputs and the others), see coupling.factors.matrix. Where taps
     are among the rows, a rank costs what its change of the inputs is worth alone, overlaps of windows left out.
     """
-    moment = None if sums is None else _second_moment(sums)
-    weights = [layer.flat_matrix(host)[0] for layer in layers]
+    moment = None if sums is None else _second_moment(sums, layers[0].taps)
+    weights = [layer.matrix(host)[0] for layer in layers]
+    weights = [weight.reshape(len(weight), -1) for weight in weights]
     inputs, taps = weights[0].shape[1] // layers[0].taps, _taps(layers[0])
     whole = sum(weight.size for weight in weights)
     found: tuple[float, Within, Array, Array, Array] | None = None
@@ -91,10 +92,12 @@ def _taps(layer: Contraction) -> tuple[int, ...]:
     return layer.weight_shape[2:] if layer.op.kind == "conv" else ()
 
 
-def _second_moment(sums: NormalEquations) -> Array:
-    gram, _, mean, _ = sums.centred()
-    moment: Array = gram[0] + np.outer(mean[0], mean[0])
-    return moment
+def _second_moment(sums: Covariance, taps: int) -> Array:
+    """Of (inputs x taps)."""
+    gram, mean = sums.centred()
+    moment = (gram[0] + np.outer(mean[0], mean[0])).reshape(taps, -1, taps, gram.shape[1] // taps)
+    ordered: Array = moment.transpose(1, 0, 3, 2).reshape(gram[0].shape)
+    return ordered
 
 
 def _seen(moment: Array, inputs: int, taps: Sequence[int], first: Within) -> Array:

@@ -10,22 +10,17 @@ come of one Cholesky factor, and the order that takes the cheapest next is its p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..axes.dim import find
 from ..axes.index import Indices, shares
-from ..coupling.affine import affine
 from ..coupling.contractions import Contraction
 from ..ir.facts import Group
-from ..ir.graph import Graph
-from ..ir.host import Array, Host
-from .least_squares import NormalEquations
-
-DAMP = 0.01
-"""Ridge of a layer's H, in mean variances of its inputs."""
+from ..ir.host import Array
+from .curvature import Curvature
 
 
 @dataclass(frozen=True)
@@ -134,58 +129,34 @@ class Remaining:
         self._begin()
 
 
-def problems(
-    group: Group,
-    found: Sequence[Contraction],
-    sums: Mapping[str, NormalEquations],
-    host: Host,
-    scales: Mapping[str, Array],
-) -> list[Problem]:
-    """What each of the layers that read the group has to solve. ``scales``: by op name, what an error of
-    each output counts."""
-    out = []
-    for layer in found:
-        at, index = shares(layer.dim).get(find(group.dim), (np.arange(0), np.arange(0)))
-        if not len(at):
-            continue
-        matrix = layer.flat_matrix(host)
-        scale = scales.get(layer.op.name, np.ones(matrix.shape[0] * matrix.shape[1])).reshape(matrix.shape[:2])
-        whole = matrix * scale[:, :, None]
-        gram, _, _, _ = sums[layer.op.name].centred()
-        size = gram.shape[-1]
-        energy = float(np.sum((whole @ gram) * whole))
-        taps = layer.taps
-        wide = size // taps  # channels a part
-        for part in range(layer.groups):
-            mine = at // wide == part
-            if mine.any():
-                channels, blocks = _blocks(at[mine] - part * wide, index[mine], taps)
-                ridge = DAMP * np.trace(gram[part]) / size or 1.0
-                inverse = np.linalg.inv(gram[part] + ridge * np.eye(size))
-                out.append(Problem(layer, part, whole[part].T, inverse, channels, blocks, 1 / (energy or 1.0)))
-    return out
+def problems(group: Group, curvature: Curvature) -> list[Problem]:
+    """What each of the layers that read the group has to solve."""
+    return [
+        Problem(one.layer, part, one.weight[part].T, one.inverse[part], channels, blocks, one.worth)
+        for one in curvature.readings.values()
+        for part, channels, blocks in places(group, one.layer, one.mean.shape[1])
+    ]
 
 
-def scales(graph: Graph, host: Host) -> dict[str, Array]:
-    """By op name, what an error of each output counts: |gamma / sigma| of a BatchNorm right behind it."""
-    out = {}
-    for op in graph.ops:
-        x = op.inputs[0] if op.kind == "batch_norm" else None
-        maker = graph.maker(x) if x is not None else None
-        if x is not None and maker is not None and (maker.kind == "conv" or len(x.dims) == 2):
-            out[maker.name] = np.abs(affine(op, host)[0])
-    return out
+def places(group: Group, layer: Contraction, inputs: int) -> Iterator[tuple[int, Indices, Indices]]:
+    """Where a layer reads the group: for every part of it that does and has so many ``inputs``, the channels and the
+    weight rows of each, (channels, rows a channel)."""
+    at, index = shares(layer.dim).get(find(group.dim), (np.arange(0), np.arange(0)))
+    wide = inputs // layer.taps
+    for part in np.unique(at // wide):
+        mine = at // wide == part
+        channels, columns = _columns(at[mine] - part * wide, index[mine])
+        rows = columns[:, :, None] + wide * np.arange(layer.taps)
+        yield int(part), channels, rows.reshape(len(channels), -1)
 
 
-def _blocks(at: Indices, index: Indices, taps: int) -> tuple[Indices, Indices]:
-    """Channels, and the weight rows of each: (channels, rows a channel)."""
+def _columns(at: Indices, index: Indices) -> tuple[Indices, Indices]:
+    """Channels, and where each is: (channels, positions)."""
     order = np.argsort(index, kind="stable")
     channels, counts = np.unique(index, return_counts=True)
-    columns = at[order].reshape(len(channels), -1) if counts.min() == counts.max() else at[order][:, None]
     if counts.min() != counts.max():  # uneven shares: each position on its own
-        channels = index[order]
-    rows = columns[:, :, None] * taps + np.arange(taps)
-    return channels, rows.reshape(len(channels), -1)
+        return index[order], at[order][:, None]
+    return channels, at[order].reshape(len(channels), -1)
 
 
 Combine = Callable[[Array], Array]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..ir.graph import Graph
-from ..ir.host import Array, Batch
+from ..ir.host import Array
 
 Outputs = Sequence[Mapping[str, Array]]
 """Per batch, the outputs by name."""
@@ -16,15 +16,6 @@ Outputs = Sequence[Mapping[str, Array]]
 def compared(graph: Graph) -> list[str]:
     """The names of the outputs that are compared."""
     return [value.name for value in graph.outputs if "float" in value.dtype]
-
-
-def some(batches: Sequence[Batch], samples: int) -> list[Batch]:
-    """The first batches that have so many samples together."""
-    out: list[Batch] = []
-    for batch in batches:
-        if sum(len(one[0]) for one in out) < samples:
-            out.append(batch)
-    return out
 
 
 def distortion(whole: Outputs, seen: Outputs) -> float:

@@ -22,7 +22,7 @@ from ..ir.program import Program
 from ..pipeline.bypass import Bypass
 from ..pipeline.correction import Addition, Correct, addition
 from ..pipeline.edits import original
-from .no_worse import Errors, errors, no_worse
+from .no_worse import Pairs, errors, no_worse
 
 ROUNDS = 1
 """Further rounds of a fit behind a ReLU. More come a little closer: see docs/benchmarks.md."""
@@ -65,8 +65,8 @@ def least_squares(program: Program, keep: Keep, biases: bool = True) -> tuple[Co
                 fit.layer(layer, theirs, mine)
             elif fit.shifts(layer):
                 fit.shift(layer, theirs, mine)
-        left = errors(fit.outputs(theirs, mine, program.host))
-    return no_worse(program, Correct(fit.weights, fit.biases), Errors(*left))
+        known = errors(*fit.outputs(theirs, mine, program.host))
+    return no_worse(program, Correct(fit.weights, fit.biases), known)
 
 
 @dataclass(frozen=True)
@@ -149,15 +149,17 @@ class _Fit:
         self.biases[read.op.name] = addition(change, kept, int(whole.shape[axis]))
         self.host.add_bias(read.op, change)
 
-    def outputs(self, theirs: Walk, mine: Walk, alone: Host) -> Iterator[tuple[list[Array], list[list[Array]]]]:
-        """Per batch what the original gives, and what the cut gives ``alone`` and as it is fitted: the walks end
-        there, so that neither network is run once more."""
-        whole, fitted = (
-            [value.name for value in graph.outputs if not value.constant] for graph in (self.whole, self.host.lift())
-        )
-        ends = theirs.at(len(self.whole.ops), whole), mine.at(len(self.graph.ops), fitted)
-        for batch, there, here in zip(mine.batches, *ends, strict=True):
-            yield [there[name] for name in whole], [alone.run(batch), [here[name] for name in fitted]]
+    def outputs(self, theirs: Walk, mine: Walk, alone: Host) -> tuple[Pairs, Pairs]:
+        """Per batch what the original gives, with what the cut gives as it is fitted, and with what it gives ``alone``:
+        the walks end there, so that neither network is run once more."""
+        graphs = self.whole, self.host.lift()
+        names, fitted = ([value.name for value in graph.outputs if not value.constant] for graph in graphs)
+
+        def original() -> Iterator[list[Array]]:
+            return ([there[name] for name in names] for there in theirs.at(len(self.whole.ops), names))
+
+        ours = ([here[name] for name in fitted] for here in mine.at(len(self.graph.ops), fitted))
+        return zip(original(), ours, strict=True), zip(original(), map(alone.run, mine.batches), strict=True)
 
     def _rows(
         self, layer: Contraction, target: Target, theirs: Walk, mine: Walk
@@ -166,13 +168,14 @@ class _Fit:
         wanted = [layer.value.name, *([target.other.name] if target.other else [])]
         rng = np.random.default_rng([self.seed, self.place[layer.op.name]])
         original = theirs.at(self.whole_place[layer.op.name], [target.value.name])
-        unknowns = layer.flat_matrix(self.host).shape[-1]
+        unknowns, kept = layer.flat_matrix(self.host).shape[-1], self._kept(target.value, layer.out_axis)
         for there, here in zip(original, mine.at(self.place[layer.op.name], wanted), strict=True):
-            y = np.ascontiguousarray(self.index.cut(there[target.value.name], target.value.dims))
-            at = draw(rng, layer.positions(y), -(-rows_wanted(unknowns) // len(mine.batches)))
-            z = layer.targets(y, at)
+            x = here[layer.value.name]
+            y = self.index.cut(there[target.value.name], target.value.dims, but=layer.out_axis)
+            at = draw(rng, layer.positions(x), -(-rows_wanted(unknowns) // len(mine.batches)))
+            z = layer.targets(y, at)[:, kept]
             other = layer.targets(here[target.other.name], at) if target.other is not None else np.zeros(1)
-            yield layer.rows(here[layer.value.name], at), other + target.shift, z
+            yield layer.rows(x, at), other + target.shift, z
 
     def _set(self, layer: Contraction, kept: Indices, weight: Array, bias: Array) -> None:
         old = self.host.parameter(layer.weight)

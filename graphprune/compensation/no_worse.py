@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,12 +16,17 @@ SHARES = (0.5, 0.25, 0.125)
 not be so for the network."""
 
 
+Pairs = Iterable[tuple[Sequence[Array], Sequence[Array]]]
+"""Per batch the original's outputs, and another network's."""
+
+
 @dataclass(frozen=True)
 class Errors:
-    """See ``errors``: of the cut ``alone``, and with the whole ``corrected``."""
+    """See Distance.share: of the network ``corrected`` as a whole, and of the cut ``alone``, or as much of that as
+    shows that it is further away."""
 
-    alone: float
     corrected: float
+    alone: float
 
 
 def no_worse(program: Program, correction: Correct, known: Errors | None = None) -> tuple[Correct, str]:
@@ -31,13 +36,13 @@ def no_worse(program: Program, correction: Correct, known: Errors | None = None)
     if not correction:
         return correction, ""
     if known is None:
-        known = Errors(*_errors(program, [program.host, correction.apply(program).host]))
+        known = errors(_pairs(program, correction.apply(program).host), _pairs(program, program.host))
     plain, whole = known.alone, known.corrected
     if whole <= plain:
         return correction, ""
     parts = [_part(program.host, correction, share) for share in SHARES]
-    errors = [*_errors(program, [part.apply(program).host for part in parts]), plain]
-    best = int(np.nanargmin(errors)) if not np.isnan(plain) else len(parts)
+    tried = [_distance(_pairs(program, part.apply(program).host)).share() for part in parts]
+    best = int(np.nanargmin([*tried, plain])) if not np.isnan(plain) else len(parts)
     used = f"{SHARES[best]:g} of it is used" if best < len(parts) else "none of it is used"
     note = f"`compensate`: the correction would leave an error of {whole:.3g}, the cut alone {plain:.3g}: {used}"
     return (*parts, Correct())[best], note
@@ -53,22 +58,44 @@ def _part(host: Host, correction: Correct, share: float) -> Correct:
     return Correct(weights, bias)
 
 
-def _errors(program: Program, hosts: Sequence[Host]) -> list[float]:
-    return errors((program.source.run(batch), [host.run(batch) for host in hosts]) for batch in program.data)
+def _pairs(program: Program, host: Host) -> Pairs:
+    return ((program.source.run(batch), host.run(batch)) for batch in program.data)
 
 
-def errors(batches: Iterable[tuple[Sequence[Array], Sequence[Sequence[Array]]]]) -> list[float]:
-    """Of several networks the squared error of their outputs as a share of the original's squares: the mean over
-    outputs that are as wide as they were. ``batches``: per batch the original's outputs, and those of every network."""
-    energy: dict[int, float] = {}
-    squares: list[dict[int, float]] = []
-    for outputs, networks in batches:
-        original = {k: y.astype(np.float64) for k, y in enumerate(outputs) if y.dtype.kind == "f"}
-        squares = squares or [{} for _ in networks]
-        for k, y in original.items():
-            energy[k] = energy.get(k, 0.0) + float(np.square(y).sum())
-        for own, made in zip(squares, networks, strict=True):
-            for k, y in original.items():
-                if made[k].shape == y.shape:
-                    own[k] = own.get(k, 0.0) + float(np.square(made[k] - y).sum())
-    return [float(np.mean([own[k] / (energy[k] or 1.0) for k in own])) if own else 0.0 for own in squares]
+def errors(corrected: Pairs, alone: Pairs) -> Errors:
+    """Of both networks. The cut alone is mostly much further away, and is run no longer than until it is."""
+    whole, plain = _distance(corrected), Distance()
+    for original, made in alone:
+        plain.add(original, made)
+        if plain.share(whole.energy) > whole.share():
+            break
+    return Errors(whole.share(), plain.share(whole.energy))
+
+
+def _distance(pairs: Pairs) -> Distance:
+    found = Distance()
+    for original, made in pairs:
+        found.add(original, made)
+    return found
+
+
+class Distance:
+    """The squared error of a network's outputs as a share of the original's squares (``energy``, by output): the mean
+    over outputs that are as wide as they were."""
+
+    def __init__(self) -> None:
+        self.energy, self._squares = dict[int, float](), dict[int, float]()
+
+    def add(self, original: Sequence[Array], made: Sequence[Array]) -> None:
+        """The outputs for one batch more."""
+        for k, (theirs, ours) in enumerate(zip(original, made, strict=True)):
+            if theirs.dtype.kind == "f":
+                y = theirs.astype(np.float64)
+                self.energy[k] = self.energy.get(k, 0.0) + float(np.square(y).sum())
+                if ours.shape == y.shape:
+                    self._squares[k] = self._squares.get(k, 0.0) + float(np.square(ours - y).sum())
+
+    def share(self, energy: Mapping[int, float] | None = None) -> float:
+        """``energy``: that of all batches, where there are more than were added."""
+        shares = [square / ((energy or self.energy)[k] or 1.0) for k, square in self._squares.items()]
+        return float(np.mean(shares)) if shares else 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -196,7 +197,7 @@ class Peak(Cost):
     numbers of the ``terms`` that count, ``bytes_each`` what an entry of each term takes."""
 
     moments: tuple[tuple[int, ...], ...] = ()
-    bytes_each: tuple[int, ...] = ()
+    bytes_each: tuple[float, ...] = ()
 
     def parts(self) -> None:
         return None
@@ -224,11 +225,20 @@ def memory(graph: Graph, host: Host) -> Peak:
         )
         for position in range(len(graph.ops))
     )
-    sizes = tuple(BYTES.get(value.dtype, 4) for value in values)
+    sizes = tuple(item_bytes(value.dtype) for value in values)
     return Peak("bytes", tuple(value.dims for value in values), host.sizes(), 1 / samples(graph, host), moments, sizes)
 
 
-BYTES = {"float64": 8, "int64": 8, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1, "bool": 1}
+def weight_bytes(graph: Graph) -> int:
+    """What the tensors take that the model stores and its ops read."""
+    stored = [value for value in graph.parameters.values() if value.shape is not None]
+    return round(sum(prod(map(int, value.shape or ())) * item_bytes(value.dtype) for value in stored))
+
+
+def item_bytes(dtype: str) -> float:
+    """What one number takes: by the bits in the name of its dtype."""
+    bits = re.search(r"\d+", dtype)
+    return int(bits[0]) / 8 if bits else 1
 
 
 _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -51,13 +52,14 @@ class Contraction:
         return weight.reshape(self.groups, -1, weight.shape[1], self.taps)
 
     def flat_matrix(self, host: Host) -> Array:
-        """The weight as (groups, outputs, inputs x taps), float64."""
-        matrix = self.matrix(host)
+        """The weight as (groups, outputs, taps x inputs), float64."""
+        matrix = self.matrix(host).swapaxes(2, 3)
         return matrix.reshape(*matrix.shape[:2], -1)
 
     def tensor(self, matrix: Array, shape: Sequence[int]) -> Array:
         """The inverse of ``flat_matrix``: the weight of that shape."""
-        flat = matrix.reshape(-1, matrix.shape[-1])
+        whole = matrix.reshape(-1, self.taps, matrix.shape[-1] // self.taps)
+        flat = whole.swapaxes(1, 2).reshape(len(whole), -1)
         return np.ascontiguousarray(flat.T if self.transposed else flat).reshape(shape)
 
     @property
@@ -73,46 +75,65 @@ class Contraction:
         bias: Array = np.broadcast_to(host.parameter(value.name).astype(np.float64).ravel(), (int(size),))
         return bias
 
+    @property
+    def window(self) -> tuple[Any, ...]:
+        """What of its input it reads: layers of the same window read the same ``rows``."""
+        attrs = [tuple(self.op.attrs[key]) for key in ("stride", "pads", "dilation")] if self.op.kind == "conv" else []
+        return self.value.name, self.axis, self.groups, self.weight_shape[2:] if attrs else (), *attrs
+
     def rows(self, x: Array, at: Array | None = None) -> Array:
-        """(rows, groups, inputs x taps): what each output position reads. ``at``: only these of the
-        positions that ``targets`` has, counted over samples and space."""
+        """(rows, groups, taps x inputs): what each output position reads. ``at``: only these of the
+        ``positions``, counted over samples and space."""
         if self.op.kind != "conv":
             flat = x.reshape(-1, 1, x.shape[-1])
             return flat if at is None else flat[at]
-        rank = len(self.weight_shape)
-        windows = self._windows(x if x.ndim == rank else x[None])
-        places = windows.shape[0], *windows.shape[2:rank]
-        taken = np.moveaxis(windows, 1, rank - 1)  # samples, space, channels, taps
+        windows, places = self._windows(x), self._places(x)
         if at is None:
             at = np.arange(prod(places))
-        drawn = taken[np.unravel_index(at, places)]
-        return drawn.reshape(len(at), self.groups, -1)
+        drawn = windows[np.unravel_index(at, places)].reshape(len(at), self.taps, self.groups, -1)
+        return drawn.swapaxes(1, 2).reshape(len(at), self.groups, -1)
 
     def targets(self, y: Array, at: Array | None = None) -> Array:
-        """(rows, outputs), rows as in ``rows``."""
-        flat = np.moveaxis(y, self.out_axis, -1).reshape(-1, y.shape[self.out_axis])
-        return flat if at is None else flat[at]
+        """(rows, outputs), rows as in ``rows``, of what it gives."""
+        moved = np.moveaxis(y, self.out_axis, -1)
+        return moved.reshape(-1, moved.shape[-1]) if at is None else moved[np.unravel_index(at, moved.shape[:-1])]
 
-    def positions(self, y: Array) -> int:
-        return int(y.size // y.shape[self.out_axis])
+    def positions(self, x: Array) -> int:
+        """How many rows there are of an input."""
+        return prod(self._places(x))
 
     @property
     def transposed(self) -> bool:
         """Whether the weight is stored as (inputs, outputs)."""
         return self.op.kind == "matmul" or (self.op.kind == "gemm" and not self.op.attrs.get("transB"))
 
-    def _windows(self, x: Array) -> Array:
-        """A view (samples, channels, space, taps) of the padded input."""
+    def _places(self, x: Array) -> tuple[int, ...]:
+        """Samples and space of what it gives for ``x``."""
+        if self.op.kind != "conv":
+            return x.shape[:-1]
         stride, pads, dilation = (self.op.attrs[key] for key in ("stride", "pads", "dilation"))
         kernel = self.weight_shape[2:]
-        spatial = len(kernel)
-        around = [(pads[2 * k], pads[2 * k + 1]) for k in range(spatial)]
-        x = np.pad(x, [(0, 0), (0, 0), *around]) if any(pads) else x
+        sizes = zip(x.shape[-len(kernel) :], kernel, stride, pads[::2], pads[1::2], dilation, strict=True)
+        space = ((n + before + after - d * (k - 1) - 1) // s + 1 for n, k, s, before, after, d in sizes)
+        return (x.shape[0] if x.ndim == len(kernel) + 2 else 1, *space)
+
+    def _windows(self, x: Array) -> Array:
+        """A view (samples, space, taps, channels) of the padded input, whose channels are put last: what a row
+        takes of it then lies together."""
+        stride, pads, dilation = (self.op.attrs[key] for key in ("stride", "pads", "dilation"))
+        kernel = self.weight_shape[2:]
+        rank = len(kernel)
+        x = np.moveaxis(x if x.ndim == rank + 2 else x[None], 1, -1)
+        if any(pads):
+            around = [(pads[2 * k], pads[2 * k + 1]) for k in range(rank)]
+            x = np.pad(x, [(0, 0), *around, (0, 0)])
+        elif self.taps > 1:
+            x = np.ascontiguousarray(x)
+        space = tuple(range(1, 1 + rank))
         reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
-        windows = np.lib.stride_tricks.sliding_window_view(x, reach, axis=tuple(range(2, 2 + spatial)))
-        steps = [slice(None, None, s) for s in stride]
-        taps = [slice(None, None, d) for d in dilation]
-        return windows[(slice(None), slice(None), *steps, *taps)]
+        windows = np.lib.stride_tricks.sliding_window_view(x, reach, axis=space)
+        steps, taps = ([slice(None, None, n) for n in each] for each in (stride, dilation))
+        return np.moveaxis(windows[(slice(None), *steps, slice(None), *taps)], rank + 1, -1)
 
 
 def contractions(graph: Graph, *, own: bool = False) -> list[Contraction]:

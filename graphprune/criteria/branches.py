@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from ..calibration.activations import Walk
-from ..calibration.outputs import Outputs, compared, distortion, divergence, some
+from ..calibration.batches import some
+from ..calibration.outputs import Outputs, compared, distortion, divergence
 from ..coupling.branches import silence
 from ..coupling.maskable import silencers
 from ..errors import RecipeError
@@ -36,7 +37,7 @@ def angular(program: Program, gates: Groups) -> Iterator[tuple[Group, float]]:
         ends[group.name] = before.name, ops[other.op].outputs[0].name, silencers(graph, value)[0]
     names = sorted({name for first, last, _ in ends.values() for name in (first, last)})
     total = dict.fromkeys(ends, 0.0)
-    batches = some(program.data, SAMPLES)
+    batches = some(program.data, graph.inputs, SAMPLES)
     for number, batch in enumerate(batches):
         program.progress("angles", number, len(batches))
         seen = program.host.watch(batch, names)
@@ -114,7 +115,8 @@ def _measured(
     program: Program, gates: Groups, distance: Callable[[Outputs, Outputs], float]
 ) -> Iterator[tuple[Group, float]]:
     """The distance of the outputs without each group; what comes before it is computed once for all."""
-    graph, batches = program.graph, some(program.data, SAMPLES)
+    graph = program.graph
+    batches = some(program.data, graph.inputs, SAMPLES)
     place = {op.name: k for k, op in enumerate(graph.ops)}
     first = {group.name: min(place[name] for name in dead(graph, group.branches)) for group in gates}
     names = compared(graph)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..calibration.optimal_brain_surgeon import Problem, problems, scales
+from ..axes.index import Indices
+from ..calibration.curvature import curvature, scaled, scales
+from ..calibration.optimal_brain_surgeon import places
 from ..ir.host import Array
 from .magnitude import l2
-from .obs import curvature
+from .obs import readers
 from .scoring import ScoresByGroup, Scoring, criterion
 
 LAMBDAS = 40
@@ -25,26 +27,28 @@ def lasso(scoring: Scoring) -> ScoresByGroup:
 
     Groups that no conv or linear reads get their L2 norms, brought to the same mean by ``normalize``.
     """
-    program, (found, sums) = scoring.program, curvature(scoring)
+    program, (found, sums) = scoring.program, readers(scoring)
     count = scales(program.graph, program.host)
     out = l2(scoring)
     for group in scoring.groups:
         parts: dict[str, list[Array]] = {}
-        for problem in problems(group, found, sums, program.host, count):
-            gram = sums[problem.layer.op.name].centred()[0][problem.part]
-            score = np.zeros(group.size)
-            np.maximum.at(score, problem.channels, survival(*_normal(problem, gram)))
-            parts.setdefault(problem.layer.op.name, []).append(score)
+        for layer in found:
+            gram, _ = sums[layer.op.name].centred()
+            for part, channels, blocks in places(group, layer, gram.shape[1]):
+                weight = scaled(layer, program.host, count)[0][part].T
+                score = np.zeros(group.size)
+                np.maximum.at(score, channels, survival(*_normal(weight[blocks], blocks, gram[part])))
+                parts.setdefault(layer.op.name, []).append(score)
         if parts:
             out[group.name] = scoring.combined([np.sum(own, 0) for own in parts.values()], group.size)
+    scoring.learned.append(curvature(found, program.graph, program.host, sums))
     return out
 
 
-def _normal(problem: Problem, gram: Array) -> tuple[Array, Array]:
+def _normal(rows: Array, blocks: Indices, gram: Array) -> tuple[Array, Array]:
     """A_ij = <X_i W_i, X_j W_j> over calibration data, and <Y, X_i W_i>, with |W_i| = 1."""
-    rows = problem.weight[problem.blocks]
     size = np.sqrt(np.square(rows).sum((1, 2)))
-    inner = gram[problem.blocks[:, :, None, None], problem.blocks[None, None, :, :]]
+    inner = gram[blocks[:, :, None, None], blocks[None, None, :, :]]
     whole = np.einsum("bro,brcs,cso->bc", rows, inner, rows, optimize=True)
     size = np.where(size > 0, size, 1)
     return whole / np.outer(size, size), whole.sum(1) / size

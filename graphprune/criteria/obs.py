@@ -5,24 +5,23 @@ from __future__ import annotations
 import numpy as np
 
 from ..axes.dim import leaves
-from ..calibration.least_squares import Curvature, NormalEquations, equations
-from ..calibration.optimal_brain_surgeon import cheapest_first, problems, scales
+from ..calibration.curvature import covariances, curvature
+from ..calibration.least_squares import Covariance
+from ..calibration.optimal_brain_surgeon import cheapest_first, problems
 from ..coupling.contractions import Contraction, contractions
 from .magnitude import l2
 from .scoring import COMBINE, ScoresByGroup, Scoring, criterion
 
 
-def curvature(scoring: Scoring) -> tuple[list[Contraction], dict[str, NormalEquations]]:
-    """The layers that read the groups' channels, and what calibration data says of their inputs, which is
-    learned as a Curvature as well."""
+def readers(scoring: Scoring) -> tuple[list[Contraction], dict[str, Covariance]]:
+    """The layers that read the groups' channels, and the covariances of their inputs over calibration data."""
     program = scoring.program
     steps = len(program.data) + len(scoring.groups)
     mine = {group.dim for group in scoring.groups}
     found = [la for la in contractions(program.graph, own=True) if any(leaf in mine for leaf in leaves(la.dim))]
-    sums = equations(
+    sums = covariances(
         found, program.host, program.data, program.seed, lambda done: program.progress("statistics", done, steps)
     )
-    scoring.learned.append(Curvature(sums))
     return found, sums
 
 
@@ -38,12 +37,13 @@ def obs(scoring: Scoring) -> ScoresByGroup:
 
     Groups that no conv or linear reads get their L2 norms, brought to the same mean by ``normalize``.
     """
-    program, (found, sums) = scoring.program, curvature(scoring)
-    count, batches = scales(program.graph, program.host), len(program.data)
-    out = l2(scoring)
+    program, batches = scoring.program, len(scoring.program.data)
+    found, sums = readers(scoring)
+    known, out = curvature(found, program.graph, program.host, sums), l2(scoring)
+    scoring.learned.append(known)
     for number, group in enumerate(scoring.groups):
         program.progress("optimal brain surgeon", batches + number, batches + len(scoring.groups))
-        own = problems(group, found, sums, program.host, count)
+        own = problems(group, known)
         if own:
             order, costs = cheapest_first(own, group.size, COMBINE[scoring.combine])
             rising = np.maximum.accumulate(np.maximum(costs, 1e-300))

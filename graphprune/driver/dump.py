@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..cost.static import macs, params
+from ..cost.static import macs, params, weight_bytes
 from ..errors import GraphpruneError
 from ..ir.program import Program
 from ..pipeline.base import Pass
@@ -41,7 +41,6 @@ class Dump:
         place.mkdir()
         (place / "graph.txt").write_text(graph.text() + "\n", encoding="utf-8")
         (place / "facts.json").write_text(json.dumps(facts(program), indent=1) + "\n", encoding="utf-8")
-        weights = [host.parameter(name) for name in graph.parameters]
         self.rows.append(
             {
                 "folder": place.name,
@@ -50,7 +49,7 @@ class Dump:
                 "ops": len(graph.ops),
                 "params": round(params(graph, host)()),
                 "macs": round(macs(graph, host)()),
-                "weight_bytes": sum(weight.nbytes for weight in weights),
+                "weight_bytes": weight_bytes(graph),
             }
         )
 

@@ -22,9 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from ..calibration.least_squares import Curvature, NormalEquations
+from ..calibration.curvature import Curvature, Reading
 from ..cost.latency.table import cache_folder
 from ..cost.static import params
+from ..coupling.contractions import contractions
 from ..ir.facts import Budget, Keep, Scores
 from ..ir.host import Array
 from ..ir.program import Program, Step
@@ -95,7 +96,7 @@ class Stages:
 
     def _resumed(self, step: Pass, program: Program, name: str, meta: Mapping[str, Any], arrays: Arrays) -> Program:
         for kind, content in meta["facts"].items():
-            program = program.learn(_READ[kind](content, arrays, step))
+            program = program.learn(_READ[kind](content, arrays, step, program))
         if name not in self.made:
             program = program.note(f"`{step.text()}`: taken from a run that was stopped (--no-cache does it anew)")
         size = int(params(program.graph, program.host)())
@@ -156,11 +157,12 @@ def _forget(folder: Path, before: float, pattern: str = "*") -> None:
 
 
 def _put(arrays: Arrays, named: Mapping[str, Array]) -> dict[str, str]:
-    """Where each array is put: names of groups and ops are no names of files."""
+    """Where each array is put, once however often it is given: names of groups and ops are no names of files."""
+    known = {id(array): place for place, array in arrays.items()}
     places = {}
     for name, array in named.items():
-        places[name] = f"a{len(arrays)}"
-        arrays[places[name]] = np.asarray(array)
+        places[name] = known.setdefault(id(array), f"a{len(arrays)}")
+        arrays[places[name]] = array
     return places
 
 
@@ -173,7 +175,19 @@ def _scores(fact: Scores, arrays: Arrays) -> dict[str, Any]:
 
 
 def _curvature(fact: Curvature, arrays: Arrays) -> dict[str, Any]:
-    return {name: _put(arrays, sums.state()) for name, sums in fact.sums.items()}
+    """Of a layer its name: it is found again in the graph. Layers of one window share what is large."""
+    names = ("weight", "scale", "mean", "inverse")
+    return {
+        op: {"worth": own.worth, "arrays": _put(arrays, {name: getattr(own, name) for name in names})}
+        for op, own in fact.readings.items()
+    }
+
+
+def _read_curvature(content: Mapping[str, Any], arrays: Arrays, step: Pass, program: Program) -> Curvature:
+    layers = {layer.op.name: layer for layer in contractions(program.graph, own=True)}
+    return Curvature(
+        {op: Reading(layers[op], **_take(own["arrays"], arrays), worth=own["worth"]) for op, own in content.items()}
+    )
 
 
 def _keep(fact: Keep, arrays: Arrays) -> dict[str, Any]:
@@ -181,7 +195,7 @@ def _keep(fact: Keep, arrays: Arrays) -> dict[str, Any]:
     return {"keep": _put(arrays, fact.keep), "blank": _put(arrays, fact.blank), **flags}
 
 
-def _read_keep(content: Mapping[str, Any], arrays: Arrays, step: Pass) -> Keep:
+def _read_keep(content: Mapping[str, Any], arrays: Arrays, step: Pass, program: Program) -> Keep:
     kept, blank = (_take(content[name], arrays) for name in ("keep", "blank"))
     return Keep(kept, blank, content["exact"], content["constant"])
 
@@ -192,11 +206,11 @@ _WRITE: Mapping[type, Callable[[Any, Arrays], dict[str, Any]]] = {
     Keep: _keep,
     Budget: lambda fact, arrays: dict(vars(fact)),
 }
-_READ: Mapping[str, Callable[[Mapping[str, Any], Arrays, Pass], Any]] = {
-    "Scores": lambda content, arrays, step: Scores(content["by"], _take(content["scores"], arrays)).signed(step.text()),
-    "Curvature": lambda content, arrays, step: Curvature(
-        {name: NormalEquations.of(_take(places, arrays)) for name, places in content.items()}
+_READ: Mapping[str, Callable[[Mapping[str, Any], Arrays, Pass, Program], Any]] = {
+    "Scores": lambda content, arrays, step, program: Scores(content["by"], _take(content["scores"], arrays)).signed(
+        step.text()
     ),
+    "Curvature": _read_curvature,
     "Keep": _read_keep,
-    "Budget": lambda content, arrays, step: Budget(**content),
+    "Budget": lambda content, arrays, step, program: Budget(**content),
 }

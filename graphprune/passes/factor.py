@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
-from ..calibration.least_squares import NormalEquations, equations
+from ..calibration.curvature import covariances
+from ..calibration.least_squares import Covariance
 from ..calibration.low_rank import factored, lost_apart, orders
 from ..coupling.contractions import Contraction, contractions
 from ..coupling.factors import Factors, Within
@@ -63,7 +64,7 @@ class Factor(Pass):
                 f"no layer can be factored by layers={self.layers}" + "".join(f"\n    {one}" for one in stay[:5]),
                 "see `graphprune inspect` for the names of weights",
             )
-        sums = equations(found, program.host, program.data, program.seed) if self.by == "data" else {}
+        sums = covariances(found, program.host, program.data, program.seed) if self.by == "data" else {}
         made = dict[str, Factors]()
         for number, layers in enumerate(alike := _alike(found)):
             program.progress("singular values", number, len(alike))
@@ -73,7 +74,7 @@ class Factor(Pass):
         return done.note(f"`factor` leaves whole: {', '.join(stay[:NAMED])}{rest}") if stay else done
 
     def _factored(
-        self, layers: list[Contraction], program: Program, sums: Mapping[str, NormalEquations]
+        self, layers: list[Contraction], program: Program, sums: Mapping[str, Covariance]
     ) -> dict[str, Factors]:
         """Of layers that read the same, each by itself, or all together where less is lost so."""
         apart = dict[str, tuple[Factors, tuple[int, ...]]]()

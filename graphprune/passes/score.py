@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..calibration.least_squares import Curvature
+from ..calibration.curvature import Curvature
 from ..criteria import COMBINE, NORMALIZE, Scoring, criteria
 from ..criteria.branches import METHODS, worth
 from ..criteria.ranks import RANKS, worth_of_ranks

@@ -53,7 +53,7 @@ class Factor(Edit):
                 shape = layer.weight_shape
                 if made is None:
                     raise RecipeError(f"the plan's factors of `{name}` do not fit its weight {shape}", hint)
-                weight = layer.flat_matrix(host)[0].reshape(made.shape)
+                weight = layer.matrix(host)[0].reshape(made.shape)
                 if not np.abs(made - weight).max() <= APART * np.abs(weight).max():
                     raise RecipeError(f"the plan's factors of `{name}` do not make its weight", hint)
             if len({known[name].value for name in found.outers}) > 1:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..axes.dim import PRODUCT, Dim, find, terms
 from ..axes.index import Index, Indices
-from ..cost.static import BYTES, evaluate, samples
+from ..cost.static import evaluate, item_bytes, samples
 from ..ir.facts import Group, Groups
 from ..ir.graph import Op, Value
 from ..ir.program import Program
@@ -100,7 +100,7 @@ class Segments:
         shared, own = (after, before) if op.attrs["fills"] else (before, after)
         wanted = self.index(self.keep)(own)
         value, axis = op.outputs[0], op.attrs["axis"]
-        each = BYTES.get(value.dtype, 4) * float(
+        each = item_bytes(value.dtype) * float(
             np.prod([evaluate(n, sizes) for k, n in enumerate(value.shape or ()) if k != axis])
         )
         slots = tuple(self._slots(shared, wanted))

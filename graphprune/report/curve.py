@@ -92,8 +92,8 @@ def _made(curve: Mapping[str, Any]) -> list[Point]:
 def _sizes(points: Sequence[Point]) -> list[_Axis]:
     """What a network is made smaller for."""
     found = [
-        _Axis(label, [_share(one, key) for one in points], 1.0, drawn=key != "size_bytes")  # nearly the parameters
-        for key, label in (("macs", "MACs"), ("params", "parameters"), ("size_bytes", "file size"))
+        _Axis(label, [_share(one, key) for one in points], 1.0, drawn=key != "weights_bytes")  # nearly the parameters
+        for key, label in (("macs", "MACs"), ("params", "parameters"), ("weights_bytes", "weights"))
     ]
     times = [{name: after["median_ms"] / before["median_ms"] for name, before, after in latencies(p)} for p in points]
     targets = dict.fromkeys(name for one in times for name in one)
@@ -118,7 +118,7 @@ def _costs(points: Sequence[Point]) -> list[_Axis]:
 def _originals(point: Point, axes: Sequence[_Axis]) -> Iterator[str]:
     before, times = point["before"], {name: one for name, one, _ in latencies(point)}
     known = {"MACs": count(before["macs"]), "parameters": count(before["params"])}
-    known |= {"file size": size(before["size_bytes"])}
+    known |= {"weights": size(before["weights_bytes"])}
     known |= {f"latency, {name}": duration(one["median_ms"]) for name, one in times.items()}
     for axis in axes:
         yield known.get(axis.label, "-") if axis.share else _text(axis, axis.whole)

@@ -39,7 +39,7 @@ def comparison(report: Report) -> list[dict[str, Any]]:
     for key, label, show in (
         ("params", "parameters", count),
         ("macs", "MACs", count),
-        ("size_bytes", "file size", size),
+        ("weights_bytes", "weights", size),
     ):
         before, after = report["before"][key], report["after"][key]
         rows.append(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from graphprune.calibration.batches import batches, with_rest
+from graphprune.calibration.batches import batches, some, with_rest
 from graphprune.calibration.files import CHUNK, read_npz
 from graphprune.errors import DataError
 from graphprune.ir.graph import Value
@@ -84,6 +84,22 @@ def test_a_fixed_batch_size_is_kept_and_the_rest_dropped():
     found = batches(images(29), [FIXED])
     assert [batch[0].shape[0] for batch in found] == [8, 8, 8]
     np.testing.assert_array_equal(joined(found), images(29)[:24])
+
+
+def test_the_first_samples_are_cut_out_of_batches_that_may_be_cut():
+    def read():
+        for k in range(0, 40, 8):
+            seen.append(k)
+            yield [images(40)[k : k + 8], np.eye(3)]  # the second is the same for every sample
+
+    seen = []
+    found = some(read(), [IMAGE, MASK], 12)
+    assert [batch[0].shape[0] for batch in found] == [8, 4] and all(batch[1].shape == (3, 3) for batch in found)
+    np.testing.assert_array_equal(joined(found), images(40)[:12])
+    assert seen == [0, 8]  # no more is read
+    assert [len(batch[0]) for batch in some(read(), [FIXED], 12)] == [8, 8]
+    assert len(some(read(), [IMAGE], 40, limit_bytes=2 * images(8).nbytes)) == 2
+    assert len(some(read(), [IMAGE], 100)) == 5
 
 
 def test_several_inputs_by_place_and_by_name():

@@ -104,7 +104,9 @@ def test_rows_times_matrix_is_what_the_layer_computes(layer):
     x = found.rows(batch[0])
     made = np.einsum("rgi,goi->rgo", x, found.flat_matrix(program.host)).reshape(len(x), -1) + found.bias(program.host)
     np.testing.assert_allclose(made, found.targets(y), rtol=0, atol=1e-12)
-    some = np.array([0, 2, found.positions(y) - 1])
+    assert found.positions(batch[0]) == len(x) == len(found.targets(y))
+    some = np.array([0, 2, len(x) - 1])
+    np.testing.assert_array_equal(found.targets(y, some), found.targets(y)[some])
     np.testing.assert_array_equal(found.rows(batch[0], some), x[some])
     weight = program.host.parameter(found.weight)
     np.testing.assert_array_equal(found.tensor(found.flat_matrix(program.host), weight.shape), weight)
@@ -309,17 +311,17 @@ def test_a_plan_without_its_weights_is_refused(tmp_path):
 
 
 def test_onnx_is_fitted_as_torch_is():
-    torch_side, onnx_side = nets.program("Residual"), onnx_program("Residual")
+    onnx_side = onnx_program("Residual")
     x = np.random.default_rng(3).standard_normal((64, *onnx_side.host.example()[0].shape[1:])).astype(np.float32)
-    onnx_side = replace(onnx_side, data=batches(x, onnx_side.graph.inputs))
-    cut = do(CUT, onnx_side)
-    errors = [
-        np.square(outputs(one) - outputs(onnx_side)).mean()
-        for one in (do("compensate{by=mean}", cut), do("compensate", cut))
-    ]
-    assert errors[1] < 0.97 * errors[0]
-    assert torch_side.host.kind == "torch"
-    assert all(check.error <= check.tolerance for check in proof.verify(do("compensate", cut)))
+    found = []
+    for whole in (onnx_side, nets.program("Residual")):
+        whole = replace(whole, data=batches(x, whole.graph.inputs))
+        cut = do("group,score{by=obs},mask{channels=0.5x},propagate", whole)
+        made = [do("compensate{by=mean}", cut), do("compensate", cut)]
+        found.append([np.square(outputs(one) - outputs(whole)).mean() for one in made])
+        assert all(check.error <= check.tolerance for check in proof.verify(made[1]))
+    np.testing.assert_allclose(*found, rtol=0.01)
+    assert found[0][1] < 0.9 * found[0][0]
 
 
 class Tied(nn.Module):

@@ -111,7 +111,7 @@ def test_lamp_as_it_is_asked_for_is_lamp():
 
 def test_obs_takes_in_turn_what_least_squares_can_best_do_without(monkeypatch):
     """Against refitting from scratch for every candidate at every step."""
-    monkeypatch.setattr("graphprune.calibration.optimal_brain_surgeon.DAMP", 1e-12)
+    monkeypatch.setattr("graphprune.calibration.curvature.DAMP", 1e-12)
     monkeypatch.setattr("graphprune.calibration.least_squares.ROWS", 10**6)
     net = mlp()
     h, y = hidden(net), hidden(net) @ net[2].weight.detach().numpy().T

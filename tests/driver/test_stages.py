@@ -52,11 +52,13 @@ def compiled(out: Path, model: nn.Module | None = None, **options: Any) -> gp.Ar
     return gp.compile(model or net(), torch.zeros(2, 8), out=out, **options)
 
 
-def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: str = "compensate") -> None:
+def stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: str = "compensate", model: nn.Module | None = None
+) -> None:
     with monkeypatch.context() as patch:
         Ran().watch(patch, stop)
         with pytest.raises(KeyboardInterrupt):
-            compiled(tmp_path / "stopped")
+            compiled(tmp_path / "stopped", model)
     assert not (tmp_path / "stopped").exists()
 
 
@@ -99,6 +101,33 @@ def test_something_else_is_learned_anew(
     assert not any("taken from a run" in note for note in artifact.report["notes"])
     waiting = 0 if "recipe" in other else 2  # a run of the same network and data that ended well clears both
     assert len(list(place.iterdir())) == waiting
+
+
+class Twice(nn.Module):
+    """Two layers read the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.left, self.right = nn.Linear(8, 24), nn.Linear(24, 16), nn.Linear(24, 16)
+        self.last = nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        x = self.first(x).relu()
+        return self.last(self.left(x).relu() * self.right(x))
+
+
+def test_what_layers_share_is_kept_once(tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled(tmp_path / "whole", Twice().eval(), cache=False)
+    stopped(tmp_path, monkeypatch, "mask", Twice().eval())
+    (path,) = place.iterdir()
+    with np.load(path, allow_pickle=False) as file:
+        shapes = [file[name].shape for name in file.files]
+    assert shapes.count((1, 24, 24)) == 1 and shapes.count((1, 16, 24)) == 2  # an inverse, and the weights of both
+    resumed = compiled(tmp_path / "after", Twice().eval())
+    assert any("taken from a run that was stopped" in note for note in resumed.report["notes"])
+    for name in ("plan.json", "plan.safetensors"):
+        assert (tmp_path / "after" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_another_version_learns_anew(tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -803,3 +805,24 @@ def test_weights_that_are_all_inputs_become_constants(tmp_path: Path, listed: tu
     x = RNG.standard_normal((2, 4, 8, 8)).astype(np.float32)
     before, after = (onnxruntime.InferenceSession(str(path)).run(None, {"x": x})[0] for path in (old, new))
     assert np.abs(before - after).max() <= 1e-6 * np.abs(before).max()
+
+
+PEAK = """
+import resource, sys
+import numpy as np
+from graphprune.hosts.onnx.host import OnnxHost
+from graphprune.hosts.onnx.run import Session
+session = Session(OnnxHost.load(sys.argv[1]).model, shapes=True)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
+session.run({"x": np.ones((1, 3, 320, 320), np.float32)})
+print((peak() - before) // 1024)
+"""
+
+
+@pytest.mark.skipif(not (DETECTORS / "ppocr_det_infer.onnx").exists(), reason="no text detector on this machine")
+def test_shapes_are_told_without_all_tensors_being_held():
+    """Together they are 170 MB."""
+    command = [sys.executable, "-c", PEAK, str(DETECTORS / "ppocr_det_infer.onnx")]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    assert int(done.stdout) < 80

@@ -33,14 +33,14 @@ REPORT: dict[str, Any] = {
     "before": {
         "params": 169834,
         "macs": 11264512,
-        "size_bytes": 721532,
+        "weights_bytes": 721532,
         "latency_ms": latency(0.842, 0.031, "onnx"),
         "per_target": {"onnx": latency(0.842, 0.031, "onnx"), "tvm": latency(2.314, 0.125, "tvm")},
     },
     "after": {
         "params": 81211,
         "macs": 5631210,
-        "size_bytes": 345120,
+        "weights_bytes": 345120,
         "latency_ms": latency(0.512, 0.022, "onnx"),
         "per_target": {"onnx": latency(0.512, 0.022, "onnx"), "tvm": latency(1.401, 0.094, "tvm")},
     },
@@ -268,7 +268,7 @@ def test_table_is_exact() -> None:
         "accuracy         0.9917    0.9806  -0.0111   digits:held_out",
         "parameters        170 k    81.2 k    0.48x",
         "MACs             11.3 M    5.63 M    0.50x",
-        "file size        722 kB    345 kB    0.48x",
+        "weights          722 kB    345 kB    0.48x",
         "latency, onnx  0.842 ms  0.512 ms    0.61x",
         f"  {spread} 0.031 ms and 0.022 ms",
         "latency, tvm    2.31 ms   1.40 ms    0.61x",
@@ -329,8 +329,8 @@ def test_a_difference_within_the_spread_is_called_none(before: float, after: flo
 
 def test_growth_is_shown_as_such() -> None:
     report = changed()
-    report["after"]["size_bytes"] = 2 * report["before"]["size_bytes"]
-    row = next(row for row in comparison(report) if row["label"] == "file size")
+    report["after"]["weights_bytes"] = 2 * report["before"]["weights_bytes"]
+    row = next(row for row in comparison(report) if row["label"] == "weights")
     assert row["remains"] == "2.00x" and row["share"] == 2.0
     assert 'class="alert-mark"' in render(report) and 'class="alert-mark"' not in render(REPORT)
 

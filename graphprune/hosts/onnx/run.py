@@ -59,6 +59,9 @@ class Session:
         options.log_severity_level = 4
         options.intra_op_num_threads = 1 if shapes else _threads()
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others share the machine
+        options.enable_mem_pattern = False  # or all that lives at any time of a run is one block, and held
+        if shapes:  # told as soon as they can be: what they are of goes before the rest is computed
+            options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_BASIC if watch is None else level.ORT_DISABLE_ALL
         read = {name for node in all_nodes(self.proto) for name in node.input} | set(self.outputs)

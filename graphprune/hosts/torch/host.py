@@ -415,7 +415,7 @@ class TorchHost:
 
     def watch(self, batch: Batch, names: Sequence[str], known: Mapping[str, Array] | None = None) -> dict[str, Array]:
         with torch.no_grad(), kept(self._module, self.writes), refusing("the model cannot be run"):
-            return watch_values(self._module, self.inputs(batch), names, known or {})
+            return watch_values(self._module, lambda: self.inputs(batch), names, known or {})
 
     def gradients(
         self, batch: Batch, loss: Callable[..., Any], rest: Batch, probe: Mapping[str, Array] | None = None

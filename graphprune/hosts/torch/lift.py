@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -139,20 +140,31 @@ class Reader:
 
 def draws(node: fx.Node) -> bool:
     """Whether a node draws random numbers."""
-    seeded = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-    return (seeded and not _between_layers(node)) or _active(node)
+    return _seeded(node.target) or _active(node)
 
 
-def _between_layers(node: fx.Node) -> bool:
-    """Whether dropout is all that a node may draw: recurrent layers have it between one another."""
-    schema = getattr(node.target, "_schema", None)
+@cache
+def _seeded(target: Any) -> bool:
+    """Whether what it draws is more than dropout between recurrent layers."""
+    return torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()) and not _between_layers(target)
+
+
+def _between_layers(target: Any) -> bool:
+    """Whether dropout is all that an op may draw: recurrent layers have it between one another."""
+    schema = getattr(target, "_schema", None)
     return schema is not None and any(argument.name == "dropout" for argument in schema.arguments)
+
+
+@cache
+def _drops(target: Any) -> bool:
+    """Whether an op draws in training only."""
+    schema = getattr(target, "_schema", None)
+    return schema is not None and ("dropout" in schema.name or "rrelu" in schema.name or _between_layers(target))
 
 
 def _active(node: fx.Node) -> bool:
     """Whether a dropout (or another op that draws in training only) is in training, and drops anything."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None or not ("dropout" in schema.name or "rrelu" in schema.name or _between_layers(node)):
+    if not _drops(node.target):
         return False
     given = arguments(node)
     return bool(given.get("train", given.get("training"))) and given.get("p", given.get("dropout", 1)) != 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -31,7 +31,7 @@ def to_numpy(tensor: torch.Tensor) -> Array:
 
 
 def watch(
-    model: fx.GraphModule, inputs: Sequence[Any], names: Iterable[str], known: Mapping[str, Array]
+    model: fx.GraphModule, inputs: Callable[[], Sequence[Any]], names: Iterable[str], known: Mapping[str, Array]
 ) -> dict[str, Array]:
     """Values by name. Only what they need is run; ``known`` values are taken as they are."""
     seen = {name: known[name] for name in names if name in known}
@@ -42,8 +42,8 @@ def watch(
     makers = _makers(nodes, known)
     needed, read = _needed(nodes, missing, makers)
     env = {node: _value(node, makers[node], known) for node in read}
-    holes = iter(inputs)
-    given = {node: next(holes) for node in nodes.values() if node.op == "placeholder"}
+    holes = [node for node in nodes.values() if node.op == "placeholder"]
+    given = dict(zip(holes, inputs(), strict=True)) if not needed.isdisjoint(holes) else {}
     order = [node for node in nodes.values() if node in needed]
     last_use = {value: node for node in order for value in node.all_input_nodes}
     for node in order:
@@ -63,7 +63,7 @@ def outputs(model: fx.GraphModule, inputs: Sequence[Any]) -> list[Array]:
     """The tensors that a model returns, node by node: for models that draw random numbers, see ``_drawing``."""
     returned = pytree.tree_leaves(next(node for node in model.graph.nodes if node.op == "output").args)
     names = [arg.name for arg in returned if isinstance(arg, fx.Node) and isinstance(arg.meta.get("val"), torch.Tensor)]
-    seen = watch(model, inputs, names, {})
+    seen = watch(model, lambda: inputs, names, {})
     return [seen[name] for name in names]
 
 

@@ -1,0 +1,213 @@
+"""What report.json holds of a compilation: plain data."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..backends.target import Target, host_cpu
+from ..cost import static as costs
+from ..cost.units import UNITS, cost
+from ..coupling.groups import find_groups
+from ..ir.facts import Group as Found
+from ..ir.facts import Groups, Latency
+from ..ir.host import Batch
+from ..ir.program import Program
+from ..passes.group import Group
+from ..passes.mask import Mask
+from ..pipeline.bypass import Bypass
+from ..pipeline.compare import Check
+from ..pipeline.edits import kept, original
+from ..pipeline.provenance import versions
+from ..pipeline.recipe import Recipe
+from ..report import branches
+from .closeness import closeness
+from .layers import Times, kinds, layers
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """How ``source`` became ``done``. ``checks``: None where nothing was proved; ``measured``: by target, before and
+    after; ``profile``: a target and what its ops take, if one tells; ``files``: the main file of each target's code,
+    where it was written."""
+
+    source: Program
+    done: Program
+    recipe: Recipe
+    targets: Sequence[Target]
+    checks: Sequence[Check] | None
+    measured: Mapping[str, Mapping[str, Latency]]
+    profile: tuple[str, Times] | None
+    files: Mapping[str, Path]
+
+    def report(
+        self,
+        model: str,
+        data: str | None,
+        judged: Sequence[Batch],
+        auto: bool,
+        default: bool,
+        dry_run: bool,
+        **more: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """``model`` and ``data`` are what reports call them; ``judged``: the samples that were held back; ``auto``,
+        ``default``: nobody gave a recipe, or a budget; ``dry_run``: nothing was fitted. ``more``: further sections, of
+        which the empty are left out."""
+        source, done = self.source, self.done
+        groups = find_groups(original(done).lift(), **_options(done))
+        budget = _budget(source, done, self.recipe, groups)
+        change = closeness(source, done, judged or source.data) if source.data and not dry_run else {}
+        target, times = self.profile or ("", None)
+        report: dict[str, Any] = {
+            "version": 1,
+            "model": model,
+            "data": data,
+            "host": done.host.kind,
+            "before": _side(source, {name: times["before"] for name, times in self.measured.items()}),
+            "after": _side(done, {name: times["after"] for name, times in self.measured.items()}),
+            "sizes": _sizes(source),
+            "groups": _groups(done, groups),
+            "frozen": [asdict(dim) for dim in groups.frozen],
+            **_branches(done),
+            **({"segments": list(done.plan.segments)} if done.plan.segments else {}),
+            "passes": [asdict(step) for step in done.history],
+            "verification": _verification(self.checks),
+            "recipe": self.recipe.text(),
+            "versions": versions(),
+            "seed": done.seed,
+            "machine": {"cpu": host_cpu(), "system": f"{platform.system()} {platform.machine()}"},
+            "targets": {one.label: {**one.describe(), **_found(one, self.files)} for one in self.targets},
+            "notes": [*done.notes, *_left_out(self.targets), *_over(budget)],
+            "auto": auto,
+            "network": layers(source, done, times),
+            **({"time": {"target": target, "kinds": kinds(source, done, times)}} if times else {}),
+            "budget": {**budget, "default": default},
+            **({"dry_run": True} if dry_run else {}),
+            **({"closeness": {**change, "held_back": bool(judged)}} if change else {}),
+            **{name: section for name, section in more.items() if section},
+        }
+        report["notes"] += _uncut(report)
+        return report
+
+
+def _uncut(report: Mapping[str, Any]) -> list[str]:
+    """A note where nothing was pruned."""
+    less = any(group["kept"] < group["size"] for group in report["groups"])
+    if less or not all(branch["kept"] for branch in report.get("branches", ())):
+        return []
+    return [f"NOTHING was pruned: every group has all its channels after `{report['recipe']}`"]
+
+
+def _groups(program: Program, groups: Groups) -> list[dict[str, Any]]:
+    left = kept(program.plan)
+    return [
+        {
+            "name": group.name,
+            "size": group.size,
+            "kept": left.get(group.name, group.size) if _there(group, program) else 0,
+            "members": [{"parameter": m.parameter, "axis": m.axis, "role": m.role} for m in group.members],
+        }
+        for group in groups
+    ]
+
+
+def _there(group: Found, program: Program) -> bool:
+    """Whether any of a group's parameters is left: all of them may have gone with a branch."""
+    return any(member.parameter in program.graph.parameters for member in group.members)
+
+
+def _branches(program: Program) -> dict[str, Any]:
+    """Every residual branch, where some were offered or went."""
+    gone = [branch for edit in program.plan.of(Bypass) for branch in edit.branches]
+    if not gone and all(step.name != "branches" for step in program.history):
+        return {}
+    return {"branches": branches.rows(program.source.lift(), program.source, gone)[0]}
+
+
+def _budget(program: Program, done: Program, recipe: Recipe, groups: Groups) -> dict[str, Any]:
+    """The budget of a recipe with one mask, as it was given, and what came out: plain data, ``got`` None where it is
+    measured and not counted. Empty where the recipe has no budget of its own, or several."""
+    masks = [step for step in recipe.steps if isinstance(step, Mask)]
+    if not masks or not masks[-1].limited() or (len(masks) > 1 and masks[-1].of != "given"):
+        return {}
+    unit, wanted = masks[-1].budget()
+    facts: dict[str, Any] = {"unit": unit, "asked": getattr(masks[-1], unit)}
+    if not UNITS[unit].counted:
+        return {**facts, "got": None}
+    before, after = _both(program, done, unit, groups)
+    facts |= {"share": wanted.share(before), "got": after / before if before else None}
+    return {**facts, "left": after} if wanted.absolute else facts
+
+
+def _over(budget: Mapping[str, Any]) -> list[str]:
+    """A note where more is left than was asked for: the cut holds its budget, passes after it may add biases."""
+    if not budget.get("got") or budget["got"] <= budget["share"] * (1 + 1e-9):
+        return []
+    return [
+        f"{budget['unit']}={budget['asked']}: {budget['got']:.4g}x is left; the cut is within the budget, and passes "
+        "after it gave layers a bias that had none (ask for less to be within it)"
+    ]
+
+
+def _both(program: Program, done: Program, unit: str, groups: Groups) -> tuple[float, float]:
+    """What there was of a unit that is counted, and what there is."""
+    if unit == "channels":
+        left, sizes = kept(done.plan), {group.name: group.size for group in groups}
+        return sum(sizes.values()), sum(left.get(name, size) for name, size in sizes.items())
+    before, after = (cost(unit, one.graph, one.host, groups)() for one in (program, done))
+    return before, after
+
+
+def _found(one: Target, files: Mapping[str, Path]) -> dict[str, Any]:
+    return one.found(files[one.label]) if one.label in files else {}
+
+
+def _left_out(targets: Sequence[Target]) -> list[str]:
+    """What was not done with a target's code, and why."""
+    unable = [f"{one.label}: not run, {reason}" for one in targets if (reason := one.unable())]
+    return unable + [
+        f"{one.label}: not timed, {reason}" for one in targets if (reason := one.unmeasured()) and not one.unable()
+    ]
+
+
+def _options(program: Program) -> dict[str, Any]:
+    """The options that `group` ran with, so that the report lists what it saw."""
+    options = next((step.options for step in program.history if step.name == "group"), {})
+    return Group(**options).settings()
+
+
+def _sizes(program: Program) -> dict[str, list[int]]:
+    """The shapes of the inputs at which MACs are counted and latencies taken: those of the example."""
+    pairs = zip(program.graph.inputs, program.host.example(), strict=True)
+    return {value.name: list(map(int, array.shape)) for value, array in pairs}
+
+
+def _side(program: Program, measured: Mapping[str, Latency]) -> dict[str, Any]:
+    per_target = {name: asdict(latency) for name, latency in measured.items()}
+    return {
+        "params": int(costs.params(program.graph, program.host)()),
+        "macs": round(costs.macs(program.graph, program.host)()),
+        "weights_bytes": costs.weight_bytes(program.graph),
+        "latency_ms": next(iter(per_target.values()), None),
+        "per_target": per_target,
+    }
+
+
+def _verification(checks: Sequence[Check] | None) -> dict[str, Any]:
+    if checks is None:
+        return {"used": False}
+    worst = checks[0]
+    return {
+        "used": True,
+        "compared_with": "masked model",
+        "dtype": worst.what.rpartition(", ")[2],
+        "max_relative_error": worst.error,
+        "tolerance": worst.tolerance,
+        "checks": [
+            {"what": c.what, "max_relative_error": c.error, "tolerance": c.tolerance, "rounding": c.spread}
+            for c in checks
+        ],
+    }
