@@ -156,6 +156,8 @@ class _Walk:
                 self.seen.add(value.name)
                 why = self._written(value) or self._read(value)
                 self.made.why = self.made.why or why
+        if norm not in self.made.norms:  # what keeps the stream as it is came before
+            self.made.norms.append(norm)
         self.made.norms.sort(key=self.norms.index)
         return self.made
 
