@@ -194,7 +194,7 @@ def compile(
       graphprune compile mynet.models:resnet --params 0.4x --seed 3 -o out --force
       graphprune compile train.py:net --macs 0.5x -o out
       graphprune compile model.pt2 --passes 'group,score,dead,propagate' -o out
-      graphprune compile model.onnx --recipe 2ssp --params 0.7x --data calibration.npz -o out
+      graphprune compile m.onnx --recipe 2ssp --params 0.7x --data c.npz -o out
       graphprune compile model.onnx --print-after group --dump passes -o out
     """
     if passes_ is not None and recipe is not None:

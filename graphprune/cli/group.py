@@ -42,7 +42,7 @@ class _Commands(click.Group):
 EPILOG = """
 \b
 Environment (docs/environment.md has more):
-  GRAPHPRUNE_CACHE            the folder of latency tables, tuning records, stages
+  GRAPHPRUNE_CACHE            the folder of tables, tuning records, stages
   XDG_CACHE_HOME              else its folder graphprune, or that of ~/.cache
   TVM_NUM_THREADS             the most threads that TVM targets may use
   TVM_THREAD_POOL_SPIN_COUNT  how long their idle threads spin

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 
@@ -80,6 +81,7 @@ OPTIONS = {
         "grain": st.integers(1, 64),
         "unconstrained": st.sampled_from(["no", "readers", "both", "mixed"]),
         "target": st.sampled_from(["", "torch", "onnx", "tvm"]),
+        "alike": st.sampled_from(["no", "layers"]),
     },
     "reorder": {
         "target": st.sampled_from(["", "torch", "onnx", "tvm"]),
@@ -89,7 +91,7 @@ OPTIONS = {
     },
     "propagate": {},
     "fold": {},
-    "compensate": {"by": st.sampled_from(sorted(COMPENSATIONS))},
+    "compensate": {"by": st.sampled_from(sorted(COMPENSATIONS)), "bias": st.booleans()},
     "dead": {"constant": st.booleans()},
 }
 
@@ -100,7 +102,9 @@ def steps(draw):
     chosen = {key: draw(values) for key, values in OPTIONS[name].items() if draw(st.booleans())}
     if name == "mask":
         chosen[draw(st.sampled_from(["channels", "params", "macs"]))] = draw(SHARES)
-    return make(name, chosen)
+    with suppress(RecipeError):  # of options that do not go together, the last is left out
+        return make(name, chosen)
+    return make(name, {key: value for key, value in chosen.items() if key not in ("alike", "bias")})
 
 
 @given(st.lists(steps(), min_size=1, max_size=6))
