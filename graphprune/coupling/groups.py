@@ -147,7 +147,7 @@ def _names(members: Mapping[Dim, Sequence[Member]], ops: Mapping[tuple[Dim, str]
     for leaf, found in members.items():
         first = min(found, key=lambda member: member.role != "writer")  # stable: the first of its kind
         whole, base = first.parameter, first.parameter.removesuffix(".weight")
-        if _NUMBERED.fullmatch(base):
+        if _NUMBERED.fullmatch(whole):
             stems = (m.parameter.removesuffix(".bias") for m in found if m.parameter.endswith(".bias"))
             beside = stems if first.role == "writer" else iter(())
             whole = base = next(iter((*beside, *ops[leaf, first.parameter])), base)
