@@ -219,6 +219,7 @@ def test_a_cut_that_fails_leaves_configuration_and_class_as_they_were():
     assert "save_pretrained" not in vars(model)
 
 
+@pytest.mark.slow
 def test_with_data_layers_are_fitted_without_biases_that_the_class_has_no_place_for(llama, tmp_path):
     data = {"input_ids": np.random.default_rng(0).integers(3, 50, (24, 60))}
     fitted = gp.compile(f"hf:{llama}", params="0.7x", data=data, out=tmp_path / "out", measure=False)

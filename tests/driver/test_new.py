@@ -35,6 +35,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return source, site
 
 
+@pytest.mark.slow
 def test_each_kind_installs_and_passes_its_own_tests(installed: tuple[Path, Path]) -> None:
     source, site = installed
     files = sorted(source.glob("*/tests/test_*.py"))

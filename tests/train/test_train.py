@@ -409,7 +409,12 @@ dist.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize("method", [*THREE, "StochasticMasks"])
+SLOW = ("VAR", "StochasticMasks")
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in (*THREE, "StochasticMasks")]
+)
 def test_two_ranks_learn_the_same(method, tmp_path):
     code = RANKS.format(path=[str(Path(__file__).parent), str(ROOT / "tests"), str(ROOT)])
     ranks = [

@@ -50,7 +50,9 @@ def test_the_flow_conserves_what_it_should(start):
     torch.testing.assert_close(norms, began * (math.cosh(0.4) - start * math.sinh(0.4)), rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize("start", [0.5, 0.8, 1.25, 2.0])
+@pytest.mark.parametrize(
+    "start", [pytest.param(0.5, marks=pytest.mark.slow), 0.8, pytest.param(1.25, marks=pytest.mark.slow), 2.0]
+)
 def test_the_decision_takes_its_time(start):
     """Both fates are reached when tanh(lambda t) = min(c, 1/c)."""
     time = math.atanh(min(start, 1 / start))
