@@ -38,7 +38,7 @@ class Allocation:
     floor: float = 0.1  # the least share that any group keeps
     grain: int = 1  # survivors are rounded up to this multiple (of the whole axis)
     given: Mapping[str, int] = field(default_factory=dict)  # counts that the user gave, whatever floor and grain
-    alike: Mapping[str, tuple[Group, ...]] = field(default_factory=dict)  # who keeps as many as a group, see ``alike``
+    alike: Mapping[str, tuple[Group, ...]] = field(default_factory=dict)  # who keeps as many as a group, see ``tied``
 
     @property
     def each(self) -> Groups:

@@ -80,7 +80,7 @@ def explicit(config: Any) -> Any:
     """A copy in which widths that follow from others are written down, where the class reads them."""
     config = copy.deepcopy(config)
     for part in _parts(config):
-        one = _get(config, part) if part else config
+        one = _get(config, part)
         heads, stream = getattr(one, "num_attention_heads", None), getattr(one, "hidden_size", None)
         if isinstance(heads, int) and isinstance(stream, int) and getattr(one, "head_dim", None) is None:
             one.head_dim = stream // max(heads, 1)
@@ -98,7 +98,7 @@ def _parts(config: Any) -> Iterator[Path]:
 
 def _fields(config: Any) -> Iterator[Path]:
     for part in _parts(config):
-        one = _get(config, part) if part else config
+        one = _get(config, part)
         for name in (*WIDTHS, *RATIOS, *HEADS):
             value = getattr(one, name, None)
             if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
