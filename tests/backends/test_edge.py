@@ -326,6 +326,6 @@ def test_a_wrong_board_is_one_clear_error(text: str, says: str, tmp_path: Path) 
 
 
 def test_a_board_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(GraphpruneError, match="not a board"):
+    with pytest.raises(GraphpruneError, match=r"none.toml: no such file"):
         target(str(tmp_path / "none.toml"))
     assert Board("x", code="c").llvm() == {"kind": "c"}
