@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -17,16 +17,18 @@ Indices = NDArray[np.intp]
 class Index:
     """Which old positions of an axis survive, and in which order: mask, slice and reorder in one.
 
-    ``keep`` gives an ordered list per leaf; a subset is a prune, a permutation a reorder.
+    ``keep`` gives an ordered list per leaf; a subset is a prune, a permutation a reorder. ``number`` tells what an
+    open size comes to, where an axis that has one among its factors is asked for.
     """
 
-    def __init__(self, keep: Mapping[Dim, Indices]) -> None:
+    def __init__(self, keep: Mapping[Dim, Indices], number: Callable[[Size], int] | None = None) -> None:
         self._keep = {find(dim): np.ascontiguousarray(kept, dtype=np.intp) for dim, kept in keep.items()}
+        self._number = number
         self._done: dict[int, Indices] = {}
         self._touched: dict[int, bool] = {}
 
     def __call__(self, dim: Dim) -> Indices:
-        """Ordered indices into the original axis. Its size must be static."""
+        """Ordered indices into the original axis. Its size must be static, or told."""
         return _fold(dim, self._compute, self._done)
 
     def touches(self, dim: Dim) -> bool:
@@ -46,10 +48,9 @@ class Index:
         return dim.size if isinstance(dim.size, str) else len(self(dim))
 
     def _compute(self, dim: Dim, parts: list[Indices]) -> Indices:
-        assert isinstance(dim.size, int), dim.size
         if dim.kind == LEAF:
-            return self._keep.get(dim, np.arange(dim.size))
-        sizes = [_static(kid) for kid in dim.kids]
+            return self._keep[dim] if dim in self._keep else np.arange(self._size(dim))
+        sizes = [self._size(kid) for kid in dim.kids]
         if dim.kind == SUM:
             offsets = accumulate(sizes[:-1], initial=0)
             return np.concatenate([part + offset for offset, part in zip(offsets, parts, strict=True)])
@@ -58,10 +59,13 @@ class Index:
             out = (out[:, None] * size + part[None, :]).ravel()
         return out
 
+    def _size(self, dim: Dim) -> int:
+        return self._number(find(dim).size) if self._number else _static(dim)
+
 
 def _static(dim: Dim) -> int:
     size = find(dim).size
-    assert isinstance(size, int)
+    assert isinstance(size, int), size
     return size
 
 

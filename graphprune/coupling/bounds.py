@@ -13,7 +13,7 @@ from math import prod
 
 import numpy as np
 
-from ..axes.dim import leaves
+from ..axes.dim import find, leaves
 from ..errors import GraphpruneError
 from ..ir.graph import Graph, Op, Value
 from ..ir.host import Array, Host
@@ -182,12 +182,15 @@ def _attention(walk: _Walk, op: Op) -> Interval | None:
 
 
 def _rows(walk: _Walk, op: Op, operand: int) -> Interval | None:
-    """Sums of the rows of an operand, whatever their coefficients: zero where all rows are."""
-    x, rank = walk.of(op.inputs[operand]), len(op.outputs[0].dims)
-    if not 2 <= len(x.shape) <= rank:
+    """Sums of the rows of an operand, whatever their coefficients: zero where all rows are. Heads of values that
+    several heads of queries share are not told apart, for the result has more of them."""
+    x, dims = walk.of(op.inputs[operand]), op.outputs[0].dims
+    if not 2 <= len(x.shape) <= len(dims):
         return None
-    zero = x.collapsed([len(x.shape) - 2]).zero
-    return ranked(Interval(np.where(zero, 0.0, -np.inf), np.where(zero, 0.0, np.inf)), rank)
+    x = ranked(x, len(dims))
+    shared = [k for k, dim in enumerate(dims[:-2]) if x.shape[k] != find(dim).size]
+    zero = x.collapsed([*shared, len(dims) - 2]).zero
+    return Interval(np.where(zero, 0.0, -np.inf), np.where(zero, 0.0, np.inf))
 
 
 @step("layer_norm", "rms_norm")

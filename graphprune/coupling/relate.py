@@ -24,7 +24,8 @@ def relate(graph: Graph) -> Graph:
     for value in graph.values():
         value.dims = tuple(Dim(size) for size in value.shape or ())
     for value in graph.inputs:
-        _freeze_all([value], "graph input", outside=True)
+        for dim in value.dims:  # what is cut of an input is a fixed list of positions, which no open axis has
+            freeze(dim, "graph input", outside=isinstance(dim.size, int))
     for op in graph.ops:
         try:
             graph.relations[op.name] = _apply(op)
@@ -32,7 +33,8 @@ def relate(graph: Graph) -> Graph:
             error.around = around(graph, op)
             raise
     for value in graph.outputs:
-        _freeze_all([value], "reaches the graph output", outside=True)
+        for dim in value.dims:
+            freeze(dim, "reaches the graph output", outside=True)
     for op in graph.ops:
         _freeze_computed(op, graph.relations[op.name])
     settle(graph)
@@ -122,10 +124,10 @@ def _sources(op: Op, relation: Relation, name: str) -> tuple[bool, bool]:
     return any(constant), not all(constant)
 
 
-def _freeze_all(values: list[Value], reason: str, *, outside: bool = False) -> None:
+def _freeze_all(values: list[Value], reason: str) -> None:
     for value in values:
         for dim in value.dims:
-            freeze(dim, reason, outside=outside)
+            freeze(dim, reason)
 
 
 def _apply(op: Op) -> Relation:

@@ -115,7 +115,7 @@ def _narrowed(graph: Graph, host: Host, index: Index) -> list[str]:
             if not any(map(index.touches, value.dims)):
                 continue
             for axis, dim in enumerate(value.dims):
-                if index.touches(dim):
+                if index.touches(dim) and isinstance(dim.size, int):  # an open axis of an output is what comes out
                     host.narrow(value.name, axis, index(dim))
             old, new = ("x".join(map(str, sizes)) for sizes in (value.shape or (), map(index.length, value.dims)))
             notes.append(f"the {what} `{value.name}` is {new} now, it was {old}")

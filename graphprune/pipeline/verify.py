@@ -19,6 +19,7 @@ import numpy as np
 
 from ..axes.dim import Dim
 from ..axes.index import Index, Indices, coordinates
+from ..cost.static import evaluate
 from ..coupling.groups import everything
 from ..errors import GraphpruneError, VerificationError
 from ..ir.facts import Groups
@@ -42,7 +43,8 @@ def verify(program: Program, batches: int = 2) -> tuple[Check, ...]:
     """Prove a compiled program. Raises VerificationError naming the first op that differs."""
     source = program.source
     exact = source.copy(source.proof_dtype)
-    graph = original(program).lift()
+    opened = original(program)
+    graph = opened.lift()
     groups = everything(graph)
     mixed = _mixed(program, groups)
     if mixed:
@@ -55,7 +57,7 @@ def verify(program: Program, batches: int = 2) -> tuple[Check, ...]:
     runs = [_run(program, masked.host, k) for k in range(batches)]
     inputs, whole = [batch for batch, _ in runs], [outputs for _, outputs in runs]
     found = [pruned.host.run(batch) for batch in inputs]
-    interface = _interface(program, groups)
+    interface = _interface(program, groups, opened)
     expected = _cut(whole, graph, interface)
     check = compare(f"pruned = masked, {source.proof_dtype}", expected, found, source.tolerance, masked.host, inputs)
     error, tolerance = check.error, check.tolerance
@@ -137,8 +139,8 @@ def _as_original(
     return check
 
 
-def _interface(program: Program, groups: Groups) -> Index:
-    """What the program keeps of the axes of the original's inputs and outputs."""
+def _interface(program: Program, groups: Groups, host: Host) -> Index:
+    """What the program keeps of the axes of the original's inputs and outputs, at the sizes of the example."""
     keep: dict[Dim, Indices] = {}
     for group in groups:
         first = group.members[0]
@@ -146,7 +148,7 @@ def _interface(program: Program, groups: Groups) -> Index:
         if group.dim.outside and entry is not None:
             at = coordinates(first.dim, group.dim)[entry["keep"]]
             keep[group.dim] = np.array(list(dict.fromkeys(at[at >= 0].tolist())), np.intp)
-    return Index(keep)
+    return Index(keep, lambda size: evaluate(size, host.sizes()))
 
 
 def _cut(outputs: Sequence[Sequence[Array]], graph: Graph, interface: Index) -> list[list[Array]]:

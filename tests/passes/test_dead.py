@@ -188,6 +188,34 @@ def test_attention_sums_values_and_a_norm_bounds_what_is_behind_it() -> None:
     cut(program)
 
 
+class Shared(nn.Module):
+    """Four heads of queries over two of keys and values, of two channels each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = nn.Linear(4, 8), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n, length, _ = x.shape
+        heads = ((self.q, 4), (self.k, 2), (self.v, 2))
+        q, k, v = (layer(x).view(n, length, count, 2).transpose(1, 2) for layer, count in heads)
+        y = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        out: torch.Tensor = self.out(y.transpose(1, 2).reshape(n, length, 8))
+        return out
+
+
+@pytest.mark.parametrize(("zeros", "widths"), [((1, 3), (8, 4, 2, 4)), ((2, 3), (8, 4, 4, 8))])
+def test_values_that_several_heads_share(zeros: tuple[int, int], widths: tuple[int, ...]) -> None:
+    """A channel of every head of the values is dead where it is zero in all of them; one head is not proven to be."""
+    torch.manual_seed(0)
+    net = Shared().double().eval()
+    with torch.no_grad():
+        net.v.weight[list(zeros)], net.v.bias[list(zeros)] = 0, 0
+    done = cut(gp.load(net, torch.randn(2, 7, 4, dtype=torch.float64)))
+    weights = [done.host.parameter(f"{layer}.weight") for layer in ("q", "k", "v", "out")]
+    assert tuple(w.shape[name == 3] for name, w in enumerate(weights)) == widths
+
+
 def planted(seed: int) -> Any:
     """Convolutions, activations, norms and a concat at random; some channels dead, some nearly."""
     rng, widths = np.random.default_rng(seed), [5, 6]

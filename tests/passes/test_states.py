@@ -106,6 +106,34 @@ def test_a_width_that_another_input_has_stays(step):
     assert [group.size for group in gp.run("group{states=h|g}", program).fact(Groups)] == [8]
 
 
+class Flat(nn.Module):
+    """Its state comes out, and may come in, as a list of all samples' channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x, h):
+        h = torch.tanh(self.enter(x) + h.reshape(x.shape[0], 8))
+        return self.head(h), h.reshape(-1)
+
+
+def test_a_cut_state_that_comes_out_flat_is_compared_at_the_example_s_sizes():
+    program = gp.load(Flat(), (torch.randn(3, 6), torch.randn(3, 8)))
+    done = gp.run(RECIPE, program)
+    assert program.graph.outputs[1].shape == (f"8*{program.graph.inputs[0].shape[0]}",)
+    assert [out.shape for out in done.host.run(done.host.example())] == [(3, 3), (12,)]
+    assert all(check.holds for check in gp.verify(done))
+
+
+def test_a_state_that_comes_in_flat_stays():
+    """Which positions go depends on the batch, and what is cut of an input is a fixed list."""
+    batch = torch.export.Dim("n", min=2, max=9)
+    program = gp.load(Flat(), (torch.randn(3, 6), torch.randn(24)), dynamic_shapes=[{0: batch}, {0: 8 * batch}])
+    with pytest.raises(ModelError, match="enter: graph input"):
+        gp.run("group{states=h}", program)
+
+
 def test_an_input_that_is_not_there_is_an_error(step):
     with pytest.raises(RecipeError, match="`j` matches no input"):
         gp.run("group{states=j}", gp.load(*step))
