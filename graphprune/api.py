@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from .calibration import batches as calibration
 from .calibration.held_back import hold_back
 from .calibration.images import Images
 from .calibration.losses import loss_of
-from .calibration.suspect import raw_pixels
+from .calibration.suspect import one_sample, raw_pixels
 from .cost.budget import spelt
 from .cost.latency.table import Table
 from .cost.units import UNITS
@@ -28,10 +29,11 @@ from .driver.no_slower import chooses, guarded
 from .driver.output import apart, new_folder
 from .driver.stages import Stages
 from .driver.summary import Compilation
-from .errors import BudgetError, DataError, ModelError, RecipeError
+from .errors import BudgetError, DataError, ModelError, RecipeError, TargetError
 from .hosts.given import PREFIX, as_host, imported, origins
 from .ir.facts import Groups, Keep, Scores
-from .ir.program import Loss, Program
+from .ir.host import Host
+from .ir.program import Loss, Program, must_be_program
 from .passes.compensate import Compensate
 from .passes.group import Group
 from .passes.mask import Mask
@@ -132,6 +134,8 @@ def load(
     The model given is not changed. Raises ModelError, DataError.
     """
     data = _text(model, data)
+    if not isinstance(seed, int) or seed < 0:
+        raise RecipeError(f"seed={seed!r} is no whole number from 0 up")
     if data is None and images is not None:
         raise DataError("mean, std, layout and resize are of images, and no data was given", "--data FOLDER")
     if isinstance(loss, str):
@@ -142,6 +146,21 @@ def load(
             "give data too; the value of an input of the example is --input NAME=VALUE",
         )
     host = as_host(model, example_inputs, dynamic_shapes)
+    with _naming(data):
+        return _with_data(host, data, fixed, images, loss, seed, sized=example_inputs is not None)
+
+
+def _with_data(
+    host: Host,
+    data: Any,
+    fixed: Sequence[str],
+    images: Images | None,
+    loss: Callable[..., Any] | None,
+    seed: int,
+    *,
+    sized: bool,
+) -> Program:
+    """The program of a model and its data; ``sized``: its example inputs were given, and images are as large."""
     if data is not None and (inputs := host.undecided()):
         samples, data = calibration.first(data, inputs, fixed, images)
         host.suppose(samples)
@@ -153,16 +172,27 @@ def load(
         if loss is not None:
             raise DataError("a loss needs calibration data with labels", "give data too: an .npz with `labels`")
         return program
-    sizes = host.sizes() if example_inputs is not None else None
+    sizes = host.sizes() if sized else None
     if loss is not None:
         found, rest = calibration.with_rest(data, inputs, fixed, sizes, images)
         return replace(program, data=found, loss=Loss(loss, rest)).note(*_in_order(found))
     program = replace(program, data=calibration.batches(data, inputs, fixed, sizes, images))
     program = program.note(*_in_order(program.data))
-    program = program.note(*filter(None, (raw_pixels(program), calibration.unread(data, inputs))))
+    program = program.note(*filter(None, (raw_pixels(program), one_sample(program), calibration.unread(data, inputs))))
     same = [value.name for value in inputs if value.shape and value.name in getattr(program.data, "fixed", ())]
     detected = [name for name in same if name not in fixed]
     return program.note(f"calibration: the same for every sample: {', '.join(detected)}") if detected else program
+
+
+@contextmanager
+def _naming(data: Any) -> Iterator[None]:
+    """What is wrong with data is said of its file."""
+    try:
+        yield
+    except DataError as error:
+        if isinstance(data, (str, os.PathLike)) and os.fspath(data) not in error.message:
+            error.message = f"{os.fspath(data)}: {error.message}"
+        raise
 
 
 def _in_order(data: Any) -> tuple[str, ...]:
@@ -183,11 +213,12 @@ def run(
     The whole recipe is checked before any weight moves; after every edit all shapes are inferred
     and compared. Numeric proof is ``verify``'s. Raises RecipeError, BudgetError, ShapeError.
     """
+    must_be_program(program, "run")
     return run_recipe(Recipe.parse(recipe) if isinstance(recipe, str) else recipe, program, progress, instruments)
 
 
 def apply(
-    plan: Mapping[str, Any] | str | Path | Program,
+    plan: Mapping[str, Any] | str | Path | Program | Artifact,
     model: Any,
     example_inputs: Any = None,
     *,
@@ -196,8 +227,8 @@ def apply(
     allow_unread: Sequence[str] = (),
     allow_other_weights: bool = False,
 ) -> Program:
-    """Do to a fresh copy of the same model what ``plan`` (a plan.json, the folder of one, or a program that was
-    compiled) did: the same weights, to the last bit.
+    """Do to a fresh copy of the same model what ``plan`` (a plan.json, the folder of one, or an artifact or program
+    that was compiled) did: the same weights, to the last bit.
 
     ``in_place``: cut the nn.Module itself, so that its training goes on, and the state of ``optimizer``
     with it; the result is checked against the GraphModule of the program returned. What the traced forward
@@ -212,6 +243,7 @@ def apply(
     """
     if in_place and "torch" not in origins(model):
         raise ModelError(f"in_place cuts an nn.Module, not a {type(model).__name__}", "leave out in_place")
+    plan = plan.program if isinstance(plan, Artifact) else plan
     if isinstance(plan, Program):
         if example_inputs is None and "torch" in origins(model) and not plan.source.trainable:
             raise ModelError(
@@ -344,22 +376,19 @@ def compile(
     given = {unit: spelt(budget) for unit, budget in budgets if budget is not None}
     if isinstance(recipe, str) and recipe in published() and len(given) <= 1:
         recipe, given = published()[recipe].recipe(*next(iter(given.items()), ("macs", "0.5x"))), {}
+    if not isinstance(recipe, (str, Recipe, type(None))):
+        raise RecipeError(f"a recipe is text, not {type(recipe).__name__}", "'group,score,mask{macs=0.5x},propagate'")
     if len(given) + (recipe is not None) > 1:
         raise RecipeError(
             f"one budget or a recipe, not {len(given) + (recipe is not None)}", "a recipe has its budget in `mask{...}`"
         )
-    left, alone = ((one,) if isinstance(one, str) else tuple(one) for one in (freeze, only))
-    control = Control(left, alone, "|".join(f"{k}={v}" for k, v in (width or {}).items()), floor, grain).ignoring(
-        model, ignore
-    )
+    control = Control.read(model, freeze, only, ignore, width, floor, grain)
     if recipe is not None and control != Control():
         raise RecipeError(
             "a recipe says itself what is frozen, and at which floor and grain",
             "group{freeze=... only=...}, mask{floor=... grain=...}",
         )
-    chosen = [target(item) if isinstance(item, str) else item for item in targets]
-    if rpc is not None:
-        chosen = on_devices(chosen, rpc)
+    chosen = _targets(targets, rpc)
     effort = Budget.parse(tune) if tune is not None else None
     fallback: Mapping[str, Any] = {}
     if dry_run:
@@ -399,6 +428,8 @@ def compile(
             if dry_run:  # what is fitted changes no width
                 steps = Recipe(tuple(step for step in steps.steps if not isinstance(step, Compensate)))
             if not has_latency(steps):
+                if held is not None:
+                    raise RecipeError(f"{table}: a latency table, and no budget of latency", "--latency 0.6x reads it")
                 return run_recipe(steps, program, progress, watching, perform), {}
             outcome = to_latency(
                 program,
@@ -456,7 +487,7 @@ def curve(
     model: Any,
     example_inputs: Any = None,
     *,
-    budgets: str = "0.3..0.9",
+    budgets: str | Sequence[str | float] = "0.3..0.9",
     unit: str = "macs",
     data: Any = None,
     fixed: Sequence[str] = (),
@@ -464,6 +495,8 @@ def curve(
     evaluate: Evaluate | str | None = None,
     freeze: str | Sequence[str] = (),
     only: str | Sequence[str] = (),
+    ignore: Sequence[Any] = (),
+    width: Mapping[str, int | float | str] | None = None,
     floor: float | None = None,
     grain: int | None = None,
     seed: int = 0,
@@ -475,7 +508,7 @@ def curve(
 ) -> dict[str, Any]:
     """Compile a model to several budgets, and set their sizes and latencies against what they cost.
 
-    ``budgets``: ``"0.3..0.9"``, ``"0.3..0.9/4"`` (so many points) or ``"0.3x,0.5x"``, of a ``unit`` that compile
+    ``budgets``: ``[0.3, 0.5]``, or ``"0.3..0.9"``, ``"0.3..0.9/4"`` (so many points), of a ``unit`` that compile
     takes. ``out``: a folder with a folder per point (model, plan, report), ``curve.json`` and ``curve.html``, a page
     over all of them; where it holds points of the same model, data and options they are not made again. What is the
     same at every budget (groups, scores, measured distortions) is made once. The rest, and ``options``, as for
@@ -489,13 +522,12 @@ def curve(
         raise RecipeError(f"unknown unit `{unit}`", f"known: {', '.join(UNITS)}")
     if data is None and evaluate is None:
         raise DataError("a curve sets sizes against what they cost, and nothing says that", "give data, or evaluate")
-    left, alone = ((one,) if isinstance(one, str) else tuple(one) for one in (freeze, only))
-    control = Control(left, alone, "", floor, grain)
-    texts = curves.budgets(budgets)
+    control = Control.read(model, freeze, only, ignore, width, floor, grain)
+    texts = curves.budgets(budgets if isinstance(budgets, str) else ",".join(map(spelt, budgets)), unit)
     if progress:
         progress("load", 0, 1)
     program = load(model, example_inputs, data=data, fixed=fixed, images=images, seed=seed)
-    chosen = [target(item) if isinstance(item, str) else item for item in targets]
+    chosen = _targets(targets)
     said = {"unit": unit, "control": control, "seed": seed, "targets": [one.text() for one in chosen], **options}
     judge, name = _evaluation(evaluate)
     facts = {
@@ -518,8 +550,9 @@ def curve(
         made = compile(
             shared[0],
             **budget,
-            freeze=freeze,
-            only=only,
+            freeze=control.freeze,
+            only=control.only,
+            width=dict(control.width),
             floor=floor,
             grain=grain,
             targets=chosen,
@@ -600,27 +633,47 @@ class Control:
 
     freeze: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
-    width: str = ""
+    width: tuple[tuple[str, str], ...] = ()
     floor: float | None = None
     grain: int | None = None
     alike: bool = False
 
-    def ignoring(self, model: Any, modules: Sequence[Any]) -> Control:
-        """With modules of ``model`` itself left alone too. Raises ModelError for what is none of them."""
-        names = {id(module): name for name, module in model.named_modules()} if modules else {}
-        for module in modules:
+    @classmethod
+    def read(
+        cls,
+        model: Any,
+        freeze: str | Sequence[str],
+        only: str | Sequence[str],
+        ignore: Sequence[Any],
+        width: Mapping[str, int | float | str] | None,
+        floor: float | None,
+        grain: int | None,
+    ) -> Control:
+        """From the arguments of ``compile``; modules of ``model`` that ``ignore`` has go by their names. Raises
+        ModelError for one that is none of its, RecipeError for a name without a letter."""
+        left, alone = ((one,) if isinstance(one, str) else tuple(one) for one in (freeze, only))
+        for what, given in (("freeze", left), ("only", alone)):
+            if other := [one for one in given if not isinstance(one, str)]:
+                raise RecipeError(
+                    f"{what} takes names, not {type(other[0]).__name__}", "ignore=[model.head] takes modules"
+                )
+            if not all(given):
+                raise RecipeError(f"{what} has an empty name, which matches nothing", "`*` matches everything")
+        names = {id(module): name for name, module in _modules(model)} if ignore else {}
+        for module in ignore:
             if not names.get(id(module)):
                 raise ModelError(
                     f"ignore has {type(module).__name__}, which is no module within the {type(model).__name__} given",
                     "ignore=[model.head]; freeze=['head'] takes names",
                 )
-        return replace(self, freeze=(*self.freeze, *(names[id(module)] for module in modules)))
+        widths = tuple((name, str(one)) for name, one in (width or {}).items())
+        return cls((*left, *(names[id(module)] for module in ignore)), alone, widths, floor, grain)
 
     def group(self) -> str:
         return Group(freeze="|".join(self.freeze), only="|".join(self.only)).text()
 
     def mask(self) -> list[str]:
-        own = [f"width={self.width}"] if self.width else []
+        own = [f"width={'|'.join(f'{name}={one}' for name, one in self.width)}"] if self.width else []
         floor = [] if self.floor is None else [f"floor={self.floor}"]
         grain = [] if self.grain in (None, 1) else [f"grain={self.grain}"]
         return own + floor + grain + (["alike=layers"] if self.alike else [])
@@ -702,6 +755,23 @@ def _check_tensors(program: Program) -> None:
                     f"weight `{name}` has {bad} NaN of {weight.size} numbers",
                     "a model with NaN weights computes nothing",
                 )
+
+
+def _modules(model: Any) -> Iterable[tuple[str, Any]]:
+    """Those within a module, by name; nothing else has any."""
+    found: Iterable[tuple[str, Any]] = model.named_modules() if hasattr(model, "named_modules") else ()
+    return found
+
+
+def _targets(given: Sequence[str | Target], rpc: str | None = None) -> list[Target]:
+    """The targets, each under a name of its own. Raises TargetError."""
+    if isinstance(given, str):
+        raise TargetError("targets is a list", f"targets=[{given!r}]")
+    chosen = [target(item) if isinstance(item, str) else item for item in given]
+    labels = [one.label for one in chosen]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise TargetError(f"two targets are called `{twice[0]}`, and each has a folder of its name", "give it once")
+    return on_devices(chosen, rpc) if rpc is not None else chosen
 
 
 def _name(model: Any) -> str:

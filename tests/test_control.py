@@ -67,7 +67,7 @@ def test_the_channels_with_the_highest_scores_are_those_that_stay() -> None:
         ({"0": 49}, "`0` has 48 channels, not 49"),
         ({"0": 0}, "`width` cannot be `0=0`"),
         ({"0": "2x"}, "`width` cannot be"),
-        ({"4": 2}, "`4` matches no group that can be cut"),
+        ({"4": 2}, "`4` cannot have a width: reaches the graph output"),
     ],
 )
 def test_widths_that_cannot_be(width: dict[str, Any], says: str) -> None:

@@ -278,13 +278,17 @@ def runnable(
             )
         path = inside[0]
     names = {".onnx": "onnx", ".pt2": "torch", ".so": "tvm"}
+    if ":" in path.name and not path.exists():
+        raise TargetError(
+            f"{path}: a function, and files are measured", "`graphprune compile` writes one, so does torch.export.save"
+        )
+    if not path.exists():
+        raise TargetError(f"{path}: no such file", absent(path))
     if path.suffix not in names:
         raise TargetError(
             f"{path}: nothing known runs `{path.suffix or path.name}`",
             f"give a file that ends in {', '.join(names)}, or a folder",
         )
-    if not path.is_file():
-        raise TargetError(f"{path}: no such file", absent(path))
     if inputs is not None:
         example = _example(path, inputs)
     return target(names[path.suffix]).load(path, threads=threads, example=example)

@@ -126,6 +126,10 @@ def unread(data: Any, inputs: Sequence[Value]) -> str:
         names = [*map(str, data)] if isinstance(data, Mapping) else []
     taken = [value.name for value in inputs]
     labels = labels_of(names, taken)
+    if names and _each_a_sample(
+        {name: (0,) * len(inputs[0].shape or ()) for name in names if name not in labels}, inputs
+    ):
+        return f"calibration: {len(names)} arrays by other names are all taken as samples of `{taken[0]}`"
     more = [name for name in names if name not in taken] if set(taken) <= set(names) else labels
     if not more:
         return ""
@@ -362,6 +366,7 @@ class _Cutter:
             same = same_for_all([array.shape for array in arrays[: len(self.inputs)]], self.inputs, self.named)
             self.found.fixed = tuple(self.inputs[k].name for k in sorted(same))
             count = _samples(arrays, self.inputs, same)
+            _paired(item[len(self.inputs) :], count)
             if count is None:  # nothing has a batch axis
                 made += 1
                 yield arrays
@@ -448,14 +453,24 @@ def _samples(arrays: Sequence[Array], inputs: Sequence[Value], same: frozenset[i
     return counts.pop() if counts else None
 
 
+def _paired(rest: Sequence[Array], count: int | None) -> None:
+    """Raises DataError where what a loss compares with is not one for each sample."""
+    counts = {len(array) for array in rest if array.ndim}
+    if count is not None and counts - {count}:
+        raise DataError(
+            f"of {count} samples the labels are {', '.join(map(str, sorted(counts)))}", "give one label for each sample"
+        )
+
+
 def _check(array: Array, value: Value) -> Array:
     want = value.shape or ()
     if array.ndim != len(want) or any(
         isinstance(n, int) and n != m for n, m in zip(want[1:], array.shape[1:], strict=True)
     ):
         shape = "x".join(["N", *map(str, want[1:])]) if want else "a scalar"
+        given = "x".join(map(str, array.shape)) or "a scalar"
         raise DataError(
-            f"input `{value.name}` takes {shape}, the calibration array is {'x'.join(map(str, array.shape))}",
+            f"input `{value.name}` takes {shape}, the calibration array is {given}",
             _other_layout(want, array.shape),
         )
     floating = "float" in value.dtype

@@ -188,7 +188,13 @@ class Folder(Sequence[Batch]):
             some = copy.copy(self)
             some.batches = self.batches[number]
             return some
-        return self.check([np.stack([self._sample(file) for file in self.batches[number]])])
+        files = self.batches[number]
+        try:
+            return self.check([np.stack([self._sample(file) for file in files])])
+        except DataError as error:
+            if not error.message.startswith(str(self.path)):
+                error.message = f"{files[0]}: {error.message}"
+            raise
 
     def _shape(self, file: Path) -> tuple[int, ...]:
         """Of an array; images are all of one."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..ir.host import Array, Batch
-from ..ir.program import Loss, Program
+from ..ir.program import Loss, Program, must_be_program
 from .batches import batch_size, samples
 from .files import Folder
 
@@ -24,6 +24,7 @@ def hold_back(program: Program) -> tuple[Program, Sequence[Batch]]:
     both. Every eighth sample, or every so many that about ``MOST`` are held back, is taken out; where the model is
     bound to a batch size, whole batches are. Nothing is, where there are fewer than eight. The same data is always
     parted alike."""
+    must_be_program(program, "hold_back")
     data, loss, inputs = program.data, program.loss, program.graph.inputs
     counts = data.counts() if isinstance(data, Folder) else [samples(batch) for batch in data]
     free = batch_size(inputs) is None

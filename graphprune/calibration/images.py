@@ -31,6 +31,8 @@ class Images:
         if self.layout not in ("", *LAYOUTS):
             raise DataError(f"layout={self.layout} is none of images", f"one of: {', '.join(LAYOUTS)}")
         for name, values in (("mean", self.mean), ("std", self.std)):
+            if not isinstance(values, Sequence):
+                raise DataError(f"{name}={values} is not numbers, one for each channel", f"{name}=({values},)")
             if len(values) not in (0, 1, 3):
                 raise DataError(f"{name} has {len(values)} numbers", "give one for each channel: 3, or 1")
         if self.std and not min(self.std) > 0:

@@ -6,6 +6,21 @@ import numpy as np
 
 from ..ir.program import Program
 
+
+def one_sample(program: Program) -> str:
+    """A remark where the samples of an input that varies are all one; else nothing."""
+    if not program.data:
+        return ""
+    fixed = getattr(program.data, "fixed", ())
+    for value, array in zip(program.graph.inputs, program.data[0], strict=True):
+        if value.name not in fixed and array.ndim and len(array) > 1 and (array == array[:1]).all():
+            return (
+                f"calibration: the {len(array)} samples of `{value.name}` are all the same; what is measured on them "
+                "says nothing of others"
+            )
+    return ""
+
+
 FED = 20.0
 """Example inputs within these are no raw pixels."""
 

@@ -40,11 +40,16 @@ def _budgets(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, width = text.rpartition("=")
-    if not equals or not name:
-        raise click.UsageError(f"--width takes NAME=24 or NAME=0.5x, not {text!r}")
-    return name, width
+def _widths(given: tuple[str, ...]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, width = text.rpartition("=")
+        if not equals or not name:
+            raise click.UsageError(f"--width takes NAME=24 or NAME=0.5x, not {text!r}")
+        if name in found:
+            raise click.UsageError(f"--width gives `{name}` twice: {found[name]} and {width}")
+        found[name] = width
+    return found
 
 
 @click.command(short_help="Prune a model to a budget, verify it, and write it with a report.")
@@ -199,7 +204,7 @@ def compile(
     """
     if passes_ is not None and recipe is not None:
         raise click.UsageError("--passes and --recipe both give a recipe; take one")
-    own = find_recipe(recipe) if recipe else passes_
+    own = find_recipe(recipe) if recipe is not None else passes_
     if own is not None and any(budgets.values()) and not (recipe and isinstance(own, str)):
         raise click.UsageError("a recipe has its budget in `mask{...}`; take one or the other")
 
@@ -221,7 +226,7 @@ def compile(
             recipe=own,
             freeze=freeze,
             only=only,
-            width=dict(_pair(one) for one in width),
+            width=_widths(width),
             floor=floor,
             grain=grain,
             data=data,

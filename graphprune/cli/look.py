@@ -10,7 +10,8 @@ import click
 from .complete import Names
 from .console import echo, echo_json, json_option, loudness, note, progress
 from .example import fixed_option, input_option
-from .recipe import read_recipe
+from .recipe import find_recipe
+from .shared import svg
 
 
 @click.command(short_help="Show what can be pruned, and what cannot and why.")
@@ -19,6 +20,7 @@ from .recipe import read_recipe
     "--graph",
     metavar="OUT.svg",
     type=click.Path(dir_okay=False, path_type=Path),
+    callback=svg,
     help="Draw the network and its groups.",
 )
 @click.option("--all", "everything", is_flag=True, help="Every group with its parameter axes, and all that is frozen.")
@@ -48,6 +50,9 @@ def inspect(
       graphprune inspect model.onnx --graph network.svg
       graphprune inspect mynet.models:resnet --text
     """
+    if as_json and text:
+        raise click.UsageError("one of --json and --text")
+
     from .. import api
     from ..coupling.groups import find_groups
     from ..report.branches import listed, rows
@@ -85,7 +90,11 @@ def inspect(
     "--by", type=Names("criterion"), default="obs", show_default=True, help="The criterion by which channels go."
 )
 @click.option(
-    "--plot", metavar="OUT.svg", type=click.Path(dir_okay=False, path_type=Path), help="Draw it as a heat map."
+    "--plot",
+    metavar="OUT.svg",
+    type=click.Path(dir_okay=False, path_type=Path),
+    callback=svg,
+    help="Draw it as a heat map.",
 )
 @json_option
 @fixed_option
@@ -129,9 +138,7 @@ def sweep(
 @click.option(
     "--passes", "passes_", metavar="RECIPE", type=Names("recipe"), help="The recipe as text; see `graphprune passes`."
 )
-@click.option(
-    "--recipe", metavar="FILE.toml", type=click.Path(dir_okay=False, path_type=Path), help="The recipe as TOML."
-)
+@click.option("--recipe", metavar="NAME|FILE.toml", help="A published recipe (half of the MACs); or one as TOML.")
 @click.option("--data", metavar="DATA", type=click.Path(path_type=Path), help="As for compile; else the example.")
 @click.option(
     "--tolerance", metavar="X", type=float, default=1e-3, show_default=True, help="The relative error that passes."
@@ -151,7 +158,7 @@ def bisect(
     ctx: click.Context,
     model: str,
     passes_: str | None,
-    recipe: Path | None,
+    recipe: str | None,
     data: Path | None,
     tolerance: float,
     against: str,
@@ -176,10 +183,13 @@ def bisect(
 
     from .. import api
     from ..driver import bisect as bisection
+    from ..pipeline.published import published
 
     with progress() as told:
         told("reading the model", 0, 1)
-        steps = read_recipe(recipe) if recipe else passes_ or ""
+        steps = find_recipe(recipe) if recipe is not None else passes_ or ""
+        if isinstance(steps, str) and steps in published():
+            steps = published()[steps].recipe("macs", "0.5x")
         program = api.load(model, inputs, data=data, fixed=fixed)
         found = bisection.bisect(program, steps, tolerance=tolerance, against=against, progress=told)
     echo(bisection.table(found))

@@ -14,6 +14,8 @@ def find_recipe(text: str) -> Recipe | str:
     from ..errors import RecipeError, nearest, shown
     from ..pipeline.published import published
 
+    if not text:
+        raise RecipeError("an empty name is no recipe", nearest(text, published()))
     if text in published():
         return text
     if not Path(text).suffix and not Path(text).exists():
@@ -31,7 +33,8 @@ def read_recipe(path: Path) -> Recipe:
     except FileNotFoundError as error:
         raise RecipeError(f"{path}: no such file", absent(path)) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read: {error}", "a recipe is a text file of [[pass]] tables") from error
+        why = "no text" if isinstance(error, UnicodeDecodeError) else error.strerror
+        raise RecipeError(f"{path}: not a recipe ({why})", "a recipe is a text file of [[pass]] tables") from error
     try:
         return Recipe.from_toml(text)
     except RecipeError as error:

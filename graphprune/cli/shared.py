@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import click
@@ -20,6 +21,13 @@ def portion(ctx: click.Context, option: click.Parameter, value: str | None) -> f
     if found is not None and not 0 <= found <= 1:
         raise click.BadParameter(f"{value!r} is not a share: 0.1, 0.1x and 10% are one", ctx, option)
     return found
+
+
+def svg(ctx: click.Context, option: click.Parameter, value: Path | None) -> Path | None:
+    """The callback of an option that names a picture: no other file is written over by a slip."""
+    if value is not None and value.suffix != ".svg":
+        raise click.BadParameter(f"the picture is SVG: {str(value)!r} does not end in .svg", ctx, option)
+    return value
 
 
 def images_options(command: Callable[..., None]) -> Callable[..., None]:

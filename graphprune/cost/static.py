@@ -229,7 +229,7 @@ def memory(graph: Graph, host: Host) -> Peak:
     return Peak("bytes", tuple(value.dims for value in values), host.sizes(), 1 / samples(graph, host), moments, sizes)
 
 
-def weight_bytes(graph: Graph) -> int:
+def weights_bytes(graph: Graph) -> int:
     """What the tensors take that the model stores and its ops read."""
     stored = [value for value in graph.parameters.values() if value.shape is not None]
     return round(sum(prod(map(int, value.shape or ())) * item_bytes(value.dtype) for value in stored))

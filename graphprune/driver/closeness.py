@@ -14,7 +14,7 @@ import numpy as np
 from ..calibration.batches import samples
 from ..errors import ModelError, users_own
 from ..ir.host import Array, Batch, Host
-from ..ir.program import Program
+from ..ir.program import Program, must_be_program
 
 Evaluate = Callable[[Any], Any]
 """Called with the network as its users call it (see ir.Host.deployed); a figure, or several by name."""
@@ -38,6 +38,8 @@ class OutputChange:
 def closeness(source: Program, result: Program, batches: Iterable[Batch]) -> dict[str, Any]:
     """How far the outputs of ``result`` are from those of ``source``: plain data, the number of samples, and an
     OutputChange per output."""
+    must_be_program(source, "closeness")
+    must_be_program(result, "closeness")
     pairs: list[list[tuple[Array, Array]]] = [[] for _ in source.graph.outputs]
     count = 0
     for batch in batches:

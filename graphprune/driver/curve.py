@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from .. import __version__
 from ..allocation.rd import measured_losses
+from ..cost.budget import amount
 from ..errors import BudgetError, OutputError, RecipeError
 from ..ir.facts import Groups
 from ..ir.program import Program
@@ -31,22 +33,25 @@ STEPS = 7
 MOST = 99
 
 
-def budgets(text: str) -> list[str]:
-    """``0.3..0.9`` (seven points), ``0.3..0.9/4`` (four) or ``0.3x,0.5x,12ms``, as a list. Raises RecipeError."""
+def budgets(text: str, unit: str) -> list[str]:
+    """``0.3..0.9`` (seven points), ``0.3..0.9/4`` (four) or ``0.3x,0.5x,12ms``, as a list. Raises RecipeError, and
+    BudgetError for what is no budget of the unit."""
     first, dots, rest = text.partition("..")
     if not dots:
         found = [one.strip() for one in text.split(",") if one.strip()]
         if not found:
             raise RecipeError("no budgets were given", "write 0.3..0.9, 0.3..0.9/4 or 0.3,0.5,0.8")
+        for one in found:
+            amount(one, unit)
         return list(dict.fromkeys(found))
     last, _, many = rest.partition("/")
     try:
         low, high, steps = portion(first), portion(last), int(many or STEPS)
     except ValueError as error:
         raise RecipeError(f"cannot read the budgets `{text}`", "write 0.3..0.9 or 0.3..0.9/4") from error
-    if not (0 < low < high <= 1 and 2 <= steps <= MOST):
+    if not (0 < low < high < 1 and 2 <= steps <= MOST):
         raise RecipeError(
-            f"`{text}`: {steps} points from {low:g} to {high:g}", f"from more than 0 up to 1, 2 to {MOST} points"
+            f"`{text}`: {steps} points from {low:g} to {high:g}", f"from more than 0 to less than 1, 2 to {MOST} points"
         )
     return [f"{share:.4g}x" for share in np.linspace(low, high, steps).tolist()]
 
@@ -83,7 +88,7 @@ def trace(
     """Compile to every budget of ``texts`` by ``compiled(text, folder of the point)``, which gives its report; after
     each, ``curve.json`` and ``curve.html`` say what there is so far. Points that a run of the same ``facts`` has
     made already are not made again. Returns what ``curve.json`` holds. Raises OutputError where the folder holds
-    something else, unless ``force`` and it is a curve."""
+    something else, unless ``force`` and it is a curve, BudgetError where no budget can be met."""
     known = _known(folder, facts, force)
     parents(folder / FACTS)
     for number, text in enumerate(texts):
@@ -96,8 +101,13 @@ def trace(
             except BudgetError as error:  # the others may well be met
                 known[text] = {"budget": text, "error": error.message}
         done = {**facts, "points": [known[one] for one in texts if one in known], "asked": list(texts)}
-        put(folder / FACTS, json.dumps(done, indent=1) + "\n")
-        put(folder / PAGE, render(done))
+        if any("error" not in one for one in done["points"]):
+            put(folder / FACTS, json.dumps(done, indent=1) + "\n")
+            put(folder / PAGE, render(done))
+    if all("error" in one for one in done["points"]):
+        with suppress(OSError):
+            folder.rmdir()  # made above
+        raise BudgetError(f"no budget can be met: {done['points'][-1]['error']}", "ask for more to remain")
     _show(folder, done)
     if progress:
         progress("done", len(texts), len(texts))

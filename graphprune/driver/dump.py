@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..cost.static import macs, params, weight_bytes
+from ..cost.static import macs, params, weights_bytes
 from ..errors import GraphpruneError
 from ..ir.program import Program
 from ..pipeline.base import Pass
@@ -49,7 +49,7 @@ class Dump:
                 "ops": len(graph.ops),
                 "params": round(params(graph, host)()),
                 "macs": round(macs(graph, host)()),
-                "weight_bytes": weight_bytes(graph),
+                "weights_bytes": weights_bytes(graph),
             }
         )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..errors import OutputError
 from ..ir.atomic import Stage, followed, spelt, stage, unwritable
+from ..ir.host import SUFFIXES
 
 _OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -35,6 +36,8 @@ def new_folder(out: str | os.PathLike[str] | None, force: bool, mark: str = "pla
         yield None
         return
     path = followed(Path(out))
+    if path.suffix in SUFFIXES and not path.exists():
+        raise OutputError(f"{path}: a folder is written, and this names a file", f"give {path.with_suffix('')}")
     _check(path, force, mark)
     spelt(path)
     parents(path)
@@ -59,6 +62,7 @@ def parents(path: Path) -> None:
 
 def put(path: Path, text: str) -> None:
     """Write a file of text, in the place of one that is there. Raises OutputError."""
+    parents(path)
     with stage(path) as place:
         made = place.new / path.name
         try:

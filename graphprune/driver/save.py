@@ -16,11 +16,11 @@ def save(program: Program, out: Path, force: bool = False) -> Path:
     """Write the model; returns the model file.
 
     ``out`` is the file itself where it ends in .onnx or .pt2 (external data lies beside it), and
-    else a folder for the model and its plan.json. Raises OutputError if it exists (unless
-    ``force``) or cannot be written.
+    without letters for an ending a folder for the model and its plan.json. Raises OutputError if it exists (unless
+    ``force``), has another ending or cannot be written.
     """
     suffix = program.host.suffix
-    if out.suffix not in SUFFIXES:
+    if out.suffix not in SUFFIXES and not out.suffix[1:].isalpha():
         with new_folder(out, force) as folder:
             assert folder is not None
             program.host.save(folder / f"model{suffix}", about=provenance(program))

@@ -190,7 +190,7 @@ def _side(program: Program, measured: Mapping[str, Latency]) -> dict[str, Any]:
     return {
         "params": int(costs.params(program.graph, program.host)()),
         "macs": round(costs.macs(program.graph, program.host)()),
-        "weights_bytes": costs.weight_bytes(program.graph),
+        "weights_bytes": costs.weights_bytes(program.graph),
         "latency_ms": next(iter(per_target.values()), None),
         "per_target": per_target,
     }

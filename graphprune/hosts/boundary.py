@@ -9,7 +9,7 @@ from ..errors import GraphpruneError, ModelError, first_line
 
 
 @contextmanager
-def refusing(what: str) -> Iterator[None]:
+def refusing(what: str, hint: str | None = None) -> Iterator[None]:
     """Whatever is raised within and is not graphprune's own becomes a ModelError: a model that cannot
     be read is no fault of the program that reads it."""
     try:
@@ -17,7 +17,7 @@ def refusing(what: str) -> Iterator[None]:
     except GraphpruneError:
         raise
     except Exception as error:
-        raise ModelError(f"{what} ({first_line(error)})") from error
+        raise ModelError(f"{what} ({first_line(error)})", hint) from error
 
 
 DRAWN = "random numbers are drawn for every position of it"

@@ -123,6 +123,10 @@ def _importable(module: str, name: str) -> str:
 def _from_text(text: str, example_inputs: Any) -> Host:
     if text.startswith(PREFIX):
         return _resized(_from_folder(Path(text.removeprefix(PREFIX))), example_inputs)
+    if not text:
+        raise ModelError("an empty name is no model", KINDS)
+    if "://" in text:
+        raise ModelError(f"{text}: an address, and nothing is fetched", "download the file, and give its path")
     path = Path(text)
     if path.is_file():
         refuse_foreign(path)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, NotRequired, Self, TypedDict, TypeVar
 
-from ..errors import RecipeError
+from ..errors import ModelError, RecipeError
 from .document import Entry
 from .facts import Role
 from .graph import Graph
@@ -234,3 +234,12 @@ class Program:
         if "graph" in self.__dict__:  # nothing that changed here changes the graph
             new.__dict__["graph"] = self.__dict__["graph"]
         return new
+
+
+def must_be_program(given: object, by: str) -> None:
+    """Raises ModelError where something else is given, such as the module that a program is made of."""
+    if not isinstance(given, Program):
+        raise ModelError(
+            f"{by} takes a Program, not {type(given).__name__}",
+            "gp.load(model, example_inputs) makes one, and artifact.program is one",
+        )

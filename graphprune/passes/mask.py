@@ -262,11 +262,22 @@ class Mask(Pass):
                 raise RecipeError(
                     f"`mask`: `width` cannot be `{name}={text}`", "write conv1=24, or conv1=0.5x (50%) for what remains"
                 )
+        names = [name for name, _, _ in pairs]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise RecipeError(
+                f"`mask`: `width` gives `{twice[0]}` twice", "once each; of patterns the first that matches holds"
+            )
         return [(name, text) for name, _, text in pairs]
 
     def _given(self, groups: Groups) -> dict[str, int]:
         """The counts that ``width`` gives to groups, by what writes them; the first that matches one holds."""
         own, called_by = self._own(), called(groups.channels) if self.width else {}
+        for name, _ in own:
+            stays = next((one for one in groups.frozen if one.name == name), None)
+            if stays and not any(name in one.made for one in called_by.values()):
+                raise RecipeError(
+                    f"`{name}` cannot have a width: {stays.reason}", "`graphprune inspect` shows what can"
+                )
         found = matching([name for name, _ in own], [one.made for one in called_by.values()], "group that can be cut")
         given = {}
         for group, pattern in zip(called_by, found, strict=True):

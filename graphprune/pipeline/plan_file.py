@@ -54,7 +54,8 @@ def read_plan(path: Path) -> Plan:
         raise RecipeError(
             f"{path}: not a plan ({error})", "give the folder that `graphprune compile` wrote, or its plan.json"
         ) from error
-    if not isinstance(content, dict) or type(content.get("version")) is not int or content["version"] > VERSION:
+    version = content.get("version") if isinstance(content, dict) and "steps" in content else None
+    if type(version) is not int or version > VERSION:
         raise RecipeError(
             f"{path}: not a plan of version 1 or {VERSION}", "plan.json is written by `graphprune compile`"
         )

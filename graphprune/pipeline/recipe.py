@@ -90,7 +90,8 @@ def make(name: str, options: Mapping[str, Any]) -> Pass:
     """One pass from its name and options as text or TOML values. Raises RecipeError."""
     kind = passes().get(name)
     if kind is None:
-        raise RecipeError(f"unknown pass `{shown(name)}`", nearest(name, passes()))
+        auto = "it is what runs where no recipe is given: leave it out" if name == "auto" else ""
+        raise RecipeError(f"unknown pass `{shown(name)}`", auto or nearest(name, passes()))
     return kind(**Reader(name, RecipeError).values(kind, options))
 
 

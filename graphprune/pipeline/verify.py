@@ -25,7 +25,7 @@ from ..errors import GraphpruneError, VerificationError
 from ..ir.facts import Groups
 from ..ir.graph import Graph, Op, around
 from ..ir.host import Array, Batch, Host, random_array
-from ..ir.program import Program
+from ..ir.program import Program, must_be_program
 from .compare import LIMIT, Check, compare, relative
 from .correction import Correct
 from .edits import Cut, kept, original
@@ -41,6 +41,7 @@ DIGITS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat
 
 def verify(program: Program, batches: int = 2) -> tuple[Check, ...]:
     """Prove a compiled program. Raises VerificationError naming the first op that differs."""
+    must_be_program(program, "verify")
     source = program.source
     exact = source.copy(source.proof_dtype)
     opened = original(program)

@@ -180,9 +180,9 @@ int main(void) {
   const void *inputs[1];
   void *outputs[1], *arena = NULL;
   pthread_t threads[4];
-  if (posix_memalign(&weights, 64, model.weight_bytes + 64)) abort();
+  if (posix_memalign(&weights, 64, model.weights_bytes + 64)) abort();
   if (posix_memalign(&arena, 64, model.arena_bytes + 64)) abort();
-  memset(weights, 0, model.weight_bytes);
+  memset(weights, 0, model.weights_bytes);
   input = calloc(1, model.inputs[0].bytes), first = malloc(model.outputs[0].bytes);
   inputs[0] = input, outputs[0] = first;
   if (gp_run(&model, weights, inputs, outputs, arena)) abort();
@@ -225,7 +225,7 @@ int main(void) {
     calls[0].kernel = called, calls[0].count = count, calls[0].args = args;
     model.tensors = tensors, model.calls = calls, model.call_count = 1;
     model.inputs = tensors, model.outputs = tensors, model.input_count = model.output_count = 0;
-    model.weight_bytes = 0, model.arena_bytes = 64, model.weight_sum = 0;
+    model.weights_bytes = 0, model.arena_bytes = 64, model.weight_sum = 0;
     printf("%d\n", gp_run(&model, NULL, NULL, NULL, memory));
   }
   return 0;

@@ -20,7 +20,7 @@ from torch import nn
 import graphprune as gp
 from graphprune.cli import main
 from graphprune.driver.curve import budgets
-from graphprune.errors import DataError, OutputError, RecipeError
+from graphprune.errors import BudgetError, DataError, OutputError, RecipeError
 from graphprune.ir.facts import Keep
 from graphprune.pipeline.recipe import Recipe
 from graphprune.pipeline.run import Begun, run
@@ -119,13 +119,23 @@ def test_the_page_escapes_names_runs_its_own_script_alone_and_is_whole_without_i
     ],
 )
 def test_budgets(text: str, found: list[str]) -> None:
-    assert budgets(text) == found
+    assert budgets(text, "latency") == found
 
 
-@pytest.mark.parametrize("text", ["", "a..b", "0.9..0.3", "0..0.5", "0.3..0.9/1", "0.3..2", "0.3..0.9/x"])
+@pytest.mark.parametrize(
+    "text", ["", "a..b", "0.9..0.3", "0..0.5", "0.3..0.9/1", "0.3..1", "0.3..0.9/x", "half", "0.5,2x", "12ms"]
+)
 def test_budgets_that_are_none(text: str) -> None:
-    with pytest.raises(RecipeError):
-        budgets(text)
+    with pytest.raises((RecipeError, BudgetError)):
+        budgets(text, "macs")
+
+
+def test_a_budget_that_cannot_be_met_may_come_first_and_none_at_all_is_an_error(tmp_path: Path) -> None:
+    first, second = trace(tmp_path / "c", budgets="0.0001x,0.5x")["points"]
+    assert "cannot be met" in first["error"] and second["folder"] == "macs-0.5x"
+    with pytest.raises(BudgetError, match="no budget can be met"):
+        trace(tmp_path / "none", budgets="0.0001x,0.0002x")
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

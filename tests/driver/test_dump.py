@@ -37,7 +37,7 @@ def test_a_folder_per_pass_holds_graph_and_facts(tmp_path):
     rows = json.loads((tmp_path / "d/passes.json").read_text())
     assert [row["folder"] for row in rows] == names
     assert rows[-1]["params"] < rows[0]["params"] and rows[-1]["macs"] < rows[0]["macs"]
-    assert rows[-1]["weight_bytes"] < rows[0]["weight_bytes"] and rows[1]["seconds"] > 0
+    assert rows[-1]["weights_bytes"] < rows[0]["weights_bytes"] and rows[1]["seconds"] > 0
 
 
 def test_a_run_that_fails_leaves_what_it_had_and_why(tmp_path):

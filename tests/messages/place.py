@@ -145,6 +145,7 @@ def furnish(here: Path) -> None:
     x = rng.normal(size=(16, 3, 8, 8)).astype(np.float32)
     np.savez(here / "x.npz", x=x)
     np.savez(here / "labelled.npz", x=x, labels=np.arange(16))
+    np.savez(here / "short.npz", x=x, labels=np.arange(4))
     np.savez(here / "shape.npz", x=np.zeros((4, 3, 9, 9), np.float32))
     np.savez(here / "last.npz", x=x.transpose(0, 2, 3, 1))
     np.savez(here / "bytes.npz", x=np.zeros((4, 3, 8, 8), np.uint8))

@@ -78,13 +78,20 @@ MISTAKES: list[tuple[str, str, str]] = [
     ("imports.py:net", "imports.py:1: ModuleNotFoundError: No module named 'no_such_package'", sys.executable),
     ("nets.py:with_nan", "weight `conv.weight` has 1 NaN of 216 numbers", "computes nothing"),
     ("nets.py:nothing_to_prune", "nothing can be pruned: all 2 dims are frozen", "graphprune inspect"),
+    ("''", "an empty name is no model", "package.module:factory"),
+    ("https://example.com/net.onnx", "https://example.com/net.onnx: an address", "download the file"),
+    ("hf:absent", "absent: no such folder", "save_pretrained(FOLDER)"),
     # ---- inputs and data
     ("net.onnx --input x=1x6", "no input `x`", "its inputs: input"),
     ("net.onnx --input input=1x6x6", "has shape (N, 6), the example (1, 6, 6)", "sizes that are letters may be any"),
     (f"{NET} --data absent.npz", "absent.npz: no such file", "looked in "),
     (f"{NET} --data empty", "empty: no calibration data: an empty folder", "samples are .npy or .npz files, or images"),
     (f"{NET} --data texts", "no .npy, .npz or image, but a.txt", "samples are"),
-    (f"{NET} --data shape.npz", "`x` takes Nx3x8x8, the calibration array is 4x3x9x9", "samples are on axis 0"),
+    (
+        f"{NET} --data shape.npz",
+        "shape.npz: input `x` takes Nx3x8x8, the calibration array is 4x3x9x9",
+        "samples are on axis 0",
+    ),
     (f"{NET} --data last.npz", "takes Nx3x8x8, the calibration array is 16x8x8x3", "looks like NHWC"),
     (f"{NET} --data bytes.npz", "`x` is float32, the calibration array is uint8", "convert (and normalise)"),
     ("nets.py:two --data names.npz", "the calibration data has a, c, the model takes a, b", "no array for b"),
@@ -110,13 +117,22 @@ MISTAKES: list[tuple[str, str, str]] = [
     (f"{NET} --data x.npz --loss mse {TAYLOR}", "the calibration data has no more", "an .npz with `labels`"),
     (f"{NET} --data loose --loss mse {TAYLOR}", "loose/a.png: in no folder of its own", "a folder a class"),
     (f"{NET} --data labelled.npz --loss mse", "no pass of the recipe reads it", "score{by=taylor}"),
+    (f"{NET} --data short.npz --loss cross_entropy {TAYLOR}", "of 16 samples the labels are 4", "one label for each"),
+    (f"{NET} --data labelled.npz --loss cross_entropy {TAYLOR}", "Target 5 is out of bounds", "int64 from 0 to 14"),
     (f"{NET} --loss mse {TAYLOR}", "a loss needs calibration data", "give data too"),
     # ---- names
     (f"{NET} --freeze headd", "`headd` matches no group, layer or parameter", "did you mean `head`?"),
     (f"{NET} --only 'blocks.*'", "`blocks.*` matches no group", "graphprune inspect"),
     (f"{NET} --width nope=3", "`nope` matches no group that can be cut", "graphprune inspect"),
     (f"{NET} --width conv=30", "`conv` has 8 channels, not 30", "give 8 or fewer"),
+    (f"{NET} --width head=3", "`head` cannot have a width: reaches the graph output", "graphprune inspect"),
+    (f"{NET} --freeze ''", "freeze has an empty name", "`*` matches everything"),
     # ---- recipes
+    (f"{NET} --passes auto", "unknown pass `auto`", "leave it out"),
+    (f"{NET} --recipe ''", "an empty name is no recipe", "2ssp"),
+    (f"{NET} --recipe texts", "texts: not a recipe (Is a directory)", "[[pass]] tables"),
+    (f"{NET} --recipe x.npz", "x.npz: not a recipe (no text)", "[[pass]] tables"),
+    ("bisect nets.py:net --recipe 2spp", "`2spp` is no published recipe", "did you mean `2ssp`?"),
     (f"{NET} --passes groop", "unknown pass `groop`", "did you mean `group`?"),
     (f"{NET} --passes 'group,score{{bye=l2}}'", "`score` has no option `bye`", "did you mean `by`?"),
     (f"{NET} --passes 'group,score{{by=l3}}'", "`by` cannot be `l3`", "known: aap"),
@@ -149,6 +165,7 @@ MISTAKES: list[tuple[str, str, str]] = [
     (f"{NET} --target toaster", "unknown target `toaster`", "known: "),
     (f"{NET} --target tvmm", "unknown target `tvmm`", "did you mean `tvm`?"),
     (f"{NET} --target 'tvm{{layot=NCHW}}'", "target `tvm` has no option `layot`", "did you mean `layout`?"),
+    (f"{NET} --target onnx --target onnx", "two targets are called `onnx`", "give it once"),
     (f"{NET} --target board.toml", "board.toml: base `aarch65` is not a board", "did you mean `aarch64`?"),
     (f"{NET} --target absent.toml", "absent.toml: no such file", "looked in "),
     (f"{NET} --rpc pi:9090 --target torch", "rpc=pi:9090 names a device, and no target is of one", "--target rasp"),
@@ -170,11 +187,35 @@ MISTAKES: list[tuple[str, str, str]] = [
     ("apply readme.txt nets.py:net -o p.pt2", "readme.txt: not a plan", "plan.json"),
     ("bench ned.onnx net.onnx", "ned.onnx: no such file", "did you mean `net.onnx`?"),
     ("bench empty net.onnx", "empty: no model.so, model.onnx or model.pt2", "graphprune compile"),
-    ("bench net.onnx nets.py:net", "nothing known runs `.py:net`", ".onnx, .pt2, .so"),
     ("sweep nets.py:net --data x.npz --by obss", "`by` cannot be `obss`", "did you mean `obs`?"),
     ("bisect nets.py:net --passes group --tolerance -1", "tolerance -1 is not a relative error", "1e-3"),
     ("record nets.py:net --target torch -o t.jsonl", "`torch` does not time single ops", "ort, cpu"),
     ("passes scor", "unknown pass `scor`", "did you mean `score`?"),
+]
+
+
+MISTAKES += [  # of other commands
+    (f"{NET} -o small.onnx", "small.onnx: a folder is written", "give small"),
+    ("curve nets.py:net --data x.npz --budgets half -o c", "macs=half is not a budget", "macs=0.5x"),
+    ("curve nets.py:net --data x.npz --budgets 0.9..0.3 -o c", "7 points from 0.9 to 0.3", "2 to 99 points"),
+    ("curve nets.py:net --data x.npz --budgets 0.001,0.002 -o c", "no budget can be met: ", "ask for more"),
+    ("curve nets.py:net -o c", "nothing says that", "give data"),
+    ("curve nets.py:net --data x.npz -o theirs", "theirs exists and holds no curve", "another path"),
+    ("curve net.onxx --data x.npz --json -o c", "net.onxx: no such file", "did you mean `net.onnx`?"),
+    ("sweep nets.py:net --data absent.npz --json", "absent.npz: no such file", "looked in "),
+    ("inspect theirs", "theirs: a folder, not a model", "give a .onnx file"),
+    ("new pass group -o package", "there is a pass `group` already", "take another name"),
+    ("new pass 3x -o package", "`3x` is no name for a pass", "small letters"),
+    ("new target mine -o theirs --force", "theirs exists and was not written by graphprune", "remove it yourself"),
+    ("apply theirs nets.py:net -o a", "theirs/plan.json: no such file", "graphprune compile"),
+    ("apply nets.py:net net.onnx -o a", "nets.py:net: no such file", "plan.json"),
+    ("bench net.onnx nets.py:net", "nets.py:net: a function, and files are measured", "torch.export.save"),
+    ("bench net.onnx x.npz", "nothing known runs `.npz`", ".onnx, .pt2"),
+    ("bench net.onnx net.onnx --input x=1x6 --json", "no input `x`", "its inputs: input"),
+    ("record nets.py:net --target aarch64 -o t.jsonl", "no device to time ops on", "--rpc HOST:PORT"),
+    ("record nets.py:net --target onnx -o x.npz", "x.npz: not a latency table", "graphprune record"),
+    ("bisect nets.py:net --passes group --tolerance -1", "tolerance -1 is not a relative error", "1e-3"),
+    ("passes groop", "unknown pass `groop`", "did you mean `group`?"),
 ]
 
 
@@ -209,6 +250,13 @@ WRONG_USAGE = [
     (f"compile {NET}", "'-o'"),
     (f"compile {NET} --dry-run --dump d", "--dry-run writes nothing"),
     (f"compile {NET} -q -v -o out", "one of --quiet and --verbose"),
+    (f"compile {NET} --width conv=4 --width conv=6 -o out", "--width gives `conv` twice: 4 and 6"),
+    ("inspect nets.py:net --graph nets.py", "'nets.py' does not end in .svg"),
+    ("inspect nets.py:net --json --text", "one of --json and --text"),
+    ("sweep nets.py:net --data x.npz --plot a.png", "'a.png' does not end in .svg"),
+    ("curve nets.py:net --data x.npz --of flops -o c", "'flops' is not one of 'channels'"),
+    ("new passs foo", "'passs' is not one of 'pass', 'criterion', 'target'"),
+    ("bench net.onnx", "Missing argument 'B'"),
     ("compiel net.onnx", "Did you mean 'compile'?"),
     ("inspect", "Missing argument 'MODEL'"),
     ("sweep nets.py:net", "--data"),
@@ -270,6 +318,20 @@ IN_PYTHON: dict[str, tuple[Any, str, str]] = {
     "in place of ONNX": (lambda: gp.apply({}, "net.onnx", in_place=True), "in_place cuts an nn.Module", "in_place"),
     "a target misspelt": (lambda: gp.compile(net(), X, targets=["onx"]), "unknown target `onx`", "`onnx`"),
     "a floor of 2": (lambda: gp.compile(net(), X, floor=2), "floor=2.0 is not a share", "from 0 to 1"),
+    "no name": (lambda: gp.load(""), "an empty name is no model", ".onnx"),
+    "arrays for tensors": (lambda: gp.load(net(), X.numpy()), "could not trace it", "torch.from_numpy"),
+    "a recipe that is a list": (lambda: gp.compile(net(), X, recipe=["group"]), "text, not list", "'group,score"),
+    "modules for names": (lambda: gp.compile(net(), X, freeze=[*net()]), "names, not Linear", "ignore=[model.head]"),
+    "text for a list": (lambda: gp.compile(net(), X, targets="onnx"), "targets is a list", "['onnx']"),
+    "a seed below 0": (lambda: gp.load(net(), X, seed=-1), "seed=-1 is no whole number", ""),
+    "a module for a program": (lambda: gp.run("group", net()), "takes a Program, not Sequential", "gp.load("),
+    "an artifact for a program": (lambda: gp.verify(net()), "verify takes a Program", "artifact.program"),
+    "one mean": (lambda: gp.Images(mean=0.5), "mean=0.5 is not numbers", "mean=(0.5,)"),
+    "budgets of another unit": (
+        lambda: gp.curve(net(), X, data=X, budgets=[12, 0.5], unit="channels", out="c"),
+        "channels=12 is not a budget",
+        "channels=0.5x",
+    ),
     "rebuilt from nowhere": (lambda: gp.rebuild("nowhere", net()), "widths.json: no such file", "out="),
     "a figure that is text": (
         lambda: gp.compile(net(), X, evaluate=lambda model: "good", measure=False),
@@ -287,6 +349,12 @@ def test_a_mistake_in_python(what: str, here: Path) -> None:
         wrong()
     assert says in caught.value.message.splitlines()[0] and hint in (caught.value.hint or ""), str(caught.value)
     assert left(here) == before
+
+
+def test_a_table_that_no_budget_reads_is_refused(tmp_path: Path) -> None:
+    gp.record(net(), "onnx", X, out=tmp_path / "times.jsonl")
+    with pytest.raises(GraphpruneError, match=r"times.jsonl: a latency table, and no budget of latency"):
+        gp.compile(net(), X, table=tmp_path / "times.jsonl", macs=0.5)
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
@@ -319,6 +387,12 @@ def test_nothing_is_silent(here: Path, tmp_path: Path) -> None:
     assert "The code for aarch64 was NOT checked" in well(
         f"compile {NET} --target aarch64{{link=false}} -o {tmp_path / 'c'}"
     )
+    np.savez(tmp_path / "one.npz", x=np.ones((16, 3, 8, 8), np.float32))
+    assert "the 16 samples of `x` are all the same" in well(f"compile {NET} --data {tmp_path / 'one.npz'} --dry-run")
+    named = {"first": np.zeros((4, 3, 8, 8), np.float32), "second": np.ones((4, 3, 8, 8), np.float32)}
+    np.savez(tmp_path / "named.npz", **named)
+    said = well(f"compile {NET} --data {tmp_path / 'named.npz'} --dry-run")
+    assert "2 arrays by other names are all taken as samples of `x`" in said
     raw = np.random.default_rng(0).integers(0, 256, (16, 3, 8, 8)).astype(np.float32)
     np.savez(tmp_path / "raw.npz", x=raw)
     assert "whole numbers from 0 to 255" in well(f"compile {NET} --data {tmp_path / 'raw.npz'} --dry-run")

@@ -74,7 +74,7 @@ def _tables(plan: Plan) -> str:
     lines += [
         "const gp_model model = {tensors, calls, "
         f"{len(calls)}, inputs, outputs, {len(plan.inputs)}, {len(plan.outputs)}, "
-        f"{plan.weight_bytes}, {plan.arena_bytes}, {zlib.crc32(plan.packed())}u}};",
+        f"{plan.weights_bytes}, {plan.arena_bytes}, {zlib.crc32(plan.packed())}u}};",
         "",
     ]
     return "\n".join(lines)

@@ -42,12 +42,12 @@ class Plan:
     outputs: list[Buffer] = field(default_factory=list)
     calls: list[tuple[str | None, tuple[Buffer, ...]]] = field(default_factory=list)
     weights: list[Array] = field(default_factory=list)  # in the order of their offsets
-    weight_bytes: int = 0
+    weights_bytes: int = 0
     arena_bytes: int = 0
 
     def packed(self) -> bytes:
         """The weights as one file."""
-        out, at = bytearray(self.weight_bytes), 0
+        out, at = bytearray(self.weights_bytes), 0
         for array in self.weights:
             out[at : at + array.nbytes] = array.tobytes()
             at += aligned(array.nbytes)
@@ -156,9 +156,9 @@ class _Reader:
     def _weight(self, array: Array) -> Buffer:
         key = (array.tobytes(), str(array.dtype), array.shape)
         if key not in self.weights:
-            self.weights[key] = Buffer("weight", self.plan.weight_bytes, array.shape, str(array.dtype))
+            self.weights[key] = Buffer("weight", self.plan.weights_bytes, array.shape, str(array.dtype))
             self.plan.weights.append(array)
-            self.plan.weight_bytes += aligned(array.nbytes)
+            self.plan.weights_bytes += aligned(array.nbytes)
         return self.weights[key]
 
     def _beyond(self, what: str) -> TargetError:

@@ -43,6 +43,10 @@ _HINTS = (
         'the example inputs are not what forward takes: a tensor, a tuple, or {"args": ..., "kwargs": ...}',
     ),
     (
+        r"Unsupported input type <class 'numpy",
+        "the example inputs are arrays, and a module takes tensors: torch.from_numpy(array)",
+    ),
+    (
         r"reduction dim|must match|size mismatch|[Ee]xpected input|expected .*channels|Given groups|Invalid channel",
         "the example inputs have other sizes than the module takes: run it on them once",
     ),

@@ -420,7 +420,9 @@ class TorchHost:
     def gradients(
         self, batch: Batch, loss: Callable[..., Any], rest: Batch, probe: Mapping[str, Array] | None = None
     ) -> dict[str, Array]:
-        with kept(self._module, self.writes), refusing("the loss cannot be differentiated"):
+        seen = "; ".join(f"{array.dtype} from {array.min()} to {array.max()}" for array in rest if array.size)
+        fit = f"do the labels fit it? They are {seen}; cross_entropy takes int64 from 0 to one less than the classes"
+        with kept(self._module, self.writes), refusing("the loss cannot be differentiated", fit):
             labels = [torch.from_numpy(np.ascontiguousarray(array)) for array in rest]
             return differentiate(self.model, *self.call_arguments(batch), lambda output: loss(output, *labels), probe)
 

@@ -43,10 +43,14 @@ class Pretrained:
 
 def read(folder: Path) -> Pretrained:
     """The network of a folder. Raises ModelError."""
-    library = _library()
     where = folder / "config.json"
     if not where.is_file():
-        raise ModelError(f"{folder}: no config.json in it", "give a folder that save_pretrained wrote")
+        what = "no config.json in it" if folder.is_dir() else "no such folder"
+        raise ModelError(
+            f"{folder}: {what}",
+            "nothing is fetched by its name: give a folder that model.save_pretrained(FOLDER) wrote",
+        )
+    library = _library()
     try:
         written = json.loads(where.read_text(encoding="utf-8"))
         names = list(written["architectures"])

@@ -89,8 +89,8 @@ int main(int argc, char **argv) {
   }
   own_folder(folder, sizeof folder, argv[0]);
   snprintf(path, sizeof path, "%sweights.bin", folder);
-  void *weights = read_file(path, model.weight_bytes);
-  if (gp_checksum(weights, model.weight_bytes) != model.weight_sum) {
+  void *weights = read_file(path, model.weights_bytes);
+  if (gp_checksum(weights, model.weights_bytes) != model.weight_sum) {
     fprintf(stderr, "%s: damaged, or of another model\n", path);
     return 1;
   }

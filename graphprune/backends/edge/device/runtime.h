@@ -55,11 +55,11 @@ typedef struct {
   int32_t call_count;
   const gp_tensor *inputs, *outputs;
   int32_t input_count, output_count;
-  size_t weight_bytes, arena_bytes;
+  size_t weights_bytes, arena_bytes;
   uint32_t weight_sum; /* gp_checksum of weights.bin */
 } gp_model;
 
-/* Run once. weights: the weight_bytes of weights.bin; arena: arena_bytes of scratch; both aligned to 64.
+/* Run once. weights: the weights_bytes of weights.bin; arena: arena_bytes of scratch; both aligned to 64.
    inputs[k], outputs[k]: dense row-major arrays of the model's k-th input and output.
    0, -1 when memory ran out, or -2 where a call has more than GP_MOST_ARGUMENTS tensors. Reentrant: calls with different arenas may run side by side. */
 int gp_run(const gp_model *model, const void *weights, const void *const *inputs, void *const *outputs, void *arena);
