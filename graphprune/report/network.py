@@ -33,7 +33,8 @@ def drawing(network: Network) -> dict[str, Any] | None:
     places, routes = _layout(len(layers), network["edges"])
     most = max(layer["channels"][0] for layer in layers) or 1
     width = max(x for x, _ in places) + 2 * ACROSS
-    low, high = min(y for _, y in places), max(y for _, y in places)
+    heights = [y for route in (places, *routes) for _, y in route]
+    low, high = min(heights), max(heights)
     shift = TALL / 2 + 4 - low
     return {
         "width": round(width),
@@ -57,15 +58,25 @@ def _bar(layer: Mapping[str, Any], x: float, y: float, most: int) -> dict[str, A
         "kept_top": round(y + tall / 2 - kept, 1),
         "kept": round(kept, 1),
         "width": WIDE,
-        "title": layer["kind"] if joins else f"{_name(layer)}: {after} of {before} channels, {_costs(layer)}",
+        "title": layer["kind"] if joins else f"{name_of(layer)}: {after} of {before} channels, {costs_of(layer)}",
     }
 
 
-def _name(layer: Mapping[str, Any]) -> str:
+def name_of(layer: Mapping[str, Any]) -> str:
     return f"{layer['module']}.{layer['name']}" if layer["module"] else str(layer["name"])
 
 
-def _costs(layer: Mapping[str, Any]) -> str:
+def block_of(layer: Mapping[str, Any]) -> str:
+    """The block that a layer is in, by its name: up to the first number of it, or its first two parts, and less where
+    that is the layer itself. A join of branches has the name of its block."""
+    parts = name_of(layer).replace("/", ".").strip(".").split(".")
+    depth = next((k for k, part in enumerate(parts) if part.isdecimal()), 1) + 1
+    if layer["macs"][0] or layer["params"][0]:
+        depth = max(1, min(depth, len(parts) - 1))
+    return ".".join(parts[:depth])
+
+
+def costs_of(layer: Mapping[str, Any]) -> str:
     return ", ".join(
         f"{count(layer[key][0])} to {count(layer[key][1])} {word}"
         for key, word in (("params", "parameters"), ("macs", "MACs"))
@@ -81,6 +92,9 @@ def _layout(layers: int, edges: Sequence[Sequence[int]]) -> tuple[list[Point], l
     graph.add_nodes_from(range(layers))
     graph.add_edges_from(map(tuple, edges))
     columns: dict[Any, int] = {node: k for k, column in enumerate(nx.topological_generations(graph)) for node in column}
+    for node in range(layers):  # what reads nothing (a weight that is computed) stands before its first reader
+        if graph.out_degree(node) and not graph.in_degree(node):
+            columns[node] = min(columns[reader] for reader in graph.successors(node)) - 1
     routed, routes = nx.DiGraph(), []
     routed.add_nodes_from(columns)
     for a, b in edges:
@@ -126,7 +140,7 @@ def picture(network: Network, channels: Mapping[str, Sequence[Mapping[str, Any]]
     for bar, layer in zip(drawn["bars"], network["layers"], strict=True):
         own = channels.get(layer["op"], ())
         bar["parts"] = _parts(bar, own, groups)
-        bar["title"] = f"{_name(layer)} ({layer['kind']}): {'; '.join(map(_whose, own)) or layer['channels'][0]}"
+        bar["title"] = f"{name_of(layer)} ({layer['kind']}): {'; '.join(map(_whose, own)) or layer['channels'][0]}"
         for one in own:
             if one["group"] and not bar["joins"]:
                 row = rows[groups[one["group"]] - 1]
@@ -165,16 +179,16 @@ def _whose(one: Mapping[str, Any]) -> str:
 
 
 def blocks(network: Network) -> list[dict[str, Any]]:
-    """The layers by the module two levels down that they are in, in order, with what each had and has."""
+    """The layers by the block that they are in, in order, with what each had and has."""
     members: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for layer in network["layers"]:
         if layer["macs"][0] or layer["params"][0]:
-            members[".".join(_name(layer).split(".")[:2])].append(layer)
+            members[block_of(layer)].append(layer)
     keys = ("params", "macs", *(("ms",) if any("ms" in layer for layer in network["layers"]) else ()))
     return [
         {
             "name": name,
-            "layers": [{**_row(layer), "name": _name(layer), "kind": layer["kind"]} for layer in own],
+            "layers": [{**_row(layer), "name": name_of(layer), "kind": layer["kind"]} for layer in own],
             **_row({key: [sum(layer[key][k] for layer in own if key in layer) for k in (0, 1)] for key in keys}),
         }
         for name, own in members.items()

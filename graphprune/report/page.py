@@ -14,6 +14,7 @@ from .environment import templates
 from .network import blocks, drawing
 from .next_steps import steps
 from .segments import picture, segments
+from .strips import strips
 from .units import COLUMNS, count, duration, error, ratio, shortened, size
 
 Report = Mapping[str, Any]
@@ -277,6 +278,7 @@ def render(report: Report, charts: Sequence[Mapping[str, Any]] = (), at: int = 0
     """
     environment = templates()
     environment.filters["facts"] = _facts
+    drawn = drawing(report["network"]) if "network" in report else None
     page = environment.get_template("report.html.j2").render(
         report=report,
         charts=charts,
@@ -287,7 +289,8 @@ def render(report: Report, charts: Sequence[Mapping[str, Any]] = (), at: int = 0
         targeted=targeted(report),
         close=close(report),
         budget=budget(report),
-        drawing=drawing(report["network"]) if "network" in report else None,
+        drawing=drawn,
+        strips=strips(report["network"], drawn) if drawn else [],
         blocks=blocks(report["network"]) if "network" in report else [],
         counted=counted(report),
         ops=_op_bars(report),

@@ -14,7 +14,9 @@ from test_report import REPORT, changed, latency
 
 from graphprune.report.curve import charts
 from graphprune.report.curve import render as render_curve
+from graphprune.report.network import ACROSS
 from graphprune.report.page import render
+from graphprune.report.strips import CLOSED
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PHONE = 390
@@ -42,7 +44,7 @@ def curve() -> dict[str, Any]:
 def network() -> dict[str, Any]:
     """Wider than a phone."""
     layers = [
-        {"op": str(k), "name": f"conv{k}", "module": f"stage{k % 4}.block", "kind": "conv", "channels": [64, 32],
+        {"op": str(k), "name": f"conv{k}", "module": f"stage{k // 15}.block", "kind": "conv", "channels": [64, 32],
          "params": [999, 500], "macs": [999999, 500000], "ms": [1.0, 0.5]}
         for k in range(60)
     ]  # fmt: skip
@@ -59,29 +61,50 @@ PAGES = {
 }
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_a_phone_has_room_for_it(tmp_path: Path, name: str) -> None:
-    """Tables that are wider scroll by themselves. The page is in a frame, as no window is so narrow."""
-    page = PAGES[name]()
-    (tmp_path / "phone.html").write_text(
+def seen(page: str, script: str, folder: Path) -> str:
+    """What ``script`` says of a page, of which it has the document as ``inner``; the page is in a frame as wide as a
+    phone, as no window is so narrow. The page's own policy must not complain."""
+    (folder / "phone.html").write_text(
         f'<iframe width="{PHONE}" height="800" srcdoc="{html.escape(page, quote=True)}"></iframe>'
         "<script>document.querySelector('iframe').onload = (event) => {"
-        " const inner = event.target.contentDocument;"
-        " const panels = [...inner.querySelectorAll('.panel.on')].filter((one) => one.offsetHeight).length;"
-        " document.title = `${inner.documentElement.scrollWidth} wide, ${panels} panels`; };</script>",
+        f" const inner = event.target.contentDocument; document.title = (() => {{ {script} }})(); }};</script>",
         encoding="utf-8",
     )
     assert BROWSER is not None
-    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
     done = subprocess.run(
         [BROWSER, *options, "--enable-logging=stderr", "--virtual-time-budget=3000", "--dump-dom", "phone.html"],
-        cwd=tmp_path,
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=120,
     )
-    told = re.search(r"<title>(\d+) wide, (\d+) panels</title>", done.stdout)
+    told = re.search(r"<title>(.*?)</title>", done.stdout)
     assert told is not None, done.stdout[-2000:] + done.stderr[-2000:]
-    assert int(told[1]) <= PHONE
-    assert int(told[2]) == (1 if name == "curve" else 0)  # the slider's script ran, and shows one point
     assert "Content Security Policy" not in done.stderr
+    return told[1]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_phone_has_room_for_it(tmp_path: Path, name: str) -> None:
+    """Tables that are wider scroll by themselves."""
+    told = seen(
+        PAGES[name](),
+        "const panels = [...inner.querySelectorAll('.panel.on')].filter((one) => one.offsetHeight).length;"
+        " return `${inner.documentElement.scrollWidth} ${panels}`;",
+        tmp_path,
+    )
+    wide, panels = map(int, told.split())
+    assert wide <= PHONE
+    assert panels == (1 if name == "curve" else 0)  # the slider's script ran, and shows one point
+
+
+def test_a_block_opens_where_it_is_clicked_and_closes_again(tmp_path: Path) -> None:
+    told = seen(
+        PAGES["report"](),
+        "const one = inner.querySelector('.strip'), widths = [one.offsetWidth];"
+        " for (const time of [1, 2]) { one.querySelector('summary').click(); widths.push(one.offsetWidth); }"
+        " return widths.join(' ');",
+        tmp_path,
+    )
+    assert [*map(int, told.split())] == [CLOSED, 15 * ACROSS, CLOSED]
