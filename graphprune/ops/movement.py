@@ -24,14 +24,15 @@ def concat(op: Op) -> str:
 
 @rule("if")
 def if_(op: Op) -> str:
-    """(condition, what one branch gives ..., what the other gives ...) -> what the chosen one gives. An axis is one
-    where both branches have it in one size."""
+    """(condition, or None for one of sizes, what one branch gives ..., what the other gives ...) -> what the chosen one
+    gives. An axis is one where both branches have it in one size."""
     each = (len(op.inputs) - 1) // 2
     terms = []
     for k in range(each):
         one, other = shape_of(op.inputs[1 + k]), shape_of(op.inputs[1 + each + k])
         terms.append(" ".join(f"x{k}a{axis}" if n == other[axis] else "_" for axis, n in enumerate(one)))
-    given = ", ".join([axes_of(rank_of(op.inputs[0]), {0: "_"}), *terms, *terms])
+    condition = "" if op.inputs[0] is None else axes_of(rank_of(op.inputs[0]), {0: "_"})
+    given = ", ".join([condition, *terms, *terms])
     return f"{given} -> {', '.join(terms)}"
 
 

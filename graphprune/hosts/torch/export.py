@@ -8,7 +8,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from ...ir.host import Call
 from .export_errors import refusal
+from .network import Network
 
 
 def trace(module: torch.nn.Module, inputs: Any, dynamic_shapes: Any = None) -> torch.export.ExportedProgram:
@@ -57,7 +58,7 @@ def retrace(model: fx.GraphModule, example: Sequence[Any], static: bool = False)
         shapes = {**dict(zip(names, open_args, strict=False)), **{name: open_kwargs[name] for name in kwargs}}
     training, model.training = model.training, False
     try:
-        with warnings.catch_warnings():
+        with model.as_run() if isinstance(model, Network) else nullcontext(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
     finally:

@@ -29,6 +29,7 @@ from ..example import given
 from ..narrowed import Narrowed, narrowed
 from .baked import bake, note
 from .casting import cast_graph, wider
+from .conditions import both_run, choices
 from .edit import LITERALS, arguments, narrow_to_slice, pointwise, set_argument, stored
 from .export import call_of, modes, retrace, trace
 from .factor import after, before, transposed, weight_of
@@ -88,20 +89,18 @@ class TorchHost:
 
     @classmethod
     def from_exported(cls, exported: torch.export.ExportedProgram) -> TorchHost:
-        module = exported.module(check_guards=False)
         inputs = exported.example_inputs
         if inputs is None:
             raise ModelError(
                 "the exported program has no example inputs", "save it with the inputs it was exported with"
             )
-        notes = write_out(module)
+        module, notes = _written_out(exported, inputs)
         example, made = pytree.tree_leaves(inputs), network(module)
         narrow_to_slice(made)
         try:
             functionalise(made, example)
         except Unsupported:  # torch's own way, in which norms and dropout no longer follow train()
-            module = exported.run_decompositions({}).module(check_guards=False)
-            notes = write_out(module)
+            module, notes = _written_out(exported.run_decompositions({}), inputs)
             made = network(module)
         follow_inputs(made)
         host = cls(made, example)
@@ -473,6 +472,16 @@ class TorchHost:
                 "make it an input and an output of forward, or keep the network itself, torch.save(program.model)",
             )
         write_onnx(self.exported(), path, about)
+
+
+def _written_out(exported: torch.export.ExportedProgram, inputs: Any) -> tuple[fx.GraphModule, list[str]]:
+    """What was exported without regions; branches stay where both do not run on the example."""
+    for branches in (True, False):
+        module: fx.GraphModule = exported.module(check_guards=False)
+        notes = write_out(module, branches)
+        if not branches or not choices(module.graph) or both_run(module, pytree.tree_leaves(inputs)):
+            break
+    return module, notes
 
 
 def _states(names: Sequence[str]) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from torch.fx.graph_module import _get_attr
 from ...axes.dim import Size
 from ...ir.graph import Graph, Op, Value
 from ..boundary import DRAWN
+from .conditions import choose
 from .edit import arguments
 from .ops import ATEN, FUNCTIONS, ZERO
 from .reindex import MARK
@@ -116,6 +117,9 @@ class Reader:
         """Kind, operands and attributes; no operands where aten.py does not know the op."""
         if MARK in node.meta:
             return "reindex", [node.args[0]], dict(node.meta[MARK])
+        if node.target is choose:
+            condition, then, other = node.args
+            return "if", [condition, *then, *other], {}  # type: ignore[misc]
         schema = getattr(node.target, "_schema", None)
         if schema is None and (why := CONTROL.get(str(node.target))):
             return "opaque", node.all_input_nodes, {"why": why}
@@ -245,7 +249,7 @@ def _fits(kind: str, inputs: Sequence[Value | None], outputs: Sequence[Value], a
     """Whether an overload has the shape of result that its kind's rule speaks of."""
     shapes = [value.shape for value in (*inputs, *outputs) if value is not None]
     if any(shape is None for shape in shapes) or (
-        kind not in ("create", "fill", "pointwise", "opaque") and (not inputs or inputs[0] is None)
+        kind not in ("create", "fill", "pointwise", "opaque", "if") and (not inputs or inputs[0] is None)
     ):
         return False
     if kind == "along":

@@ -4,23 +4,42 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import fx
 from torch.fx.graph_module import _assign_attr, _copy_attr
 
+from .conditions import folded, inside, keep
 from .pickled import mode_flag, reduced
 
 
 class Network(fx.GraphModule):
-    """The compiled network: the user's parameter names, and BatchNorm and dropout that follow
-    ``train()`` and ``eval()`` although torch.export had fixed their mode."""
+    """The compiled network: the user's parameter names, BatchNorm and dropout that follow
+    ``train()`` and ``eval()`` although torch.export had fixed their mode, and both branches of a ``cond`` in its graph,
+    of which its code runs the chosen one."""
+
+    @contextmanager
+    def as_run(self) -> Iterator[None]:
+        """Within, the graph is what the code is made of."""
+        whole = self._graph
+        self._graph, bodies = folded(whole)
+        keep(self, bodies)
+        try:
+            yield
+        finally:
+            self._graph = whole
+
+    def recompile(self) -> Any:
+        with self.as_run():
+            return super().recompile()
 
     def train(self, mode: bool = True) -> Network:
         changed = False
         for node in self.graph.nodes:
-            flag = mode_flag(node)
+            flag = mode_flag(node) if not inside(node) else None  # no branch may write into statistics
             if flag is not None and len(node.args) > flag and node.args[flag] is not mode:
                 node.update_arg(flag, mode)
                 changed = True

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._ops import HigherOrderOperator as _Region
 from torch.fx.graph_module import _assign_attr
 
 from ...errors import first_line
+from .conditions import choose
 
 _RANKS: Mapping[str, Mapping[int, Callable[..., nn.Module]]] = {
     "batch_norm": {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d},
@@ -36,6 +38,11 @@ def reduced(plain: fx.GraphModule, training: bool) -> tuple[Any, ...]:
     follow; of what cannot, a warning says so. Raises PicklingError for random numbers that depend on no input:
     tracing would draw them once and for all.
     """
+    regions = [node.name for node in plain.graph.nodes if node.target is choose or isinstance(node.target, _Region)]
+    if regions:
+        raise pickle.PicklingError(
+            f"`{regions[0]}`: torch.fx traces no branch or loop anew; save the network by torch.export.save"
+        )
     plain.graph._tracer_cls = None  # torch.export's own cannot be made again
     plain._tracer_cls = None
     for node in list(plain.graph.nodes):

@@ -1,8 +1,8 @@
-"""Regions of a graph that torch.export keeps apart: autocast and gradient modes, and branches that are decided.
+"""Regions of a graph that torch.export keeps apart: autocast and gradient modes, and the branches of ``torch.cond``.
 
 ``with torch.autocast(...)`` and ``with torch.no_grad()`` in a forward are ops that run a graph of their own. What
 they do is written out here, so that everything reads one graph of ATen ops: the casts that autocast makes are casts,
-and what is made without gradients is detached.
+and what is made without gradients is detached. Of ``cond``, both branches are there, or the one that is decided on.
 """
 
 from __future__ import annotations
@@ -18,20 +18,28 @@ from torch.fx.graph_module import _get_attr
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .conditions import COND, can_open, choose, mark
+
 _ATEN = torch.ops.aten
 _HIGHER = torch.ops.higher_order
 
 
-def write_out(model: fx.GraphModule) -> list[str]:
-    """Rewrite the graph of ``model`` without regions that can be written out, from the innermost on. Returns what
-    there is to say of it."""
+def write_out(model: fx.GraphModule, branches: bool) -> list[str]:
+    """Rewrite the graph of ``model`` without regions that can be written out, from the innermost on; ``branches``:
+    also without those of a ``cond`` that decides when it is run. Returns what there is to say of it."""
     notes: dict[str, None] = {}
     for node in list(model.graph.nodes):
         region = _region(node)
         if region is not None:
             body: fx.GraphModule = _get_attr(model, str(region[0].target))
-            notes.update(dict.fromkeys(write_out(body)))
+            notes.update(dict.fromkeys(write_out(body, branches)))
             notes.update(dict.fromkeys(_inline(model, node, body, *region)))
+        elif branches and node.target is COND:
+            both = [_get_attr(model, str(holder.target)) for holder in node.args[1:3]]
+            for body in both:
+                notes.update(dict.fromkeys(write_out(body, branches)))
+            if all(map(can_open, both)):
+                _open(model, node, both)
     model.graph.lint()
     model.recompile()
     return list(notes)
@@ -51,7 +59,7 @@ def _region(node: fx.Node) -> _Region | None:
     if str(node.target) == "wrap_with_autocast":
         device, dtype, enabled, _, body, *operands = node.args
         return body, operands, {"autocast": (device, dtype) if enabled else None}  # type: ignore[return-value]
-    if node.target is _HIGHER.cond and isinstance(node.args[0], bool):
+    if node.target is COND and isinstance(node.args[0], bool):
         taken = node.args[1] if node.args[0] else node.args[2]
         return taken, node.args[3], {}  # type: ignore[return-value]
     return None
@@ -69,16 +77,9 @@ def _inline(
     operands: Sequence[Any],
     modes: Mapping[str, Any],
 ) -> list[str]:
-    made: dict[fx.Node, Any] = dict(zip(body.graph.find_nodes(op="placeholder"), operands, strict=True))
-    before, returned = set(model.graph.nodes), None
+    before = set(model.graph.nodes)
     with model.graph.inserting_before(node):
-        for one in body.graph.nodes:
-            if one.op == "output":
-                returned = fx.node.map_arg(one.args[0], made.__getitem__)
-            elif one.op != "placeholder":
-                copy = made[one] = model.graph.node_copy(one, made.__getitem__)
-                if one.op == "get_attr":
-                    copy.target = f"{holder.target}.{one.target}"
+        returned = _copied(model, body, holder, operands)
         if modes.get("gradients") is False:
             returned = fx.node.map_arg(returned, lambda n: _detached(model.graph, n))
     new = [one for one in model.graph.nodes if one not in before]
@@ -96,6 +97,39 @@ def _inline(
     if not holder.users:
         model.graph.erase_node(holder)
     return notes
+
+
+def _copied(model: fx.GraphModule, body: fx.GraphModule, holder: fx.Node, operands: Sequence[Any]) -> Any:
+    """What a region computes, in the graph that it is called in. Returns what it returns."""
+    made: dict[fx.Node, Any] = dict(zip(body.graph.find_nodes(op="placeholder"), operands, strict=True))
+    for one in body.graph.nodes:
+        if one.op == "output":
+            return fx.node.map_arg(one.args[0], made.__getitem__)
+        if one.op != "placeholder":
+            copy = made[one] = model.graph.node_copy(one, made.__getitem__)
+            if one.op == "get_attr":
+                copy.target = f"{holder.target}.{one.target}"
+    return None
+
+
+def _open(model: fx.GraphModule, node: fx.Node, bodies: Sequence[fx.GraphModule]) -> None:
+    """Both branches of a ``cond`` in the graph, and a ``choose`` in its place."""
+    condition, *holders, operands = node.args
+    before = set(model.graph.nodes)
+    with model.graph.inserting_before(node):
+        made = [
+            _copied(model, body, holder, operands)  # type: ignore[arg-type]
+            for body, holder in zip(bodies, holders, strict=True)
+        ]
+        for one in [one for one in model.graph.nodes if one not in before and one.op != "get_attr"]:
+            mark(one)
+        chosen = model.graph.call_function(choose, (condition, *made))
+    chosen.meta = dict(node.meta)
+    node.replace_all_uses_with(chosen)
+    model.graph.erase_node(node)
+    for holder in holders:
+        if not holder.users:  # type: ignore[union-attr]
+            model.graph.erase_node(holder)  # type: ignore[arg-type]
 
 
 def _replace(graph: fx.Graph, node: fx.Node, returned: Any) -> None:
