@@ -58,7 +58,8 @@ def test_it_loads_without_graphprune(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_all_load_without_graphprune(tmp_path: Path) -> None:
-    loads_alone([saved(name, tmp_path) for name in nets.ZOO])
+    alone = [name for name in nets.ZOO if "deform" not in name.lower()]  # that op is not torch's own
+    loads_alone([saved(name, tmp_path) for name in alone])
 
 
 class Modes(nn.Module):
