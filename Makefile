@@ -42,9 +42,9 @@ docs: $(VENV)/.test
 docs/report.png: $(VENV)/.demo $(OUT)/weights.npz
 	$(BIN)/python -c "import graphprune as gp; gp.compile('examples.digits:factory', macs='0.5x', targets=['onnx'], \
 	  data='$(OUT)/calibration.npz', evaluate='examples.digits:accuracy', measure=False, out='$(OUT)/picture', force=True)"
-	chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1000,1100 --screenshot=$@ \
+	chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1000,1300 --screenshot=$@ \
 	  $(abspath $(OUT)/picture/report.html)
-	$(BIN)/python -c "from PIL import Image; Image.open('$@').convert('RGB').quantize(64).save('$@', optimize=True)"
+	$(BIN)/python -c "from PIL import Image; Image.open('$@').convert('RGB').crop((0, 0, 1000, 965)).quantize(64).save('$@', optimize=True)"
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check

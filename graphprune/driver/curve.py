@@ -91,6 +91,26 @@ def trace(
     something else, unless ``force`` and it is a curve, BudgetError where no budget can be met."""
     known = _known(folder, facts, force)
     parents(folder / FACTS)
+    try:
+        done = _points(folder, facts, texts, known, compiled, progress)
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # while nothing is in it
+    _show(folder, done)
+    if progress:
+        progress("done", len(texts), len(texts))
+    return done
+
+
+def _points(
+    folder: Path,
+    facts: Mapping[str, Any],
+    texts: Sequence[str],
+    known: dict[str, Any],
+    compiled: Callable[[str, Path], Mapping[str, Any]],
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """The curve, with those that are ``known`` and the others. Raises BudgetError where none can be met."""
     for number, text in enumerate(texts):
         if progress:
             progress(f"{facts['unit']}={text}", number, len(texts))
@@ -105,12 +125,7 @@ def trace(
             put(folder / FACTS, json.dumps(done, indent=1) + "\n")
             put(folder / PAGE, render(done))
     if all("error" in one for one in done["points"]):
-        with suppress(OSError):
-            folder.rmdir()  # made above
         raise BudgetError(f"no budget can be met: {done['points'][-1]['error']}", "ask for more to remain")
-    _show(folder, done)
-    if progress:
-        progress("done", len(texts), len(texts))
     return done
 
 

@@ -172,3 +172,13 @@ def test_a_recipe_that_begins_otherwise_is_run_whole() -> None:
         assert (done.history[0] is known.fact(Begun).program.history[0]) is shared
         found, wanted = done.fact(Keep).keep, alone.fact(Keep).keep
         assert {name: own.tolist() for name, own in found.items()} == {n: own.tolist() for n, own in wanted.items()}
+
+
+def test_a_curve_that_is_stopped_before_its_first_point_leaves_nothing(tmp_path: Path) -> None:
+    def stop(what: str, done: int, total: int) -> None:
+        if what.startswith("macs="):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trace(tmp_path / "c", budgets="0.5x", progress=stop)
+    assert not (tmp_path / "c").exists()
