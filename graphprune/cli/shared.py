@@ -24,9 +24,14 @@ def portion(ctx: click.Context, option: click.Parameter, value: str | None) -> f
 
 
 def svg(ctx: click.Context, option: click.Parameter, value: Path | None) -> Path | None:
-    """The callback of an option that names a picture: no other file is written over by a slip."""
+    """The callback of an option that names a picture: no other file is written over by a slip, and what cannot be
+    written is said before the work."""
+    from ..errors import OutputError
+
     if value is not None and value.suffix != ".svg":
         raise click.BadParameter(f"the picture is SVG: {str(value)!r} does not end in .svg", ctx, option)
+    if value is not None and not value.parent.is_dir():
+        raise OutputError(f"{value} cannot be written: there is no folder {value.parent}", "make the folder")
     return value
 
 

@@ -62,7 +62,6 @@ def parents(path: Path) -> None:
 
 def put(path: Path, text: str) -> None:
     """Write a file of text, in the place of one that is there. Raises OutputError."""
-    parents(path)
     with stage(path) as place:
         made = place.new / path.name
         try:

@@ -16,6 +16,7 @@ from graphprune.cli import main
 from graphprune.compensation import METHODS as REPAIRS
 from graphprune.criteria import CRITERIA
 from graphprune.criteria.branches import METHODS as BRANCHES
+from graphprune.pipeline.published import published
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -58,7 +59,7 @@ def test_the_pages_that_the_site_names_are_all_there_are() -> None:
 def test_every_method_is_on_the_page_of_methods() -> None:
     page = (DOCS / "methods.md").read_text(encoding="utf-8")
     taught = {name for name in train.__all__ if name[0].isupper()} - {"Gated", "Masked", "Penalty"}
-    for name in {*CRITERIA, *ALLOCATIONS, *REPAIRS, *BRANCHES, *taught}:
+    for name in {*CRITERIA, *ALLOCATIONS, *REPAIRS, *BRANCHES, *taught, *published()}:
         assert f"`{name}`" in page, name
     for name in re.findall(r"^\| `(\w+)`", page.split("## Training")[1], re.MULTILINE):
         assert name in taught, name
