@@ -41,7 +41,7 @@ def main() -> None:
 
     # The five lines: load, penalty, its term, its step, and what was learned.
     program = gp.load(module, (x[:2],))
-    penalty = gp.train.Catalyst(program, module, optimizer, strength=0.04, keep=options.keep, opening=steps // 3)
+    penalty = gp.train.Catalyst(program, module, optimizer, keep=options.keep, total_steps=steps)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=steps)
     module.train()
     for epoch in range(EPOCHS):

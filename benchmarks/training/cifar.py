@@ -170,19 +170,13 @@ Make = Callable[[gp.Program, nn.Module, torch.optim.Optimizer, Run], Any]
 PENALTIES: dict[str, Make] = {
     "plain": lambda program, module, optimizer, run: gp.train.Penalty(program, module, optimizer, over="all"),
     "catalyst": lambda program, module, optimizer, run: gp.train.Catalyst(
-        program,
-        module,
-        optimizer,
-        keep=_shares(program),
-        opening=run.steps // 3,
-        strength=CLOSE / (run.steps * run.rate * 5),
+        program, module, optimizer, keep=_shares(program), total_steps=run.steps
     ),
     "var": lambda program, module, optimizer, run: gp.train.VAR(program, module, optimizer, strength=1e-4),
     "bip": lambda program, module, optimizer, run: gp.train.BiP(
         program, module, optimizer, keep=_shares(program), total_steps=run.steps
     ),
 }
-CLOSE = 12.0  # the time that Catalyst's flow gets, in units of 1/lambda: half as one-cycle rates average half
 
 
 def main() -> None:

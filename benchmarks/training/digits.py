@@ -69,9 +69,7 @@ def catalyst(seed: int) -> dict[str, Any]:
         run = training(seed)
         optimizer = run.optimizer(module)
         if name == "catalyst":
-            penalty: Any = gp.train.Catalyst(
-                program, module, optimizer, strength=0.03, keep=0.5, opening=run.steps // 3
-            )
+            penalty: Any = gp.train.Catalyst(program, module, optimizer, keep=0.5, total_steps=run.steps)
         else:
             penalty = gp.train.GroupLasso(program, module, strength=5e-4, over="all")
         start = penalty.channels.norms().detach().clone()

@@ -39,7 +39,7 @@ def penalty_of(name: str, program: gp.Program, module: nn.Module, optimizer: Any
         "AdaSAP": lambda: train.AdaSAP(program, module),
         "DReSS": lambda: train.DReSS(known, module, strength=1e-2),
         "GrowingRegularization": lambda: train.GrowingRegularization(known, module, strength=1 / run.steps),
-        "Catalyst": lambda: train.Catalyst(program, module, optimizer, strength=0.1, keep=keep, opening=third),
+        "Catalyst": lambda: train.Catalyst(program, module, optimizer, keep=keep, total_steps=run.steps),
         "BiP": lambda: train.BiP(program, module, optimizer, keep=keep, total_steps=run.steps),
         "Movement": lambda: train.Movement(program, module, optimizer, keep=keep, total_steps=2 * third),
         "SMCP": lambda: train.SMCP(program, module, optimizer, every=20),

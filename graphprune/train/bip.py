@@ -8,8 +8,8 @@ a step with momentum on real scores s along the implicit gradient, and a project
     v <- mu v + (theta - (1/gamma) m * g) * g,   s <- s - beta v,   m <- top-k[s],   g = the gradient at m * theta
 
 Constants and the opening at s = |theta| are those of the authors' code (CIFAR-10: beta = 0.1, mu = 0.9,
-1/gamma = 1e-4, 100 epochs). In it scores and weights are moreover one tensor, so that each step moves both; here
-they are two, as in the paper.
+1/gamma = 1e-4, 100 epochs). In it scores and weights are moreover one tensor, so that each step moves both
+(``tied``); by default they are two, as in the paper.
 
 [derived] The paper gives each level a batch of its own. Here one backward pass serves both: when a batch
 revises the mask, the weights that it looks at were made by the batches before it.
@@ -27,9 +27,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import RecipeError, nearest
 from ..ir.program import Program
-from .masked import Masked
+from .masked import Masked, highest, top
 from .penalty import shares_of
+
+SCOPES = ("global", "tensor")
+"""Among what single weights compete."""
 
 
 class BiP(Masked):
@@ -49,18 +53,26 @@ class BiP(Masked):
         *,
         keep: float | Mapping[str, float] = 0.5,
         structured: bool = True,
+        scope: str = "global",
+        tied: bool = False,
         lr: float = 0.1,
         momentum: float = 0.9,
         curvature: float = 1e-4,
         total_steps: int | None = None,
+        warm_up: float | None = None,
         **options: Any,
     ) -> None:
         super().__init__(program, module, optimizer, **options)
-        self.structured, self.lr, self.momentum = structured, lr, momentum
+        if scope not in SCOPES:
+            raise RecipeError(f"BiP: `scope` cannot be `{scope}`", nearest(scope, SCOPES))
+        self.structured, self.tied, self.lr, self.momentum = structured, tied, lr, momentum
         self.curvature, self.total_steps = curvature, total_steps
+        self.warm_up = (0.25 if structured else 1.0) if warm_up is None else warm_up
         self.shares = shares_of(keep, self.channels.names if structured else self.tensors(), "BiP")
+        self.together = not structured and scope == "global" and isinstance(keep, (int, float))
         for k, parameter in enumerate(self.tensors().values()):
-            self.register_buffer(f"score{k}", parameter.detach().abs())
+            if not tied:
+                self.register_buffer(f"score{k}", parameter.detach().abs())
             self.register_buffer(f"velocity{k}", torch.zeros_like(parameter))
         self.begin()
 
@@ -69,12 +81,17 @@ class BiP(Masked):
 
     def real_scores(self) -> dict[str, Tensor]:
         """Per parameter, s: one number a weight."""
+        if self.tied:
+            return {name: weight.abs() for name, weight in self.dense().items()}
         return {name: self.get_buffer(f"score{k}") for k, name in enumerate(self.tensors())}
 
     def masks(self) -> dict[str, Tensor]:
         if self.structured:
             return self.channels.mask(self.chosen().float())
-        return {name: top(score, self.shares[name]) for name, score in self.real_scores().items()}
+        scores = self.real_scores()
+        if self.together:
+            return highest(scores, next(iter(self.shares.values())))
+        return {name: top(score, self.shares[name]) for name, score in scores.items()}
 
     def chosen(self) -> Tensor:
         """Per channel, whether it survives."""
@@ -87,12 +104,15 @@ class BiP(Masked):
 
     def revise(self, gradients: Mapping[str, Tensor]) -> None:
         masks, dense = self.masks(), self.dense()
-        for k, (name, score) in enumerate(self.real_scores().items()):
+        for k, name in enumerate(self.tensors()):
             if name in gradients:
                 gradient, velocity = gradients[name], self.get_buffer(f"velocity{k}")
                 masked = masks[name] * gradient
                 velocity.mul_(self.momentum).add_((dense[name] - self.curvature * masked) * gradient)
-                score.sub_(self.rate() * velocity)
+                if self.tied:  # the step of |theta|, in theta
+                    dense[name].sub_(self.rate() * velocity * dense[name].sign())
+                else:
+                    self.get_buffer(f"score{k}").sub_(self.rate() * velocity)
                 gradient.copy_(masked)
 
     def rate(self) -> float:
@@ -100,6 +120,8 @@ class BiP(Masked):
         if self.total_steps is None:
             return self.lr
         done = int(self.steps) / self.total_steps
+        if done >= self.warm_up:
+            return 0.0
         return self.lr * (1.0 if done < 0.5 else 0.1 if done < 0.75 else 0.01)
 
     def importance(self) -> Tensor:
@@ -107,12 +129,3 @@ class BiP(Masked):
 
     def kept(self) -> Tensor | None:
         return self.chosen() if self.structured else None
-
-
-def top(score: Tensor, share: float) -> Tensor:
-    """Ones at the highest of ``score``, ``share`` of them and at least one; ties go to one side, so that
-    the number is exact."""
-    count = min(max(round(share * score.numel()), 1), score.numel())
-    mask = torch.zeros(score.numel(), dtype=score.dtype, device=score.device)
-    mask[score.flatten().topk(count).indices] = 1
-    return mask.reshape(score.shape)

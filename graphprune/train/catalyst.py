@@ -5,24 +5,28 @@ Jung and Lee, Catalyst: a Novel Regularizer for Structured Pruning with Auxiliar
 The parameter space is extended by D_i beside the slices F_i of channel i. Extending and dropping are
 lossless where D_i F_i = 0, and the regulariser R = sum_i |D_i| ||F_i|| is zero exactly there.
 
-[derived, from the flow of R alone]  With every D_i opened at c ||F_i||:
+[derived, from the flow of R alone]
 
-    dD/dt = -lambda ||F||,  d||F||/dt = -lambda D   =>   D^2 - ||F||^2 is conserved
+    dD/dt = -||F||,  d||F||/dt = -D   =>   ||F||(t) = ||F|| cosh t - D sinh t,  D(t) = D cosh t - ||F|| sinh t
 
-    c < 1: the channel stays; D reaches 0 and ||F|| tends to ||F_0|| sqrt(1 - c^2)
-    c > 1: the channel goes;  ||F|| reaches 0
-    both when tanh(lambda t) = min(c, 1/c);  c = 1 is the saddle, both decay as exp(-lambda t)
+D^2 - ||F||^2 is conserved, and the flow ends where the smaller of the two is zero, at t = atanh(min / max): the
+ratio D_i / ||F_i|| decides, one is the saddle, and a decision once made widens by itself.
 
-So the ratio D_i / ||F_i|| decides, and it opens the same for all: what tips it over one or under is what the
-task's gradient does to F_i meanwhile, not how large F_i was. A decision once made widens by itself.
+[derived, how it is used here: R is no term of the loss, and has no strength]
+1. Opening: every D_i begins at ||F_i||, all ratios at one, and R rests. What the task makes of ||F_i|| meanwhile tips
+   the ratios, not how large a channel was.
+2. The decision: in each group as many as wanted, of the lowest ratios, stay. D is put so that no ratio is nearer to
+   one than the margin, on either side, and is held there.
+3. Closing: after every step of the optimizer F and D move along the exact flow, for a time such that all channels
+   arrive together by half of the steps. The rest of the steps recovers, with what goes at zero.
 
-It takes its time: with 128 small steps to close in, the strength that this needs destroys a trained ResNet-20
-(docs/benchmarks.md, Training). For short fine-tuning other methods are better.
+Because the flow is no gradient of the optimizer's, it is the same under any: adaptive moments do not bend it. It is
+exact for groups that share no parameter; those that do are moved one by the other's factor too (a splitting of first
+order in the step).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,35 +34,29 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import RecipeError
+from ..ir.facts import Scores
 from ..ir.program import Program
+from .masked import top
 from .penalty import Penalty, shares_of
 
-CLOSED = 1e-2
-"""A channel on its way out is set to zero when its norm has come down to this share of what it was:
-steps of finite length would otherwise jump about the zero that the flow reaches and keeps."""
+MARGIN = 3.0
+"""How far from the saddle a decided ratio is held, as a factor; what stays loses 1 - sqrt(8/9) = 6 % of its norm."""
 
-MARGIN = 1.5
-"""How far from the saddle a ratio is put, as a factor, once a wanted number has been decided."""
-
-LIMIT = 2.0
-"""The most that balancing makes of a D, as a multiple of what the channel's norm was at first."""
+OPENING, CLOSED = 0.25, 0.5
+"""When the decision falls and when the flow has ended, as shares of the steps."""
 
 
 class Catalyst(Penalty):
-    """``strength`` is lambda; ``start`` is c, just below or above one to lean towards keeping or dropping.
+    """``keep``: how many stay, a share of every group's channels or a share for each by name; met exactly.
+    ``total_steps``: how many steps the training has. There is no strength to choose, and no term in the loss.
 
-    The decisions are made after about 1.5 / (lambda times the sum of effective step sizes) of training:
-    with SGD of momentum 0.9, rate 0.1 and 1000 steps (a sum of 1000), lambda = 2e-3 leaves time to settle.
-    D is trained by the same optimizer as the module: construct this before the first step and give D no
-    other decay than the weights have, or the ratio drifts.
-
-    ``keep`` (a share of each group's channels, or a share for each group by name) fixes how many stay:
-    through the first ``opening`` steps D is scaled, group by group, so that just as many ratios are below
-    one, and then held there [derived: the training of a whole network drifts all ratios alike, which would
-    decide for all]. Without it the number is what comes of it.
+    ``lean``: Scores by which ratios open, D_i = ||F_i|| mean(score) / score_i in each group, so that what has a low
+    score has to gain on the others to stay. Without it no channel has a start over another.
     """
 
     over = "all"
+    auxiliary: Tensor
+    goes: Tensor
 
     def __init__(
         self,
@@ -66,78 +64,84 @@ class Catalyst(Penalty):
         module: nn.Module,
         optimizer: torch.optim.Optimizer | None = None,
         *,
-        strength: float = 2e-3,
-        start: float = 1.0,
-        keep: float | Mapping[str, float] | None = None,
-        opening: int = 0,
+        total_steps: int,
+        keep: float | Mapping[str, float] = 0.5,
+        lean: Scores | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(program, module, optimizer, strength=strength, **options)
-        if start <= 0:
-            raise RecipeError(f"Catalyst: start={start} is not a ratio", "1 is the saddle; below it channels stay")
-        norms = self.channels.norms().detach()
-        self.shares = None if keep is None else shares_of(keep, self.channels.names, "Catalyst")
-        self.opening = opening
-        self.start: Tensor
-        self.register_buffer("start", norms.clone())
-        self.held: Tensor  # decided by count: what goes has the least that its D may be, what stays -1; 0 is open
-        self.register_buffer("held", torch.zeros_like(norms))
-        self.auxiliary = self.train_along(nn.Parameter(start * norms))
-
-    def value(self) -> Tensor:
-        """R."""
-        return (self.auxiliary.abs() * self.channels.norms()).sum()
+        super().__init__(program, module, optimizer, **options)
+        self.shares = shares_of(keep, self.channels.names, "Catalyst")
+        self.opening, self.closing = (max(round(share * total_steps), 1) for share in (OPENING, CLOSED))
+        auxiliary = self.channels.norms().detach()
+        if lean is not None:
+            auxiliary = auxiliary / self._leaning(lean)
+        self.register_buffer("auxiliary", auxiliary)
+        self.register_buffer("goes", torch.zeros(len(auxiliary), dtype=torch.bool, device=auxiliary.device))
 
     @torch.no_grad()
     def step(self) -> None:
-        """Where the flow stops at zero, stop: D at its sign change, F when it is all but gone."""
         super().step()
-        self.auxiliary.clamp_min_(0)
-        if self.shares is not None and int(self.steps) <= self.opening:
-            self._balance()
-        self._hold()
-        if int(self.steps) > self.opening:
-            norms = self.channels.norms()
-            gone = (norms < CLOSED * self.start) & (self.auxiliary > norms)
-            for name, factor in self.channels.mask((~gone).to(norms.dtype)).items():
-                parameter = self.channels.tensors()[name]
-                parameter.mul_(factor.to(parameter.dtype))
+        done = int(self.steps)
+        if done == self.opening:
+            self.goes.copy_(~self._wanted())
+        if done >= self.opening:
+            self._hold()
+            self._flow(max(self.closing - done, 0) + 1)
 
-    def _balance(self) -> None:
-        """Scale D, group by group, so that the wanted number of ratios is below one; when the opening is
-        over, decide for good."""
-        auxiliary, held, start = map(self.channels.split, (self.auxiliary, self.held, self.start))
-        for name, ratios in self.channels.split(self.ratios()).items():
-            count = min(max(round((self.shares or {})[name] * len(ratios)), 1), len(ratios))
-            ordered, order = ratios.sort(stable=True)
-            below, above = float(ordered[count - 1]), float(ordered[count]) if count < len(ratios) else math.inf
-            if not below < 1 < above and above > 0:
-                middle = math.sqrt(max(below, above / 4) * min(above, 4 * below)) if below else above / 2
-                auxiliary[name].div_(middle).clamp_(max=LIMIT * start[name])
-            if int(self.steps) == self.opening:
-                floor = MARGIN * torch.maximum(start[name], auxiliary[name])
-                held[name].copy_(floor.index_fill(0, order[:count], -1.0))
+    def _wanted(self) -> Tensor:
+        each = self.channels.split(-self.ratios())
+        return torch.cat([top(own, self.shares[name]) for name, own in each.items()]) > 0
 
     def _hold(self) -> None:
-        """What was decided stays so: D of what goes does not fall again, D of what stays is kept from rising."""
-        stays = torch.minimum(self.auxiliary, self.channels.norms() / MARGIN)
-        goes = torch.maximum(self.auxiliary, self.held)
-        self.auxiliary.copy_(torch.where(self.held < 0, stays, torch.where(self.held > 0, goes, self.auxiliary)))
+        """No ratio comes nearer to the saddle than the margin: what was decided stays so."""
+        norms = self.channels.norms()
+        nearest = torch.where(self.goes, norms * MARGIN, norms / MARGIN)
+        self.auxiliary.copy_(torch.where(self.goes, self.auxiliary.max(nearest), self.auxiliary.min(nearest)))
+
+    def _flow(self, left: int) -> None:
+        """An equal part of the way that is left, in ``left`` steps, to the channel that is farthest from its end."""
+        norms = self.channels.norms()
+        time = float(arrival(norms, self.auxiliary).max()) / left
+        shorter, auxiliary = flow(norms, self.auxiliary, time)
+        self.auxiliary.copy_(auxiliary)
+        factors = self.channels.mask(shorter / norms.clamp_min(torch.finfo(norms.dtype).tiny))
+        for name, parameter in self.channels.tensors().items():
+            parameter.mul_(factors[name].to(parameter.dtype))
 
     def ratios(self) -> Tensor:
-        """|D_i| / ||F_i||: above one is on its way out."""
-        return self.auxiliary.detach() / self.channels.norms().detach().clamp_min(1e-12)
+        """D_i / ||F_i||: above one is on its way out."""
+        norms = self.channels.norms().detach()
+        return self.auxiliary / norms.clamp_min(torch.finfo(norms.dtype).tiny)
 
-    def closed(self, tolerance: float = 1e-4) -> bool:
-        """Whether R has come down to ``tolerance`` times where it began: every decision is made, and what
-        goes is gone. Where it does not close, ``strength`` is too low for the task's gradient."""
-        began = (self.start * self.start).sum()
-        return bool(self.value().detach() <= tolerance * began)
+    def closed(self) -> bool:
+        """Whether D_i F_i = 0 for every channel: from here on dropping is lossless."""
+        return not bool((self.auxiliary * self.channels.norms().detach()).any())
 
     def importance(self) -> Tensor:
-        """||F|| / (||F|| + |D|): one half is the saddle."""
-        norms, auxiliary = self.channels.norms(), self.auxiliary.detach()
-        return norms / (norms + auxiliary).clamp_min(1e-12)
+        """||F|| / (||F|| + D): one half is the saddle."""
+        return 1 / (1 + self.ratios())
 
     def kept(self) -> Tensor:
-        return self.importance() >= 0.5
+        return ~self.goes if int(self.steps) >= self.opening else self._wanted()
+
+    def _leaning(self, lean: Scores) -> Tensor:
+        missing = [name for name in self.channels.names if name not in lean.scores]
+        if missing:
+            raise RecipeError(f"Catalyst: `lean` has no scores of `{missing[0]}`", "score the groups that are trained")
+        each = self.channels.split(self.channels.join(lean.scores).clamp_min(0))
+        return torch.cat([own.div(own.mean().clamp_min(1e-12)).clamp_min(1e-6) for own in each.values()])
+
+
+def arrival(norms: Tensor, auxiliary: Tensor) -> Tensor:
+    """When the flow ends, per channel: where the smaller of the two reaches zero."""
+    small, large = torch.minimum(norms, auxiliary), torch.maximum(norms, auxiliary)
+    return torch.atanh(small / large.clamp_min(torch.finfo(large.dtype).tiny))
+
+
+def flow(norms: Tensor, auxiliary: Tensor, time: float) -> tuple[Tensor, Tensor]:
+    """Norms and D after ``time`` along the flow of R, exactly; what arrives earlier stays there."""
+    end = arrival(norms, auxiliary)
+    over, t = end <= time, end.clamp_max(time)
+    f, d = norms * t.cosh() - auxiliary * t.sinh(), auxiliary * t.cosh() - norms * t.sinh()
+    first = norms < auxiliary
+    return f.masked_fill(over & first, 0).clamp_min(0), d.masked_fill(over & ~first, 0).clamp_min(0)

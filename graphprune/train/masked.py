@@ -66,3 +66,22 @@ class Masked(Penalty):
         for name, weight in self.dense().items():
             weight.copy_(self.tensors()[name])
         self.impose()
+
+
+def top(score: Tensor, share: float) -> Tensor:
+    """Ones at the highest of ``score``, ``share`` of them and at least one; ties go to one side, so that
+    the number is exact."""
+    count = min(max(round(share * score.numel()), 1), score.numel())
+    mask = torch.zeros(score.numel(), dtype=score.dtype, device=score.device)
+    mask[score.flatten().topk(count).indices] = 1
+    return mask.reshape(score.shape)
+
+
+def highest(scores: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Ones at the highest of all tensors together, ``share`` of them; the best of each tensor is among them, so that
+    none is empty."""
+    flat = [score.flatten().index_fill(0, score.argmax(), torch.inf) for score in scores.values()]
+    total = sum(map(len, flat))
+    mask = top(torch.cat(flat), max(share, len(flat) / total))
+    parts = mask.split([len(one) for one in flat])
+    return {name: part.reshape(score.shape) for (name, score), part in zip(scores.items(), parts, strict=True)}

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ir.program import Program
-from .bip import top
-from .masked import Masked
+from .masked import Masked, top
 from .penalty import shares_of
 from .schedule import cubic_at
 

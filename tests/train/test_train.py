@@ -27,7 +27,7 @@ from graphprune.train.penalty import current
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = {
-    "Catalyst": {},
+    "Catalyst": {"total_steps": 8},
     "VAR": {},
     "BiP": {},
     "GroupLasso": {},
