@@ -46,17 +46,24 @@ OPENING, CLOSED = 0.25, 0.5
 """When the decision falls and when the flow has ended, as shares of the steps."""
 
 
+TAYLOR = "taylor"
+
+
 class Catalyst(Penalty):
     """``keep``: how many stay, a share of every group's channels or a share for each by name; met exactly.
     ``total_steps``: how many steps the training has. There is no strength to choose, and no term in the loss.
 
-    ``lean``: Scores by which ratios open, D_i = ||F_i|| mean(score) / score_i in each group, so that what has a low
-    score has to gain on the others to stay. Without it no channel has a start over another.
+    ``lean``: a score that ratios are divided by, relative to its group's mean: what has little of it has to gain on the
+    others to stay. Scores count from the start; ``"taylor"`` is gathered in the opening, through the optimizer: the sum
+    over its steps of |dL/dm_i|, m_i the factor of channel i (its gate). Without it no channel has a start over another,
+    which is the paper's point; then the opening has to be long and bold enough to tell channels apart. Where it is
+    short or its rate low (fine-tuning), what the task makes of the norms is noise: lean.
     """
 
     over = "all"
     auxiliary: Tensor
     goes: Tensor
+    taylor: Tensor
 
     def __init__(
         self,
@@ -66,23 +73,38 @@ class Catalyst(Penalty):
         *,
         total_steps: int,
         keep: float | Mapping[str, float] = 0.5,
-        lean: Scores | None = None,
+        lean: Scores | str | None = None,
         **options: Any,
     ) -> None:
         super().__init__(program, module, optimizer, **options)
         self.shares = shares_of(keep, self.channels.names, "Catalyst")
         self.opening, self.closing = (max(round(share * total_steps), 1) for share in (OPENING, CLOSED))
+        if isinstance(lean, str) and lean != TAYLOR:
+            raise RecipeError(f"Catalyst: `lean` cannot be `{lean}`", f"`{TAYLOR}`, or Scores of the program's groups")
+        self.gathers = lean == TAYLOR
+        if self.gathers:
+            self.need_optimizer()
         auxiliary = self.channels.norms().detach()
-        if lean is not None:
+        if isinstance(lean, Scores):
             auxiliary = auxiliary / self._leaning(lean)
         self.register_buffer("auxiliary", auxiliary)
         self.register_buffer("goes", torch.zeros(len(auxiliary), dtype=torch.bool, device=auxiliary.device))
+        self.register_buffer("taylor", torch.zeros_like(auxiliary))
+
+    def before(self, gradients: Mapping[str, Tensor]) -> None:
+        if self.gathers and int(self.steps) < self.opening:
+            live = self.channels.tensors()
+            moved = {name: torch.zeros_like(weight) for name, weight in live.items()}
+            moved |= {name: gradient * live[name] for name, gradient in gradients.items()}
+            self.taylor += self.channels.fold(moved).abs().to(self.taylor.dtype)
 
     @torch.no_grad()
     def step(self) -> None:
         super().step()
         done = int(self.steps)
         if done == self.opening:
+            if self.gathers:
+                self.auxiliary.div_(self._relative(self.taylor))
             self.goes.copy_(~self._wanted())
         if done >= self.opening:
             self._hold()
@@ -128,8 +150,12 @@ class Catalyst(Penalty):
         missing = [name for name in self.channels.names if name not in lean.scores]
         if missing:
             raise RecipeError(f"Catalyst: `lean` has no scores of `{missing[0]}`", "score the groups that are trained")
-        each = self.channels.split(self.channels.join(lean.scores).clamp_min(0))
-        return torch.cat([own.div(own.mean().clamp_min(1e-12)).clamp_min(1e-6) for own in each.values()])
+        return self._relative(self.channels.join(lean.scores).clamp_min(0))
+
+    def _relative(self, score: Tensor) -> Tensor:
+        """To the mean of its group."""
+        each = self.channels.split(score).values()
+        return torch.cat([own.div(own.mean().clamp_min(1e-12)).clamp_min(1e-6) for own in each])
 
 
 def arrival(norms: Tensor, auxiliary: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import graphprune as gp
-from graphprune.errors import RecipeError
+from graphprune.errors import ModelError, RecipeError
 from graphprune.ir.facts import Keep, Scores
 from graphprune.train.catalyst import arrival, flow
 from graphprune.train.masked import highest, top
@@ -117,6 +117,33 @@ def test_lean_gives_a_start_to_what_has_a_score():
     assert torch.equal(catalyst.kept(), worth > worth.median())
     with pytest.raises(RecipeError, match="`lean` has no scores of `0`"):
         gp.train.Catalyst(program, module, total_steps=8, lean=Scores("l2", {}))
+
+
+def test_the_gates_gradient_leans_where_asked():
+    """|dL/dm| of each channel, by finite differences of its gate, adds up over the opening and decides."""
+    module, program = pair(width=6)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.0)
+    catalyst = gp.train.Catalyst(program, module, optimizer, total_steps=8, keep=0.5, lean="taylor", over="readers")
+    expected = torch.zeros(6, dtype=torch.float64)
+    for step in range(2):
+        for k in range(6):
+            values = []
+            for factor in (1 + 1e-5, 1 - 1e-5):
+                gated = copy.deepcopy(module)
+                with torch.no_grad():
+                    gated[2].weight[:, k] *= factor
+                values.append(float(task(gated, step).detach()))
+            expected[k] += abs(values[0] - values[1]) / 2e-5
+        optimizer.zero_grad()
+        (task(module, step) + catalyst()).backward()
+        optimizer.step()
+        catalyst.step()
+    torch.testing.assert_close(catalyst.taylor, expected, rtol=1e-4, atol=1e-8)
+    assert torch.equal(catalyst.kept(), expected > expected.median())
+    with pytest.raises(RecipeError, match="`lean` cannot be `magnitude`"):
+        gp.train.Catalyst(program, module, total_steps=8, lean="magnitude")
+    with pytest.raises(ModelError, match="Catalyst works through the optimizer"):
+        gp.train.Catalyst(program, module, total_steps=8, lean="taylor")
 
 
 def regression(kind, share, total=400):
