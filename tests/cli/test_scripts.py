@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import pickle
 import re
-import shlex
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from invoking import run, well
 
 from graphprune.cli import main
 from graphprune.criteria import Criterion, criteria
@@ -42,16 +41,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(line: str) -> Result:
-    return CliRunner().invoke(main, shlex.split(line))
-
-
-def well(line: str) -> Result:
-    result = run(line)
-    assert result.exit_code == 0, result.output
-    return result
-
-
 NET = "made/script_nets.py:net"
 
 
@@ -61,8 +50,6 @@ def test_a_factory_by_its_file_imports_from_beside_it(here: Path) -> None:
     (here / "script_nets.py").write_text(NETS.replace("12", "20"))  # of the same name, in another folder
     (here / "widths.py").write_text("WIDTH = 16\n")
     assert "20" in well("inspect script_nets.py:net").stdout and "20" not in well(f"inspect {NET}").stdout
-    assert "absent.py: no such file" in run("inspect absent.py:net").stderr
-    assert "give made/script_nets.py:factory" in run("inspect made/script_nets.py").stderr
     assert "script_nets.py:4: NameError" in run(f"inspect {_with(here, 'script_nets.py', 'torchy.x')}:net").stderr
 
 
@@ -76,8 +63,6 @@ def test_apply_takes_the_folder(here: Path) -> None:
     well(f"compile {NET} --params 0.5x --no-verify -o out")
     well(f"apply out {NET} -o again")
     assert (here / "again" / "model.pt2").is_file()
-    missing = run(f"apply made {NET} -o third")
-    assert missing.exit_code == 1 and "made/plan.json: no such file" in missing.stderr and "hint:" in missing.stderr
 
 
 # ---- JSON ------------------------------------------------------------------------------------------
@@ -138,17 +123,7 @@ def test_a_published_recipe_by_name_with_a_budget(here: Path) -> None:
     report = json.loads((here / "out" / "report.json").read_text())
     assert report["recipe"].startswith("factor{orders=kernel share=none},") and "params=0.6x" in report["recipe"]
     assert 0.5 < report["budget"]["got"] <= 0.6
-    unknown = run(f"compile {NET} --recipe ald --params 0.6x -o other")
-    assert unknown.exit_code == 1 and "is no published recipe, and no file" in unknown.output
-    assert "did you mean `alds`?" in unknown.output
-    both = run(f"compile {NET} --passes group --params 0.6x -o other")
-    assert both.exit_code == 2 and "a recipe has its budget" in both.output
     assert re.search(r"alds +Layers as two each", well("passes").stdout)
-
-
-def test_an_unknown_pass() -> None:
-    found = run("passes scor")
-    assert found.exit_code == 1 and "unknown pass `scor`" in found.stderr and "did you mean `score`?" in found.stderr
 
 
 # ---- how much is said -------------------------------------------------------------------------------
@@ -161,7 +136,6 @@ def test_quiet_and_verbose(here: Path) -> None:
     verbose = well(f"compile {NET} --verbose -o out --force")
     steps = re.findall(r"^ +\d+\.\d s  \[\d+/\d+\] (.*)$", verbose.stderr, re.M)
     assert {"group", "score", "propagate", "verify"} <= set(steps) and verbose.stdout
-    assert run(f"compile {NET} -q -v -o out").exit_code == 2
     assert well(f"inspect {NET} -q").stdout == well(f"inspect {NET}").stdout
 
 
@@ -242,7 +216,6 @@ def test_a_dry_run_shows_widths_and_writes_nothing(here: Path) -> None:
     figures = [line.split() for one in (said, real) for line in one.splitlines() if line.startswith("parameters")]
     assert figures[0] == figures[1]
     assert "latency" not in said and "latency, torch" in well(f"compile {NET} --dry-run --target torch").stdout
-    assert run(f"compile {NET}").exit_code == 2 and run(f"compile {NET} --dry-run --dump d").exit_code == 2
 
 
 # ---- after TAB -------------------------------------------------------------------------------------

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from invoking import run
 
-from graphprune.cli import main
 from graphprune.hosts.torch.host import TorchHost
 
 NETS = """
@@ -29,10 +27,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
-
-
-def run(line: str):
-    return CliRunner().invoke(main, shlex.split(line))
 
 
 def test_print_after_and_dump(here: Path) -> None:

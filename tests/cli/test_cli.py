@@ -1,4 +1,4 @@
-"""The command line's contract: exit codes, messages, files written whole or not at all."""
+"""The command line's contract: exit codes, files written whole or not at all, what is printed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import limits
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from invoking import run, well
 
 from graphprune.cli import main
 
@@ -41,21 +41,11 @@ def net():
     return Net().eval(), (torch.randn(2, 3, 8, 8),)
 
 
-def with_nan():
-    module, example = net()
-    module.conv1.weight.data[0, 0, 0, 0] = float("nan")
-    return module, example
-
-
-def only_a_module():
-    return net()[0]
-
-
 def nothing_to_prune():
     return nn.Linear(4, 4), (torch.randn(2, 4),)
 """
 
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
 COMMANDS = ("compile", "inspect", "sweep", "curve", "bisect", "apply", "record", "bench", "passes", "targets", "new")
 
 
@@ -67,17 +57,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "cli_nets", raising=False)
     return tmp_path
-
-
-def run(line: str) -> Result:
-    return CliRunner().invoke(main, shlex.split(line))
-
-
-def well(line: str) -> Result:
-    """Run a command that must succeed."""
-    result = run(line)
-    assert result.exit_code == 0, result.output
-    return result
 
 
 def left_behind(here: Path) -> set[str]:
@@ -133,111 +112,17 @@ def test_targets_lists_the_built_in_ones() -> None:
     assert {"torch", "onnx", "tvm"} <= {line for line in output.splitlines() if not line.startswith(" ")}
 
 
-# ---- wrong usage: exit code 2 ----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("line", "says"),
-    [
-        ("compile cli_nets:net", "'-o'"),
-        ("compile -o out", "MODEL"),
-        ("compile cli_nets:net --macs 0.5x --params 0.5x -o out", "one budget at a time"),
-        ("compile cli_nets:net --passes group --recipe r.toml -o out", "--passes and --recipe"),
-        ("compile cli_nets:net --passes group --macs 0.5x -o out", "one or the other"),
-        ("compile cli_nets:net --seed -1 -o out", "--seed"),
-        ("compile cli_nets:net --seed many -o out", "--seed"),
-        ("compile cli_nets:net --mac 0.5x -o out", "--macs"),
-        ("compiel x", "No such command"),
-        ("apply plan.json", "MODEL"),
-        ("bench a.onnx", "'B'"),
-        ("bench a.onnx b.onnx --threads 0", "--threads"),
-    ],
-)
-def test_wrong_usage(line: str, says: str, here: Path) -> None:
-    result = run(line)
-    assert result.exit_code == 2
-    assert says in result.stderr and not result.stdout
-    assert not left_behind(here)
-
-
-# ---- explained errors: exit code 1, nothing written --------------------------------------------------
-
-
-def _files(here: Path) -> None:
-    (here / "text.onnx").write_text("this is not a model")
-    (here / "empty.onnx").write_bytes(b"")
-    (here / "text.pt2").write_text("this is not a model")
-    (here / "readme.txt").write_text("nor is this")
-    (here / "broken.toml").write_text("[[pass]\n")
-    (here / "unknown.toml").write_text('[[pass]]\nname = "groop"\n')
-    (here / "file").write_text("a file where a folder is needed")
-    np.savez(here / "wrong_shape.npz", x=np.zeros((4, 3, 9, 9), np.float32))
-    np.savez(here / "wrong_dtype.npz", x=np.zeros((4, 3, 8, 8), np.int64))
-    np.savez(here / "pickled.npz", x=np.array([{"a": 1}], dtype=object))
-    (here / "not.npz").write_bytes(b"PK\x03\x04 truncated")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        ("missing.onnx", "no such file"),
-        ("text.onnx", "text.onnx"),
-        ("empty.onnx", "empty.onnx"),
-        ("text.pt2", "text.pt2"),
-        ("readme.txt", "not an .onnx or .pt2 file"),
-        ("no_such_module:net", "no_such_module"),
-        ("cli_nets:no_such_function", "no_such_function"),
-        ("cli_nets:only_a_module", "(module, example_inputs)"),
-        ("cli_nets:with_nan", "NaN"),
-        ("cli_nets:nothing_to_prune", "nothing can be pruned"),
-        ("cli_nets:net --macs 0x", "macs=0x"),
-        ("cli_nets:net --macs 1x", "macs=1x"),
-        ("cli_nets:net --channels half", "channels=half"),
-        ("cli_nets:net --params 0.0001x", "cannot be met"),
-        ("cli_nets:net --passes groop", "did you mean `group`?"),
-        ("cli_nets:net --passes 'group,score{bye=l2}'", "did you mean `by`?"),
-        ("cli_nets:net --passes 'mask{macs=0.5x}'", "needs Groups"),
-        ("cli_nets:net --passes 'group,score{by=wifv}'", "calibration data"),
-        ("cli_nets:net --passes 'group{'", "cannot read the recipe"),
-        ("cli_nets:net --recipe missing.toml", "missing.toml"),
-        ("cli_nets:net --recipe broken.toml", "TOML"),
-        ("cli_nets:net --recipe unknown.toml", "groop"),
-        ("cli_nets:net --data missing.npz", "missing.npz"),
-        ("cli_nets:net --data not.npz", "not.npz"),
-        ("cli_nets:net --data pickled.npz", "pickled.npz"),
-        ("cli_nets:net --data wrong_shape.npz", "4x3x9x9"),
-        ("cli_nets:net --data wrong_dtype.npz", "int64"),
-        ("cli_nets:net --target toaster", "toaster"),
-    ],
-)
-def test_errors_are_explained_and_leave_nothing(arguments: str, says: str, here: Path) -> None:
-    _files(here)
-    before = left_behind(here)
-    result = run(f"compile {arguments} -o out")
-    assert result.exit_code == 1, result.output
-    assert result.stderr.splitlines()[-1].strip() and says in result.stderr
-    assert re.search(r"^error: ", result.stderr, re.MULTILINE)
-    assert "Traceback" not in result.output and not result.stdout
-    assert left_behind(here) == before
+# ---- errors (`tests/messages` has what they say) ------------------------------------------------------
 
 
 @pytest.mark.parametrize("out", ["file/out", "file"])
 def test_an_output_that_cannot_be_written(out: str, here: Path) -> None:
-    _files(here)
+    (here / "file").write_text("a file where a folder is needed")
     before = left_behind(here)
     result = run(f"compile cli_nets:net -o {out} --force")
     assert result.exit_code == 1 and out in result.stderr and "Traceback" not in result.output
     assert left_behind(here) == before
     assert (here / "file").read_text() == "a file where a folder is needed"
-
-
-@pytest.mark.parametrize(
-    "command", ["inspect missing.onnx", "apply missing.json cli_nets:net -o out", "bench missing.onnx missing.onnx"]
-)
-def test_other_commands_explain_too(command: str, here: Path) -> None:
-    result = run(command)
-    assert result.exit_code == 1 and result.stderr.startswith("error: ") and "missing" in result.stderr
-    assert not left_behind(here)
 
 
 def test_a_real_process_prints_no_traceback(here: Path) -> None:
