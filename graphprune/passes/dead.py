@@ -37,18 +37,19 @@ class Dead(Pass):
         2022); or where it is zero itself at every place that reads it, by interval arithmetic from the inputs, of
         which nothing is known, through all ops (coupling/bounds.py). Cutting the dead changes no output. With
         ``constant`` any constant will do where no reader pads with zeros: `compensate{by=mean}` after the cut is
-        then exact. Every group keeps one channel. What was merely never seen to do anything is no such
-        channel: `score{by=active}` ranks those."""
+        then exact. Every group keeps one channel: one that nothing reads, or else one that is zero, with all that
+        makes it so. What was merely never seen to do anything is no such channel: `score{by=active}` ranks those."""
         groups = program.fact(Groups)
         names = {group.dim: group.name for group in groups}
         idle = _idle(program, groups, self.constant)
         live: Live = {group.name: np.ones(group.size, bool) for group in groups}
         while True:
-            again = {group.name: live[group.name] & _lives(program, group, live, names, idle) for group in groups}
+            read = {group.name: _read(program, group, live, names, idle) for group in groups}
+            again = {name: live[name] & _lives(read[name], idle.silent[name]) for name in live}
             if all(np.array_equal(again[name], live[name]) for name in live):
                 break
             live = again
-        keep = {name: np.flatnonzero(alive) if alive.any() else np.arange(1) for name, alive in live.items()}
+        keep = {n: np.flatnonzero(alive) if alive.any() else np.flatnonzero(~read[n])[:1] for n, alive in live.items()}
         dead = sum(int((~alive).sum()) for alive in live.values())
         told = f"{dead} channels counted for nothing"
         if self.constant:
@@ -56,17 +57,27 @@ class Dead(Pass):
         return program.learn(Keep(keep, exact=True, constant=self.constant)).note(told)
 
 
-def _lives(program: Program, group: Group, live: Live, names: Mapping[Dim, str], idle: Idle) -> Array:
-    # a norm has it in its mean, or whoever calls the network reads it
-    if group.dim.outside or any(member.across for member in group.members):
-        return np.ones(group.size, bool)
+def _lives(read: Array, silent: Array) -> Array:
+    """One channel of a group is left: where it is read, it is zero as long as what makes it is left too."""
+    live: Array = read & ~silent
+    live[0] |= bool((read & silent).all())
+    return live
+
+
+def _read(program: Program, group: Group, live: Live, names: Mapping[Dim, str], idle: Idle) -> Array:
+    """Per channel, whether anything that lives reads it."""
     readers = [member for member in group.members if member.role == "reader"]
-    if not readers or group.dim in idle.elsewhere:
-        return ~idle.silent[group.name]
+    if not readers or group.dim in idle.elsewhere or _always(group):
+        return np.ones(group.size, bool)
     read = np.zeros(group.size, bool)
     for member in readers:
         read |= _touched(program, group, member, live, names)
-    return read & ~idle.silent[group.name]
+    return read
+
+
+def _always(group: Group) -> bool:
+    """Whether zeros count too: a norm has them in its mean, or whoever calls the network reads them."""
+    return group.dim.outside or any(member.across for member in group.members)
 
 
 def _touched(program: Program, group: Group, member: Member, live: Live, names: Mapping[Dim, str]) -> Array:
@@ -112,7 +123,7 @@ def _idle(program: Program, groups: Groups, constant: bool) -> Idle:
             silent.setdefault(group.name, np.ones(group.size, bool))[at[(at >= 0) & ~quiet]] = False
             elsewhere |= {group.dim} if alone else set()
     for group in groups:
-        if group.name not in silent or group.dim.mixed:
+        if group.name not in silent or group.dim.mixed or _always(group):
             silent[group.name] = np.zeros(group.size, bool)
     return Idle(silent, frozenset(elsewhere))
 

@@ -188,6 +188,33 @@ def test_attention_sums_values_and_a_norm_bounds_what_is_behind_it() -> None:
     cut(program)
 
 
+class Shut(nn.Module):
+    """The second layer is shut by all channels of the first together: by one of them it is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(3, 4), nn.Linear(4, 5), nn.Linear(5, 2)
+        nn.init.constant_(self.second.weight, -3)
+        nn.init.constant_(self.second.bias, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.last(F.relu(self.second(F.hardtanh(self.first(x), 1, 2))))
+        return out
+
+
+@pytest.mark.parametrize(
+    ("unread", "left"), [([], (4, 1)), ([0, 1, 2, 3, 4], (1, 1)), ([2], (1, 1))], ids=["read", "unread", "one unread"]
+)
+def test_the_one_channel_that_a_dead_group_keeps_is_as_it_was(unread: list[int], left: tuple[int, int]) -> None:
+    """It stays zero with all that makes it so; one that nothing reads may become anything."""
+    torch.manual_seed(0)
+    net = Shut().double().eval()
+    with torch.no_grad():
+        net.last.weight[:, unread] = 0
+    done = cut(gp.load(net, torch.randn(7, 3, dtype=torch.float64)))
+    assert (len(done.host.parameter("first.weight")), len(done.host.parameter("second.weight"))) == left
+
+
 class Shared(nn.Module):
     """Four heads of queries over two of keys and values, of two channels each."""
 
