@@ -8,25 +8,21 @@ from functools import partial
 
 import numpy as np
 
-from graphprune.axes.index import Index, coordinates
 from graphprune.coupling.groups import find_groups
 from graphprune.hosts.onnx.host import OnnxHost
-from graphprune.ir.facts import Group, Groups, Keep, Member
+from graphprune.ir.facts import Groups, Keep
 from graphprune.ir.host import Host
 from graphprune.ir.program import Program
 from graphprune.passes.propagate import Propagate
 from graphprune.pipeline import verify as proof
 from graphprune.pipeline.run import run_pass
 
+from .law import law
 from .network import Module, Network, data, to_onnx
 from .recipes import check_recipe
 from .reference import (
     EXACT,
-    MOVES,
-    STILL,
-    Broken,
     Masked,
-    Outputs,
     agree,
     distance,
     export,
@@ -61,80 +57,10 @@ def check_onnx(net: Network, masks: int = 2) -> Counter[str]:
 
 def _check(net: Network, host: Host, masked: Masked, masks: int) -> Counter[str]:
     program = Program(host=host, source=host, seed=net.seed)
-    tally = _law(net, program)
+    tally = law(net, program)
     for number in range(masks):
         tally += _oracle(net, program, number, masked)
     return tally + check_recipe(net, program, masked)
-
-
-# ---- the law -----------------------------------------------------------------------------------------
-
-
-def _law(net: Network, program: Program) -> Counter[str]:
-    """Permuting a group changes nothing; leaving one member out does, where it and another one have effect."""
-    host, kind = program.host, program.host.kind
-    groups = find_groups(program.graph, normalised=True)
-    before = host.run(host.example())
-    tally = Counter({"groups": len(groups), "frozen dims": len(groups.frozen)})
-    for group in groups:
-        if group.size == 1:
-            continue
-        index = Index({group.dim: np.roll(np.arange(group.size), 1)})
-        after = _permuted(program, index)
-        agree(net, before, after, host, f"{kind}: permuting {group.name} ({group.size}) moves the output")
-        if all(member.role == "reader" for member in group.members):
-            continue  # nothing stored makes it: padding, whose channels are all alike
-        for member in group.members:
-            if _shows(program, group, member, before):
-                tally["members"] += 1
-            elif _matters(program, group, member, before) and any(
-                _matters(program, group, other, before) for other in group.members if other is not member
-            ):
-                raise Broken(f"{kind}: {group.name} does not need {member} ({member.role}){net!r}")
-            else:
-                tally["members without effect"] += 1
-    return tally
-
-
-def _shows(program: Program, group: Group, member: Member, before: Outputs) -> bool:
-    """Whether some permutation of the group without the member moves the output."""
-    rng = np.random.default_rng(group.size)
-    for order in (np.roll(np.arange(group.size), 1), np.arange(group.size)[::-1], rng.permutation(group.size)):
-        if distance(before, _permuted(program, Index({group.dim: order}), leave_out=member)) > STILL[program.host.kind]:
-            return True
-    return False
-
-
-def _permuted(program: Program, index: Index, leave_out: Member | None = None) -> Outputs:
-    host = program.host.copy()
-    for value in program.graph.parameters.values():
-        for axis, dim in enumerate(value.dims):
-            left = leave_out is not None and (value.name, axis) == (leave_out.parameter, leave_out.axis)
-            if index.touches(dim) and not left:
-                host.take(value.name, axis, index(dim))
-    return list(host.run(host.example()))
-
-
-def _matters(program: Program, group: Group, member: Member, before: Outputs) -> bool:
-    """Whether the member's slices reach the output, and differ. Only then must leaving it out show.
-
-    Noise that differs from channel to channel of the group, on its positions alone, must move the
-    output, whichever noise it is: an activation may be saturated there, or the slices not be read.
-    """
-    host, at = program.host, coordinates(member.dim, group.dim)
-    value = np.asarray(host.parameter(member.parameter), np.float64)
-    order = Index({group.dim: np.roll(np.arange(group.size), 1)})(member.dim)
-    if np.array_equal(value, value.take(order, member.axis)):
-        return False
-    rng = np.random.default_rng(0)
-    shape = [n if axis == member.axis else 1 for axis, n in enumerate(value.shape)]
-    for _ in range(3):
-        noise = np.where(at >= 0, rng.standard_normal(group.size)[at], 0).reshape(shape)
-        noisy = host.copy()
-        noisy.set_parameter(member.parameter, value + 0.5 * np.abs(value).mean() * noise)
-        if distance(before, noisy.run(noisy.example())) <= MOVES[host.kind]:
-            return False
-    return True
 
 
 # ---- the oracle --------------------------------------------------------------------------------------
