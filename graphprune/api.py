@@ -166,7 +166,7 @@ def _with_data(
         host.suppose(samples)
     program = Program(host=host, source=host, seed=seed)
     _check_tensors(program)  # which reads it
-    program = program.note(*host.notes)
+    program = program.note(*host.notes, *_never_read(program))
     inputs = program.graph.inputs
     if data is None:
         if loss is not None:
@@ -193,6 +193,15 @@ def _naming(data: Any) -> Iterator[None]:
         if isinstance(data, (str, os.PathLike)) and os.fspath(data) not in error.message:
             error.message = f"{os.fspath(data)}: {error.message}"
         raise
+
+
+def _never_read(program: Program) -> tuple[str, ...]:
+    """A remark on inputs that no op reads and no output is."""
+    graph = program.graph
+    read = {value.name for op in graph.ops for value in op.inputs if value is not None}
+    read |= {value.name for value in graph.outputs}
+    unread = [value.name for value in graph.inputs if value.name not in read]
+    return (f"the network never reads {', '.join(f'`{name}`' for name in unread)}",) if unread else ()
 
 
 def _in_order(data: Any) -> tuple[str, ...]:

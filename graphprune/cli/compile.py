@@ -14,7 +14,7 @@ from .complete import Names
 from .console import echo, loudness, note, progress, quiet
 from .example import fixed_option, input_option
 from .recipe import find_recipe
-from .shared import images_options, portion
+from .shared import images_options, portion, widths
 
 if TYPE_CHECKING:
     from ..calibration.images import Images
@@ -40,18 +40,6 @@ def _budgets(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _widths(given: tuple[str, ...]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for text in given:
-        name, equals, width = text.rpartition("=")
-        if not equals or not name:
-            raise click.UsageError(f"--width takes NAME=24 or NAME=0.5x, not {text!r}")
-        if name in found:
-            raise click.UsageError(f"--width gives `{name}` twice: {found[name]} and {width}")
-        found[name] = width
-    return found
-
-
 @click.command(short_help="Prune a model to a budget, verify it, and write it with a report.")
 @click.argument("model")
 @_budgets
@@ -65,7 +53,13 @@ def _widths(given: tuple[str, ...]) -> dict[str, str]:
 )
 @click.option("--freeze", metavar="GLOB", multiple=True, help="Leave alone: a group, layer or parameter. Repeatable.")
 @click.option("--only", metavar="GLOB", multiple=True, help="Cut the outputs of these alone. Repeatable.")
-@click.option("--width", metavar="GLOB=24", multiple=True, help="A width of your own: a count, or 0.5x. Repeatable.")
+@click.option(
+    "--width",
+    metavar="GLOB=24",
+    multiple=True,
+    callback=widths,
+    help="A width of your own: a count, or 0.5x. Repeatable.",
+)
 @click.option("--floor", metavar="0.1", callback=portion, help="The least share that any group keeps: 0.1, 10%.")
 @click.option(
     "--grain", metavar="8", type=click.IntRange(min=1), help="Keep multiples of it; by default what the targets like."
@@ -151,7 +145,7 @@ def compile(
     recipe: str | None,
     freeze: tuple[str, ...],
     only: tuple[str, ...],
-    width: tuple[str, ...],
+    width: dict[str, str],
     floor: float | None,
     grain: int | None,
     data: Path | None,
@@ -215,7 +209,7 @@ def compile(
 
     from .. import api
     from ..report.page import table as shown_table
-    from ..report.page import widths
+    from ..report.page import widths as shown_widths
     from ..report.printed import PrintAfter
 
     with progress() as told:
@@ -226,7 +220,7 @@ def compile(
             recipe=own,
             freeze=freeze,
             only=only,
-            width=_widths(width),
+            width=width,
             floor=floor,
             grain=grain,
             data=data,
@@ -254,4 +248,4 @@ def compile(
     if quiet() and not dry_run:  # of which what it prints is all there is
         return
     echo(shown_table(artifact.report))
-    echo(f"\nreport: {out / 'report.html'}" if out and not dry_run else f"\n{widths(artifact.report)}")
+    echo(f"\nreport: {out / 'report.html'}" if out and not dry_run else f"\n{shown_widths(artifact.report)}")

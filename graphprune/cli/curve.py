@@ -11,7 +11,7 @@ from ..cost.units import UNITS
 from .complete import Names
 from .console import echo, echo_json, json_option, loudness, progress, quiet
 from .example import fixed_option, input_option
-from .shared import images_options, portion
+from .shared import images_options, portion, widths
 
 if TYPE_CHECKING:
     from ..calibration.images import Images
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 @click.option("--eval", "evaluate", metavar="package.module:function", help="Your own figure, as for compile.")
 @click.option("--freeze", metavar="GLOB", multiple=True, help="As for compile. Repeatable.")
 @click.option("--only", metavar="GLOB", multiple=True, help="As for compile. Repeatable.")
+@click.option("--width", metavar="GLOB=24", multiple=True, callback=widths, help="As for compile. Repeatable.")
 @click.option("--floor", metavar="0.1", callback=portion, help="As for compile.")
 @click.option("--grain", metavar="8", type=click.IntRange(min=1), help="As for compile.")
 @click.option(
@@ -58,6 +59,7 @@ def curve(
     evaluate: str | None,
     freeze: tuple[str, ...],
     only: tuple[str, ...],
+    width: dict[str, str],
     floor: float | None,
     grain: int | None,
     targets_: tuple[str, ...],
@@ -95,6 +97,7 @@ def curve(
             evaluate=evaluate,
             freeze=freeze,
             only=only,
+            width=width,
             floor=floor,
             grain=grain,
             targets=targets_,

@@ -23,6 +23,19 @@ def portion(ctx: click.Context, option: click.Parameter, value: str | None) -> f
     return found
 
 
+def widths(ctx: click.Context, option: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    """The callback of ``--width``: by name, each once."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, width = text.rpartition("=")
+        if not equals or not name:
+            raise click.UsageError(f"--width takes NAME=24 or NAME=0.5x, not {text!r}", ctx)
+        if name in found:
+            raise click.UsageError(f"--width gives `{name}` twice: {found[name]} and {width}", ctx)
+        found[name] = width
+    return found
+
+
 def svg(ctx: click.Context, option: click.Parameter, value: Path | None) -> Path | None:
     """The callback of an option that names a picture: no other file is written over by a slip, and what cannot be
     written is said before the work."""

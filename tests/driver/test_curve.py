@@ -182,3 +182,11 @@ def test_a_curve_that_is_stopped_before_its_first_point_leaves_nothing(tmp_path:
     with pytest.raises(KeyboardInterrupt):
         trace(tmp_path / "c", budgets="0.5x", progress=stop)
     assert not (tmp_path / "c").exists()
+
+
+def test_widths_of_ones_own_hold_at_every_budget(tmp_path: Path) -> None:
+    made = trace(tmp_path / "c", budgets=[0.5, 0.8], width={"2": 9}, ignore=[])
+    for point in made["points"]:
+        report = json.loads((tmp_path / "c" / point["folder"] / "report.json").read_text())
+        assert {group["name"]: group["kept"] for group in report["groups"]}["2"] == 9
+    assert [point["budget"] for point in made["points"]] == ["0.5x", "0.8x"]

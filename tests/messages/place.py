@@ -108,6 +108,14 @@ def nothing_to_prune():
     return nn.Linear(4, 4), (torch.randn(2, 4),)
 
 
+def unused():
+    class Unused(Net):
+        def forward(self, x, mask):
+            return super().forward(x)
+
+    return Unused().eval(), (torch.randn(2, 3, 8, 8), torch.randn(2, 8))
+
+
 def figure(model):
     return "good"
 

@@ -390,6 +390,7 @@ def test_nothing_is_silent(here: Path, tmp_path: Path) -> None:
     )
     np.savez(tmp_path / "more.npz", x=np.zeros((16, 3, 8, 8), np.float32), mask=np.zeros(16))
     assert "no input reads `mask` of the data" in well(f"compile {NET} --data {tmp_path / 'more.npz'} --dry-run")
+    assert "the network never reads `mask`" in well("inspect nets.py:unused")
     assert run(f"compile {NET} --freeze headd -o out").exit_code == 1
     assert "The code for aarch64 was NOT checked" in well(
         f"compile {NET} --target aarch64{{link=false}} -o {tmp_path / 'c'}"
