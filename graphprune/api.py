@@ -318,6 +318,7 @@ def compile(
     width: Mapping[str, int | float | str] | None = None,
     floor: float | None = None,
     grain: int | None = None,
+    alike: bool = True,
     data: Any = None,
     fixed: Sequence[str] = (),
     images: Images | None = None,
@@ -358,7 +359,9 @@ def compile(
     of those whose outputs may go, and no others; ``ignore``: modules of the model itself to leave alone
     (``[model.head]``); ``width``: counts of your own by what writes the channels (``{"conv1": 24, "blocks.*":
     0.5}``; with no budget nothing else is cut); ``floor``: the least share that a group keeps; ``grain``: the
-    multiple that axes are kept at (else what the targets like).
+    multiple that axes are kept at (else what the targets like). ``alike``: of a folder of transformers, keep as many of
+    the same layer of all blocks, as its configuration says widths; False lets them differ, and the folder that is
+    written has a class of its own, ``modeling_pruned.py``, for ``from_pretrained(..., trust_remote_code=True)``.
 
     **Data.** ``data``: a few hundred inputs, no labels (arrays, a loader, a file, a folder; see
     calibration.batches): channels go that the others can make up for, layers are fitted after the cut, and the
@@ -419,7 +422,7 @@ def compile(
             one.admit(program)
         widest = max(one.grain for one in chosen)
         if pretrained(program) and recipe is None:
-            control = replace(control, freeze=(*control.freeze, *unsaid(program)), alike=True)
+            control = replace(control, freeze=(*control.freeze, *unsaid(program, alike)), alike=alike)
         if recipe is None and not given and program.knows(Keep):  # training has decided already
             recipe = "propagate,compensate" if program.data else "propagate"
         own = Recipe.parse(recipe) if isinstance(recipe, str) else recipe

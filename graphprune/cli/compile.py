@@ -65,6 +65,11 @@ def _budgets(command: Callable[..., None]) -> Callable[..., None]:
     "--grain", metavar="8", type=click.IntRange(min=1), help="Keep multiples of it; by default what the targets like."
 )
 @click.option(
+    "--alike/--unlike",
+    default=True,
+    help="Of hf:FOLDER: blocks of equal widths, as config.json can say, or each of its own, in a modeling_pruned.py.",
+)
+@click.option(
     "--data",
     metavar="FILE",
     type=click.Path(path_type=Path),
@@ -148,6 +153,7 @@ def compile(
     width: dict[str, str],
     floor: float | None,
     grain: int | None,
+    alike: bool,
     data: Path | None,
     images: Images | None,
     loss: str | None,
@@ -223,6 +229,7 @@ def compile(
             width=width,
             floor=floor,
             grain=grain,
+            alike=alike,
             data=data,
             images=images,
             loss=loss,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ..allocation.problem import tied
 from ..cost.static import length_of
@@ -17,8 +21,6 @@ if TYPE_CHECKING:
     from ..hosts.torch.configuration import Configuration
     from ..hosts.torch.pretrained import Pretrained
 
-import numpy as np
-
 
 def pretrained(program: Program) -> Pretrained | None:
     """What the network was read from, if that was a folder of the library."""
@@ -26,22 +28,20 @@ def pretrained(program: Program) -> Pretrained | None:
     return found
 
 
-def unsaid(program: Program) -> tuple[str, ...]:
-    """The names of the groups that a configuration has no field for: each class of like layers cut by one channel is
-    no network of the class."""
-    from ..hosts.torch.configuration import Configuration
-
+def unsaid(program: Program, alike: bool = True) -> tuple[str, ...]:
+    """The names of the groups that cannot be cut in the class: that lead, each by one channel less, to no shapes that
+    configurations say; with ``alike`` each class of like layers together, to none that one configuration says."""
     made = pretrained(program)
     assert made is not None
-    configuration = Configuration(type(made.model), made.model.config)
     groups = find_groups(program.graph)
     nothing = Scores("", {group.name: np.zeros(group.size) for group in groups})
-    chosen, _, alike = tied(groups, nothing)
+    chosen, _, others = tied(groups, nothing) if alike else (groups, nothing, {})
     names = _names(made.model, program)
     left = []
     for first in chosen:
-        same = (first, *alike.get(first.name, ()))
-        if configuration.saying(_cut(program, configuration, names, same)) is None:
+        same = (first, *others.get(first.name, ()))
+        cut = _cut(program, made.configuration, names, same)
+        if made.configuration.saying(cut) is None if alike else not made.configuration.says(cut):
             left += [group.name for group in same]
     return tuple(left)
 
@@ -66,32 +66,68 @@ def _cut(
 
 
 def write_pretrained(folder: Path, program: Program) -> str | None:
-    """Write what ``from_pretrained`` reads: configuration, weights in safetensors, and what lay beside them. Returns
-    why nothing was written where no configuration says the widths. Raises ModelError where the class, made from that
-    configuration, does not compute what the program computes."""
-    from ..hosts.torch.configuration import Configuration, told
+    """Write what ``from_pretrained`` reads: configuration, weights in safetensors, and what lay beside them; where no
+    configuration says the widths, also a class of its own that does. Returns why nothing was written where the class
+    has no place for what was made. Raises ModelError where the class, made from a configuration that says them, does
+    not compute what the program computes."""
+    from ..hosts.torch.configuration import told
     from ..hosts.torch.pretrained import made_from
     from ..hosts.torch.widths import widths
     from ..train.inplace import compare
-    from .rebuilding import weights
+    from .rebuilding import filled, weights
 
     made = pretrained(program)
     assert made is not None
+    kind, configuration = type(made.model), made.configuration
     try:
-        state = weights(program, widths(program))
+        sizes = widths(program)
+        state = weights(program, sizes)
+        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        known = {**configuration.sizes, **shapes}
+        found = configuration.saying(known) if known.keys() == configuration.sizes.keys() else None
+        if found is None:
+            full = filled(program, copy.deepcopy(made.model), sizes)
+            compare(full, program.source, program, "rebuilt")
+        else:
+            full = made_from(kind, told(found, made.model), state, made.model.dtype)
     except ModelError as error:
         return error.message
-    kind = type(made.model)
-    wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    configuration = Configuration(kind, made.model.config)
-    if new := wanted.keys() - configuration.sizes.keys():
-        return f"{kind.__name__} has no `{min(new)}`; `compensate{{bias=false}}` adds none"
-    ours = {name: wanted.get(name, shape) for name, shape in configuration.sizes.items()}
-    found = configuration.saying(ours)
-    if found is None:
-        return f"no configuration of {kind.__name__} has these widths"
-    full = made_from(kind, told(found, made.model), state, made.model.dtype)
-    compare(full, program.source, program, "made from its configuration")
+    if found is not None:
+        compare(full, program.source, program, "made from its configuration")
     full.save_pretrained(folder)
     made.carry(folder)
+    if found is None:
+        _write_class(folder, kind, sizes)
     return None
+
+
+CLASS = """\"\"\"{kind} at the widths in config.json. Written by graphprune; needs rebuild.py beside it and no more.
+
+AutoModel(ForCausalLM, ...).from_pretrained(folder, trust_remote_code=True) loads it.
+\"\"\"
+
+from transformers import {kind}
+
+from .rebuild import resized
+
+
+class Pruned{kind}({kind}):
+    def __init__(self, config, *args, **kwargs):
+        super().__init__(config, *args, **kwargs)
+        resized(self, config.widths)
+"""
+
+
+def _write_class(folder: Path, kind: type, sizes: Mapping[str, Any]) -> None:
+    """``modeling_pruned.py``, and in ``config.json`` its name and the widths. It imports rebuild.py, see
+    rebuilding.write_widths."""
+    from ..hosts.torch.pretrained import automatic
+
+    (folder / "modeling_pruned.py").write_text(CLASS.format(kind=kind.__name__), encoding="utf-8")
+    where = folder / "config.json"
+    config = json.loads(where.read_text(encoding="utf-8"))
+    name = f"Pruned{kind.__name__}"
+    config["architectures"] = [name]
+    config["auto_map"] = dict.fromkeys(automatic(kind), f"modeling_pruned.{name}")
+    config["widths"] = sizes
+    where.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -33,11 +33,20 @@ def rebuilt(program: Program, module: Any, sizes: Any = None) -> Any:
     ``sizes``: those of widths.json, where the program has no source to compare with. Raises ModelError."""
     from ..hosts.torch.configuration import configure
     from ..hosts.torch.pretrained import is_pretrained
-    from ..hosts.torch.rebuild import resized
     from ..hosts.torch.widths import widths
     from ..train.inplace import compare
 
-    sizes = widths(program) if sizes is None else sizes
+    filled(program, module, widths(program) if sizes is None else sizes)
+    if is_pretrained(module):
+        tuple(configure(module))
+    compare(module, program.source, program, "rebuilt")
+    return module
+
+
+def filled(program: Program, module: Any, sizes: Any) -> Any:
+    """``module`` at the sizes of widths.json and with the weights of ``program``. Raises ModelError."""
+    from ..hosts.torch.rebuild import resized
+
     try:
         resized(module, sizes).load_state_dict(weights(program, sizes))
     except GraphpruneError:
@@ -47,9 +56,6 @@ def rebuilt(program: Program, module: Any, sizes: Any = None) -> Any:
             f"{type(module).__name__} cannot be rebuilt: {' '.join(str(error).split())[:300]}",
             "give a fresh instance of the class that was compiled, made with the same arguments",
         ) from error
-    if is_pretrained(module):
-        tuple(configure(module))
-    compare(module, program.source, program, "rebuilt")
     return module
 
 

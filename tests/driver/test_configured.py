@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from alone import WITHOUT
+from safetensors import safe_open
 
 import graphprune as gp
 from graphprune.cost import static as costs
@@ -80,6 +82,14 @@ MORE = {
     "CLIPModel": TOWERS,
     "SiglipModel": TOWERS,
 }  # fmt: skip
+AUTOMATIC = {
+    "GPT2LMHeadModel": "AutoModelForCausalLM",
+    "BertForMaskedLM": "AutoModelForMaskedLM",
+    "BartForConditionalGeneration": "AutoModelForSeq2SeqLM",
+    "ViTForImageClassification": "AutoModelForImageClassification",
+    "Qwen3ForCausalLM": "AutoModelForCausalLM",
+}
+"""Those of blocks that differ are loaded by these."""
 
 
 def made(name, sizes):
@@ -118,56 +128,74 @@ def masked(artifact, model):
 
 READ = """
 import sys, torch, transformers
-kind, folder, inputs = sys.argv[1:4]
-model = getattr(transformers, kind).from_pretrained(folder, local_files_only=True)
+for kind, folder, inputs in zip(*[iter(sys.argv[1:])] * 3):
+    own = {"trust_remote_code": True} if kind.startswith("Auto") else {}
+    model = getattr(transformers, kind).from_pretrained(folder, local_files_only=True, **own)
+    given = torch.load(inputs)
+    with torch.no_grad():
+        out = {"logits": [x for x in model(**given).values() if isinstance(x, torch.Tensor)][0]}
+        if model.can_generate() and "input_ids" in given:
+            out["tokens"] = model.generate(given["input_ids"], max_new_tokens=32, min_new_tokens=32, do_sample=False)
+    torch.save(out | {"parameters": sum(p.numel() for p in model.parameters())}, folder + "/out")
 assert "graphprune" not in sys.modules
-given = torch.load(inputs)
-with torch.no_grad():
-    out = {"logits": [x for x in model(**given).values() if isinstance(x, torch.Tensor)][0]}
-    if model.can_generate() and "input_ids" in given:
-        out["tokens"] = model.generate(given["input_ids"], max_new_tokens=32, min_new_tokens=32, do_sample=False)
-torch.save(out, inputs + ".out")
 """
 
 
-def check(name, sizes, tmp_path, budget="0.8x"):
+def check(name, sizes, tmp_path, budget="0.8x", automatic=None):
+    """The folder that is written, and with ``automatic``, the library's class for it, one of blocks that differ too."""
     model = made(name, sizes)
     source = folder(model, tmp_path / "in")
-    artifact = gp.compile(f"hf:{source}", params=budget, out=tmp_path / "out", measure=False)
-    assert not artifact.report["notes"], artifact.report["notes"]
     given = example_of(model)
     torch.save(given, tmp_path / "given")
+    kinds = {name: True} | ({automatic: False} if automatic else {})
+    artifacts = {
+        kind: gp.compile(f"hf:{source}", params=budget, out=tmp_path / kind, measure=False, alike=alike)
+        for kind, alike in kinds.items()
+    }
+    called = [str(part) for kind in kinds for part in (kind, tmp_path / kind, tmp_path / "given")]
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT + READ, name, str(tmp_path / "out"), str(tmp_path / "given")],
-        capture_output=True, text=True,
+        [sys.executable, "-c", WITHOUT + READ, *called],
+        capture_output=True, text=True, env={**os.environ, "HF_HOME": str(tmp_path / "home")},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    found = torch.load(f"{tmp_path / 'given'}.out")
-    zeroed = masked(artifact, model)
-    with torch.no_grad():
-        want, whole = (next(x for x in m(**given).values() if isinstance(x, torch.Tensor)) for m in (zeroed, model))
-    assert (found["logits"] - want).abs().max() <= 1e-5 * want.abs().max()
-    assert (whole - want).abs().max() > 1e-3 * want.abs().max()  # something went
-    if "tokens" in found:
-        tokens = zeroed.generate(given["input_ids"], max_new_tokens=32, min_new_tokens=32, do_sample=False)
-        assert torch.equal(found["tokens"], tokens)
-    assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text()) == {"carried": "along"}
-    before, after = (
-        sum(p.numel() for p in m.parameters()) for m in (model, getattr(hf, name).from_pretrained(tmp_path / "out"))
-    )
-    assert after <= (float(budget[:-1]) + 1e-9) * before
-    return artifact
+    whole = outputs(model, given)
+    for kind, artifact in artifacts.items():
+        assert not artifact.report["notes"], artifact.report["notes"]
+        found, zeroed = torch.load(tmp_path / kind / "out"), masked(artifact, model)
+        want = outputs(zeroed, given)
+        assert (found["logits"] - want).abs().max() <= 1e-5 * want.abs().max()
+        assert (whole - want).abs().max() > 1e-3 * want.abs().max()  # something went
+        if "tokens" in found:
+            tokens = zeroed.generate(given["input_ids"], max_new_tokens=32, min_new_tokens=32, do_sample=False)
+            assert torch.equal(found["tokens"], tokens)
+        assert json.loads((tmp_path / kind / "tokenizer_config.json").read_text()) == {"carried": "along"}
+        assert (tmp_path / kind / "modeling_pruned.py").exists() == (kind == automatic)
+        assert found["parameters"] <= (float(budget[:-1]) + 1e-9) * sum(p.numel() for p in model.parameters())
+    return artifacts
+
+
+@torch.no_grad()
+def outputs(model, given):
+    return next(x for x in model(**given).values() if isinstance(x, torch.Tensor))
+
+
+def widths_of(folder, name):
+    """Of a weight in every block."""
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys() if key.endswith(name)}  # noqa: SIM118
 
 
 @pytest.mark.parametrize("name", FIRST)
 def test_a_folder_becomes_a_smaller_one_of_its_kind(name, tmp_path):
-    check(name, FIRST[name], tmp_path)
+    check(name, FIRST[name], tmp_path, automatic="AutoModelForCausalLM")
+    alike, unlike = (widths_of(tmp_path / kind, "k_proj.weight") for kind in (name, "AutoModelForCausalLM"))
+    assert len(set(alike.values())) == 1 < len(set(unlike.values()))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MORE)
 def test_so_do_others(name, tmp_path):
-    check(name, MORE[name], tmp_path, "0.9x" if MORE[name] is TOWERS else "0.8x")
+    check(name, MORE[name], tmp_path, "0.9x" if MORE[name] is TOWERS else "0.8x", AUTOMATIC.get(name))
 
 
 @pytest.fixture(scope="module")
@@ -235,14 +263,20 @@ def test_with_data_layers_are_fitted_without_biases_that_the_class_has_no_place_
     assert (found - want).norm() < 0.9 * (cut - want).norm()
 
 
-def test_what_the_class_has_no_place_for_is_said(llama, tmp_path):
-    data = {"input_ids": np.random.default_rng(0).integers(3, 50, (8, 60))}
-    recipe = "group{freeze=*attn*},score,mask{channels=0.5x alike=layers},propagate,compensate"
-    made = gp.compile(f"hf:{llama}", recipe=recipe, data=data, out=tmp_path / "out", measure=False)
-    notes = json.loads((tmp_path / "out" / "report.json").read_text())["notes"]
-    assert any("nothing that from_pretrained loads was written: LlamaForCausalLM has no `" in note for note in notes)
-    assert not (tmp_path / "out" / "config.json").exists() and (tmp_path / "out" / "model.pt2").exists()
-    assert made.program.plan
+def test_what_no_configuration_says_a_class_of_its_own_does_and_else_it_is_said(llama, tmp_path):
+    def written(name, recipe):
+        data = {"input_ids": np.random.default_rng(0).integers(3, 50, (8, 60))}
+        gp.compile(f"hf:{llama}", recipe=recipe, data=data, out=tmp_path / name, measure=False)
+        report = json.loads((tmp_path / name / "report.json").read_text())
+        return tmp_path / name, [note for note in report["notes"] if "from_pretrained" in note]
+
+    cut = "group{freeze=*attn*},score,mask{channels=0.5x alike=layers},propagate,compensate"
+    biases, notes = written("biases", cut)
+    assert (biases / "modeling_pruned.py").exists() and not notes
+    assert widths_of(biases, "down_proj.bias")
+    factors, notes = written("factors", "factor{layers=*down_proj},group,score,mask{width=*rank=4},propagate")
+    assert any(note.startswith("nothing that from_pretrained loads was written:") for note in notes)
+    assert not (factors / "config.json").exists() and (factors / "model.pt2").exists()
 
 
 def test_layers_alike_lose_the_least_together():

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from ...errors import ModelError
-from .pretrained import shapes
 
 Shapes = Mapping[str, tuple[int, ...]]
+Axis = tuple[str, int]
+"""A tensor's name, and which of its axes."""
 Path = tuple[str, ...]
 
 WIDTHS = (
@@ -38,29 +39,38 @@ class Configuration:
 
     def __init__(self, kind: type, config: Any) -> None:
         self.kind, self.config = kind, explicit(config)
-        self.sizes = shapes(kind, self.config)
-        self.moves: dict[Path, frozenset[tuple[str, int]]] = {}  # the axes that follow a field
+        self.made = _made(kind, self.config)
+        self.sizes = shapes(self.made)
+        self.blocks = tuple(_blocks(self.made))
+        self.moves: dict[Path, frozenset[Axis]] = {}  # the axes that follow a field
+        self._said: dict[tuple[frozenset[tuple[Axis, Fraction]], str], Any] = {}
         for path in _fields(self.config):
             if found := self._moved(path):
                 self.moves[path] = found
 
-    def _moved(self, path: Path) -> frozenset[tuple[str, int]]:
+    def _moved(self, path: Path) -> frozenset[Axis]:
         changed = _shapes(self.kind, _changed(self.config, {path: 2 * _get(self.config, path)}))
         if changed is None or changed.keys() != self.sizes.keys():
             return frozenset()
         return frozenset(_differing(self.sizes, changed))
 
-    def saying(self, wanted: Shapes) -> Any:
-        """The configuration with which the class has these shapes, or None where there is none."""
+    def saying(self, wanted: Shapes, under: str = "") -> Any:
+        """The configuration with which the class has these shapes (of what is ``under`` one of its blocks alone), or
+        None where there is none."""
         ratios = {
             (name, axis): Fraction(wanted[name][axis], self.sizes[name][axis])
             for name, axis in _differing(self.sizes, wanted)
+            if name.startswith(under)
         }
-        if not ratios:
-            return self.config
+        key = (frozenset(ratios.items()), under)
+        if key not in self._said:
+            self._said[key] = self._saying(wanted, ratios, under) if ratios else self.config
+        return self._said[key]
+
+    def _saying(self, wanted: Shapes, ratios: Mapping[Axis, Fraction], under: str) -> Any:
         able: dict[Path, int | float] = {}
         for path, axes in self.moves.items():
-            found = {ratios.get(axis) for axis in axes}
+            found = {ratios.get(axis) for axis in axes if axis[0].startswith(under)}
             value = _get(self.config, path)
             if len(found) == 1 and (ratio := found.pop()) is not None:
                 new = Fraction(value) * ratio
@@ -70,10 +80,60 @@ class Configuration:
                     able[path] = int(new)
         for count in range(1, min(len(able), MOST) + 1):
             for paths in combinations(able, count):
-                made = _changed(self.config, {path: able[path] for path in paths})
-                if _shapes(self.kind, made) == dict(wanted):
-                    return made
+                config = _changed(self.config, {path: able[path] for path in paths})
+                made = _shapes(self.kind, config)
+                if made is not None and _under(made, under) == _under(wanted, under):
+                    return config
         return None
+
+    def says(self, wanted: Shapes) -> bool:
+        """Whether the class can have these shapes: all by one configuration, or each block by one of its own."""
+        changed = {name for name, _ in _differing(self.sizes, wanted)}
+        touched = {block for block in self.blocks if any(name.startswith(block) for name in changed)}
+        if self.saying(wanted) is not None:
+            return True
+        inside = all(name.startswith(tuple(touched)) for name in changed)
+        return inside and all(self.saying(wanted, block) is not None for block in touched)
+
+    def numbers(self, wanted: Shapes) -> Iterator[tuple[str, str, int]]:
+        """What the layers of a class of these shapes keep of its configuration, such as counts of heads, where it is
+        not what they were made with: layer, attribute, value. Blocks that differ have each a configuration of their
+        own."""
+        whole = self.saying(wanted)
+        for part in self.blocks if whole is None else ("",):
+            found = self.saying(wanted, part)
+            if found is None or found is self.config:
+                continue
+            for path, layer in _made(self.kind, found).named_modules():
+                if f"{path}.".startswith(part):
+                    own = vars(self.made.get_submodule(path))
+                    for name, value in vars(layer).items():
+                        if isinstance(value, int) and name != "training" and own.get(name, value) != value:
+                            yield path, name, value
+
+
+def _made(kind: type, config: Any) -> torch.nn.Module:
+    """The class without weights. Raises what the class raises."""
+    with torch.device("meta"):
+        made: torch.nn.Module = kind(config)
+        return made
+
+
+def shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    """Of all tensors that it saves."""
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def _blocks(module: torch.nn.Module) -> Iterator[str]:
+    """What the names in each block begin with: the parts of the outermost lists."""
+    lists = [path for path, part in module.named_modules() if isinstance(part, torch.nn.ModuleList)]
+    for path in lists:
+        if not any(path.startswith(f"{other}.") for other in lists):
+            yield from (f"{path}.{name}." for name, _ in module.get_submodule(path).named_children())
+
+
+def _under(sizes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
+    return {name: shape for name, shape in sizes.items() if name.startswith(prefix)}
 
 
 def explicit(config: Any) -> Any:
@@ -120,7 +180,7 @@ def _changed(config: Any, values: Mapping[Path, Any]) -> Any:
 
 def _shapes(kind: type, config: Any) -> dict[str, tuple[int, ...]] | None:
     try:
-        return shapes(kind, config)
+        return shapes(_made(kind, config))
     except Exception:  # the library refuses a configuration in any way it likes
         return None
 
@@ -143,27 +203,23 @@ def configure(module: Any) -> Iterator[tuple[Any, str, Any]]:
     """Give a network of the library that was cut a configuration of its widths, and its layers the numbers that they
     keep of it; yields what was changed: whose, its name, and the value before. Where no configuration says the widths,
     saving it is refused from there on: the folder would not load."""
-    configuration = Configuration(type(module), module.config)
-    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    found = configuration.saying(wanted) if wanted.keys() == configuration.sizes.keys() else None
+    configuration, wanted = Configuration(type(module), module.config), shapes(module)
+    known = wanted.keys() == configuration.sizes.keys()
+    found = configuration.saying(wanted) if known else None
     if found is None:
         yield module, "save_pretrained", type(module).save_pretrained
         module.save_pretrained = Refused(type(module).__name__)
-        return
-    for part in _parts(found):
+    for part in _parts(found) if found is not None else ():
         own, said = _get(module.config, part), _get(found, part)
         for name in (*WIDTHS, *RATIOS, *HEADS, "head_dim"):  # a head's width no longer follows from the others
             if hasattr(said, name) and getattr(own, name, None) != getattr(said, name):
                 yield own, name, getattr(own, name, None)
                 setattr(own, name, getattr(said, name))
-    with torch.device("meta"):
-        like = type(module)(found)
-    for path, layer in like.named_modules():
-        own = module.get_submodule(path)
-        for name, value in vars(layer).items():
-            if isinstance(value, int) and name != "training" and vars(own).get(name, value) != value:
-                yield own, name, getattr(own, name)
-                setattr(own, name, value)
+    for path, name, value in configuration.numbers(wanted) if known else ():
+        layer = module.get_submodule(path)
+        if getattr(layer, name, value) != value:
+            yield layer, name, getattr(layer, name)
+            setattr(layer, name, value)
 
 
 @dataclass(frozen=True)
@@ -175,5 +231,5 @@ class Refused:
     def __call__(self, *args: Any, **options: Any) -> None:
         raise ModelError(
             f"no configuration of {self.kind} has the widths that this network was cut to: its folder would not load",
-            "keep layers alike (mask{alike=layers}), or save its state_dict; graphprune compile hf:FOLDER does it all",
+            "keep layers alike (mask{alike=layers}), or save its state_dict; compile hf:FOLDER writes what loads",
         )

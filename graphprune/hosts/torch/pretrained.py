@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 
 from ...errors import DataError, ModelError, raised
+from .configuration import Configuration
 
 SAMPLES, LENGTH = 2, 128
 """Of the example, that a network is traced on; of text, so many tokens make a sample (fewer where no more fit)."""
@@ -33,6 +35,10 @@ class Pretrained:
     def example(self) -> dict[str, Any]:
         """Example inputs as torch.export takes them."""
         return {"args": (), "kwargs": {**example_of(self.model), **_without_cache(self.model)}}
+
+    @cached_property
+    def configuration(self) -> Configuration:
+        return Configuration(type(self.model), self.model.config)
 
     def carry(self, out: Path) -> None:
         """What is beside the weights (tokeniser, preprocessing, licence), into a folder that has not got it."""
@@ -164,14 +170,20 @@ def tokenised(folder: Path, text: Path) -> dict[str, np.ndarray[Any, Any]]:
     return {"input_ids": packed, **({"decoder_input_ids": packed} if config.is_encoder_decoder else {})}
 
 
-def shapes(kind: type, config: Any) -> dict[str, tuple[int, ...]]:
-    """Of all tensors that a class with a configuration has. Raises what the class raises."""
-    with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in kind(config).state_dict().items()}
-
-
 def made_from(kind: type, config: Any, state: Mapping[str, torch.Tensor], dtype: torch.dtype) -> Any:
     """A network with a configuration and weights. Raises RuntimeError where they do not fit."""
     model = kind(config).to(dtype).eval()
     model.load_state_dict(state)
     return model
+
+
+def automatic(kind: Any) -> list[str]:
+    """The names of the library's classes by which people load networks of a class, ``AutoModel`` and its kin."""
+    library = _library()
+    found = []
+    for name in dir(library):
+        mapping = getattr(getattr(library, name), "_model_mapping", None) if name.startswith("AutoModel") else None
+        named = mapping.get(kind.config_class, ()) if mapping is not None else ()
+        if kind in (named if isinstance(named, tuple) else (named,)):
+            found.append(name)
+    return found

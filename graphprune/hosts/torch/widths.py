@@ -102,6 +102,10 @@ def widths(program: Program) -> dict[str, Any]:
         if not owner or any(name.startswith(f"{owner}.") for name in read):
             raise _unfit(f"a part of `{owner}` is gone")
     layers = dict(_layers(program.graph, {name.rpartition(".")[0] for name in changed}))
+    if made := getattr(program.source, "pretrained", None):  # what is no layer of torch's keeps numbers too
+        sizes = {name: tuple(after.get(name, was)) for name, was in made.configuration.sizes.items()}
+        for path, attribute, value in made.configuration.numbers(sizes):
+            layers.setdefault(path, {}).setdefault(attribute, value)
     eps = dict(_eps(program.source.lift(), program.graph))
     return {"version": VERSION, "tensors": changed, "layers": layers, "eps": eps, "identity": sorted(gone)}
 
