@@ -46,6 +46,8 @@ class Images:
 
         layout = self.layout or next((one for one in LAYOUTS if _channels(one, shape) in (1, 3)), "")
         channels = _channels(layout, shape) if layout else None
+        if channels not in (1, 3) and self.layout:
+            raise DataError(f"{file}: as {layout} `{value.name}` has {channels} channels", "is it the other layout?")
         if channels not in (1, 3):
             raise DataError(
                 f"{file}: the model takes no images", f"`{value.name}` is {'x'.join(map(str, shape))}; write .npy files"

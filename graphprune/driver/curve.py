@@ -111,6 +111,7 @@ def _points(
     progress: Progress | None,
 ) -> dict[str, Any]:
     """The curve, with those that are ``known`` and the others. Raises BudgetError where none can be met."""
+    refused: BudgetError | None = None
     for number, text in enumerate(texts):
         if progress:
             progress(f"{facts['unit']}={text}", number, len(texts))
@@ -119,13 +120,14 @@ def _points(
             try:
                 known[text] = point(text, place.name, compiled(text, place))
             except BudgetError as error:  # the others may well be met
+                refused = error
                 known[text] = {"budget": text, "error": error.message}
         done = {**facts, "points": [known[one] for one in texts if one in known], "asked": list(texts)}
         if any("error" not in one for one in done["points"]):
             put(folder / FACTS, json.dumps(done, indent=1) + "\n")
             put(folder / PAGE, render(done))
-    if all("error" in one for one in done["points"]):
-        raise BudgetError(f"no budget can be met: {done['points'][-1]['error']}", "ask for more to remain")
+    if refused is not None and all("error" in one for one in done["points"]):
+        raise BudgetError(f"no budget can be met: {refused.message}", refused.hint) from refused
     return done
 
 

@@ -106,6 +106,7 @@ MISTAKES: list[tuple[str, str, str]] = [
     (f"{NET} --fixed y --data x.npz", "no input `y` to be fixed", "the model takes x"),
     (f"{NET} --mean 0.5", "no data was given", "--data FOLDER"),
     (f"{NET} --mean 0.5 --data x.npz", "are for a folder of images", "normalise them"),
+    (f"{NET} --layout NHWC --data loose", "loose/a.png: as NHWC `x` has 8 channels", "the other layout"),
     (f"{NET} --mean 0.5,0.5 --data loose", "mean has 2 numbers", "one for each channel"),
     # ---- losses
     (f"{NET} --data x.npz {TAYLOR}", "in `score{by=taylor}` after `group`: this criterion takes a loss", "--loss"),
@@ -200,7 +201,7 @@ MISTAKES += [  # of other commands
     (f"{NET} -o small.onnx", "small.onnx: a folder is written", "give small"),
     ("curve nets.py:net --data x.npz --budgets half -o c", "macs=half is not a budget", "macs=0.5x"),
     ("curve nets.py:net --data x.npz --budgets 0.9..0.3 -o c", "7 points from 0.9 to 0.3", "2 to 99 points"),
-    ("curve nets.py:net --data x.npz --budgets 0.001,0.002 -o c", "no budget can be met: ", "ask for more"),
+    ("curve nets.py:net --data x.npz --budgets 0.001,0.002 -o c", "no budget can be met: ", "lower `floor`"),
     ("curve nets.py:net -o c", "nothing says that", "give data"),
     ("curve nets.py:net --data x.npz -o theirs", "theirs exists and holds no curve", "another path"),
     ("curve net.onxx --data x.npz --json -o c", "net.onxx: no such file", "did you mean `net.onnx`?"),

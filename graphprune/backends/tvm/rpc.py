@@ -75,7 +75,10 @@ def _answering(address: str) -> Iterator[None]:
     except TargetError:
         raise
     except Exception as error:  # sockets, handshakes and timeouts share no base class here
-        raise TargetError(f"{address}: no RPC device answers ({last_line(error)})") from error
+        raise TargetError(
+            f"{address}: no RPC device answers ({last_line(error)})",
+            "on the device: python -m tvm.exec.rpc_server --host 0.0.0.0 --port 9090",
+        ) from error
 
 
 def time_ops(
