@@ -11,6 +11,7 @@ from ..pipeline.correction import Correct
 from .left_out import left_out
 from .lsq import least_squares
 from .mean import means
+from .no_worse import further
 from .statistics import recalibrate, renormalise
 
 METHODS: Mapping[str, Callable[[Program, Keep], tuple[Correct, str]]] = {
@@ -20,4 +21,4 @@ METHODS: Mapping[str, Callable[[Program, Keep], tuple[Correct, str]]] = {
     "renorm": renormalise,
 }
 
-__all__ = ["METHODS", "left_out"]
+__all__ = ["METHODS", "further", "left_out"]

@@ -48,6 +48,17 @@ def no_worse(program: Program, correction: Correct, known: Errors | None = None)
     return (*parts, Correct())[best], note
 
 
+def further(program: Program, correction: Correct, by: str) -> str:
+    """What to say of a correction ``by`` a method that promises no smaller error, where it leaves a larger one."""
+    known = errors(_pairs(program, correction.apply(program).host), _pairs(program, program.host))
+    if not correction or known.corrected <= known.alone:
+        return ""
+    return (
+        f"`compensate{{by={by}}}` promises no smaller error: on the calibration data it leaves {known.corrected:.3g}, "
+        f"and there was {known.alone:.3g} without it; `compensate` (by=lsq) never leaves more than there was"
+    )
+
+
 def _part(host: Host, correction: Correct, share: float) -> Correct:
     """The way from what the weights and biases are to what they would be, walked so far."""
     weights = {}

@@ -23,7 +23,8 @@ def recalibrate(program: Program, keep: Keep) -> tuple[Correct, str]:
 
     Running mean and variance of every BatchNorm as they are in the pruned network, each measured with
     those before it already set: what forward passes in training mode converge to, in one pass and exactly
-    (EagleEye, Li et al. 2020; REFLOW, Saikumar and Varghese 2024)."""
+    (EagleEye, Li et al. 2020; REFLOW, Saikumar and Varghese 2024). No promise: with statistics that were never
+    trained, or little data, the outputs can be further from the original's than after the cut alone."""
     host, graph = program.host.copy(), program.graph
     weights: dict[str, Array] = {}
     with Walk(host, graph, program.data) as walk:
@@ -42,7 +43,8 @@ def renormalise(program: Program, keep: Keep) -> tuple[Correct, str]:
 
     y = sigma_d (x - mu_p) / sigma_p + mu_d, d the dense and p the pruned network, of what every
     BatchNorm is given (REFLOW; Jordan et al., REPAIR, 2023), written into its running statistics, so that
-    nothing is added to the graph. Where sigma_p is all but gone the channel keeps its scale."""
+    nothing is added to the graph. Where sigma_p is all but gone the channel keeps its scale. No promise, see
+    recalibrate."""
     source = original(program)
     whole = source.lift()
     index = keep.index(everything(whole))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from ..compensation import METHODS, left_out
+from ..compensation import METHODS, further, left_out
 from ..compensation.lsq import least_squares
 from ..errors import RecipeError, nearest
 from ..ir.facts import Keep
@@ -56,9 +56,11 @@ class Compensate(Pass):
         fit = METHODS[self.by] if self.bias else partial(least_squares, biases=False)
         correction, said = fit(program, keep)
         branches = "`compensate{by=mean}` makes up for channels, not for branches: by=lsq does"
-        notes = branches if gone and self.by == "mean" else "", said, left_out(program, keep) if self.fits() else ""
+        more = left_out(program, keep) if self.fits() else further(program, correction, self.by)
+        notes = branches if gone and self.by == "mean" else "", said, more
         return correction.apply(program).note(*filter(None, notes))
 
     def fits(self) -> bool:
-        """Whether layers that it cannot fit are worth a word; BatchNorm statistics are measured whatever reads them."""
+        """Whether it promises no larger error, and layers that it cannot fit are worth a word; BatchNorm statistics are
+        measured whatever reads them, and whatever comes of it."""
         return self.by in ("lsq", "mean")

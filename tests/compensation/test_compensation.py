@@ -451,6 +451,26 @@ def test_statistics_are_set_in_networks_with_ops_without_operands(by):
     assert not np.allclose(done.host.parameter("n.running_var"), 1.0)
 
 
+@pytest.mark.parametrize(("trained", "worse"), [(True, False), (False, True)])
+def test_statistics_that_take_the_outputs_further_away_are_told(trained, worse):
+    """They promise nothing: measured where nothing was trained, they make another network."""
+    torch.manual_seed(0)
+    model, x = Normed(), torch.randn(40, 3, 8, 8) + 1
+    if trained:
+        for norm in (model.n, model.m):
+            norm.momentum = None
+        with torch.no_grad():
+            model.train()(x)
+    program = gp.load(model.eval(), x[:2], data=x)
+    cut = do(CUT, program)
+    done = do("compensate{by=bn}", cut)
+    before, after = (
+        sum(np.square(a.host.run(b)[0] - program.host.run(b)[0]).sum() for b in a.data) for a in (cut, done)
+    )
+    told = [note for note in done.notes if "promises no smaller error" in note]
+    assert (after > before, len(told)) == (worse, worse)
+
+
 def test_a_fit_without_intercept_is_the_least_squares_one_without_a_column_of_ones():
     rng = np.random.default_rng(0)
     x, target = rng.standard_normal((200, 5)) + 3, rng.standard_normal((200, 4)) + 1
