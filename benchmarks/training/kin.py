@@ -42,17 +42,18 @@ def penalty_of(name: str, program: gp.Program, module: nn.Module, optimizer: Any
         "Catalyst": lambda: train.Catalyst(program, module, optimizer, keep=keep, total_steps=run.steps),
         "BiP": lambda: train.BiP(program, module, optimizer, keep=keep, total_steps=run.steps),
         "Movement": lambda: train.Movement(program, module, optimizer, keep=keep, total_steps=2 * third),
-        "SMCP": lambda: train.SMCP(program, module, optimizer, every=20),
-        "LAPP": lambda: train.LAPP(program, module, optimizer),
+        "SMCP": lambda: train.SMCP(program, module, optimizer, every=10, total_steps=run.steps),
+        "LAPP": lambda: train.LAPP(program, module, optimizer, total_steps=run.steps),
         "Polarization": lambda: train.Polarization(program, module, optimizer),
-        "StochasticMasks": lambda: train.StochasticMasks(program, module, optimizer, total_steps=run.steps),
+        "StochasticMasks": lambda: train.StochasticMasks(known, module, optimizer, total_steps=run.steps),
+        "Transport": lambda: train.Transport(program, module, optimizer, total_steps=run.steps),
     }
     return make[name]()
 
 
 NAMES = (
     *("none", "GroupLasso", "Slimming", "VAR", "AdaSAP", "DReSS", "GrowingRegularization", "Catalyst", "BiP"),
-    *("Movement", "SMCP", "LAPP", "Polarization", "StochasticMasks"),
+    *("Movement", "SMCP", "LAPP", "Polarization", "StochasticMasks", "Transport"),
 )
 
 

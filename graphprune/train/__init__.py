@@ -19,6 +19,7 @@ from .schedule import cubic, linear, one_shot
 from .slimming import Slimming
 from .smcp import SMCP
 from .stochastic import StochasticMasks
+from .transport import Transport
 from .var import VAR
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Polarization",
     "Slimming",
     "StochasticMasks",
+    "Transport",
     "answers",
     "cubic",
     "linear",

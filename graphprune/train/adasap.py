@@ -21,7 +21,8 @@ class AdaSAP(Penalty):
             task(module(x), y).backward()
         optimizer.step()
 
-    There is no term in the loss: ``penalty()`` is zero.
+    There is no term in the loss: ``penalty()`` is zero. A part of the paper: its first step, the training before
+    the cut; the cut itself is the compiler's.
     """
 
     def __init__(

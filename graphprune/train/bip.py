@@ -67,7 +67,7 @@ class BiP(Masked):
             raise RecipeError(f"BiP: `scope` cannot be `{scope}`", nearest(scope, SCOPES))
         self.structured, self.tied, self.lr, self.momentum = structured, tied, lr, momentum
         self.curvature, self.total_steps = curvature, total_steps
-        self.warm_up = (0.25 if structured else 1.0) if warm_up is None else warm_up
+        self.warm_up = (0.0 if structured else 1.0) if warm_up is None else warm_up
         self.shares = shares_of(keep, self.channels.names if structured else self.tensors(), "BiP")
         self.together = not structured and scope == "global" and isinstance(keep, (int, float))
         for k, parameter in enumerate(self.tensors().values()):
@@ -117,6 +117,8 @@ class BiP(Masked):
 
     def rate(self) -> float:
         """beta at this step."""
+        if self.warm_up == 0:
+            return 0.0
         if self.total_steps is None:
             return self.lr
         done = int(self.steps) / self.total_steps

@@ -19,6 +19,7 @@ class DReSS(Penalty):
 
     What goes is everything outside of the Keep that ``program`` knows, from any recipe:
     ``gp.run("group,score{by=wifv},mask{macs=0.5x}", program)``. Raises RecipeError where it knows none.
+    The whole of the paper's first two steps, on any network; there it is on language models, with few data.
     """
 
     over = "all"
@@ -35,17 +36,8 @@ class DReSS(Penalty):
         **options: Any,
     ) -> None:
         super().__init__(program, module, optimizer, strength=strength, **options)
-        if not self.program.knows(Keep):
-            raise RecipeError(
-                f"{type(self).__name__} regularises what will go, and the program does not know what",
-                'gp.run("group,score,mask{macs=0.5x}", program) chooses',
-            )
         self.power = power
-        stays = self.program.fact(Keep).keep
-        goes = [torch.ones(group.size) for group in self.channels.groups]
-        for group, own in zip(self.channels.groups, goes, strict=True):
-            own[torch.from_numpy(stays[group.name])] = 0
-        self.register_buffer("goes", torch.cat(goes).to(self.channels.device))
+        self.register_buffer("goes", leaving(self))
 
     def value(self) -> Tensor:
         return (self.goes * self.channels.norms() ** self.power).sum()
@@ -57,3 +49,17 @@ class DReSS(Penalty):
 
     def kept(self) -> Tensor:
         return self.goes == 0
+
+
+def leaving(penalty: Penalty) -> Tensor:
+    """Per channel, one where it is outside of the Keep that the program knows; RecipeError where it knows none."""
+    if not penalty.program.knows(Keep):
+        raise RecipeError(
+            f"{type(penalty).__name__} is about what will go, and the program does not know what",
+            'gp.run("group,score,mask{macs=0.5x}", program) chooses',
+        )
+    stays = penalty.program.fact(Keep).keep
+    goes = [torch.ones(group.size) for group in penalty.channels.groups]
+    for group, own in zip(penalty.channels.groups, goes, strict=True):
+        own[torch.from_numpy(stays[group.name])] = 0
+    return torch.cat(goes).to(penalty.channels.device)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import RecipeError
 from ..ir.program import Program
 from .gated import Gated
 
@@ -14,8 +15,11 @@ from .gated import Gated
 class Polarization(Gated):
     """R = sum_i t |a_i| - |a_i - mean a|, the mean over all channels, a clamped to [0, 1].
 
-    R alone is least with a share 1/2 + t/4 of the gates at zero and the others at one. The paper puts it on
-    BatchNorm's scales; here it is on gates, so that any group can have it.
+    R alone is least with a share 1/2 + t/4 of the gates at zero and the others at one (theorem 1). ``keep``, the share
+    of all channels that shall stay, sets t by that: t = 2 - 4 keep.
+
+    A part of the paper: it puts R on BatchNorm's scales and prunes at the valley of their histogram; here it is on
+    gates of their own, so that any group can have it, cut at one half.
     """
 
     def __init__(
@@ -26,10 +30,13 @@ class Polarization(Gated):
         *,
         strength: float = 1e-3,
         t: float = 0.0,
+        keep: float | None = None,
         **options: Any,
     ) -> None:
         super().__init__(program, module, optimizer, strength=strength, **options)
-        self.t = t
+        if keep is not None and not 0 < keep < 1:
+            raise RecipeError(f"Polarization: keep={keep} is not a share", "say what remains, between 0 and 1")
+        self.t = t if keep is None else 2 - 4 * keep
         self.auxiliary = self.train_along(nn.Parameter(torch.full_like(self.channels.norms().detach(), 0.9)))
         self.begin()
 

@@ -15,7 +15,8 @@ from .penalty import Penalty
 class Slimming(Penalty):
     """R = sum_i of the L2 norm of all the BatchNorm scales of channel i: |gamma_i| where there is one.
 
-    Groups that no BatchNorm scales have the score one, and no penalty.
+    Groups that no BatchNorm scales have the score one, and no penalty. The paper's threshold over all layers is
+    ``mask{allocate=global}``; its repetition is a loop of yours.
     """
 
     def __init__(

@@ -7,20 +7,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import RecipeError
 from ..ir.facts import Keep, Scores
 from ..ir.program import Program
 from ..pipeline.recipe import Recipe
 from ..pipeline.run import run
 from .masked import Masked
 
+WARM, RAMPED, COOL = 0.1, 0.5, 2 / 3
+"""When the budget begins to fall, when it is met, and when the mask rests, as shares of the steps."""
+
 
 class SMCP(Masked):
     """Forward with mask * weight, backward as if there were no mask, so that what is masked trains on and
     may come back; every ``every`` steps the mask is chosen anew, the best channels within ``budget``.
 
-    ``budget``: as ``mask`` takes it, ``"macs=0.5x"``. [derived] The choice is the compiler's own (one
-    threshold for the scores of all groups) on |w g| gathered since the last, where the paper solves a
-    multiple-choice knapsack.
+    ``budget``: as ``mask`` takes it, ``"macs=0.5x"``. ``allocate``: how ``mask`` spends it on the scores: one
+    threshold for all (``global``), or ``knapsack``, nearer to the paper. Scores are |w g| since the last choice.
+    ``total_steps``: with it everything is alive for the first tenth of the steps (warm-up), what is left of the whole
+    falls to the budget exponentially until a half (ramp), and for the last third the mask rests (cool-down); without it
+    the mask is within the budget from the first step, and never rests.
+
+    A part of the paper: there the knapsack is of widths under a table of latencies; here a channel has a price.
+    [derived: the lengths of the three phases]
     """
 
     saliency: Tensor
@@ -34,11 +43,16 @@ class SMCP(Masked):
         *,
         budget: str = "macs=0.5x",
         every: int = 80,
+        allocate: str = "global",
+        total_steps: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__(program, module, optimizer, **options)
-        self.every = every
-        self.choose = Recipe.parse(f"mask{{{budget} allocate=global}}")
+        self.every, self.allocate, self.total_steps = every, allocate, total_steps
+        self.budget = budget
+        Recipe.parse(self._mask(budget))
+        if total_steps is not None and not budget.endswith("x"):
+            raise RecipeError(f"SMCP: budget={budget} cannot fall step by step", "give a share: macs=0.5x")
         norms = self.channels.norms().detach()
         self.register_buffer("saliency", norms.clone())
         self.register_buffer("alive", torch.ones_like(norms))
@@ -57,15 +71,35 @@ class SMCP(Masked):
     @torch.no_grad()
     def step(self) -> None:
         super().step()
-        if int(self.steps) % self.every == 0:
+        if int(self.steps) % self.every == 0 and not self.rests():
             self._rewire()
             self.impose()
             self.saliency.zero_()
 
+    def _mask(self, budget: str) -> str:
+        return f"mask{{{budget} allocate={self.allocate}}}"
+
+    def rests(self) -> bool:
+        """Whether the cool-down has begun."""
+        return self.total_steps is not None and int(self.steps) > COOL * self.total_steps
+
+    def ramped(self) -> str:
+        """The budget at this step; nothing where all may live."""
+        if self.total_steps is None:
+            return self.budget
+        unit, _, share = self.budget.partition("=")
+        done = (int(self.steps) / self.total_steps - WARM) / (RAMPED - WARM)
+        left = f"{float(share[:-1]) ** min(max(done, 0.0), 1.0):.6f}x"
+        return "" if left == "1.000000x" else f"{unit}={left}"
+
     def _rewire(self) -> None:
+        budget = self.ramped()
+        if not budget:
+            self.alive.fill_(1)
+            return
         relative = [own / own.mean().clamp_min(1e-12) for own in self.channels.split(self.saliency).values()]
         scores = Scores("smcp", self.channels.arrays(torch.cat(relative)))
-        keep = run(self.choose, self.program.learn(scores)).fact(Keep).keep
+        keep = run(Recipe.parse(self._mask(budget)), self.program.learn(scores)).fact(Keep).keep
         for name, own in self.channels.split(self.alive).items():
             own.zero_()
             own[torch.from_numpy(keep[name]).to(own.device)] = 1

@@ -1,8 +1,5 @@
-"""Annealed stochastic masks: every channel is there with a learned probability, ever more surely.
-
-The concrete relaxation (Maddison et al., 2017; Louizos et al., 2018): m = sigmoid((logit + noise) / T), with
-logistic noise, T falling to ``cold`` over ``total_steps``.
-"""
+"""Annealed stochastic masks: what will go is there at random, and ever more rarely (Whitaker and Whitley, Stochastic
+Subnetwork Annealing, 2024)."""
 
 from __future__ import annotations
 
@@ -11,16 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import RecipeError
 from ..ir.program import Program
-from .gated import Gated
+from .dress import leaving
+from .masked import Masked
 
 
-class StochasticMasks(Gated):
-    """R = n (MACs left without the noise - ``target``)^2 for n channels in all: each feels a pull that does
-    not depend on n, and it is the compiled network that meets the target when T is low. The noise is of
-    ``seed`` and the step, so every rank draws the same, and a resumed run what it would have drawn."""
+class StochasticMasks(Masked):
+    """The subnetwork is the Keep that ``program`` knows, from any recipe. What is outside of it is there with a
+    probability that falls from one to zero along a cosine over the first ``annealed`` of ``total_steps``, drawn anew at
+    every step; then the subnetwork trains alone.
 
-    noise: Tensor
+    The draws are of ``seed`` and the step, so every rank draws the same, and a resumed run what it would have drawn.
+    Raises RecipeError where the program knows no Keep.
+    """
+
+    goes: Tensor
+    there: Tensor
 
     def __init__(
         self,
@@ -29,31 +33,33 @@ class StochasticMasks(Gated):
         optimizer: torch.optim.Optimizer | None = None,
         *,
         total_steps: int,
-        target: float = 0.5,
-        strength: float = 1.0,
-        warm: float = 1.0,
-        cold: float = 0.1,
+        annealed: float = 0.5,
         seed: int = 0,
         **options: Any,
     ) -> None:
-        super().__init__(program, module, optimizer, strength=strength, **options)
-        self.total_steps, self.target, self.warm, self.cold, self.seed = total_steps, target, warm, cold, seed
-        like = self.channels.norms().detach()
-        self.logits = self.train_along(nn.Parameter(torch.full_like(like, 2.0)))
-        self.register_buffer("noise", torch.zeros_like(like))
+        super().__init__(program, module, optimizer, **options)
+        if not 0 < annealed <= 1:
+            raise RecipeError(
+                f"StochasticMasks: annealed={annealed} is not a share", "of the steps, above 0 and up to 1"
+            )
+        self.total_steps, self.annealed, self.seed = total_steps, annealed, seed
+        self.register_buffer("goes", leaving(self))
+        self.register_buffer("there", torch.ones_like(self.goes))
         self._draw()
         self.begin()
 
-    def gates(self) -> Tensor:
-        return torch.sigmoid((self.logits + self.noise) / self.temperature())
+    def probability(self) -> float:
+        """That a channel which will go is there at this step."""
+        done = min(int(self.steps) / (self.annealed * self.total_steps), 1.0)
+        return float(0.5 * (1 + torch.cos(torch.tensor(torch.pi * done))))
 
-    def temperature(self) -> float:
-        done = min(int(self.steps) / self.total_steps, 1.0)
-        return float(self.warm * (self.cold / self.warm) ** done)
+    def masks(self) -> dict[str, Tensor]:
+        return self.channels.mask(self.there)
 
-    def value(self) -> Tensor:
-        left = self.macs(torch.sigmoid(self.logits / self.temperature()))
-        return self.channels.total * (left - self.target).square()
+    def revise(self, gradients: Any) -> None:
+        masks = self.masks()
+        for name, gradient in gradients.items():
+            gradient.mul_(masks[name].to(gradient.dtype))
 
     @torch.no_grad()
     def step(self) -> None:
@@ -62,13 +68,14 @@ class StochasticMasks(Gated):
         self.impose()
 
     def _draw(self) -> None:
-        """Logistic noise, none once the time is over."""
-        if int(self.steps) >= self.total_steps:
-            self.noise.zero_()
-            return
         rng = torch.Generator().manual_seed(self.seed * 1_000_003 + int(self.steps))
-        uniform = torch.rand(len(self.noise), generator=rng).clamp(1e-6, 1 - 1e-6)
-        self.noise.copy_(torch.logit(uniform))
+        drawn = (torch.rand(len(self.goes), generator=rng) < self.probability()).to(self.goes)
+        self.there.copy_(1 - self.goes * (1 - drawn))
 
     def importance(self) -> Tensor:
-        return torch.sigmoid(self.logits.detach())
+        """The norms, with all that goes below all that stays."""
+        norms = self.channels.norms(self.dense())
+        return norms / norms.max().clamp_min(1e-12) + (1 - self.goes)
+
+    def kept(self) -> Tensor:
+        return self.goes == 0

@@ -39,6 +39,7 @@ OPTIONS = {
     "Polarization": {},
     "Movement": {"total_steps": 5},
     "StochasticMasks": {"total_steps": 5},
+    "Transport": {"total_steps": 5},
 }
 METHODS = tuple(OPTIONS)
 THREE = ("Catalyst", "VAR", "BiP")
@@ -64,7 +65,7 @@ def loaded(dtype=torch.float32):
 
 def made(method, module, wrapped=None, **options):
     program = loaded(module.fc.weight.dtype)
-    if issubclass(getattr(gp.train, method), gp.train.DReSS):
+    if issubclass(getattr(gp.train, method), (gp.train.DReSS, gp.train.StochasticMasks)):
         program = gp.run("group,score,mask{channels=0.5x}", program)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     penalty = getattr(gp.train, method)(

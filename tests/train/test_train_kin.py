@@ -91,7 +91,7 @@ def test_growing_regularisation_grows_to_its_ceiling():
 
 # ---- masks -------------------------------------------------------------------------------------------
 
-GATED = {"LAPP": {"temperature": 0.3}, "Polarization": {}, "StochasticMasks": {"total_steps": 10}}
+GATED = {"LAPP": {"temperature": 0.3}, "Polarization": {}, "Transport": {"total_steps": 10}}
 
 
 @pytest.mark.parametrize("kind", sorted(GATED))
@@ -136,18 +136,69 @@ def test_the_gates_cost_is_the_compilers():
     torch.testing.assert_close(cut.model(images()), module(images()), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["LAPP", "StochasticMasks"])
-def test_the_cost_reaches_its_target(kind):
+def test_the_cost_of_lapp_reaches_its_target():
     module, program = pair(width=16)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
-    options = {"total_steps": 200} if kind == "StochasticMasks" else {}
-    penalty = getattr(gp.train, kind)(program, module, optimizer, target=0.5, **options)
+    penalty = gp.train.LAPP(program, module, optimizer, target=0.5)
     for step in range(200):
         optimizer.zero_grad()
         (0.1 * task(module, step) + penalty()).backward()
         optimizer.step()
         penalty.step()
     assert float(penalty.macs(penalty.gates()).detach()) == pytest.approx(0.5, abs=0.12)
+
+
+def test_lapps_gates_harden_as_the_temperature_falls():
+    module, program = pair(width=16)
+    penalty = gp.train.LAPP(program, module, sgd(module, 0.0), temperature=0.2, cold=0.002, total_steps=10)
+    soft = (penalty.gates() * (1 - penalty.gates())).sum()
+    heats = []
+    for _ in range(12):
+        heats.append(penalty.heat())
+        penalty.step()
+    np.testing.assert_allclose(heats[::5], [0.2, 0.02, 0.002])
+    assert (penalty.gates() * (1 - penalty.gates())).sum() < soft / 4
+    factors = penalty.gates().detach() * penalty.dense()["2.weight"]
+    torch.testing.assert_close(module[2].weight.detach(), factors)
+
+
+def test_transport_meets_the_budget_at_every_step():
+    """Exactly, soft as the plan still is; and scores that gain take from those that do not."""
+    module, program = pair(width=16)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+    penalty = gp.train.Transport(program, module, optimizer, total_steps=30, target=0.4)
+    first = penalty.gates().detach()
+    for step in range(31):
+        assert float(penalty.macs(penalty.gates()).detach()) == pytest.approx(0.4, abs=1e-5)
+        optimizer.zero_grad()
+        (task(module, step) + penalty()).backward()
+        optimizer.step()
+        penalty.step()
+    last = penalty.gates().detach()
+    assert ((first > 0.05) & (first < 0.95)).sum() >= 8
+    assert ((last < 0.05) | (last > 0.95)).sum() >= 14
+    slope = torch.autograd.grad(penalty.gates().square().sum(), penalty.ranking)[0]
+    assert float(slope.sum()) == pytest.approx(0, abs=1e-3)  # the same to all scores changes nothing
+
+
+def test_what_goes_is_there_ever_more_rarely():
+    module, program = pair(width=40)
+    with pytest.raises(RecipeError, match="StochasticMasks is about what will go, and the program does not know what"):
+        gp.train.StochasticMasks(program, module, sgd(module), total_steps=10)
+    known = gp.run("group,score,mask{channels=0.25x}", program)
+    penalty = gp.train.StochasticMasks(known, module, sgd(module, 0.0), total_steps=200)
+    stays = torch.zeros(40, dtype=torch.bool).index_fill(0, torch.from_numpy(known.fact(Keep).keep["0"]), True)
+    shares = []
+    for _ in range(200):
+        alive = (module[2].weight != 0).any(0)
+        assert alive[stays].all()
+        shares.append(float(alive[~stays].double().mean()))
+        penalty.step()
+    assert shares[0] == 1
+    assert shares[100:] == [0] * 100
+    np.testing.assert_allclose(np.mean(shares[40:60]), 0.5, atol=0.08)  # half way along the cosine
+    assert np.mean(shares[:20]) > 0.93
+    np.testing.assert_array_equal(penalty.keep().keep["0"], known.fact(Keep).keep["0"])
 
 
 def polarized(t):
@@ -181,6 +232,28 @@ def test_polarizations_own_choice_is_a_half_and_a_quarter_of_t(t):
             penalty.auxiliary = nn.Parameter(torch.tensor([0.0] * zeros + [1.0] * (40 - zeros)))
         values.append(float(penalty.value().detach()))
     assert int(np.argmin(values)) / 40 == pytest.approx(0.5 + t / 4, abs=0.026)
+
+
+def test_a_share_to_keep_sets_polarizations_t():
+    module, program = pair(width=16)
+    for keep, t in ((0.5, 0.0), (0.25, 1.0), (0.1, 1.6)):
+        penalty = gp.train.Polarization(program, module, sgd(module), keep=keep)
+        assert penalty.t == pytest.approx(t)
+        penalty.remove()
+    with pytest.raises(RecipeError, match="keep=1 is not a share"):
+        gp.train.Polarization(program, module, sgd(module), keep=1)
+
+
+def test_movement_rests_while_it_warms_up():
+    module, program = pair(width=10)
+    penalty = gp.train.Movement(program, module, sgd(module), keep=0.3, total_steps=6, warm_up=2)
+    counts = []
+    for _ in range(8):
+        counts.append(int(penalty.chosen().sum()))
+        penalty.step()
+    assert counts == [10, 10, 10] + [round(10 * share) for share in gp.train.cubic(4, 0.3)] + [3]
+    with pytest.raises(RecipeError, match="warm_up=6 of total_steps=6"):
+        gp.train.Movement(program, module, sgd(module), total_steps=6, warm_up=6)
 
 
 def test_movement_gathers_what_its_formula_says_and_counts_exactly():
@@ -222,6 +295,29 @@ def test_smcp_trains_what_it_masks_and_rewires_within_the_budget():
     masked = alive[0] == 0
     assert (penalty.dense()["2.weight"][:, masked] != before[:, masked]).all()
     assert any(not torch.equal(alive[0], later) for later in alive)
+
+
+def test_smcp_warms_up_ramps_down_and_rests():
+    module, program = pair(width=20)
+    optimizer = sgd(module)
+    penalty = gp.train.SMCP(
+        program, module, optimizer, budget="macs=0.25x", every=1, total_steps=30, allocate="knapsack"
+    )
+    alive = []
+    for step in range(30):
+        alive.append(penalty.alive.clone())
+        optimizer.zero_grad()
+        task(module, step).backward()
+        optimizer.step()
+        penalty.step()
+    counts = [int(one.sum()) for one in alive]
+    assert counts[:4] == [20] * 4
+    assert counts[9] == 10  # half of the way down, on a scale of powers
+    assert counts[15:] == [5] * 15
+    assert sorted(counts, reverse=True) == counts
+    assert all(torch.equal(one, alive[21]) for one in alive[21:])
+    with pytest.raises(RecipeError, match="budget=macs=100 cannot fall step by step"):
+        gp.train.SMCP(program, module, optimizer, budget="macs=100", total_steps=30)
 
 
 # ---- perturbation, schedules, distillation -----------------------------------------------------------

@@ -250,6 +250,24 @@ def test_the_gradient_of_var_is_the_formula():
     assert float(var.value().detach()) == pytest.approx(float(total), rel=1e-5)
 
 
+@pytest.mark.parametrize("grouped", [True, False])
+def test_relative_var_is_free_of_scale(grouped):
+    """Its formula; and weights ten times as large have the same R, where the paper's has a hundredth."""
+    module, program = pair()
+    var, plain = (gp.train.VAR(program, module, grouped=grouped, relative=own) for own in (True, False))
+    weights = [w.detach().abs() for w in (module[0].weight, module[2].weight)]
+    each = [var.channels.norms().detach()] if grouped else weights
+    expected = sum(w.numel() * w.square().mean() / w.var(correction=0) for w in each)
+    assert float(var.value().detach()) == pytest.approx(float(expected), rel=1e-4)
+    finite_differences(var, list(module.parameters()))
+    before = float(var.value().detach()), float(plain.value().detach())
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(10)
+    assert float(var.value().detach()) == pytest.approx(before[0], rel=1e-4)
+    assert float(plain.value().detach()) == pytest.approx(before[1] / 100, rel=1e-4)
+
+
 def test_var_spreads_the_norms():
     module, program = pair()
     var = gp.train.VAR(program, module, strength=1e-3)
@@ -277,7 +295,15 @@ def test_cardinality_is_exact_after_every_step(structured, scope, tied):
     module, program = pair(width=13)
     optimizer = torch.optim.Adam(module.parameters(), lr=0.05)
     bip = gp.train.BiP(
-        program, module, optimizer, keep=0.4, structured=structured, scope=scope, tied=tied, lr=0.05 if tied else 5.0
+        program,
+        module,
+        optimizer,
+        keep=0.4,
+        structured=structured,
+        scope=scope,
+        tied=tied,
+        lr=0.05 if tied else 5.0,
+        warm_up=1.0,
     )
     masks = []
     for step in range(12):
@@ -425,7 +451,8 @@ def test_the_mask_rate_falls_in_two_steps():
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     for options, expected in (
         ({"structured": False}, [0.1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001]),
-        ({}, [0.1, 0, 0, 0, 0, 0, 0]),  # of channels it rests after the first quarter
+        ({}, [0, 0, 0, 0, 0, 0, 0]),  # of channels it rests
+        ({"warm_up": 0.25}, [0.1, 0, 0, 0, 0, 0, 0]),
         ({"warm_up": 0.75}, [0.1, 0.1, 0.1, 0.01, 0.01, 0, 0]),
     ):
         bip = gp.train.BiP(program, module, optimizer, total_steps=100, **options)
