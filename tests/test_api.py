@@ -87,7 +87,7 @@ def test_load_takes_a_factory(factory):
         ("nowhere.pt2", "nowhere.pt2: no such file"),
         ("nowhere", "nowhere: no such file"),
         ("my_nets.py", "my_nets.py: a Python file, of which a function is to be named"),
-        ("", "a folder, not a model"),
+        ("", "an empty name is no model"),
         (":", ":"),
     ],
 )
