@@ -17,7 +17,9 @@ LIMIT = 600
 ACROSS, DOWN = 26, 40
 """Pixels from a column to the next, and from a layer to the one below it."""
 LEAST, LEGEND = 680, (380, 18)
-"""Pixels of a picture's width, at least, and of a line that names a group."""
+"""Pixels of a picture's width, at least, and of a line that names a group, at least."""
+LETTER, SAID = 7.5, 240
+"""Pixels of a letter of a group's name, at most about, and of what else its line says."""
 WIDE, TALL = 14, 32
 """Pixels of a layer's bar: its width, and its height where it has the most channels."""
 
@@ -146,9 +148,11 @@ def picture(network: Network, channels: Mapping[str, Sequence[Mapping[str, Any]]
                 row = rows[groups[one["group"]] - 1]
                 row["layers"], row["channels"] = row["layers"] + 1, max(row["channels"], one["count"])
     width = max(drawn["width"], LEAST)
-    lines = -(-len(rows) // max(1, width // LEGEND[0]))
+    longest = max((len(row["name"]) for row in rows), default=0)
+    wide = max(LEGEND[0], SAID + round(LETTER * longest))
+    lines = -(-len(rows) // max(1, width // wide))
     for k, row in enumerate(rows):
-        row["at"] = (8 + k // lines * LEGEND[0], drawn["height"] + 14 + k % lines * LEGEND[1])
+        row["at"] = (8 + k // lines * wide, drawn["height"] + 14 + k % lines * LEGEND[1])
     height = drawn["height"] + 60 + lines * LEGEND[1]
     page = templates().get_template("network.svg.j2")
     return printable(page.render(drawing=drawn, rows=rows, wide=WIDE, width=width, height=height))

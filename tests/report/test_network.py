@@ -114,6 +114,15 @@ def test_the_picture_of_inspect_has_a_colour_per_group_and_says_what_is_frozen()
     assert svg == picture(layers(program, program), channels(program, groups))
 
 
+def test_long_names_of_groups_have_room() -> None:
+    layer = {"module": "", "kind": "linear", "channels": [4, 4], "params": [8, 8], "macs": [8, 8]}
+    layers = [{**layer, "op": str(k), "name": str(k)} for k in range(40)]
+    own = {str(k): [{"group": f"{k}{'n' * 60}", "frozen": None, "count": 4}] for k in range(40)}
+    svg = picture({"layers": layers, "edges": [(k, k + 1) for k in range(39)]}, own)
+    at = {float(x) for x in re.findall(r'<g><rect fill="[^"]+" x="([\d.]+)"[^>]*width="10"', svg)}
+    assert at == {8.0} or min(b - a for a, b in itertools.pairwise(sorted(at))) > 60 * 7
+
+
 def test_a_layer_of_several_groups_has_a_part_for_each() -> None:
     program = nets.program("SplitUneven")
     groups = find_groups(program.graph)
