@@ -63,10 +63,10 @@ class Rotate(Edit):
 
 def stays(stream: Stream) -> str:
     """Why a stream cannot be rotated, if it cannot."""
+    if stream.why:  # what reads it may not have been looked for
+        return stream.why
     layer_norm = next((norm for norm in stream.norms if norm.kind == "layer_norm"), None)
     others = next((norm for norm in stream.norms if stream.readers[norm.name] is None), None)
-    if stream.why:
-        return stream.why
     if layer_norm is not None:
         return f"{layer_norm.where} is no RMS norm; `rms` before it makes one of it where that is exact"
     if why := tied(stream, "rotate"):

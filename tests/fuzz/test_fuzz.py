@@ -230,6 +230,24 @@ FOUND = {
         (8, 9),
         0,
     ),
+    "a stream whose readers are not looked for, as it stays anyway": Network(
+        (("series", (7, 5, 4)), ("ids", (7, 4))),
+        (
+            Step(kind="embedding", on=1, options={"out": 6}, weights=0),
+            Step(kind="linear", on=0, options={"out": 2, "bias": False, "form": "plain"}, weights=1),
+            Step(kind="concat", on=0, options={"with": (0,), "axis": 1, "first": False}, weights=2),
+            Step(kind="mixer", on=4, options={"axis": 1, "mid": 2, "residual": False}, weights=3),
+            Step(kind="rms_norm", on=4, options={}, weights=4),
+            Step(kind="rms_norm", on=6, options={}, weights=5),
+            Step(kind="binary", on=5, options={"with": 7, "f": "add"}, weights=6),
+            Step(kind="mixer", on=8, options={"axis": 2, "mid": 2, "residual": False}, weights=7),
+            Step(kind="linear", on=9, options={"out": 3, "bias": True, "form": "plain"}, weights=8),
+            Step(kind="linear", on=3, options={"out": 3, "bias": True, "form": "plain"}, weights=9),
+            Step(kind="linear", on=2, options={"out": 3, "bias": True, "form": "plain"}, weights=10),
+        ),
+        (10, 11, 12),
+        200,
+    ),
 }
 
 
