@@ -70,7 +70,7 @@ def write_pretrained(folder: Path, program: Program) -> str | None:
     configuration says the widths, also a class of its own that does. Returns why nothing was written where the class
     has no place for what was made. Raises ModelError where the class, made from a configuration that says them, does
     not compute what the program computes."""
-    from ..hosts.torch.configuration import told
+    from ..hosts.torch.configuration import Configuration, told
     from ..hosts.torch.pretrained import made_from
     from ..hosts.torch.widths import widths
     from ..train.inplace import compare
@@ -82,9 +82,15 @@ def write_pretrained(folder: Path, program: Program) -> str | None:
     try:
         sizes = widths(program)
         state = weights(program, sizes)
+        if gone := [block for block in configuration.blocks if not any(name.startswith(block) for name in state)]:
+            if (less := configuration.without(gone)) is None:
+                return f"no configuration of {kind.__name__} leaves out {', '.join(block[:-1] for block in gone)}"
+            config, names = less
+            configuration, state = Configuration(kind, config), {names[old]: tensor for old, tensor in state.items()}
         shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-        known = {**configuration.sizes, **shapes}
-        found = configuration.saying(known) if known.keys() == configuration.sizes.keys() else None
+        found = configuration.saying(shapes) if shapes.keys() == configuration.sizes.keys() else None
+        if found is None and gone:
+            return f"no configuration of {kind.__name__} has these widths in the blocks that are left"
         if found is None:
             full = filled(program, copy.deepcopy(made.model), sizes)
             compare(full, program.source, program, "rebuilt")

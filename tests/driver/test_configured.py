@@ -135,7 +135,8 @@ for kind, folder, inputs in zip(*[iter(sys.argv[1:])] * 3):
     with torch.no_grad():
         out = {"logits": [x for x in model(**given).values() if isinstance(x, torch.Tensor)][0]}
         if model.can_generate() and "input_ids" in given:
-            out["tokens"] = model.generate(given["input_ids"], max_new_tokens=32, min_new_tokens=32, do_sample=False)
+            start = given["input_ids"][:, :8]
+            out["tokens"] = model.generate(start, max_new_tokens=32, min_new_tokens=32, do_sample=False)
     torch.save(out | {"parameters": sum(p.numel() for p in model.parameters())}, folder + "/out")
 assert "graphprune" not in sys.modules
 """
@@ -166,7 +167,8 @@ def check(name, sizes, tmp_path, budget="0.8x", automatic=None):
         assert (found["logits"] - want).abs().max() <= 1e-5 * want.abs().max()
         assert (whole - want).abs().max() > 1e-3 * want.abs().max()  # something went
         if "tokens" in found:
-            tokens = zeroed.generate(given["input_ids"], max_new_tokens=32, min_new_tokens=32, do_sample=False)
+            start = given["input_ids"][:, :8]
+            tokens = zeroed.generate(start, max_new_tokens=32, min_new_tokens=32, do_sample=False)
             assert torch.equal(found["tokens"], tokens)
         assert json.loads((tmp_path / kind / "tokenizer_config.json").read_text()) == {"carried": "along"}
         assert (tmp_path / kind / "modeling_pruned.py").exists() == (kind == automatic)
@@ -277,6 +279,26 @@ def test_what_no_configuration_says_a_class_of_its_own_does_and_else_it_is_said(
     factors, notes = written("factors", "factor{layers=*down_proj},group,score,mask{width=*rank=4},propagate")
     assert any(note.startswith("nothing that from_pretrained loads was written:") for note in notes)
     assert not (factors / "config.json").exists() and (factors / "model.pt2").exists()
+
+
+def test_blocks_that_are_left_out_are_said_and_halves_of_them_are_not(tmp_path):
+    sizes = dict(GQA, num_hidden_layers=4, use_sliding_window=True, max_window_layers=2, sliding_window=8)
+    model = made("Qwen2ForCausalLM", sizes)
+    source, given = folder(model, tmp_path / "in"), example_of(model)
+    chosen = "score{branches=angular},mask{params=0.75x allocate=global},propagate"
+    for of in ("block", "attention"):
+        recipe = f"group,branches{{of={of} alone=true}},{chosen}"
+        done = gp.compile(f"hf:{source}", recipe=recipe, data=given, out=tmp_path / of, measure=False)
+        notes = [note for note in done.report["notes"] if "from_pretrained" in note]
+        assert (bool(notes), (tmp_path / of / "config.json").exists()) == ((True, False), (False, True))[of == "block"]
+        if of == "block":
+            again = hf.AutoModelForCausalLM.from_pretrained(tmp_path / of)
+            left = [k for k in range(4) if f"model.layers.{k}.mlp.up_proj.weight" in done.program.model.state_dict()]
+            assert again.config.num_hidden_layers == len(left) < 4
+            assert again.config.layer_types == [model.config.layer_types[k] for k in left]
+            ids = given["input_ids"]
+            with torch.no_grad():
+                assert torch.equal(again(ids).logits, torch.from_numpy(done.program.host.run([ids.numpy()])[0]))
 
 
 def test_layers_alike_lose_the_least_together():

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import combinations
+from itertools import combinations, product
 from math import inf, nextafter
 from typing import Any
 
@@ -30,6 +30,11 @@ HEADS = (
 )
 """What may be said: widths within a block. Those of the stream and of a head are in scales and tables of angles too,
 which a configuration derives from them."""
+DEPTHS = (
+    *("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers"),
+    *("num_decoder_layers", "depth"),
+)
+"""Counts of blocks."""
 MOST = 6
 """Fields that may change together."""
 
@@ -84,6 +89,31 @@ class Configuration:
                 made = _shapes(self.kind, config)
                 if made is not None and _under(made, under) == _under(wanted, under):
                     return config
+        return None
+
+    def without(self, gone: Collection[str]) -> tuple[Any, dict[str, str]] | None:
+        """The configuration of the class without some of its ``blocks``, and under which names it has the tensors that
+        stay; None where there is none. What it lists for each block (kinds of attention) goes with the block."""
+        lists: dict[str, list[str]] = {}
+        for block in self.blocks:
+            lists.setdefault(block.removesuffix(".").rpartition(".")[0], []).append(block)
+        kept = {path: [k for k, block in enumerate(blocks) if block not in gone] for path, blocks in lists.items()}
+        moved = {lists[path][old]: f"{path}.{new}." for path, left in kept.items() for new, old in enumerate(left)}
+        names: dict[str, str] = {}
+        for name in self.sizes:
+            block = next((one for one in self.blocks if name.startswith(one)), "")
+            if block not in gone:
+                names[name] = moved.get(block, "") + name.removeprefix(block)
+        wanted = {new: self.sizes[old] for old, new in names.items()}
+        fields = list(_fields(self.config, DEPTHS))
+        able = [[kept[p] for p, blocks in lists.items() if len(blocks) == _get(self.config, path)] for path in fields]
+        for lefts in product(*([None, *lefts] for lefts in able)):
+            config = copy.deepcopy(self.config)
+            for path, left in zip(fields, lefts, strict=True):
+                if left is not None:
+                    _shorten(_get(config, path[:-1]), path[-1], left)
+            if _shapes(self.kind, config) == wanted:
+                return config, names
         return None
 
     def says(self, wanted: Shapes) -> bool:
@@ -156,13 +186,21 @@ def _parts(config: Any) -> Iterator[Path]:
             yield (name,)
 
 
-def _fields(config: Any) -> Iterator[Path]:
+def _fields(config: Any, names: Sequence[str] = (*WIDTHS, *RATIOS, *HEADS)) -> Iterator[Path]:
     for part in _parts(config):
         one = _get(config, part)
-        for name in (*WIDTHS, *RATIOS, *HEADS):
+        for name in names:
             value = getattr(one, name, None)
             if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
                 yield (*part, name)
+
+
+def _shorten(config: Any, field: str, left: Sequence[int]) -> None:
+    """Leave of as many blocks as a field says these."""
+    for name, value in list(vars(config).items()):
+        if isinstance(value, list) and len(value) == getattr(config, field):
+            setattr(config, name, [value[k] for k in left])
+    setattr(config, field, len(left))
 
 
 def _get(config: Any, path: Path) -> Any:
