@@ -147,3 +147,24 @@ def test_packed_sequences_are_refused_with_the_way_out():
     with pytest.raises(ModelError, match=r"torch.export could not trace it at .*, in forward: .*rnn") as caught:
         gp.load(Packed(), (torch.randn(3, 6, 4), torch.tensor([6, 2, 4])))
     assert "read it by length" in str(caught.value.hint)
+
+
+class Fresh(nn.Module):
+    """Writes into what it has made, of a constant and of a stored tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Linear(4, 6)
+        self.two = nn.Linear(6, 3)
+        self.register_buffer("shift", torch.arange(6.0))
+
+    def forward(self, x):
+        scale = torch.sqrt(torch.tensor(4.0))
+        shift = self.shift * 2
+        shift += 1
+        return self.two(self.one(x) / scale + shift)
+
+
+def test_what_was_made_from_a_stored_tensor_is_not_the_tensor():
+    program = gp.load(Fresh().eval(), torch.randn(2, 4))
+    assert not program.host.writes and not program.notes

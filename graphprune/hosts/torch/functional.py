@@ -53,7 +53,7 @@ def _name(node: fx.Node) -> str:
     return schema.name.rpartition("::")[2] if node.op == "call_function" and schema is not None else ""
 
 
-def _written(node: fx.Node) -> fx.Node | None:
+def written_into(node: fx.Node) -> fx.Node | None:
     """What the op writes into."""
     schema = getattr(node.target, "_schema", None)
     if node.op != "call_function" or schema is None or not schema.is_mutable or _name(node) in _RENAMED:
@@ -65,12 +65,12 @@ def _written(node: fx.Node) -> fx.Node | None:
 
 def _suspect(node: fx.Node) -> bool:
     """Whether what an op writes into may have a second name: cheap, and true too often."""
-    written = _written(node)
+    written = written_into(node)
     if written is None:
         return False
     if len(written.users) > 1:
         return True
-    if _written(written) is not None:
+    if written_into(written) is not None:
         return _suspect(written)
     schema = getattr(written.target, "_schema", None)
     if written.op != "call_function":
@@ -94,7 +94,7 @@ def _stale(model: fx.GraphModule, example: Sequence[Any]) -> list[list[fx.Node]]
     place = {node: k for k, node in enumerate(model.graph.nodes)}
     found = []
     for nodes in members.values():
-        writes = [place[node] for node in nodes if _written(node) in nodes]
+        writes = [place[node] for node in nodes if written_into(node) in nodes]
         if any(place[a] < write < place[user] for write in writes for a in nodes for user in a.users):
             found.append(nodes)
     return found
@@ -148,7 +148,7 @@ class _Storage:
         for node in list(self.graph.nodes):
             if node is root:
                 continue
-            written = _written(node)
+            written = written_into(node)
             for used in node.all_input_nodes:
                 if used in self.paths:
                     with self.graph.inserting_before(node):

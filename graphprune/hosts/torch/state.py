@@ -13,27 +13,29 @@ import torch
 from torch import fx, nn
 
 from .edit import arguments
+from .functional import written_into
 
 
 def written_buffers(model: fx.GraphModule) -> tuple[str, ...]:
     """The names of the stored tensors that ops of the graph write into, by whatever view of them."""
     found: dict[str, None] = {}
     for node in model.graph.nodes:
-        root = _written(node)
+        root = written_into(node)
         while root is not None and root.op == "call_function":
-            root = next(iter(root.all_input_nodes), None)
+            root = _viewed(root)
         if root is not None and root.op == "get_attr":
             found[str(root.target)] = None
     return tuple(found)
 
 
-def _written(node: fx.Node) -> fx.Node | None:
+def _viewed(node: fx.Node) -> fx.Node | None:
+    """What the op's output is a view of."""
     schema = getattr(node.target, "_schema", None)
-    if node.op != "call_function" or schema is None or not schema.is_mutable:
+    if schema is None or not any(value.alias_info is not None for value in schema.returns):
         return None
     named = arguments(node)
-    writes = [named[a.name] for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-    return next((value for value in writes if isinstance(value, fx.Node)), None)
+    viewed = [named[a.name] for a in schema.arguments if a.alias_info is not None]
+    return next((value for value in viewed if isinstance(value, fx.Node)), None)
 
 
 @contextmanager
