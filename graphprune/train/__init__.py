@@ -15,6 +15,7 @@ from .masked import Masked
 from .movement import Movement
 from .penalty import Penalty
 from .polarized import Polarization
+from .recover import Recover
 from .schedule import cubic, linear, one_shot
 from .slimming import Slimming
 from .smcp import SMCP
@@ -38,6 +39,7 @@ __all__ = [
     "Movement",
     "Penalty",
     "Polarization",
+    "Recover",
     "Slimming",
     "StochasticMasks",
     "Transport",
