@@ -1,4 +1,4 @@
-"""What a hundred steps regain after a cut without training: all parameters, or few (gp.train.Recover), beside each other.
+"""What a hundred steps regain after a cut: with all parameters, or with few (gp.train.Recover).
 
     python -m benchmarks.training.recovery [--network resnet56] [--steps 100] [--seeds 0 1 2] [--out DIR]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from math import sqrt
 
@@ -27,13 +27,18 @@ def taylor(scoring: Scoring) -> ScoresByGroup:
     |sum g * w| over a slice, g the gradient of the mean loss over all samples: what removing the channel
     changes the loss by, to first order (Molchanov et al., Importance Estimation, 2019). The loss of a batch
     is taken for the mean over its samples."""
+    return scoring.per_axis(partial(_products, scoring, mean_gradient(scoring)), np.abs)
+
+
+def mean_gradient(scoring: Scoring) -> dict[str, Array]:
+    """The gradient of the mean loss over all samples, per weight of the groups."""
     program, mean = scoring.program, dict[str, Array]()
     shares = _shares(program.data)
     for number, share in enumerate(shares):
         for name, gradient in _gradient(scoring, program.data[number], _loss(scoring).rest[number]).items():
             mean[name] = mean.get(name, 0.0) + share * as_real(gradient).astype(np.float64)
         program.progress("gradients", number + 1, len(shares))
-    return scoring.per_axis(partial(_products, scoring, mean), np.abs)
+    return mean
 
 
 @criterion("fisher", loss=True)
@@ -87,19 +92,26 @@ def _probed(
     scoring: Scoring, axes: Sequence[tuple[str, int]], rng: np.random.Generator
 ) -> dict[tuple[str, int], Array]:
     """One draw of every score: v (H v) summed over each slice, over its size, times its squared norm."""
-    program, loss = scoring.program, _loss(scoring)
-    trace: dict[str, Array] = {}
-    for number, share in enumerate(_shares(program.data)):
-        probe = {name: rng.choice([-1.0, 1.0], program.host.parameter(name).shape) for name in _weights(scoring)}
-        found = program.host.gradients(program.data[number], loss.function, loss.rest[number], probe)
-        for name, value in found.items():
-            trace[name] = trace.get(name, 0.0) + share * value
+    program = scoring.program
+    trace = probed_once(scoring, lambda name: rng.choice([-1.0, 1.0], program.host.parameter(name).shape))
     out = {}
     for name, axis in axes:
         weight = program.host.parameter(name).astype(np.float64)
         others = tuple(k for k in range(weight.ndim) if k != axis)
         out[name, axis] = trace[name].sum(others) * weight.shape[axis] / weight.size * np.square(weight).sum(others)
     return out
+
+
+def probed_once(scoring: Scoring, vector: Callable[[str], Array]) -> dict[str, Array]:
+    """v (H v), H the Hessian of the mean loss over all samples; ``vector`` gives v of a weight, each batch anew."""
+    program, loss, total = scoring.program, _loss(scoring), dict[str, Array]()
+    for number, share in enumerate(_shares(program.data)):
+        probe = {name: vector(name) for name in _weights(scoring)}
+        for name, value in program.host.gradients(
+            program.data[number], loss.function, loss.rest[number], probe
+        ).items():
+            total[name] = total.get(name, 0.0) + share * value
+    return total
 
 
 def _shares(data: Sequence[Batch]) -> list[float]:

@@ -224,6 +224,43 @@ def test_hessian_trace_comes_close_to_the_exact_one(monkeypatch):
     np.testing.assert_allclose(scores(program, "by=hessian over=readers"), want, rtol=0.2)
 
 
+def test_snip_is_the_sum_of_sensitivities():
+    net, program = gradient(), with_loss()
+    want = (net[0].weight.grad * net[0].weight).abs().sum(1).detach().numpy()
+    np.testing.assert_allclose(scores(program, "by=snip over=writers"), want, rtol=1e-9)
+
+
+def test_grasp_is_what_the_gradient_loses():
+    """Half of the derivative of |g|^2 along a neuron's incoming weights, by finite differences."""
+    program = with_loss()
+
+    def squared(k, factor):
+        net = mlp()
+        with torch.no_grad():
+            net[0].weight[k] *= factor
+        loss = torch.nn.functional.cross_entropy(net(torch.from_numpy(X)), torch.from_numpy(LABELS))
+        return float(torch.autograd.grad(loss, net[0].weight)[0].square().sum())
+
+    want = [(squared(k, 1 + 1e-6) - squared(k, 1 - 1e-6)) / 4e-6 for k in range(7)]
+    np.testing.assert_allclose(scores(program, "by=grasp over=writers"), want, rtol=1e-5, atol=1e-9)
+
+
+def test_synflow_is_what_flows_through_a_channel(tmp_path):
+    net = mlp()
+    first, second = net[0].weight.detach().abs(), net[2].weight.detach().abs()
+    want = (first.sum(1) * second.sum(0)).numpy()
+    found = scores(gp.load(net, torch.zeros(2, 4, dtype=torch.float64)), "by=synflow over=writers")
+    np.testing.assert_allclose(found, 2 * want, rtol=1e-12)  # of two samples
+    program = gp.load(net.float(), torch.zeros(2, 4))
+    weights = net[0].weight.detach().clone()
+    one = run(Recipe.parse("group,score{by=synflow},mask{channels=0.01x allocate=global floor=0}"), program)
+    assert [len(own) for own in one.fact(Keep).keep.values()] == [1]  # never an empty layer
+    assert torch.equal(net[0].weight, weights)
+    program.host.save_onnx(tmp_path / "net.onnx")
+    with pytest.raises(RecipeError, match="synflow takes gradients, which only torch models have"):
+        run(Recipe.parse("group,score{by=synflow}"), gp.load(tmp_path / "net.onnx"))
+
+
 def test_taylor_counts_samples_not_batches():
     program, net = with_loss(), gradient()
     assert [len(rest[0]) for rest in program.loss.rest] == [64, 32]
