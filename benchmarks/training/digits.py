@@ -1,6 +1,6 @@
-"""Catalyst, VAR and BiP on handwritten digits, each beside what it competes with. About two minutes a seed.
+"""Catalyst on handwritten digits, beside a group lasso: what the cut changes, and the margin. Half a minute a seed.
 
-    python -m benchmarks.training.digits [--seeds 0 1 2] [--only catalyst] [--out DIR]
+    python -m benchmarks.training.digits [--seeds 0 1 2] [--out DIR]
 
 Interrupted, it goes on where it stopped; the tables are Markdown, for docs/benchmarks.md.
 """
@@ -8,7 +8,6 @@ Interrupted, it goes on where it stopped; the tables are Markdown, for docs/benc
 from __future__ import annotations
 
 import argparse
-import copy
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -20,13 +19,11 @@ from torch import Tensor, nn
 
 import graphprune as gp
 from examples.digits import DigitsNet, digits
-from graphprune.ir.facts import Groups
 
 from ..results import Results
 from .loop import Run, accuracy, mean
 
 WIDTH, BATCH, EPOCHS = 16, 64, 20
-SPARSITIES = (50, 70, 80, 90)
 X, Y, X_HELD, Y_HELD = digits()
 
 
@@ -79,13 +76,12 @@ def catalyst(seed: int) -> dict[str, Any]:
         cut = gp.run("propagate" if name == "catalyst" else "mask{channels=0.5x},propagate", learned)
         with torch.no_grad():
             before, after = module(X_HELD), cut.model(X_HELD)
-        kept = _kept(cut.plan["steps"][-1]["keep"], penalty)
         out[name] = {
             "dense": held(module),
             "pruned": held(cut.model),
             "moved": float((before - after).abs().max() / before.abs().max()),
             "kept": sum(map(len, cut.plan["steps"][-1]["keep"].values())) / penalty.channels.total,
-            "correlation": _rank_correlation(writers.numpy(), kept, penalty),
+            "correlation": correlation(writers.numpy(), cut.plan["steps"][-1]["keep"], penalty),
             "norms": penalty.channels.norms().tolist(),
             "start": start.tolist(),
             "auxiliary": penalty.auxiliary.tolist() if name == "catalyst" else None,
@@ -98,8 +94,9 @@ def _kept(keep: dict[str, list[int]], penalty: Any) -> np.ndarray:
     return np.concatenate([np.isin(np.arange(group.size), keep[group.name]) for group in groups]).astype(float)
 
 
-def _rank_correlation(norms: np.ndarray, kept: np.ndarray, penalty: Any) -> float:
-    """Spearman's, within groups (norms of different groups do not compare), pooled."""
+def correlation(norms: np.ndarray, keep: dict[str, list[int]], penalty: Any) -> float:
+    """Spearman's, of norm and survival, within groups (norms of different groups do not compare), pooled."""
+    kept = _kept(keep, penalty)
     a, b, at = list[float](), list[float](), 0
     for group in penalty.channels.groups:
         mine = slice(at, at + group.size)
@@ -108,170 +105,22 @@ def _rank_correlation(norms: np.ndarray, kept: np.ndarray, penalty: Any) -> floa
     return float(np.corrcoef(a, b)[0, 1])
 
 
-# ---- VAR ---------------------------------------------------------------------------------------------
-
-
-def var(seed: int) -> dict[str, Any]:
-    """One-shot magnitude pruning of single weights, without a step of training after it; only the
-    statistics of the norms are taken anew, for all alike."""
-    out = {}
-    for name in ("SGD", "SAM", "VAR"):
-        module, program = network(seed)
-        run = training(seed)
-        penalty = gp.train.VAR(program, module, strength=VAR_STRENGTH, grouped=False) if name == "VAR" else None
-        step = run.sharpness_aware(0.05) if name == "SAM" else None
-        run.train(module, penalty, step=step, what=f"{name}, seed {seed}")
-        out[name] = {"0": held(module)}
-        for sparsity in SPARSITIES:
-            out[name][str(sparsity)] = held(recalibrated(sparse(module, sparsity / 100)))
-    return out
-
-
-VAR_STRENGTH = 1e-4  # of 0, 1e-7, ..., 2e-2 the best on seed 0 at 70 and 80%
-
-
-@torch.no_grad()
-def sparse(module: nn.Module, sparsity: float) -> nn.Module:
-    """A copy with the smallest weights of all tensors together set to zero."""
-    module = copy.deepcopy(module)
-    weights = [p for p in module.parameters() if p.ndim > 1]
-    every = torch.cat([w.abs().flatten() for w in weights])
-    threshold = every.kthvalue(round(sparsity * len(every))).values
-    for weight in weights:
-        weight.mul_(weight.abs() > threshold)
-    return module
-
-
-@torch.no_grad()
-def recalibrated(module: nn.Module) -> nn.Module:
-    """The same weights with BatchNorm's mean and variance measured over the training images."""
-    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain average
-    module.train()
-    for rows in torch.arange(len(X)).split(BATCH)[:-1]:
-        module(X[rows])
-    return module.eval()
-
-
-# ---- BiP ---------------------------------------------------------------------------------------------
-
-ROUNDS = 4
-TUNE = 8  # epochs of fine-tuning, and of BiP
-
-
-def bip(seed: int, keep: float) -> dict[str, Any]:
-    """Structured: ``keep`` of every group's channels remains. All start from the same trained network."""
-    module, program = network(seed)
-    training(seed, 10).train(module, what=f"dense, seed {seed}")
-    dense = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    out: dict[str, Any] = {"dense": {"accuracy": held(module), "seconds": 0.0}}
-
-    cut = gp.run(f"group,score,mask{{channels={keep}x floor=0}},propagate", program).model
-    out["one-shot"] = {"accuracy": held(cut), "seconds": 0.0}
-    seconds = training(seed, TUNE).train(cut, what=f"one-shot + fine-tune, seed {seed}")
-    out[f"one-shot, {TUNE} epochs"] = {"accuracy": held(cut), "seconds": seconds}
-
-    module.load_state_dict(dense)
-    for epochs in (TUNE, TUNE // ROUNDS):
-        model, seconds = gp.load(module, (X[:2],)), 0.0
-        for number in range(1, ROUNDS + 1):  # the same share of what is left, each round
-            model = gp.run(f"group,score,mask{{channels={keep ** (1 / ROUNDS):.6f}x floor=0}},propagate", model)
-            what = f"iterative {number}/{ROUNDS}, seed {seed}"
-            seconds += training(seed, epochs).train(model.model, what=what)
-        left = sum(group.size for group in gp.run("group", model).fact(Groups))
-        name = f"iterative magnitude, {ROUNDS} x {epochs} epochs"
-        out[name] = {"accuracy": held(model.model), "seconds": seconds, "channels": left}
-
-    module.load_state_dict(dense)
-    run = training(seed, TUNE)
-    optimizer = run.optimizer(module)
-    penalty = gp.train.BiP(program, module, optimizer, keep=keep, total_steps=run.steps)
-    counts, first = set(), penalty.chosen()
-
-    def step(*given: Any) -> None:
-        counts.add(int(penalty.chosen().sum()))
-        run.gradients(*given)
-
-    seconds = run.train(module, penalty, optimizer, step=step, what=f"BiP, seed {seed}")
-    done = gp.run("propagate", penalty.learned())
-    channels = sum(len(own) for own in done.plan["steps"][-1]["keep"].values())
-    out[f"BiP, {TUNE} epochs"] = {
-        "accuracy": held(done.model),
-        "seconds": seconds,
-        "channels": channels,
-        "counts": sorted(counts),
-        "moved": int((first & ~penalty.chosen()).sum()),
-    }
-    return out
-
-
-def bip_weights(seed: int, keep: float) -> dict[str, Any]:
-    """``keep`` of the single weights of every tensor remains. BiP at the rate zero is one-shot magnitude
-    pruning, trained masked."""
-    module, program = network(seed)
-    training(seed, 10).train(module, what=f"dense, seed {seed}")
-    dense = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    out: dict[str, Any] = {"dense": {"accuracy": held(module), "seconds": 0.0}}
-    shares = list(gp.train.cubic(ROUNDS, keep))
-    for name, rounds, epochs, lr in (
-        (f"one-shot, {TUNE} epochs", [keep], TUNE, 0.0),
-        (f"BiP, {TUNE} epochs", [keep], TUNE, 0.1),
-        (f"iterative magnitude, {ROUNDS} x {TUNE // ROUNDS} epochs", shares, TUNE // ROUNDS, 0.0),
-        (f"iterative magnitude, {ROUNDS} x {TUNE} epochs", shares, TUNE, 0.0),
-    ):
-        module.load_state_dict(dense)
-        seconds = 0.0
-        for share in rounds:
-            run = training(seed, epochs)
-            optimizer = run.optimizer(module)
-            penalty = gp.train.BiP(
-                program, module, optimizer, keep=share, structured=False, lr=lr, total_steps=run.steps
-            )
-            first = penalty.masks()
-            seconds += run.train(module, penalty, optimizer, what=f"{name}, seed {seed}")
-            moved = sum(int((first[k] > own).sum()) for k, own in penalty.masks().items())
-            penalty.remove()
-        out[name] = {"accuracy": held(module), "seconds": seconds, "moved": moved}
-    return out
-
-
 # ---- tables ------------------------------------------------------------------------------------------
 
 
-def table(results: Results, seeds: list[int], only: str | None, out: Path) -> None:
-    if only in (None, "catalyst"):
-        rows = [results.get(f"catalyst, trained {seed}", partial(catalyst, seed)) for seed in seeds]
-        print("\n| | before the cut | after | outputs moved (relative, worst) | channels kept | rank correlation |")
-        print("|---|---|---|---|---|---|")
-        for name in ("catalyst", "lasso"):
-            every = [row[name] for row in rows]
-            correlation = mean([one["correlation"] for one in every], 2)
-            print(
-                f"| {name} | {mean([e['dense'] for e in every])} | {mean([e['pruned'] for e in every])} "
-                f"| {max(e['moved'] for e in every):.1e} | {100 * every[0]['kept']:.0f}% "
-                f"| {correlation} |"
-            )
-        draw(rows[0]["catalyst"], out / "catalyst.png")
-    if only in (None, "var"):
-        rows = [results.get(f"var {seed}", partial(var, seed)) for seed in seeds]
-        print(f"\n| weights removed | 0% | {' | '.join(f'{s}%' for s in SPARSITIES)} |\n|---|---|---|---|---|---|")
-        for name in rows[0]:
-            print(f"| {name} | {' | '.join(mean([row[name][k] for row in rows]) for k in rows[0][name])} |")
-    if only in (None, "bip"):
-        for what, work, keep in (
-            ("weights", bip_weights, 0.1),
-            ("weights", bip_weights, 0.03),
-            ("channels", bip, 0.25),
-        ):
-            rows = [results.get(f"bip {what} {keep} {seed}", partial(work, seed, keep)) for seed in seeds]
-            print(f"\n| {keep:g}x of the {what} | accuracy | seconds | swapped |\n|---|---|---|---|")
-            for name in rows[0]:
-                found = [row[name] for row in rows]
-                columns = [mean([f[key] for f in found]) for key in ("accuracy", "seconds")]
-                moved = mean([f["moved"] for f in found]) if "moved" in found[0] else ""
-                print(f"| {name} | {' | '.join(columns)} | {moved} |")
+def table(results: Results, seeds: list[int], out: Path) -> None:
+    rows = [results.get(f"catalyst, flow {seed}", partial(catalyst, seed)) for seed in seeds]
+    print("\n| | before the cut | after | outputs moved (relative, worst) | channels kept | rank correlation |")
+    print("|---|---|---|---|---|---|")
+    for name in ("catalyst", "lasso"):
+        every = [row[name] for row in rows]
+        related = mean([one["correlation"] for one in every], 2)
+        print(
+            f"| {name} | {mean([e['dense'] for e in every])} | {mean([e['pruned'] for e in every])} "
+            f"| {max(e['moved'] for e in every):.1e} | {100 * every[0]['kept']:.0f}% "
+            f"| {related} |"
+        )
+    draw(rows[0]["catalyst"], out / "catalyst.png")
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
@@ -296,11 +145,10 @@ def draw(found: dict[str, Any], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", choices=("catalyst", "var", "bip"))
     parser.add_argument("--out", type=Path, default=Path("demo-out/training"), help="results so far, and the picture")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    table(Results(options.out / "digits.json"), options.seeds, options.only, options.out)
+    table(Results(options.out / "digits.json"), options.seeds, options.out)
 
 
 if __name__ == "__main__":

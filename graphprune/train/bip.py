@@ -55,7 +55,7 @@ class BiP(Masked):
         structured: bool = True,
         scope: str = "global",
         tied: bool = False,
-        lr: float = 0.1,
+        lr: float = 1e-3,
         momentum: float = 0.9,
         curvature: float = 1e-4,
         total_steps: int | None = None,

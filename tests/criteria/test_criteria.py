@@ -251,11 +251,14 @@ def test_synflow_is_what_flows_through_a_channel(tmp_path):
     want = (first.sum(1) * second.sum(0)).numpy()
     found = scores(gp.load(net, torch.zeros(2, 4, dtype=torch.float64)), "by=synflow over=writers")
     np.testing.assert_allclose(found, 2 * want, rtol=1e-12)  # of two samples
-    program = gp.load(net.float(), torch.zeros(2, 4))
-    weights = net[0].weight.detach().clone()
-    one = run(Recipe.parse("group,score{by=synflow},mask{channels=0.01x allocate=global floor=0}"), program)
-    assert [len(own) for own in one.fact(Keep).keep.values()] == [1]  # never an empty layer
-    assert torch.equal(net[0].weight, weights)
+    deep = nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 6), nn.ReLU(), nn.Linear(6, 3))
+    before = {name: tensor.clone() for name, tensor in deep.state_dict().items()}
+    program = gp.load(deep, torch.zeros(2, 4))
+    least = run(
+        Recipe.parse("group,score{by=synflow normalize=none},mask{channels=0.14x allocate=global floor=0}"), program
+    )
+    assert [len(own) for own in least.fact(Keep).keep.values()] == [1, 1]  # never an empty layer
+    assert all(torch.equal(tensor, before[name]) for name, tensor in deep.state_dict().items())
     program.host.save_onnx(tmp_path / "net.onnx")
     with pytest.raises(RecipeError, match="synflow takes gradients, which only torch models have"):
         run(Recipe.parse("group,score{by=synflow}"), gp.load(tmp_path / "net.onnx"))

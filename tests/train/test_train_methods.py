@@ -455,7 +455,7 @@ def test_the_mask_rate_falls_in_two_steps():
         ({"warm_up": 0.25}, [0.1, 0, 0, 0, 0, 0, 0]),
         ({"warm_up": 0.75}, [0.1, 0.1, 0.1, 0.01, 0.01, 0, 0]),
     ):
-        bip = gp.train.BiP(program, module, optimizer, total_steps=100, **options)
+        bip = gp.train.BiP(program, module, optimizer, total_steps=100, lr=0.1, **options)
         rates = []
         for done in (0, 25, 49, 50, 74, 75, 99):
             bip.steps.fill_(done)

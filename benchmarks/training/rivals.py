@@ -1,0 +1,146 @@
+"""Catalyst beside what it competes with, at equal epochs from one trained network: digits at a fifth of the MACs, and a
+perceptron (64-256-256-10, no norm) at an eighth of its hidden channels.
+
+    python -m benchmarks.training.rivals [--setting mlp] [--epochs 20] [--seeds 0 1 2] [--out DIR]
+
+Catalyst trains through all epochs and is cut at the end; one-shot pruning is cut at the start; all others train for the
+first half with their regulariser, are cut, and train on for the second. Interrupted, it goes on where it stopped.
+ResNet-20 is in benchmarks.training.cifar.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import graphprune as gp
+from graphprune.ir.facts import Groups, Keep, Scores
+
+from ..results import Results
+from .digits import BATCH, X_HELD, X, batches, correlation, held, network
+from .loop import Run, mean
+
+MASKS = {"digits": "mask{macs=0.2x}", "mlp": "mask{channels=0.125x}"}
+ROWS = (
+    *("one-shot", "plain", "GroupLasso", "GReg", "Torch-Pruning, GroupNorm"),
+    *("Catalyst", "Catalyst, leaning on Taylor", "Catalyst, leaning on L2"),
+)
+
+
+def perceptron(seed: int) -> tuple[nn.Module, gp.Program]:
+    torch.manual_seed(seed)
+    wide = [nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU()]
+    module = nn.Sequential(nn.Flatten(), *wide, nn.Linear(256, 10))
+    return module, gp.load(module, (X[:2],))
+
+
+def run_of(seed: int, epochs: int) -> Run:
+    return Run(batches(seed), len(X) // BATCH, epochs)
+
+
+def one(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
+    module, program = (network if options.setting == "digits" else perceptron)(seed)
+    state = options.out / f"rivals-{options.setting}-{seed}.pt"
+    run_of(seed, 10).train(module, checkpoint=state, what=f"dense, seed {seed}")
+    mask, half = MASKS[options.setting], run_of(seed + 50, options.epochs // 2)
+    known = gp.run(f"group,score,{mask}", program)
+    start = gp.train.Penalty(program, module, over="writers").channels.norms().detach()
+    if name == "one-shot":
+        cut = gp.run("propagate", known).model
+        found = {"trained": held(module), "cut": held(cut)}
+        run_of(seed + 50, options.epochs).train(cut, what=f"{name}, seed {seed}")
+        return {**found, "tuned": held(cut)}
+    if name.startswith("Torch-Pruning"):
+        return torch_pruning(options, module, half, seed)
+    whole = name.startswith("Catalyst")
+    run = run_of(seed + 50, options.epochs) if whole else half
+    optimizer = run.optimizer(module)
+    penalty = _penalty(name, known, program, module, optimizer, run)
+    run.train(module, penalty, optimizer, what=f"{name}, seed {seed}")
+    learned = penalty.learned()
+    cut = gp.run("propagate" if learned.knows(Keep) else f"{mask},propagate", learned)
+    found = {"trained": held(module), "cut": held(cut.model)}
+    with torch.no_grad():
+        a, b = module(X_HELD), cut.model(X_HELD)
+    found["moved"] = float((a - b).abs().max() / a.abs().max())
+    found["correlation"] = correlation(start.numpy(), cut.plan["steps"][-1]["keep"], penalty)
+    if not whole:
+        run_of(seed + 100, options.epochs - half.epochs).train(cut.model, what=f"{name}, seed {seed}, fine-tuning")
+    return {**found, "tuned": held(cut.model)}
+
+
+def _penalty(name: str, known: gp.Program, program: gp.Program, module: nn.Module, optimizer: Any, run: Run) -> Any:
+    keep = {g.name: len(known.fact(Keep).keep[g.name]) / g.size for g in known.fact(Groups)}
+    if name == "plain":
+        return gp.train.Penalty(program, module, over="all")
+    if name == "GroupLasso":
+        return gp.train.GroupLasso(program, module, strength=5e-4, over="all")
+    if name == "GReg":
+        return gp.train.GrowingRegularization(known, module, strength=1 / run.steps)
+    lean: Any = "taylor" if name.endswith("Taylor") else known.fact(Scores) if name.endswith("L2") else None
+    return gp.train.Catalyst(program, module, optimizer, keep=keep, total_steps=run.steps, lean=lean)
+
+
+def torch_pruning(options: argparse.Namespace, module: nn.Module, run: Run, seed: int) -> dict[str, Any]:
+    """With the strength of its own CIFAR-10 scripts."""
+    import torch_pruning as tp
+
+    module.requires_grad_(True)
+    whole, _ = tp.utils.count_ops_and_params(module, X[:2])
+    last = [part for part in module.modules() if isinstance(part, nn.Linear)][-1:]
+    mlp = options.setting == "mlp"
+    pruner = tp.pruner.GroupNormPruner(
+        module,
+        X[:2],
+        importance=tp.importance.GroupMagnitudeImportance(p=2),
+        pruning_ratio=0.875 if mlp else 0.9,
+        iterative_steps=1 if mlp else 100,
+        ignored_layers=last,
+        reg=5e-4,
+    )
+
+    def step(net: nn.Module, *given: Any) -> None:
+        run.gradients(net, *given)
+        pruner.regularize(net)
+
+    run.train(module, step=step, what=f"Torch-Pruning, seed {seed}")
+    found = {"trained": held(module)}
+    if mlp:
+        pruner.step()
+    while not mlp and tp.utils.count_ops_and_params(module, X[:2])[0] > 0.2 * whole:
+        pruner.step()
+    found["cut"] = held(module)
+    run_of(seed + 100, options.epochs - run.epochs).train(module, what=f"Torch-Pruning, seed {seed}, fine-tuning")
+    return {**found, "tuned": held(module)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--setting", choices=tuple(MASKS), action="append", help="default: all")
+    parser.add_argument("--epochs", type=int, default=20, help="in all")
+    parser.add_argument("--only", choices=ROWS, action="append")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("demo-out/training"), help="results so far")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    results = Results(options.out / f"rivals-{options.epochs}.json")
+    for setting in options.setting or MASKS:
+        options.setting = setting
+        print(f"\n{setting}, {options.epochs} epochs\n")
+        print("| | trained | cut | in the end | outputs moved, worst | correlation with the norm at the start |")
+        print("|---|---|---|---|---|---|")
+        for name in options.only or ROWS:
+            rows = [results.get(f"{setting} {name} {s}", partial(one, options, name, s)) for s in options.seeds]
+            columns = [mean([row[key] for row in rows]) for key in ("trained", "cut", "tuned")]
+            moved = f"{max(row['moved'] for row in rows):.1e}" if "moved" in rows[0] else ""
+            related = mean([row["correlation"] for row in rows], 2) if "correlation" in rows[0] else ""
+            print(f"| {name} | {' | '.join(columns)} | {moved} | {related} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
