@@ -199,7 +199,8 @@ def main() -> None:
             skipped[task.name] = str(reason)
     for name, why in skipped.items():
         print(f"skipped {name}: {why}", file=sys.stderr)
-    given.out.with_suffix(".md").write_text(page(rows, list(SOURCES), skipped))
+    unanswered = [task.name for task in TASKS if f"{task.name}, {BUDGETS[0]}x" not in rows]
+    given.out.with_suffix(".md").write_text(page(rows, [*SOURCES, *unanswered], skipped))
 
 
 if __name__ == "__main__":
