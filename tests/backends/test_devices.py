@@ -154,13 +154,17 @@ def test_a_board_is_tuned_on_the_device_and_in_machine_code(program: Program) ->
         on_device(target("c"), "127.0.0.1:1").tune(program, Budget(1))
 
 
-def test_addresses_that_do_not_answer() -> None:
+def test_addresses_that_do_not_answer(program: Program) -> None:
     from graphprune.backends.tvm.rpc import sessions
 
     with pytest.raises(TargetError, match="is not an RPC address"):
         sessions("nowhere")
     with pytest.raises(TargetError, match="no RPC device answers"):
         sessions("127.0.0.1:1")
+    done: list[str] = []
+    with pytest.raises(TargetError, match="no RPC device answers"):
+        gp.compile(program, targets=["aarch64{link=false}"], rpc="127.0.0.1:1", progress=lambda *a: done.append(a[0]))
+    assert done == ["load"]
 
 
 def test_without_a_device_a_board_times_nothing() -> None:
@@ -189,6 +193,10 @@ def test_cuda_says_what_is_missing(program: Program, tmp_path: Path) -> None:
     with pytest.raises(TargetError, match="target `cuda`: "):
         on.emit(program, tmp_path)
     assert list(tmp_path.iterdir()) == [] and on.grain == 8
+    done: list[str] = []
+    with pytest.raises(TargetError, match="target `cuda`: "):
+        gp.compile(program, targets=[on], progress=lambda what, *_: done.append(what))
+    assert done == ["load"]
 
 
 @pytest.mark.parametrize("name", ["ort-cuda", "ort-tensorrt", "torch-cuda"])

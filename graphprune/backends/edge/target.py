@@ -63,12 +63,21 @@ class Edge(Target):
         return Path(self.board).stem
 
     def admit(self, program: Program) -> None:
+        self._linker()
+        if self.rpc:
+            from ..tvm import rpc
+
+            rpc.sessions(self.rpc, most=1)
         imported(program.host, self.label)
 
-    def emit(self, program: Program, folder: Path) -> Path:
+    def _linker(self) -> None:
         device = board(self.board)
         if self.link and not shutil.which(device.cc):
             raise standalone.no_compiler(self.label, device)
+
+    def emit(self, program: Program, folder: Path) -> Path:
+        self._linker()
+        device = board(self.board)
         names = _compile(self, device, program, folder)
         example = program.host.example()
         facts = {

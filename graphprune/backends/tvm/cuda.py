@@ -15,6 +15,8 @@ from ..target import Target
 from .lower import imported, interface, last_line, toolchain
 from .target import INTERFACE, Library
 
+LACKING = "build TVM with USE_CUDA, or compile on a machine with a GPU"
+
 
 @dataclass(frozen=True)
 class Cuda(Target):
@@ -39,10 +41,11 @@ class Cuda(Target):
         return None if tvm.cuda(0).exist else "no CUDA GPU here"
 
     def admit(self, program: Program) -> None:
+        self.require(LACKING)
         imported(program.host, self.label)
 
     def emit(self, program: Program, folder: Path) -> Path:
-        self.require("build TVM with USE_CUDA, or compile on a machine with a GPU")
+        self.require(LACKING)
         from tvm import relax
         from tvm.s_tir import dlight
 
