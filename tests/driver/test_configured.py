@@ -171,7 +171,7 @@ def check(name, sizes, tmp_path, budget="0.8x", automatic=None):
             tokens = zeroed.generate(start, max_new_tokens=32, min_new_tokens=32, do_sample=False)
             assert torch.equal(found["tokens"], tokens)
         assert json.loads((tmp_path / kind / "tokenizer_config.json").read_text()) == {"carried": "along"}
-        assert (tmp_path / kind / "modeling_pruned.py").exists() == (kind == automatic)
+        assert kind == automatic or not (tmp_path / kind / "modeling_pruned.py").exists()
         assert found["parameters"] <= (float(budget[:-1]) + 1e-9) * sum(p.numel() for p in model.parameters())
     return artifacts
 
