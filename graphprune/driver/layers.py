@@ -40,7 +40,7 @@ def layers(source: Program, result: Program, times: Times | None = None) -> dict
             pair[:] = pair[0] + own["params"], pair[1] + left["params"]
         elif own["macs"] or own["params"] or len(set(reads) - {frozenset()}) > 1:
             edges += [(k, len(shown)) for k in sorted(before)]
-            module, _, name = (op.origin or op.name).rpartition(".")
+            module, _, name = _path(op, source.graph).rpartition(".")
             pairs: dict[str, list[Any]] = {key: [value, left[key]] for key, value in own.items()}
             if times and op.name in times[0]:
                 pairs["ms"] = [times[0][op.name], times[1].get(op.name, 0.0)]
@@ -48,6 +48,16 @@ def layers(source: Program, result: Program, times: Times | None = None) -> dict
             before = frozenset((len(shown) - 1,))
         came.update(dict.fromkeys((out.name for out in op.outputs), before))
     return {"layers": shown, "edges": edges}
+
+
+def _path(op: Op, graph: Graph) -> str:
+    """What people call a layer: by its place in the class, by its node, and where files number their nodes by its
+    weight."""
+    own = op.origin or op.name
+    if any(map(str.isalpha, own)):
+        return own
+    weights = [value.name for value in op.inputs if value is not None and value.name in graph.parameters]
+    return weights[0].removesuffix(".weight") if weights else own
 
 
 def kinds(source: Program, result: Program, times: Times) -> list[dict[str, Any]]:

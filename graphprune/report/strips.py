@@ -9,7 +9,6 @@ from itertools import groupby, pairwise
 from typing import Any
 
 from .network import ACROSS, Network, Point, block_of, costs_of, name_of
-from .units import shortened
 
 CLOSED, TALL = 64, 30
 """Pixels of a closed strip's width, and of the box in it."""
@@ -60,14 +59,16 @@ def _by_name(network: Network, columns: Sequence[int]) -> list[_Piece]:
     """A piece per block of the names; blocks side by side are one. Nothing where names say no more than one block, or
     one for every layer."""
     spans: dict[str, tuple[int, int]] = {}
+    named = {block_of(layer) for layer in network["layers"] if layer["macs"][0] or layer["params"][0]}
     for layer, column in zip(network["layers"], columns, strict=True):
         first, last = spans.get(block_of(layer), (column, column))
         spans[block_of(layer)] = min(first, column), max(last, column)
     pieces: list[_Piece] = []
-    for name, (first, last) in sorted(spans.items(), key=lambda item: item[1]):
+    for block, (first, last) in sorted(spans.items(), key=lambda item: item[1]):
+        name = block if block in named else ""  # of a join by itself it says nothing
         if pieces and first <= pieces[-1].last:
             before = pieces.pop()
-            first, last, name = before.first, max(last, before.last), f"{before.name}, {name}"
+            first, last, name = before.first, max(last, before.last), ", ".join(filter(None, (before.name, name)))
         pieces.append(_Piece(first, last, name))
     blocks = [piece for piece in pieces if piece.last > piece.first]
     return pieces if blocks and len(pieces) > 1 else []
@@ -109,13 +110,19 @@ def _strip(
     return {
         "left": (piece.first + 0.5) * ACROSS,
         "width": width,
-        "label": shortened(piece.name, int(width / LETTER)),
+        "label": _label(piece.name, width),
         "title": _title(piece.name, layers),
         "bars": [drawn["bars"][k] for k in inside],
         "lines": [" ".join(f"{x},{y}" for x, y in some) for some in near if len(some) > 1],
         "open": drawn["width"] <= ROOM,
         "closed": _closed(piece, layers, [drawn["bars"][k] for k in inside], routes) if closes else None,
     }
+
+
+def _label(name: str, width: int) -> str:
+    """A name as far as it fits: its end, for the blocks of a network begin alike."""
+    most = int(width / LETTER)
+    return name if len(name) <= most else f"\N{HORIZONTAL ELLIPSIS}{name[1 - most :]}"
 
 
 def _title(name: str, layers: Sequence[Mapping[str, Any]]) -> str:
@@ -141,7 +148,7 @@ def _closed(
     )
     return {
         "width": CLOSED,
-        "label": shortened(piece.name, int(CLOSED / LETTER)),
+        "label": _label(piece.name, CLOSED),
         "x": INSET,
         "wide": CLOSED - 2 * INSET,
         "top": round(middle - TALL / 2, 1),

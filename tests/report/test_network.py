@@ -17,7 +17,7 @@ import graphprune as gp
 from graphprune.coupling.groups import find_groups
 from graphprune.driver.layers import channels, kinds, layers
 from graphprune.errors import OutputError
-from graphprune.report.network import ACROSS, LIMIT, blocks, drawing, picture
+from graphprune.report.network import ACROSS, LIMIT, blocks, drawing, name_of, picture
 
 RECIPE = "group,score,mask{macs=0.5x},propagate"
 
@@ -162,3 +162,15 @@ def test_times_are_of_layers_and_of_kinds_of_ops() -> None:
     assert [one["ms"][0] for one in each] == sorted((one["ms"][0] for one in each), reverse=True)
     rows = [row for block in blocks({"layers": found}) for row in block["layers"]]
     assert all(" ms to " in row["ms"] for row in rows)
+
+
+def test_layers_of_a_file_that_numbers_its_nodes_are_called_by_their_weights() -> None:
+    named = torch.onnx.export(Skip().eval(), (torch.randn(2, 8),), dynamo=True, verbose=False, optimize=False)
+    assert named is not None
+    for k, node in enumerate(named.model.graph):
+        node.name = str(k)
+        for value in node.outputs:
+            value.name = value.name if value.is_graph_output() else str(1000 + k)
+    program = gp.load(named.model)
+    names = [name_of(layer) for layer in layers(program, program)["layers"] if layer["macs"][0]]
+    assert names == ["stem", "body.up", "body.down", "head"]
