@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -331,20 +331,47 @@ def batch_size(inputs: Sequence[Value]) -> int | None:
     return int(fixed[0]) if fixed else None
 
 
-def samples(batch: Batch) -> int:
-    """How many samples a batch has."""
-    return max((len(array) for array in batch if array.ndim), default=1)
+Axes = Sequence[Sequence[int]]
+"""Per array of a batch, on which of its axes the samples are."""
+
+
+def sample_axes(data: Iterable[Batch], inputs: Sequence[Value]) -> Axes:
+    """Of the batches of ``data``: the first axis, but of an input that is the same for every sample (``data.fixed``)
+    those that are as open as the others' first, if any."""
+    same = frozenset(k for k, value in enumerate(inputs) if value.name in getattr(data, "fixed", ()))
+    along = _along_batch(inputs, same)
+    return [[axis for j, axis in along if j == k] if k in same else [0] for k in range(len(inputs))]
+
+
+def samples(batch: Batch, axes: Axes | None = None) -> int:
+    """How many samples a batch has. ``axes``: as of ``sample_axes``; without, on the first of every array."""
+    counted = (x for k, x in enumerate(batch) if x.ndim and (axes is None or 0 in axes[k]))
+    return max(map(len, counted), default=1)
+
+
+def rows(batch: Batch, at: Any, axes: Axes | None = None) -> Batch:
+    """Of a batch the samples ``at`` (a slice or numbers); what is the same for every sample stays whole."""
+    count = samples(batch, axes)
+
+    def cut(x: Array, axis: int) -> Array:
+        return x[(slice(None),) * axis + (at,)] if axis < x.ndim and x.shape[axis] == count else x
+
+    return [reduce(cut, axes[k] if axes is not None else [0], x) for k, x in enumerate(batch)]
+
+
+def bound(data: Iterable[Batch], inputs: Sequence[Value]) -> int | None:
+    """The number of samples that the model is bound to, as ``batch_size`` of the inputs that ``data`` varies."""
+    return batch_size([value for value in inputs if value.name not in getattr(data, "fixed", ())])
 
 
 def some(batches: Iterable[Batch], inputs: Sequence[Value], count: int, limit_bytes: float = math.inf) -> list[Batch]:
     """The first ``count`` samples of the data, or as many whole batches as have them where the model is bound to a
     batch size; and no further batch once they take ``limit_bytes``."""
     out: list[Batch] = []
-    left, size, whole = count, 0, batch_size(inputs) is not None
+    left, size, whole, axes = count, 0, bound(batches, inputs) is not None, sample_axes(batches, inputs)
     for batch in batches:
-        have = samples(batch)
-        cut = not whole and have > left
-        out.append([array[:left] if cut and array.ndim and len(array) == have else array for array in batch])
+        have = samples(batch, axes)
+        out.append(rows(batch, slice(left), axes) if not whole and have > left else batch)
         left, size = left - have, size + sum(array.nbytes for array in out[-1])
         if left <= 0 or size >= limit_bytes:
             break
@@ -411,22 +438,23 @@ class _Cutter:
     def _bound(self, arrays: Sequence[Array], same: frozenset[int]) -> int | None:
         """The samples of a batch, where the model or an array that is the same for all of them says it."""
         size = batch_size([value for k, value in enumerate(self.inputs) if k not in same])
-        axes = [arrays[k].shape[axis] for k, axis in self._along_batch(same) if arrays[k].shape[axis] > 1]
+        axes = [arrays[k].shape[axis] for k, axis in _along_batch(self.inputs, same) if arrays[k].shape[axis] > 1]
         return size or (axes[0] if axes else None)
-
-    def _along_batch(self, same: frozenset[int]) -> list[tuple[int, int]]:
-        """The axes, by input and number, on which an input that is the same for every sample has the samples."""
-        firsts = {value.shape[0] for k, value in enumerate(self.inputs) if value.shape and k not in same}
-        opened = {n for n in firsts if isinstance(n, str)}
-        return [(k, axis) for k in sorted(same) for axis, n in enumerate(self.inputs[k].shape or ()) if n in opened]
 
     def _spread(self, batch: list[Array], same: frozenset[int]) -> list[Array]:
         """Each sample of the batch gets what is the same for all."""
         count = max(len(a) for k, a in enumerate(batch[: len(self.inputs)]) if a.ndim and k not in same)
-        for k, axis in self._along_batch(same):
+        for k, axis in _along_batch(self.inputs, same):
             if batch[k].shape[axis] == 1:
                 batch[k] = np.repeat(batch[k], count, axis)
         return batch
+
+
+def _along_batch(inputs: Sequence[Value], same: frozenset[int]) -> list[tuple[int, int]]:
+    """The axes, by input and number, on which an input that is the same for every sample has the samples."""
+    firsts = {value.shape[0] for k, value in enumerate(inputs) if value.shape and k not in same}
+    opened = {n for n in firsts if isinstance(n, str)}
+    return [(k, axis) for k in sorted(same) for axis, n in enumerate(inputs[k].shape or ()) if n in opened]
 
 
 def _checked(arrays: Sequence[Array], inputs: Sequence[Value]) -> list[Array]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..ir.host import Array, Batch
 from ..ir.program import Loss, Program, must_be_program
-from .batches import batch_size, samples
+from .batches import Axes, bound, rows, sample_axes, samples
 from .files import Folder
 
 ONE_IN = 8
@@ -26,38 +26,42 @@ def hold_back(program: Program) -> tuple[Program, Sequence[Batch]]:
     parted alike."""
     must_be_program(program, "hold_back")
     data, loss, inputs = program.data, program.loss, program.graph.inputs
-    counts = data.counts() if isinstance(data, Folder) else [samples(batch) for batch in data]
-    free = batch_size(inputs) is None
+    axes = sample_axes(data, inputs)
+    counts = data.counts() if isinstance(data, Folder) else [samples(batch, axes) for batch in data]
+    free = bound(data, inputs) is None
     units = sum(counts) if free else len(counts)  # what can be held back
     if units < ONE_IN:
         return program, ()
     every = max(ONE_IN, -(-sum(counts) // MOST))
     places = np.repeat(np.arange(len(counts)), counts) if free else np.arange(len(counts))
-    rows = np.concatenate([np.arange(count) for count in counts]) if free else None
+    numbers = np.concatenate([np.arange(count) for count in counts]) if free else None
     out = np.arange(units) % min(every, units) == ONE_IN - 1
 
-    def part(whole: Sequence[Batch], chosen: Array) -> _Some:
-        numbers = dict.fromkeys(places[chosen].tolist())
-        return _Some(whole, [(k, rows[chosen & (places == k)] if rows is not None else None) for k in numbers])
+    def part(whole: Sequence[Batch], chosen: Array, axes: Axes | None = None) -> _Some:
+        batches = dict.fromkeys(places[chosen].tolist())
+        at = [(k, numbers[chosen & (places == k)] if numbers is not None else None) for k in batches]
+        return _Some(whole, at, axes)
 
     rest = Loss(loss.function, part(loss.rest, ~out)) if loss else None
-    return replace(program, data=part(data, ~out), loss=rest), [*part(data, out)]
+    return replace(program, data=part(data, ~out, axes), loss=rest), part(data, out, axes)
 
 
 class _Some(Sequence[Batch]):
     """Some samples of some batches, taken when they are read: ``parts`` are the number of a batch and rows of it
     (None: all)."""
 
-    def __init__(self, whole: Sequence[Batch], parts: Sequence[tuple[int, Array | None]]) -> None:
-        self._whole, self._parts = whole, parts
+    def __init__(
+        self, whole: Sequence[Batch], parts: Sequence[tuple[int, Array | None]], axes: Axes | None = None
+    ) -> None:
+        self._whole, self._parts, self._axes = whole, parts, axes
+        self.fixed: Sequence[str] = getattr(whole, "fixed", ())
 
     def __len__(self) -> int:
         return len(self._parts)
 
     def __getitem__(self, number: Any) -> Any:
         if isinstance(number, slice):
-            return _Some(self._whole, self._parts[number])
-        place, rows = self._parts[number]
+            return _Some(self._whole, self._parts[number], self._axes)
+        place, at = self._parts[number]
         batch = self._whole[place]
-        count = samples(batch)
-        return [array[rows] if rows is not None and array.ndim and len(array) == count else array for array in batch]
+        return batch if at is None else rows(batch, at, self._axes)

@@ -8,7 +8,7 @@ from math import sqrt
 
 import numpy as np
 
-from ..calibration.batches import samples
+from ..calibration.batches import bound, rows, sample_axes, samples
 from ..errors import RecipeError
 from ..ir.host import Array, Batch, as_real
 from ..ir.program import Loss
@@ -33,7 +33,7 @@ def taylor(scoring: Scoring) -> ScoresByGroup:
 def mean_gradient(scoring: Scoring) -> dict[str, Array]:
     """The gradient of the mean loss over all samples, per weight of the groups."""
     program, mean = scoring.program, dict[str, Array]()
-    shares = _shares(program.data)
+    shares = _shares(scoring)
     for number, share in enumerate(shares):
         for name, gradient in _gradient(scoring, program.data[number], _loss(scoring).rest[number]).items():
             mean[name] = mean.get(name, 0.0) + share * as_real(gradient).astype(np.float64)
@@ -49,7 +49,7 @@ def fisher(scoring: Scoring) -> ScoresByGroup:
     information's estimate of the change (Theis et al., Faster gaze prediction, 2018; Liu et al., Group Fisher
     Pruning, 2021). Each sample is run by itself, repeated where the batch size is fixed."""
     total: ScoresByGroup = {}
-    count = sum(samples(batch) for batch in scoring.program.data)
+    count = sum(_counts(scoring))
     for number, (batch, rest) in enumerate(_singles(scoring)):
         one = scoring.per_axis(partial(_products, scoring, _gradient(scoring, batch, rest)), np.square)
         total = {name: score + total.get(name, 0.0) for name, score in one.items()}
@@ -105,7 +105,7 @@ def _probed(
 def probed_once(scoring: Scoring, vector: Callable[[str], Array]) -> dict[str, Array]:
     """v (H v), H the Hessian of the mean loss over all samples; ``vector`` gives v of a weight, each batch anew."""
     program, loss, total = scoring.program, _loss(scoring), dict[str, Array]()
-    for number, share in enumerate(_shares(program.data)):
+    for number, share in enumerate(_shares(scoring)):
         probe = {name: vector(name) for name in _weights(scoring)}
         for name, value in program.host.gradients(
             program.data[number], loss.function, loss.rest[number], probe
@@ -114,25 +114,27 @@ def probed_once(scoring: Scoring, vector: Callable[[str], Array]) -> dict[str, A
     return total
 
 
-def _shares(data: Sequence[Batch]) -> list[float]:
+def _counts(scoring: Scoring) -> list[int]:
+    data = scoring.program.data
+    axes = sample_axes(data, scoring.program.graph.inputs)
+    return [samples(batch, axes) for batch in data]
+
+
+def _shares(scoring: Scoring) -> list[float]:
     """The share of all samples that each batch has: the last one is often short."""
-    counts = [samples(batch) for batch in data]
+    counts = _counts(scoring)
     return [count / sum(counts) for count in counts]
 
 
 def _singles(scoring: Scoring) -> Iterator[tuple[Batch, Batch]]:
     """Every sample as a batch of its own: of one where the batch axis is open, else of itself again and again."""
     program, loss = scoring.program, _loss(scoring)
-    first = program.graph.inputs[0].shape if program.graph.inputs else None
-    fixed = first[0] if first and isinstance(first[0], int) else 1
-    for number, batch in enumerate(program.data):
-        count = samples(batch)
+    inputs, axes = program.graph.inputs, sample_axes(program.data, program.graph.inputs)
+    times = bound(program.data, inputs) or 1
+    for number, count in enumerate(_counts(scoring)):
         for k in range(count):
-            yield _single(batch, k, count, fixed), _single(loss.rest[number], k, count, fixed)
-
-
-def _single(arrays: Batch, k: int, count: int, times: int) -> Batch:
-    return [np.repeat(x[k : k + 1], times, 0) if x.ndim and len(x) == count else x for x in arrays]
+            at = np.full(times, k)
+            yield rows(program.data[number], at, axes), rows(loss.rest[number], at)
 
 
 def _loss(scoring: Scoring) -> Loss:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..calibration.batches import samples
+from ..calibration.batches import sample_axes, samples
 from ..errors import ModelError, users_own
 from ..ir.host import Array, Batch, Host
 from ..ir.program import Program, must_be_program
@@ -41,9 +41,9 @@ def closeness(source: Program, result: Program, batches: Iterable[Batch]) -> dic
     must_be_program(source, "closeness")
     must_be_program(result, "closeness")
     pairs: list[list[tuple[Array, Array]]] = [[] for _ in source.graph.outputs]
-    count = 0
+    count, axes = 0, sample_axes(batches, source.graph.inputs)
     for batch in batches:
-        count += samples(batch)
+        count += samples(batch, axes)
         for found, one in zip(pairs, zip(source.host.run(batch), result.host.run(batch), strict=True), strict=True):
             found.append(one)
     names = [value.name for value in source.graph.outputs]

@@ -15,6 +15,7 @@ from torch import nn
 import graphprune as gp
 from graphprune.calibration.batches import batches
 from graphprune.calibration.held_back import MOST, ONE_IN, hold_back
+from graphprune.facts import Scores
 from graphprune.ir.graph import Graph, Value
 from graphprune.ir.program import Loss, Program
 
@@ -99,3 +100,67 @@ def test_too_few_samples_are_said_to_be_those_of_calibration() -> None:
     artifact = gp.compile(net(), torch.randn(2, 6), macs="0.5x", data=torch.randn(7, 6), measure=False)
     assert artifact.report["closeness"]["samples"] == 7 and not artifact.report["closeness"]["held_back"]
     assert "closeness" not in gp.compile(net(), torch.randn(2, 6), macs="0.5x", measure=False).report
+
+
+class Table(nn.Module):
+    """One input is the same for every sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.h = nn.Linear(6, 12), nn.Linear(12, 3)
+
+    def forward(self, table: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return self.h(self.a(x).relu() * table.mean())
+
+
+@pytest.mark.parametrize("rows", (3, 40, 100))  # fewer than samples, as many, and more
+def test_an_input_that_is_the_same_for_every_sample_stays_whole(rows: int) -> None:
+    table, x = torch.rand(rows), torch.randn(40, 6)
+    data = {"table": table.numpy(), "x": x.numpy()}
+    program, held = hold_back(gp.load(Table(), (table, x[:4]), data=data, fixed=("table",)))
+    assert all(np.array_equal(batch[0], table) for part in (program.data, held) for batch in part)
+    parts = [np.concatenate([batch[1] for batch in part]) for part in (program.data, held)]
+    assert [len(part) for part in parts] == [35, 5]
+    assert sorted(map(tuple, np.concatenate(parts))) == sorted(map(tuple, x.numpy()))
+    assert gp.closeness(program, program, held)["samples"] == 5
+
+
+@pytest.mark.parametrize("rows", (3, 65, 100))
+@pytest.mark.parametrize("by", ("taylor", "fisher"))
+def test_a_loss_counts_samples_and_not_what_is_the_same_for_all(rows: int, by: str) -> None:
+    torch.manual_seed(0)
+    module, table, x, y = Table().double(), torch.rand(rows).double(), torch.randn(65, 6).double(), torch.arange(65) % 3
+    data = {"table": table.numpy(), "x": x.numpy(), "labels": y.numpy()}
+    program = gp.load(module, (table, x[:4]), data=data, loss="cross_entropy", fixed=("table",))
+    (score,) = gp.run(f"group,score{{by={by} combine=sum normalize=none}}", program).fact(Scores).scores.values()
+    parts = x.split(65 if by == "taylor" else 1), y.split(65 if by == "taylor" else 1)
+    want = torch.zeros(12).double()
+    for some, labels in zip(*parts, strict=True):
+        module.zero_grad()
+        nn.functional.cross_entropy(module(table, some), labels).backward()
+        for layer, axis in ((module.a, 1), (module.h, 0)):
+            assert layer.weight.grad is not None
+            change = (layer.weight.grad * layer.weight).sum(axis).detach()
+            want += change.abs() if by == "taylor" else change**2 / 65
+    np.testing.assert_allclose(score, want, rtol=1e-9)
+
+
+class Recurrent(nn.Module):
+    """The state has the samples on its second axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.h = nn.GRU(6, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        return self.h(self.cell(x, state)[0])
+
+
+def test_a_state_whose_samples_are_on_another_axis_goes_with_them() -> None:
+    module, x, state = Recurrent(), torch.randn(40, 5, 6), torch.zeros(1, 1, 8)
+    batch = torch.export.Dim("batch")
+    example, shapes = (x[:2], state.repeat(1, 2, 1)), ({0: batch}, {1: batch})
+    data = {"x": x.numpy(), "state": state.numpy()}
+    program, held = hold_back(gp.load(module, example, dynamic_shapes=shapes, data=data, fixed=("state",)))
+    assert [[array.shape for array in part] for part in held] == [[(5, 5, 6), (1, 5, 8)]]
+    assert gp.closeness(program, program, held)["samples"] == 5
