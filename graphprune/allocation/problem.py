@@ -145,6 +145,13 @@ def tied(groups: Groups, scores: Scores) -> tuple[Groups, Scores, dict[str, tupl
     return replace(groups, groups=firsts), replace(scores, scores={**scores.scores, **sums}), following
 
 
+def without_frozen_likes(groups: Groups) -> Groups:
+    """Without those that are, of repeated blocks, the same layer as one that is frozen: they stay as it does."""
+    stay = {(_layer(one.name), one.size) for one in groups.frozen}
+    left = tuple(g for g in groups if g.branches or (_layer(g.name), g.size) not in stay)
+    return replace(groups, groups=left)
+
+
 def _layer(name: str) -> str:
     """What is left of a name behind the last number that is a whole part on its way."""
     return re.split(r"(?:^|[./])\d+(?=[./])", name)[-1]

@@ -10,6 +10,8 @@ from fnmatch import fnmatchcase
 from ..errors import RecipeError
 from ..ir.facts import Groups, Member
 
+GROUP = "group:"
+"""Before its name, a group and no layer that is called the same."""
 FEW = 8
 """So many names are all shown where none is near."""
 
@@ -17,7 +19,8 @@ FEW = 8
 @dataclass(frozen=True)
 class Names:
     """``touched``: by whom any of its axes is stored or read; ``made``: by whom its positions are written. Each
-    holds the dim's own name, its axes (``conv.weight[0]``), their parameters, the ops, and the modules of both."""
+    holds the dim's own name (also as ``group:name``), its axes (``conv.weight[0]``), their parameters, the ops, and the
+    modules of both."""
 
     touched: Set[str]
     made: Set[str]
@@ -27,7 +30,7 @@ def names(name: str, members: Sequence[Member], ops: Mapping[str, Sequence[str]]
     """``ops``: by parameter, the ops that read it there."""
 
     def of(some: Iterable[Member]) -> Set[str]:
-        found = {name}
+        found = {name, f"{GROUP}{name}"}
         for member in some:
             found.add(f"{member.parameter}[{member.axis}]")
             for whole in (member.parameter, *ops[member.parameter]):
@@ -59,7 +62,7 @@ def matching(
     for pattern in patterns:
         hits = [k for k, own in enumerate(known) if _any(pattern, own)]
         if not hits:
-            every = sorted(set().union(*known))
+            every = sorted(one for one in set().union(*known) if not one.startswith(GROUP))
             close = difflib.get_close_matches(pattern, every, n=3) or (every if len(every) <= FEW else ())
             raise RecipeError(
                 f"`{pattern}` matches no {what}",

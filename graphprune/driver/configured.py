@@ -13,6 +13,7 @@ import numpy as np
 from ..allocation.problem import tied
 from ..cost.static import length_of
 from ..coupling.groups import find_groups
+from ..coupling.names import GROUP
 from ..errors import ModelError
 from ..ir.facts import Group, Scores
 from ..ir.program import Program
@@ -29,8 +30,8 @@ def pretrained(program: Program) -> Pretrained | None:
 
 
 def unsaid(program: Program, alike: bool = True) -> tuple[str, ...]:
-    """The names of the groups that cannot be cut in the class: that lead, each by one channel less, to no shapes that
-    configurations say; with ``alike`` each class of like layers together, to none that one configuration says."""
+    """The groups that cannot be cut in the class, as ``freeze`` takes them: that lead, each by one channel less, to no
+    shapes that configurations say; with ``alike`` each class of like layers together, to none that one says."""
     made = pretrained(program)
     assert made is not None
     groups = find_groups(program.graph)
@@ -42,7 +43,7 @@ def unsaid(program: Program, alike: bool = True) -> tuple[str, ...]:
         same = (first, *others.get(first.name, ()))
         cut = _cut(program, made.configuration, names, same)
         if made.configuration.saying(cut) is None if alike else not made.configuration.says(cut):
-            left += [group.name for group in same]
+            left += [f"{GROUP}{group.name}" for group in same]
     return tuple(left)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from ..allocation import METHODS, OF_ALIKE, OF_BRANCHES, Allocation, methods
 from ..allocation.choice import Menu, Prices, trade
 from ..allocation.fill import fill
-from ..allocation.problem import best, tied
+from ..allocation.problem import best, tied, without_frozen_likes
 from ..allocation.rd import losses
 from ..axes.dim import factors, find, terms
 from ..axes.index import Indices
@@ -148,7 +148,7 @@ class Mask(Pass):
         if unit == "latency":
             return program.learn(Keep(self._within(program)))
         scores, links = program.fact(Scores), self._links(program)
-        free = links.free()
+        free = links.free() if self.alike == "no" else without_frozen_likes(links.free())
         groups = replace(free, groups=(*free, *gates))
         cost = static_cost(unit, program.graph, program.host, groups, undecided(program))
         whole = self._whole(program, unit, cost())

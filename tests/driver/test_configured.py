@@ -327,6 +327,16 @@ def test_layers_alike_lose_the_least_together():
     gp.verify(gp.run("propagate", done))
 
 
+def test_the_likes_of_what_is_frozen_stay_whole():
+    model = made("LlamaForCausalLM", GQA)
+    program = gp.load(model, {"args": (), "kwargs": {**example_of(model), "use_cache": False}})
+    freeze = "model.layers.0.mlp|group:model.layers.1.self_attn.q_proj.0"
+    done = gp.run(f"group{{freeze={freeze}}},score,mask{{params=0.9x alike=layers floor=0}}", program)
+    keep = done.fact(Keep).keep
+    cut = {one.name for one in done.fact(Groups) if len(keep.get(one.name, range(one.size))) < one.size}
+    assert cut == {f"model.layers.{k}.self_attn.q_proj.1" for k in (0, 1)}
+
+
 def test_what_cannot_keep_layers_alike_is_refused():
     for text in ("latency=0.5x", "macs=0.5x unconstrained=both", "macs=0.5x allocate=eagleeye"):
         with pytest.raises(RecipeError, match="alike"):
