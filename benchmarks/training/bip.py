@@ -1,6 +1,6 @@
 """BiP on digits beside one-shot and iterative pruning of the same length, of single weights and of channels.
 
-    python -m benchmarks.training.bip [--seeds 0 1 2] [--only NAME] [--out DIR]
+    python -m benchmarks.training.bip [--only weights] [--keep 0.03] [--seeds 0 1 2] [--out DIR]
 
 All rows start from one trained network and are trained masked. BiP at the rate zero is one-shot magnitude pruning.
 Interrupted, it goes on where it stopped.
@@ -72,14 +72,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", choices=tuple(ROWS))
+    parser.add_argument("--keep", type=float, action="append", help="only these shares")
+    parser.add_argument("--row", action="append", help="only these rows")
     parser.add_argument("--out", type=Path, default=Path("demo-out/training"), help="results so far")
     options = parser.parse_args()
     torch.set_num_threads(1)
     results = Results(options.out / "bip.json")
     for what, keeps in KEEPS.items():
-        for keep in keeps if options.only in (None, what) else ():
+        for keep in (options.keep or keeps) if options.only in (None, what) else ():
             print(f"\n| {keep:g}x of the {what} | accuracy | swapped, % | seconds |\n|---|---|---|---|")
-            for name in ROWS[what]:
+            for name in options.row or ROWS[what]:
                 rows = [
                     results.get(f"{what} {keep} {name} {s}", partial(one, options.out, what, name, keep, s))
                     for s in options.seeds

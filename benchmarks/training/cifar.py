@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import graphprune as gp
 from graphprune.cost.static import macs
-from graphprune.ir.facts import Groups, Keep
+from graphprune.ir.facts import Groups, Keep, Scores
 
 from .. import cifar
 from ..results import Results
@@ -169,8 +169,25 @@ def _shares(program: gp.Program) -> dict[str, float]:
 Make = Callable[[gp.Program, nn.Module, torch.optim.Optimizer, Run], Any]
 PENALTIES: dict[str, Make] = {
     "plain": lambda program, module, optimizer, run: gp.train.Penalty(program, module, optimizer, over="all"),
+    "lasso": lambda program, module, optimizer, run: gp.train.GroupLasso(
+        program, module, optimizer, strength=5e-4, over="all"
+    ),
+    "greg": lambda program, module, optimizer, run: gp.train.GrowingRegularization(
+        gp.run(f"score,{MASK}", program), module, optimizer, strength=1 / run.steps
+    ),
     "catalyst": lambda program, module, optimizer, run: gp.train.Catalyst(
         program, module, optimizer, keep=_shares(program), total_steps=run.steps
+    ),
+    "catalyst-taylor": lambda program, module, optimizer, run: gp.train.Catalyst(
+        program, module, optimizer, keep=_shares(program), total_steps=run.steps, lean="taylor"
+    ),
+    "catalyst-l2": lambda program, module, optimizer, run: gp.train.Catalyst(
+        program,
+        module,
+        optimizer,
+        keep=_shares(program),
+        total_steps=run.steps,
+        lean=gp.run("score", program).fact(Scores),
     ),
     "var": lambda program, module, optimizer, run: gp.train.VAR(program, module, optimizer, strength=1e-4),
     "bip": lambda program, module, optimizer, run: gp.train.BiP(

@@ -14,9 +14,10 @@ Constants and the opening at s = |theta| are those of the authors' code (CIFAR-1
 [derived] The paper gives each level a batch of its own. Here one backward pass serves both: when a batch
 revises the mask, the weights that it looks at were made by the batches before it.
 
-Of single weights it keeps far more accuracy than one-shot pruning and fine-tuning of the same length. Of channels it
-does not in hundreds of steps, where the paper has 39,000: one that comes back has weights that were not trained
-meanwhile. docs/benchmarks.md, Training.
+The rate of the paper, 0.1, is for 39,000 steps. In hundreds, with all weights competing, it swaps too much; the default
+is a hundredth of it. Of channels no rate tried beat the rate zero (one that comes back has weights that were not
+trained meanwhile), so there the mask rests unless ``warm_up`` lets it move, and what is left of the method is one-shot
+pruning by magnitude, trained masked. Figures: docs/benchmarks.md, Training.
 """
 
 from __future__ import annotations
@@ -40,7 +41,12 @@ class BiP(Masked):
     """``keep``: what remains, a share of every group or, by name, of each (of every weight tensor, where
     not ``structured``); met exactly after every step, rounded to whole channels.
 
-    ``structured``: whole channels, by the L2 norm of the scores of what reads them; else single weights.
+    ``structured``: whole channels, by the L2 norm of the scores of what reads them; else single weights, the highest
+    of all tensors together and at least one of each (``scope="global"``, as the authors' code), or the share of each
+    (``scope="tensor"``, and where ``keep`` is by name). ``tied``: the scores are the weights' magnitudes, and a step of
+    theirs moves the weights [derived: along their sign].
+    ``warm_up``: the share of ``total_steps`` in which the mask is revised; then it rests. By default one for single
+    weights and zero for channels.
     ``lr`` is beta, and goes to a tenth at half and to a hundredth at three quarters of ``total_steps``
     where that is given; ``momentum`` is mu, ``curvature`` 1/gamma in the implicit gradient.
     """
