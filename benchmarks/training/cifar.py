@@ -25,12 +25,11 @@ import torch
 from torch import Tensor, nn
 
 import graphprune as gp
-from graphprune.cost.static import macs
 from graphprune.ir.facts import Groups, Keep, Scores
 
 from .. import cifar
 from ..results import Results
-from .loop import DEVICE, Run, accuracy, mean
+from .loop import DEVICE, Run, accuracy, mean, share
 
 GROUP = "group{only=*.conv1}"
 MASK = "mask{macs=0.5x}"
@@ -153,11 +152,6 @@ class Experiment:
 
     def what(self, name: str) -> str:
         return f"{name}, seed {self.seed}"
-
-
-def share(cut: gp.Program, program: gp.Program) -> float:
-    """What is left of the MACs."""
-    return float(macs(cut.graph, cut.host)() / macs(program.graph, program.host)())
 
 
 def _shares(program: gp.Program) -> dict[str, float]:

@@ -21,7 +21,7 @@ from graphprune.ir.facts import Groups, Keep
 
 from ..results import Results
 from .digits import batches, held, network, training
-from .loop import Run, mean
+from .loop import Run, mean, share
 
 EPOCHS, TUNE = 8, 2
 MASK = "mask{macs=0.5x}"
@@ -73,7 +73,9 @@ def one(results: Results, name: str, seed: int) -> dict[str, float]:
     run.train(module, penalty, optimizer, step=perturbed if name == "AdaSAP" else None, what=f"{name}, seed {seed}")
     found = {"trained": held(module)}
     learned = penalty.learned()
-    cut = gp.run(f"{MASK},propagate", learned)  # the same budget for all, whatever they decided
+    own = gp.run("propagate", learned) if learned.knows(Keep) else None
+    within = own is not None and share(own, program) <= 0.51  # the same budget for all, whatever they decided
+    cut = own if own is not None and within else gp.run(f"{MASK},propagate", learned)
     found["cut"] = held(cut.model)
     Run(batches(seed + 100), run.length, TUNE, rate=0.05).train(cut.model, what=f"{name}, fine-tuning")
     return {**found, "tuned": held(cut.model)}

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from graphprune.cost.static import macs
+from graphprune.ir.program import Program
 from graphprune.report.progress import shown
 
 Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
@@ -104,6 +106,11 @@ def accuracy(module: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, batch: in
     """Per cent."""
     right = sum(int((module(x[k : k + batch]).argmax(1) == y[k : k + batch]).sum()) for k in range(0, len(x), batch))
     return 100 * right / len(x)
+
+
+def share(cut: Program, program: Program) -> float:
+    """What is left of the MACs."""
+    return float(macs(cut.graph, cut.host)() / macs(program.graph, program.host)())
 
 
 def mean(values: list[float], places: int = 1) -> str:

@@ -33,7 +33,7 @@ class Transport(Gated):
         total_steps: int,
         target: float = 0.5,
         warm: float = 0.3,
-        cold: float = 0.01,
+        cold: float = 1e-3,
         **options: Any,
     ) -> None:
         super().__init__(program, module, optimizer, **options)
@@ -68,3 +68,14 @@ class Transport(Gated):
     def step(self) -> None:
         super().step()
         self.impose()  # T has fallen
+
+    @torch.no_grad()
+    def kept(self) -> Tensor:
+        """The highest scores, as many as the budget has room for."""
+        ranks = self.ranking.argsort(descending=True, stable=True).argsort()
+        low, high = 0, len(ranks)
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = float(self.macs((ranks < middle).to(self.ranking.dtype))) <= self.target
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return ranks < low

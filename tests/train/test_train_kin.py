@@ -176,7 +176,9 @@ def test_transport_meets_the_budget_at_every_step():
         penalty.step()
     last = penalty.gates().detach()
     assert ((first > 0.05) & (first < 0.95)).sum() >= 8
-    assert ((last < 0.05) | (last > 0.95)).sum() >= 14
+    assert ((last < 0.05) | (last > 0.95)).sum() >= 15
+    assert int(penalty.kept().sum()) == 6  # of 16, within 0.4
+    assert set(penalty.ranking.detach().topk(6).indices.tolist()) == set(penalty.kept().nonzero().flatten().tolist())
     slope = torch.autograd.grad(penalty.gates().square().sum(), penalty.ranking)[0]
     assert float(slope.sum()) == pytest.approx(0, abs=1e-3)  # the same to all scores changes nothing
 
