@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import onnx
 import onnx.numpy_helper
@@ -100,3 +102,13 @@ def test_in_place_is_for_modules_and_examples_are_of_the_models_own_kind(tmp_pat
         gp.apply(done, tmp_path / "net.onnx", in_place=True)
     with pytest.raises(ModelError, match="made from an ONNX model"):
         gp.apply(done, module)
+
+
+def test_a_compiled_module_is_the_module_in_it(tmp_path):
+    module, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4)
+    compiled = torch.compile(copy.deepcopy(module), backend="eager")
+    artifact = gp.compile(compiled, x, channels="0.5x", out=tmp_path / "out")
+    want = artifact.program.model(x)
+    torch.testing.assert_close(gp.rebuild(tmp_path / "out", copy.deepcopy(module))(x), want)
+    gp.apply(tmp_path / "out", compiled, x, in_place=True)
+    torch.testing.assert_close(compiled(x), want)

@@ -12,21 +12,29 @@ from ..pipeline.edits import original
 SHOWN = 3
 
 
-def left_out(program: Program, keep: Keep) -> str:
+def left_out(program: Program, keep: Keep, weights: bool) -> str:
     """A note of the ops that read what was cut with weights of their own and are no Contraction (einsum,
-    weights on the left, transposed convolutions); empty where there is none."""
+    weights on the left, transposed convolutions); and, where ``weights`` are fitted, of those whose weight cannot be
+    (it is shared, or computed from what is stored): their means are met at most. Empty where there is none."""
     graph = original(program).lift()
     index = keep.index(everything(graph))
-    fitted = {found.op.name for found in contractions(graph)}
-    left, names = {op.name for op in program.graph.ops}, []
+    own = {found.op.name: found.own for found in contractions(graph)}
+    left, none, means = {op.name for op in program.graph.ops}, [], []
     for op in graph.ops:
-        if op.name not in left:
+        if op.name not in left or (op.name in own and (own[op.name] or not weights)):
             continue
         relation = graph.relations[op.name]
         cut = (name for name, dim in relation.dims.items() if index.touches(dim))
-        if op.name not in fitted and any(role(op, relation, name) == "reader" for name in cut):
-            names.append(op.where)
-    if not names:
-        return ""
+        if any(role(op, relation, name) == "reader" for name in cut):
+            (means if op.name in own else none).append(op.where)
+    said = {
+        "`compensate` leaves as they are, for it cannot fit them": none,
+        "`compensate` fits no weight that is shared or computed": means,
+    }
+    return "; ".join(f"{text}: {_some(names)}" for text, names in said.items() if names)
+
+
+def _some(names: list[str]) -> str:
+    names = [*dict.fromkeys(names)]
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"`compensate` leaves as they are, for it cannot fit them: {', '.join(names[:SHOWN])}{more}"
+    return ", ".join(names[:SHOWN]) + more

@@ -56,7 +56,7 @@ class Compensate(Pass):
         fit = METHODS[self.by] if self.bias else partial(least_squares, biases=False)
         correction, said = fit(program, keep)
         branches = "`compensate{by=mean}` makes up for channels, not for branches: by=lsq does"
-        more = left_out(program, keep) if self.fits() else further(program, correction, self.by)
+        more = left_out(program, keep, self.by == "lsq") if self.fits() else further(program, correction, self.by)
         notes = branches if gone and self.by == "mean" else "", said, more
         return correction.apply(program).note(*filter(None, notes))
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..axes.index import Indices, shares
 from ..errors import ModelError, RecipeError, nearest
+from ..hosts.torch.export import unwrapped
 from ..ir.facts import Group, Groups
 from ..ir.host import Array
 from ..ir.program import Program
@@ -153,17 +154,6 @@ class Channels:
         """One vector from one entry, or one vector, a group."""
         parts = [np.broadcast_to(np.asarray(by_group[g.name], dtype=np.float64), (g.size,)) for g in self.groups]
         return torch.from_numpy(np.concatenate(parts)).float().to(self.device)
-
-
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside DistributedDataParallel and torch.compile, however they are nested."""
-    while True:
-        if isinstance(module, nn.parallel.DistributedDataParallel):
-            module = module.module
-        elif isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
-            module = inner
-        else:
-            return module
 
 
 def parameters(program: Program, module: nn.Module) -> dict[str, nn.Parameter]:

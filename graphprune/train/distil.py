@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from ..axes.index import Index, Indices
 from ..coupling.groups import everything
 from ..errors import ModelError, nearest
+from ..hosts.torch.export import unwrapped
 from ..ir.facts import Keep
 from ..ir.program import Program
 from ..pipeline.edits import Cut
-from .channels import unwrapped
 
 
 def answers(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:

@@ -18,6 +18,7 @@ from ..axes.dim import find, leaves
 from ..coupling.groups import everything
 from ..errors import ModelError
 from ..hosts.torch.configuration import configure
+from ..hosts.torch.export import unwrapped
 from ..hosts.torch.host import TorchHost
 from ..hosts.torch.pretrained import is_pretrained
 from ..hosts.torch.state import kept
@@ -28,7 +29,6 @@ from ..pipeline.compare import relative
 from ..pipeline.edits import kept as kept_of
 from ..pipeline.factoring import Factor
 from ..pipeline.replay import apply_plan
-from .channels import unwrapped
 from .identity import bypassed, identities, leave_out
 from .unread import refuse_unread, tensors, training_error
 

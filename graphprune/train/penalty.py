@@ -26,11 +26,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError, RecipeError, nearest
+from ..hosts.torch.export import unwrapped
 from ..ir.facts import Groups, Keep, Scores
 from ..ir.program import Plan, Program
 from ..pipeline.recipe import Recipe
 from ..pipeline.run import run
-from .channels import Channels, parameters, unwrapped
+from .channels import Channels, parameters
 
 
 class Penalty(nn.Module):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..errors import ModelError, RecipeError, nearest
-from .channels import unwrapped
+from ..hosts.torch.export import unwrapped
 
 PARTS = ("norm", "bias", "lora")
 

@@ -482,3 +482,23 @@ def test_a_fit_without_intercept_is_the_least_squares_one_without_a_column_of_on
     assert not bias.any()
     whole, shift = sums.solve(np.ones((1, 4, 5)), 0.0)
     np.testing.assert_allclose(np.c_[whole[0], shift], np.linalg.lstsq(np.c_[x, np.ones(200)], target)[0].T, rtol=1e-8)
+
+
+class Products(nn.Module):
+    """One weight is computed (transposed), one is read twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.zeros(3, 16)), nn.Parameter(torch.zeros(8, 16))
+        self.c, self.d = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(torch.relu(x @ self.a) @ self.b.t())
+        return self.d(torch.relu(self.c(torch.relu(self.c(x)))))
+
+
+def test_weights_that_cannot_be_fitted_are_said_where_weights_are_fitted():
+    program = load(Products(), (3,))
+    (said,) = do(f"{CUT},compensate", program).notes
+    assert "fits no weight that is shared or computed: matmul_1 (matmul), c (linear)" in said
+    assert do(f"{CUT},compensate{{by=mean}}", program).notes == ()

@@ -20,6 +20,17 @@ from .export_errors import refusal
 from .network import Network
 
 
+def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
+    """The module inside DistributedDataParallel and torch.compile, however they are nested."""
+    while True:
+        if isinstance(module, torch.nn.parallel.DistributedDataParallel):
+            module = module.module
+        elif isinstance(inner := getattr(module, "_orig_mod", None), torch.nn.Module):
+            module = inner
+        else:
+            return module
+
+
 def trace(module: torch.nn.Module, inputs: Any, dynamic_shapes: Any = None) -> torch.export.ExportedProgram:
     """``module`` in eval mode; it is left in the mode it was in. Raises ModelError."""
     args, kwargs = (inputs["args"], inputs["kwargs"]) if _is_call(inputs) else (_tuple(inputs), {})

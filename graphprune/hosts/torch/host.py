@@ -31,7 +31,7 @@ from .baked import bake, note
 from .casting import cast_graph, wider
 from .conditions import both_run, choices
 from .edit import LITERALS, arguments, narrow_to_slice, pointwise, set_argument, stored
-from .export import call_of, modes, retrace, trace
+from .export import call_of, modes, retrace, trace, unwrapped
 from .factor import after, before, transposed, weight_of
 from .functional import Unsupported, functionalise
 from .gradients import differentiate
@@ -82,7 +82,9 @@ class TorchHost:
     @classmethod
     def export(cls, module: torch.nn.Module, inputs: Any, dynamic_shapes: Any = None) -> TorchHost:
         """Trace ``module`` in eval mode with torch.export. ``dynamic_shapes`` as torch.export takes
-        it; None lets the batch axis vary where the model allows. Raises ModelError."""
+        it; None lets the batch axis vary where the model allows. Names are those of the module inside
+        torch.compile and DistributedDataParallel. Raises ModelError."""
+        module = unwrapped(module)
         host = cls.from_exported(trace(module, inputs, dynamic_shapes))
         host.notes = (*host.notes, *modes(module))
         return host
