@@ -657,12 +657,13 @@ def test_external_data_goes_beside_the_result(tmp_path: Path) -> None:
     assert difference(host.run(batch), whole.run(batch)) == 0
 
 
-def _external(folder: Path, location: str) -> Path:
+def _external(folder: Path, location: str, **more: str) -> Path:
     model = build("y = Conv(x, w)")
     tensor = model.graph.initializer.add(
         name="w", data_type=1, dims=[6, 4, 1, 1], data_location=onnx.TensorProto.EXTERNAL
     )
-    tensor.external_data.add(key="location", value=location)
+    for key, value in {"location": location, **more}.items():
+        tensor.external_data.add(key=key, value=value)
     (folder / "m.onnx").write_bytes(model.SerializeToString())
     return folder / "m.onnx"
 
@@ -695,6 +696,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "absolute": (lambda d: _external(d, "/etc/passwd"), "`/etc/passwd`, outside the model's folder"),
     "parent": (lambda d: _external(d, "../../etc/passwd"), "outside the model's folder"),
     "symlink": (_linked, "outside the model's folder"),
+    "offset": (lambda d: _external(d, "w.bin", offset="-4"), "offset must be non-negative, got -4 for tensor 'w'"),
 }
 
 

@@ -61,8 +61,8 @@ def from_proto(proto: onnx.ModelProto, where: str) -> ir.Model:
         return model
     except Exception as error:  # onnx_ir raises plain ValueErrors and RuntimeErrors for broken graphs
         cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
+        while inner := cause.__cause__ or cause.__context__:  # its own wrapping may fail, without a cause
+            cause = inner
         raise ModelError(f"{where}: not a valid ONNX model ({str(cause).splitlines()[0][:200]})") from error
 
 
