@@ -19,7 +19,7 @@ def left_out(program: Program, keep: Keep, weights: bool) -> str:
     graph = original(program).lift()
     index = keep.index(everything(graph))
     own = {found.op.name: found.own for found in contractions(graph)}
-    left, none, means = {op.name for op in program.graph.ops}, [], []
+    left, none, means = {op.name for op in program.graph.ops}, list[str](), list[str]()
     for op in graph.ops:
         if op.name not in left or (op.name in own and (own[op.name] or not weights)):
             continue
