@@ -28,7 +28,6 @@ order in the step).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,9 +73,9 @@ class Catalyst(Penalty):
         total_steps: int,
         keep: float | Mapping[str, float] = 0.5,
         lean: Scores | str | None = None,
-        **options: Any,
+        over: str | None = None,
     ) -> None:
-        super().__init__(program, module, optimizer, **options)
+        super().__init__(program, module, optimizer, over=over)
         self.shares = shares_of(keep, self.channels.names, "Catalyst")
         self.opening, self.closing = (max(round(share * total_steps), 1) for share in (OPENING, CLOSED))
         if isinstance(lean, str) and lean != TAYLOR:
