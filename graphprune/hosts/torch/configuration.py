@@ -54,10 +54,20 @@ class Configuration:
                 self.moves[path] = found
 
     def _moved(self, path: Path) -> frozenset[Axis]:
-        changed = _shapes(self.kind, _changed(self.config, {path: 2 * _get(self.config, path)}))
-        if changed is None or changed.keys() != self.sizes.keys():
+        made = self._with({path: 2 * _get(self.config, path)})
+        if made is None or made[1].keys() != self.sizes.keys():
             return frozenset()
-        return frozenset(_differing(self.sizes, changed))
+        return frozenset(_differing(self.sizes, made[1]))
+
+    def _with(self, values: Mapping[Path, Any]) -> tuple[Any, Shapes] | None:
+        """The configuration with other values, and the shapes that it makes; None where the library has none."""
+        try:
+            config = copy.deepcopy(self.config)
+            for path, value in values.items():
+                setattr(_get(config, path[:-1]), path[-1], value)
+            return config, shapes(_made(self.kind, config))
+        except Exception:  # the library refuses a configuration in any way it likes
+            return None
 
     def saying(self, wanted: Shapes, under: str = "") -> Any:
         """The configuration with which the class has these shapes (of what is ``under`` one of its blocks alone), or
@@ -85,10 +95,9 @@ class Configuration:
                     able[path] = int(new)
         for count in range(1, min(len(able), MOST) + 1):
             for paths in combinations(able, count):
-                config = _changed(self.config, {path: able[path] for path in paths})
-                made = _shapes(self.kind, config)
-                if made is not None and _under(made, under) == _under(wanted, under):
-                    return config
+                made = self._with({path: able[path] for path in paths})
+                if made is not None and _under(made[1], under) == _under(wanted, under):
+                    return made[0]
         return None
 
     def without(self, gone: Collection[str]) -> tuple[Any, dict[str, str]] | None:
@@ -108,13 +117,20 @@ class Configuration:
         fields = list(_fields(self.config, DEPTHS))
         able = [[kept[p] for p, blocks in lists.items() if len(blocks) == _get(self.config, path)] for path in fields]
         for lefts in product(*([None, *lefts] for lefts in able)):
-            config = copy.deepcopy(self.config)
+            values: dict[Path, Any] = {}
             for path, left in zip(fields, lefts, strict=True):
-                if left is not None:
-                    _shorten(_get(config, path[:-1]), path[-1], left)
-            if _shapes(self.kind, config) == wanted:
-                return config, names
+                values |= self._shortened(path, left) if left is not None else {}
+            made = self._with(values)
+            if made is not None and made[1] == wanted:
+                return made[0], names
         return None
+
+    def _shortened(self, path: Path, left: Sequence[int]) -> dict[Path, Any]:
+        """What says that of as many blocks as a field counts these are left."""
+        part, count = _get(self.config, path[:-1]), _get(self.config, path)
+        listed = {name: value for name, value in vars(part).items() if isinstance(value, list) and len(value) == count}
+        of_blocks = {(*path[:-1], name): [value[k] for k in left] for name, value in listed.items()}
+        return {**of_blocks, path: len(left)}
 
     def says(self, wanted: Shapes) -> bool:
         """Whether the class can have these shapes: all by one configuration, or each block by one of its own."""
@@ -195,32 +211,10 @@ def _fields(config: Any, names: Sequence[str] = (*WIDTHS, *RATIOS, *HEADS)) -> I
                 yield (*part, name)
 
 
-def _shorten(config: Any, field: str, left: Sequence[int]) -> None:
-    """Leave of as many blocks as a field says these."""
-    for name, value in list(vars(config).items()):
-        if isinstance(value, list) and len(value) == getattr(config, field):
-            setattr(config, name, [value[k] for k in left])
-    setattr(config, field, len(left))
-
-
 def _get(config: Any, path: Path) -> Any:
     for name in path:
         config = getattr(config, name)
     return config
-
-
-def _changed(config: Any, values: Mapping[Path, Any]) -> Any:
-    made = copy.deepcopy(config)
-    for path, value in values.items():
-        setattr(_get(made, path[:-1]), path[-1], value)
-    return made
-
-
-def _shapes(kind: type, config: Any) -> dict[str, tuple[int, ...]] | None:
-    try:
-        return shapes(_made(kind, config))
-    except Exception:  # the library refuses a configuration in any way it likes
-        return None
 
 
 def _differing(one: Shapes, other: Shapes) -> Iterator[tuple[str, int]]:
