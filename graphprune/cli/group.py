@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import warnings
+from functools import partial
 from typing import Any
 
 import click
@@ -15,10 +16,13 @@ from .. import __version__
 from ..errors import GraphpruneError, Terminated
 from .console import echo, plain_streams
 
+ENDS = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+"""What ends a process from outside, but for Ctrl-C: a terminal that closes too."""
+
 
 class _Commands(click.Group):
     """Commands in the order of their definition; a GraphpruneError is a message and exit code 1, and what ends the
-    process from outside (Ctrl-C, SIGTERM) lets it clean up first."""
+    process from outside (Ctrl-C, SIGTERM, SIGHUP) lets it clean up first."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -73,18 +77,19 @@ def main(ctx: click.Context) -> None:
       graphprune compile model.onnx --macs 0.5x -o out   half the work
       open out/report.html                               what happened
 
-    Exit codes: 0 done, 1 an error that is explained on stderr, 2 wrong usage, 130 interrupted, 143 terminated;
-    interrupted or terminated a command writes nothing.
+    Exit codes: 0 done, 1 an error that is explained on stderr, 2 wrong usage, 130 interrupted, 143 terminated
+    (129 with its terminal); interrupted or terminated a command writes nothing.
     """
     plain_streams()
     if not sys.warnoptions:
         warnings.simplefilter("ignore", FutureWarning)  # of libraries, about libraries
     if threading.current_thread() is threading.main_thread():
-        before = signal.signal(signal.SIGTERM, _terminated)
-        ctx.call_on_close(lambda: signal.signal(signal.SIGTERM, before))
+        for number in ENDS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                ctx.call_on_close(partial(signal.signal, number, signal.signal(number, _terminated)))
 
 
-def _terminated(*_: object) -> None:
+def _terminated(number: int, frame: object) -> None:
     """Every block that is open ends as it would with an error: nothing half written stays."""
     echo("terminated", err=True)
-    raise Terminated(143)
+    raise Terminated(128 + number)

@@ -56,7 +56,10 @@ def test_bisect_ends_with_a_code_of_its_own(here: Path) -> None:
         assert run(f"bisect sight_nets:net {wrong}").exit_code == 2
 
 
-@pytest.mark.parametrize(("number", "code", "says"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
+@pytest.mark.parametrize(
+    ("number", "code", "says"),
+    [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated"), ("SIGHUP", 129, "terminated")],
+)
 def test_ended_from_outside_a_command_cleans_up(here: Path, monkeypatch, number: str, code: int, says: str) -> None:
     def ended(self, *_, **__):
         assert {path.name for path in here.glob(".out*")} == {".out.graphprune"}
