@@ -166,7 +166,8 @@ class _Search:
         for name, dim in relation.dims.items():
             if name in relation.outputs and _in(dim, leaf):
                 makers += [value for k, _ in relation.inputs.get(name, ()) if (value := op.inputs[k]) is not None]
-        return self._all(makers, leaf, depth) if all(value.constant for value in makers) else None
+        written = all(value.constant and "int" not in value.dtype for value in makers)  # a zero index takes the first
+        return self._all(makers, leaf, depth) if written else None
 
     def _all(self, operands: Sequence[Value], leaf: Dim, depth: int) -> Axes | None:
         found: set[tuple[str, int]] = set()

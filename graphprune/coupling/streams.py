@@ -169,7 +169,7 @@ class _Walk:
         op = self.graph.maker(value)
         if op is None:
             return self._writer(value, self._axis(value), scales) if value.constant else f"`{value.name}` is an input"
-        if op.kind == "pointwise" and op.attrs.get("function") == "mul":
+        if op.kind == "pointwise" and op.attrs.get("function") == "mul" and len(op.inputs) == 2:
             return self._scaled(op, scales)
         if self._passes(op):
             found = [operand for operand in op.inputs if operand is not None and self._axis(operand) is not None]

@@ -438,7 +438,7 @@ class TorchHost:
 
     def shapes(self) -> dict[str, tuple[Size, ...]]:
         self._sizes = None
-        infer_shapes(self._module, self._example)
+        self._stale |= infer_shapes(self._module, self._example)
         return {value.name: value.shape for value in Reader(self._module).graph().values() if value.shape is not None}
 
     # ---- writing ---------------------------------------------------------------------------------

@@ -127,14 +127,15 @@ def _needed(
     return needed, list(read)
 
 
-def infer_shapes(model: fx.GraphModule, example: Sequence[Any]) -> None:
+def infer_shapes(model: fx.GraphModule, example: Sequence[Any]) -> bool:
     """Run the graph on fake tensors of the example's sizes and refresh the shape of every node; where sizes depend
-    on data, on the example itself. Raises ShapeError."""
+    on data, on the example itself. Returns whether the graph had to change for it: views of what lies otherwise in
+    memory than it did (attention has kernels of different layouts) copy. Raises ShapeError."""
     try:
-        _Shapes(model, example, FakeTensorMode()).infer()
+        return _Shapes(model, example, FakeTensorMode()).infer()
     except _Unknown:
         with torch.random.fork_rng(devices=[]):
-            _Shapes(model, example, None).infer()
+            return _Shapes(model, example, None).infer()
 
 
 class _Unknown(Exception):
@@ -147,6 +148,7 @@ class _Shapes(fx.Interpreter):
     def __init__(self, model: fx.GraphModule, example: Sequence[Any], mode: FakeTensorMode | None) -> None:
         super().__init__(model)
         self.mode = mode
+        self.copies = False
         self.inputs = [self._own(x) for x in example]
 
     def _own(self, value: Any) -> Any:
@@ -155,14 +157,15 @@ class _Shapes(fx.Interpreter):
             return value
         return value.detach().clone() if self.mode is None else self.mode.from_tensor(value, static_shapes=True)
 
-    def infer(self) -> None:
+    def infer(self) -> bool:
         with torch.no_grad():
             self.run(*self.inputs, enable_io_processing=False)
+        return self.copies
 
     def run_node(self, n: fx.Node) -> Any:
         try:
             with self.mode or nullcontext():
-                value = super().run_node(n)
+                value = self._run(n)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise _Unknown from error
         except Exception as error:
@@ -173,6 +176,15 @@ class _Shapes(fx.Interpreter):
             old, spec = pytree.tree_flatten(n.meta["val"])  # a list, where a saved program was read: not value's tuple
             n.meta["val"] = pytree.tree_unflatten(map(_resized, old, pytree.tree_leaves(value)), spec)
         return value
+
+    def _run(self, n: fx.Node) -> Any:
+        try:
+            return super().run_node(n)
+        except (RuntimeError, ValueError):
+            if n.target is not torch.ops.aten.view.default:
+                raise
+            n.target, self.copies = torch.ops.aten.reshape.default, True
+            return super().run_node(n)
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         return self._own(super().get_attr(target, args, kwargs))
