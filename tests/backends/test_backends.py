@@ -283,6 +283,9 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"not a model")
     with pytest.raises(ModelError):
         runnable(tmp_path / "model.onnx")
+    with pytest.raises(TargetError, match=r"model\.txt: no such file"):
+        runnable(tmp_path / "model.txt")
+    (tmp_path / "model.txt").write_text("not a model")
     with pytest.raises(TargetError, match=r"nothing known runs `\.txt`"):
         runnable(tmp_path / "model.txt")
     with pytest.raises(TargetError, match="no such file"):
