@@ -97,9 +97,9 @@ def test_the_first_samples_are_cut_out_of_batches_that_may_be_cut():
     assert [batch[0].shape[0] for batch in found] == [8, 4] and all(batch[1].shape == (3, 3) for batch in found)
     np.testing.assert_array_equal(joined(found), images(40)[:12])
     assert seen == [0, 8]  # no more is read
-    assert [len(batch[0]) for batch in some(read(), [FIXED], 12)] == [8, 8]
-    assert len(some(read(), [IMAGE], 40, limit_bytes=2 * images(8).nbytes)) == 2
-    assert len(some(read(), [IMAGE], 100)) == 5
+    assert [len(batch[0]) for batch in some(read(), [FIXED, MASK], 12)] == [8, 8]
+    assert len(some(read(), [IMAGE, MASK], 40, limit_bytes=2 * images(8).nbytes)) == 2
+    assert len(some(read(), [IMAGE, MASK], 100)) == 5
 
 
 def test_several_inputs_by_place_and_by_name():

@@ -32,7 +32,8 @@ def narrow(net, x):
 
 
 def checks(net, x):
-    return torch.distributions.Normal(net.a(x), 1.0).log_prob(x)
+    normal = torch.distributions.Normal(net.a(x), 1.0, validate_args=True)
+    return normal.log_prob(x)
 
 
 def backward(net, x):
@@ -49,7 +50,11 @@ CASES = {
     number: ("n = int(x.abs().sum().item())", "data-dependent", "torch._check"),
     array: ("return net.a(torch.from_numpy(np.abs(x.numpy())))", "numpy", "write it in torch ops"),
     narrow: ("return net.a(x[:, :3])", "[s77, 3] X [4, 4]", "other sizes than the module takes"),
-    checks: ("return torch.distributions.Normal(net.a(x), 1.0).log_prob(x)", "data-dependent", "validate_args=False"),
+    checks: (
+        "normal = torch.distributions.Normal(net.a(x), 1.0, validate_args=True)",
+        "data-dependent",
+        "validate_args=False",
+    ),
     backward: ("net.a(x).sum().backward()", "does not require grad", "leave gradients out of forward"),
     own: ('raise ValueError("only squares")', "only squares", "run the module on the example"),
 }
