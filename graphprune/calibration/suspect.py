@@ -6,6 +6,9 @@ import numpy as np
 
 from ..ir.program import Program
 
+FED = 20.0
+"""Example inputs within these are no raw pixels."""
+
 
 def one_sample(program: Program) -> str:
     """A remark where the samples of an input that varies are all one; else nothing."""
@@ -19,10 +22,6 @@ def one_sample(program: Program) -> str:
                 "says nothing of others"
             )
     return ""
-
-
-FED = 20.0
-"""Example inputs within these are no raw pixels."""
 
 
 def raw_pixels(program: Program) -> str:

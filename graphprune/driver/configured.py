@@ -41,8 +41,7 @@ def unsaid(program: Program, alike: bool = True) -> tuple[str, ...]:
     left = []
     for first in chosen:
         same = (first, *others.get(first.name, ()))
-        cut = _cut(program, made.configuration, names, same)
-        if made.configuration.saying(cut) is None if alike else not made.configuration.says(cut):
+        if not made.configuration.says(_cut(program, made.configuration, names, same), alike):
             left += [f"{GROUP}{group.name}" for group in same]
     return tuple(left)
 

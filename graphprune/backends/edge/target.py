@@ -63,21 +63,22 @@ class Edge(Target):
         return Path(self.board).stem
 
     def admit(self, program: Program) -> None:
-        self._linker()
+        self._device()
         if self.rpc:
             from ..tvm import rpc
 
             rpc.sessions(self.rpc, most=1)
         imported(program.host, self.label)
 
-    def _linker(self) -> None:
+    def _device(self) -> Board:
+        """The board. Raises TargetError where what links for it is missing."""
         device = board(self.board)
         if self.link and not shutil.which(device.cc):
             raise standalone.no_compiler(self.label, device)
+        return device
 
     def emit(self, program: Program, folder: Path) -> Path:
-        self._linker()
-        device = board(self.board)
+        device = self._device()
         names = _compile(self, device, program, folder)
         example = program.host.example()
         facts = {

@@ -132,12 +132,14 @@ class Configuration:
         of_blocks = {(*path[:-1], name): [value[k] for k in left] for name, value in listed.items()}
         return {**of_blocks, path: len(left)}
 
-    def says(self, wanted: Shapes) -> bool:
-        """Whether the class can have these shapes: all by one configuration, or each block by one of its own."""
+    def says(self, wanted: Shapes, alike: bool) -> bool:
+        """Whether the class can have these shapes: all by one configuration, or where its blocks need not be ``alike``
+        each by one of its own."""
+        whole = self.saying(wanted) is not None
+        if whole or alike:
+            return whole
         changed = {name for name, _ in _differing(self.sizes, wanted)}
         touched = {block for block in self.blocks if any(name.startswith(block) for name in changed)}
-        if self.saying(wanted) is not None:
-            return True
         inside = all(name.startswith(tuple(touched)) for name in changed)
         return inside and all(self.saying(wanted, block) is not None for block in touched)
 
