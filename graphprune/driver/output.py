@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import OutputError
-from ..ir.atomic import Stage, followed, spelt, stage, unwritable
+from ..ir.atomic import Stage, followed, spelt, stage, system_error, unwritable
 from ..ir.host import SUFFIXES
 
-_OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 def apart(*outputs: str | os.PathLike[str] | None) -> None:
@@ -46,9 +46,10 @@ def new_folder(out: str | os.PathLike[str] | None, force: bool, mark: str = "pla
         try:
             yield place.new
             _publish(place, force, mark)
-        except OSError as error:
-            if error.errno in _OUTPUT_ERRORS or _within(error, place.folder):
-                raise unwritable(Path(out), error) from error
+        except Exception as error:  # of a file in it, by whatever library writes that
+            refused = system_error(error)
+            if refused is not None and (refused.errno in _OUTPUT_ERRORS or _within(refused, place.folder)):
+                raise unwritable(Path(out), refused) from error
             raise
 
 

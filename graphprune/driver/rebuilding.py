@@ -17,13 +17,15 @@ def write_widths(folder: Path, program: Program) -> str | None:
 
     from ..hosts.torch import rebuild
     from ..hosts.torch.widths import widths
+    from ..hosts.torch.written import written
 
     try:
         found = widths(program)
     except ModelError as error:
         return error.message
     (folder / "widths.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    torch.save(weights(program, found), folder / "weights.pt")
+    with written(folder / "weights.pt") as file:
+        torch.save(weights(program, found), file)
     (folder / "rebuild.py").write_text(Path(rebuild.__file__).read_text(encoding="utf-8"), encoding="utf-8")
     return None
 

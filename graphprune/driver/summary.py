@@ -74,7 +74,7 @@ class Compilation:
             **_branches(done),
             **({"segments": list(done.plan.segments)} if done.plan.segments else {}),
             "passes": [asdict(step) for step in done.history],
-            "verification": _verification(self.checks),
+            "verification": _verification(source, self.checks),
             "recipe": self.recipe.text(),
             "versions": versions(),
             "seed": done.seed,
@@ -196,7 +196,7 @@ def _side(program: Program, measured: Mapping[str, Latency]) -> dict[str, Any]:
     }
 
 
-def _verification(checks: Sequence[Check] | None) -> dict[str, Any]:
+def _verification(source: Program, checks: Sequence[Check] | None) -> dict[str, Any]:
     if checks is None:
         return {"used": False}
     worst = checks[0]
@@ -206,6 +206,7 @@ def _verification(checks: Sequence[Check] | None) -> dict[str, Any]:
         "dtype": worst.what.rpartition(", ")[2],
         "max_relative_error": worst.error,
         "tolerance": worst.tolerance,
+        "unmoved": [source.graph.outputs[number].name for number in worst.unmoved],
         "checks": [
             {"what": c.what, "max_relative_error": c.error, "tolerance": c.tolerance, "rounding": c.spread}
             for c in checks

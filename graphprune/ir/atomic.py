@@ -8,6 +8,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -177,6 +178,19 @@ def unwritable(path: Path, error: OSError) -> OutputError:
     above = next((one for one in path.parents if one.exists()), path)
     hint = f"{above} is a file" if above.is_file() else f"choose another path, or make room in {above}"
     return OutputError(f"{path} cannot be written ({full})", hint)
+
+
+def system_error(error: BaseException) -> OSError | None:
+    """What the system refused, where that is why ``error`` was raised: by Python, or by a library that says so in words
+    of its own (Rust's, with the number)."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError):
+            return seen
+        if said := re.search(r"\(os error (\d+)\)", str(seen)):
+            return OSError(int(said[1]), os.strerror(int(said[1])))
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 def _lock_file(made: Stage) -> Path:

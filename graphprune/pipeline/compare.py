@@ -20,12 +20,14 @@ LIMIT = 1e-2
 class Check:
     """One comparison; ``error`` is max |a - b| / max |a| over all outputs and inputs tried. ``spread``: where
     the error is above the usual tolerance, what the reference's own arithmetic leaves open in that output;
-    ``tolerance`` is then ``SLACK`` times that."""
+    ``tolerance`` is then ``SLACK`` times that. ``unmoved``: the numbers of outputs that no weight can be seen in, since
+    they are the same for all inputs tried."""
 
     what: str
     error: float
     tolerance: float
     spread: float | None = None
+    unmoved: tuple[int, ...] = ()
 
     @property
     def holds(self) -> bool:
@@ -74,6 +76,18 @@ def relative(a: Array, b: Array) -> float:
     wide = a[fine].astype(np.complex128 if a.dtype.kind == "c" else np.float64)
     gap = float(np.abs(wide - b[fine]).max(initial=0.0))
     return gap / top if top else gap
+
+
+def unmoved(outputs: Sequence[Sequence[Array]], batches: Sequence[Batch]) -> tuple[int, ...]:
+    """The outputs of floats, by number, that are zero throughout, or the same for inputs that are not."""
+    first = batches[0]
+    differ = any(not np.array_equal(a, b) for other in batches[1:] for a, b in zip(first, other, strict=True))
+    found = []
+    for number, values in enumerate(zip(*outputs, strict=True)):
+        same = differ and all(np.array_equal(values[0], other) for other in values[1:])
+        if values[0].dtype.kind in "fc" and values[0].size and (same or not any(x.any() for x in values)):
+            found.append(number)
+    return tuple(found)
 
 
 def spread(host: Host, batches: Sequence[Batch], seed: int = 0) -> list[list[float]]:

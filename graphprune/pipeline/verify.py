@@ -26,7 +26,7 @@ from ..ir.facts import Groups
 from ..ir.graph import Graph, Op, around
 from ..ir.host import Array, Batch, Host, random_array
 from ..ir.program import Program, must_be_program
-from .compare import LIMIT, Check, compare, relative
+from .compare import LIMIT, Check, compare, relative, unmoved
 from .correction import Correct
 from .edits import Cut, kept, original
 from .replay import replay
@@ -79,6 +79,7 @@ def verify(program: Program, batches: int = 2) -> tuple[Check, ...]:
         )
         failure.around = None if isinstance(where, str) else around(masked.graph, where)
         raise failure
+    check = replace(check, unmoved=unmoved(expected, inputs))
     opening = [_as_opened(program, exact, inputs)] if program.plan.openings else []
     others = [_as_original(program, pruned.host, exact, inputs, graph, interface)] if _exact(program) else []
     return (check, *opening, *others, _same_weights(program))

@@ -204,8 +204,13 @@ def verified(report: Report) -> str:
     return (
         f"The cut is exact: the result computes what the {proof['compared_with']} computes ({proof['dtype']}, "
         f"relative error {error(proof['max_relative_error'])}, tolerance {error(proof['tolerance'])})."
-        f"{unchecked(report)}"
+        f"{_unmoved(proof)}{unchecked(report)}"
     )
+
+
+def _unmoved(proof: Mapping[str, Any]) -> str:
+    names = ", ".join(f"`{name}`" for name in proof.get("unmoved", ()))
+    return f" But {names} did not depend on the inputs tried, which proves little of it: try others." if names else ""
 
 
 def unchecked(report: Report) -> str:

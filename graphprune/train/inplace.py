@@ -80,7 +80,12 @@ def cut(
     trains = training_error(module, args, kwargs) is None
     states = _cut_states(module, optimizer, keep) if optimizer is not None else {}
     unused = [parameter for path in parts for parameter in module.get_submodule(path).parameters()]
-    undo = [*leave_out(module, parts), *_replace_tensors(module, done), *_resize_layers(module, done), *_set(norms)]
+    undo = [
+        *leave_out(module, parts),
+        *_replace_tensors(module, done, keep),
+        *_resize_layers(module, done),
+        *_set(norms),
+    ]
     try:
         if is_pretrained(module):
             undo += configure(module)
@@ -143,8 +148,8 @@ def _widths(host: TorchHost, done: Program) -> dict[int, str]:
 Undo = Iterator[tuple[nn.Module, str, Any]]
 
 
-def _replace_tensors(module: nn.Module, done: Program) -> Undo:
-    """Every tensor that the plan changed, each tied one once for all its names."""
+def _replace_tensors(module: nn.Module, done: Program, keep: Keep) -> Undo:
+    """Every tensor that the plan changed, each tied one once for all its names, with its gradient so far."""
     cut = dict(tensors(done.model))
     new: dict[int, Tensor] = {}
     for name, old in tensors(module):
@@ -154,6 +159,8 @@ def _replace_tensors(module: nn.Module, done: Program) -> Undo:
         if id(old) not in new:
             copy = tensor.detach().clone()
             new[id(old)] = nn.Parameter(copy, old.requires_grad) if isinstance(old, nn.Parameter) else copy
+            if old.grad is not None:
+                new[id(old)].grad = _kept(old.grad, keep.get(name, {}))
             _hook(new[id(old)], old)
         owner, _, leaf = name.rpartition(".")
         holder = module.get_submodule(owner)
@@ -342,11 +349,15 @@ def _cut_states(module: nn.Module, optimizer: torch.optim.Optimizer, keep: Keep)
 
 def _cut(value: Any, parameter: Tensor, axes: Mapping[int, Tensor], what: str) -> Any:
     if isinstance(value, Tensor) and value.shape == parameter.shape and value.ndim:
-        for axis, kept in axes.items():
-            value = value.index_select(axis, kept.to(value.device))
-        return value
+        return _kept(value, axes)
     if isinstance(value, (list, tuple, dict)) or (isinstance(value, Tensor) and value.numel() > 1):
         raise ModelError(f"{what} cannot be cut: it is not shaped like the parameter", "start that optimizer anew")
+    return value
+
+
+def _kept(value: Tensor, axes: Mapping[int, Tensor]) -> Tensor:
+    for axis, positions in axes.items():
+        value = value.index_select(axis, positions.to(value.device))
     return value
 
 

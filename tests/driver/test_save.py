@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import resource
+from contextlib import contextmanager
+
 import nets
 import numpy as np
 import onnx
@@ -10,6 +13,7 @@ from onnx import helper as oh
 from onnx import numpy_helper
 
 import graphprune as gp
+from graphprune.driver.rebuilding import write_widths
 from graphprune.driver.save import save
 from graphprune.errors import OutputError
 
@@ -29,6 +33,17 @@ def beside(tmp_path):
     model = oh.make_model(graph, opset_imports=[oh.make_opsetid("", 17)], ir_version=9)
     onnx.save(model, tmp_path / "net.onnx", save_as_external_data=True, size_threshold=0, location="net.onnx.data")
     return gp.run("group,score,mask{channels=0.5x},propagate", gp.load(tmp_path / "net.onnx"))
+
+
+@contextmanager
+def no_file_above(size):
+    """As on a full disk: writes beyond ``size`` bytes fail."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def outputs(path):
@@ -74,3 +89,23 @@ def test_a_file_that_appears_is_not_replaced(beside, tmp_path, host):
         (nets.program("MLP") if host == "torch" else beside).host.save(out, replace=False)
     assert out.read_text() == "mine"
     assert {path.name for path in tmp_path.iterdir()} == {"net.onnx", "net.onnx.data", out.name}
+
+
+@pytest.mark.parametrize("size", [0, 100, 2000, 10000], ids=str)
+@pytest.mark.parametrize("net", ["MLP", "onnx"])
+def test_where_nothing_more_can_be_written_nothing_is_left(net, size, beside, tmp_path):
+    """Also where torch's writer tries again as it is taken down, which would end the process; and of no temporary
+    path is spoken."""
+    program = beside if net == "onnx" else gp.load(nets.module(net), nets.ZOO[net].inputs())
+    there = sorted(tmp_path.iterdir())
+    with no_file_above(size), pytest.raises(OutputError, match="cannot be written") as refused:
+        gp.compile(program, channels=0.9, measure=False, verify=False, out=tmp_path / "out")
+    assert str(tmp_path / "out") in refused.value.message
+    assert ".graphprune" not in str(refused.value)
+    assert sorted(tmp_path.iterdir()) == there
+
+
+def test_weights_for_the_users_class_that_cannot_be_written_are_an_error(tmp_path):
+    program = gp.load(nets.module("MLP"), nets.ZOO["MLP"].inputs())
+    with no_file_above(2000), pytest.raises(OSError, match="too large"):
+        write_widths(tmp_path, program)

@@ -203,6 +203,21 @@ def test_a_step_after_the_cut_is_the_step_of_the_graph_module():
         torch.testing.assert_close(graph.get_parameter(name), parameter)
 
 
+def test_a_gradient_that_was_summed_before_the_cut_is_stepped_along_after_it():
+    module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    module(torch.randn(5, 4)).square().mean().backward()
+    stepped = {name: (p - 0.1 * p.grad).detach() for name, p in module.named_parameters()}
+    program = compiled(module, torch.randn(2, 4))
+    gp.apply(program, module, in_place=True, optimizer=optimizer)
+    optimizer.step()
+    kept = torch.tensor(program.plan.parameters["0.weight"]["0"]["keep"])
+    assert len(kept) == 4
+    torch.testing.assert_close(module[0].weight.data, stepped["0.weight"][kept], rtol=1e-6, atol=0)
+    torch.testing.assert_close(module[2].weight.data, stepped["2.weight"][:, kept], rtol=1e-6, atol=0)
+    torch.testing.assert_close(module[2].bias.data, stepped["2.bias"], rtol=1e-6, atol=0)
+
+
 def test_state_that_cannot_be_cut_is_refused_before_anything_moves():
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))

@@ -47,6 +47,7 @@ from .run import outputs as drawn_outputs
 from .run import watch as watch_values
 from .state import kept, written_buffers
 from .to_onnx import write_onnx
+from .written import written
 
 
 class TorchHost:
@@ -453,14 +454,12 @@ class TorchHost:
         with warnings.catch_warnings(), stage(followed(path)) as place:
             warnings.simplefilter("ignore")
             try:
-                with (place.new / place.path.name).open("wb") as file:  # torch itself opens no name beyond the locale
+                with written(place.new / place.path.name) as file:
                     torch.export.save(self.exported(), file, extra_files=extra)
                 place.put_model(replace)
             except OSError as error:
                 raise unwritable(path, error) from error
-            except RuntimeError as error:  # what torch's own writer raises for a path it cannot open
-                if isinstance(error.__cause__, OSError):
-                    raise unwritable(path, error.__cause__) from error
+            except RuntimeError as error:  # torch's own writer
                 raise OutputError(f"{path} cannot be written ({first_line(error)})") from error
 
     def deployed(self, path: Path) -> fx.GraphModule:
