@@ -24,8 +24,8 @@ from .driver.artifact import check_code, emit, latencies, loaded, profiled, writ
 from .driver.closeness import Evaluate, closeness, figures
 from .driver.configured import pretrained, unsaid
 from .driver.dump import dumped
-from .driver.latency_search import has_latency, recorded, to_latency
-from .driver.no_slower import chooses, guarded
+from .driver.latency_search import has_latency, recorded, settled, to_latency
+from .driver.no_slower import guarded, slower
 from .driver.output import apart, new_folder
 from .driver.stages import Stages
 from .driver.summary import Compilation
@@ -457,22 +457,42 @@ def compile(
 
         if own is not None:
             steps, (done, facts) = own, attempt(own)
-            if measure and not dry_run and chooses(own) and chosen[0].unmeasured() is None:
-                least = guarded(program, done, own, chosen[0], threads=threads, progress=progress, instruments=watching)
-                steps, done, fallback = least.recipe, least.program, least.facts
         else:
             steps, (done, facts) = _aligned(program, unit, text, widest, control, attempt)
         found: Mapping[str, Any] = {}
-        if effort is not None:
-            chosen[0], found = chosen[0].tune(done, effort, threads=threads, seed=seed, progress=progress)
-        if progress and verify:
-            progress("verify", 0, 1)
-        checks = prove(done) if verify else None
-        files = emit(folder, done, chosen, progress) if folder is not None else {}
-        code = loaded(done, chosen, files, threads) if verify or measure else {}
-        if checks is not None:
-            checks = (*checks, *check_code(done, chosen, code))
-        measured = latencies(program, done, chosen, code, progress, threads) if measure else {}
+
+        def finish(done: Program) -> tuple[Sequence[Check] | None, Mapping[str, Path], Mapping[str, Any]]:
+            nonlocal found
+            if effort is not None:
+                chosen[0], found = chosen[0].tune(done, effort, threads=threads, seed=seed, progress=progress)
+            if progress and verify:
+                progress("verify", 0, 1)
+            checks = prove(done) if verify else None
+            files = emit(folder, done, chosen, progress) if folder is not None else {}
+            code = loaded(done, chosen, files, threads) if verify or measure else {}
+            if checks is not None:
+                checks = (*checks, *check_code(done, chosen, code))
+            return checks, files, latencies(program, done, chosen, code, progress, threads) if measure else {}
+
+        checks, files, measured = finish(done)
+        main = measured.get(chosen[0].label)
+        if main and not dry_run and not facts and control.grain is None and slower(main):
+            least = guarded(
+                program,
+                done,
+                steps,
+                chosen[0],
+                threads=threads,
+                progress=progress,
+                instruments=watching,
+                perform=perform,
+            )
+            steps, fallback = least.recipe, least.facts
+            if least.program is not done:
+                done = least.program
+                checks, files, measured = finish(done)
+        if main and facts:
+            facts = settled(facts, measured[chosen[0].label])
         took = profiled(program, done, chosen, threads) if measure else None
         after = figures(judge, done.host, name) if judge and not dry_run else {}
         report = Compilation(program, done, steps, chosen, checks, measured, took, files).report(

@@ -8,6 +8,7 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 
@@ -113,11 +114,20 @@ def _samples(
     return samples
 
 
-def share(original: Runnable, other: Runnable, repeats: int = 101, *, seconds: float = 4.0) -> float:
-    """What ``other`` takes of the original's time: the median over rounds of what their samples, taken one after the
-    other, say. What slows the machine for longer than that slows both."""
-    samples = _samples({"original": original, "other": other}, repeats, seconds)
-    return median(after / before for before, after in zip(samples["original"], samples["other"], strict=True))
+def beside(original: Runnable, other: Runnable, repeats: int = 101, *, seconds: float = 4.0) -> dict[str, Latency]:
+    """The latencies ``before`` and ``after``. The quotient of their medians is what ``other`` takes of the original's
+    time: the median over rounds of what their samples, taken one after the other, say, since what slows the machine for
+    longer than that slows both."""
+    samples = _samples({"before": original, "after": other}, repeats, seconds)
+    before, after = _latency("before", original, samples["before"], 1), _latency("after", other, samples["after"], 1)
+    taken = median(late / early for early, late in zip(samples["before"], samples["after"], strict=True))
+    return {"before": before, "after": replace(after, median_ms=taken * before.median_ms)}
+
+
+def share(original: Runnable, other: Runnable, *, seconds: float = 4.0) -> float:
+    """What ``other`` takes of the original's time, by ``beside``."""
+    times = beside(original, other, seconds=seconds)
+    return times["after"].median_ms / times["before"].median_ms
 
 
 def _warm_up(call: Callable[[], object]) -> tuple[int, float]:

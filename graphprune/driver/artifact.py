@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..backends.measure import Runnable, interleave
+from ..backends.measure import Runnable, beside
 from ..backends.target import Target
 from ..errors import VerificationError
 from ..ir.facts import Latency
@@ -31,6 +32,7 @@ def emit(folder: Path, program: Program, targets: Sequence[Target], progress: Pr
             if progress:
                 progress(f"emit {one.label}", number, len(targets))
             place = folder / one.label
+            shutil.rmtree(place, ignore_errors=True)  # of what was slower
             place.mkdir()
             files[one.label] = one.emit(program, place)
     return files
@@ -111,7 +113,7 @@ def latencies(
     progress: Progress | None,
     threads: int = 1,
 ) -> dict[str, dict[str, Latency]]:
-    """``{target: {"before": ..., "after": ...}}``, the two interleaved on each target."""
+    """``{target: {"before": ..., "after": ...}}``, the two side by side on each target."""
     out = {}
     for number, one in enumerate(targets):
         if one.unmeasured():
@@ -120,7 +122,7 @@ def latencies(
         after = one.runnable(program, threads=threads) if one.options().get("rpc") else code[one.label]
         if progress:
             progress(f"measure {one.label}", number, len(targets))
-        out[one.label] = interleave({"before": one.runnable(source, threads=threads), "after": after})
+        out[one.label] = beside(one.runnable(source, threads=threads), after)
     return out
 
 

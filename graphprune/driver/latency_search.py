@@ -11,10 +11,11 @@ import numpy as np
 from ..allocation.rd import measured_losses
 from ..backends.measure import interleave, share
 from ..backends.target import Target
+from ..cost.budget import amount
 from ..cost.latency.model import LatencyModel, points
 from ..cost.latency.table import Table
 from ..errors import BudgetError
-from ..ir.facts import Groups, Losses, Scores
+from ..ir.facts import Groups, Latency, Losses, Scores
 from ..ir.program import Program
 from ..passes.mask import Mask
 from ..pipeline.base import Pass, Progress
@@ -147,6 +148,7 @@ def to_latency(
         "target": on.label,
         "threads": threads,
         "goal_ms": goal,
+        "absolute": amount(mask.latency, "latency").absolute,
         "whole_ms": model.whole_ms,
         "predicted_ms": best.predicted_ms,
         "measured_ms": None if blind else best.measured_ms,
@@ -162,6 +164,15 @@ def to_latency(
     }
     remarks = [table.remark(), _left(best, mask.latency, goal, rounds, bool(blind))]
     return Outcome(best.program.note(*filter(None, remarks)), facts)
+
+
+def settled(facts: Mapping[str, Any], times: Mapping[str, Latency]) -> dict[str, Any]:
+    """The facts of a search once its result was measured anew, beside the original: a report has one number for one
+    thing. A goal that is a share is one of what the original took now; what was predicted was so as well."""
+    whole, scale = times["before"].median_ms, times["before"].median_ms / facts["whole_ms"]
+    goal = facts["goal_ms"] * (1 if facts["absolute"] else scale)
+    predicted, measured = facts["predicted_ms"] * scale, times["after"].median_ms
+    return {**facts, "whole_ms": whole, "goal_ms": goal, "predicted_ms": predicted, "measured_ms": measured}
 
 
 def _left(best: Round, text: str, goal: float, rounds: Sequence[Round], blind: bool) -> str:

@@ -1,4 +1,5 @@
-"""Readers that choose for themselves must not make a network slower: where they do, measured, they choose less."""
+"""A cut must not make a network slower: where it does, measured, widths are such as the target likes, and readers that
+choose for themselves choose less."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import Any
 from ..backends.measure import Runnable, share
 from ..backends.target import Target
 from ..errors import BudgetError
+from ..ir.facts import Latency
 from ..ir.program import Program
 from ..passes.loosen import Loosen
 from ..passes.mask import Mask
@@ -36,6 +38,12 @@ class Guarded:
     facts: Mapping[str, Any]
 
 
+def slower(times: Mapping[str, Latency]) -> bool:
+    """Whether what is ``after`` takes longer than what was ``before``, beyond what the measurements spread."""
+    before, after = times["before"], times["after"]
+    return after.median_ms - ALLOWED * before.median_ms > max(before.spread_ms, after.spread_ms)
+
+
 def chooses(recipe: Recipe) -> bool:
     """Whether readers have channels of their own in it."""
     return any(isinstance(step, Loosen) for step in recipe.expanded().steps)
@@ -51,17 +59,20 @@ def guarded(
     progress: Progress | None = None,
     measure: Measure | None = None,
     instruments: Sequence[Instrument] = (),
+    perform: Callable[[Pass, Program], Program] | None = None,
 ) -> Guarded:
     """``done``, what ``recipe`` made of ``program``, if the target measures it at most 2 % slower; else the first
-    that is of: the same with widths that the target likes, with no copies (readers take all, and multiply the
+    that is of: the same with widths that the target likes, twice and four times as coarse; where readers choose for
+    themselves with widths that it likes, with no copies (readers take all, and multiply the
     rest by zero), and with readers that agree. The fastest where all are slower."""
     ratio = partial(measure, program) if measure else _timed(on.runnable(program, threads=threads), on, threads)
     tried = [(ratio(done), recipe, done)]
-    for text in _milder(recipe, on.grain) if tried[0][0] > ALLOWED else ():
+    milder = _less_free(recipe, on.grain) if chooses(recipe) else _coarser(recipe, on.grain)
+    for text in milder if tried[0][0] > ALLOWED else ():
         if progress:
             progress(f"no slower than it was on {on.label}", len(tried), 3)
         try:
-            made = run(text, program, progress, instruments)
+            made = run(text, program, progress, instruments, perform)
         except BudgetError:  # not within the budget at these widths
             continue
         tried.append((ratio(made), text, made))
@@ -77,15 +88,26 @@ def _timed(original: Runnable, on: Target, threads: int) -> Callable[[Program], 
     return lambda made: share(original, on.runnable(made, threads=threads))
 
 
-def _milder(recipe: Recipe, grain: int) -> Iterator[Recipe]:
-    def changed(mask: Callable[[Mask], Pass], order: Callable[[Reorder], Pass]) -> Recipe:
-        steps = (mask(s) if isinstance(s, Mask) else order(s) if isinstance(s, Reorder) else s for s in recipe.steps)
-        return Recipe(tuple(steps))
+def _coarser(recipe: Recipe, grain: int) -> Iterator[Recipe]:
+    known = recipe
+    for factor in (1, 2, 4):
+        wide = _wide(recipe, factor * grain)
+        if wide != known:
+            yield wide
+        known = wide
 
-    def wide(mask: Mask) -> Mask:
-        return replace(mask, grain=max(mask.grain, grain))
 
-    yield changed(wide, lambda order: order)
-    yield changed(wide, lambda order: replace(order, menu="view|constrain"))
-    agreed = changed(lambda mask: replace(wide(mask), unconstrained="no"), lambda order: order)
+def _less_free(recipe: Recipe, grain: int) -> Iterator[Recipe]:
+    wide = _wide(recipe, grain)
+    yield wide
+    yield _changed(wide, Reorder, menu="view|constrain")
+    agreed = _changed(wide, Mask, unconstrained="no")
     yield Recipe(tuple(step for step in agreed.steps if not isinstance(step, Loosen)))
+
+
+def _wide(recipe: Recipe, grain: int) -> Recipe:
+    return Recipe(tuple(replace(s, grain=max(s.grain, grain)) if isinstance(s, Mask) else s for s in recipe.steps))
+
+
+def _changed(recipe: Recipe, kind: type[Mask | Reorder], **options: Any) -> Recipe:
+    return Recipe(tuple(replace(step, **options) if isinstance(step, kind) else step for step in recipe.steps))

@@ -128,7 +128,10 @@ def verdict(report: Report) -> str:
 
 
 def targeted(report: Report) -> list[str]:
-    """How a latency budget was met, in one sentence; nothing where there was none."""
+    """How a latency budget was met, or what was done where the cut was slower than the original, in one sentence;
+    nothing where there was no such thing."""
+    if "fallback" in report:
+        return [_less_slow(report["fallback"])]
     if "latency" not in report:
         return []
     facts = report["latency"]
@@ -139,6 +142,15 @@ def targeted(report: Report) -> list[str]:
         f"latency {facts['budget']} on {facts['target']}: goal {duration(facts['goal_ms'])}, predicted "
         f"{duration(facts['predicted_ms'])}, {found}; {facts['importance']:.1%} of the importance kept, {rounds}."
     ]
+
+
+def _less_slow(facts: Mapping[str, Any]) -> str:
+    first, *others = facts["tried"]
+    given = f"the recipe as it was given took {first['share']:.2f}x of the original's time on {facts['target']}"
+    if facts["share"] == first["share"]:
+        tried = f"and {len(others)} coarser ones no less" if others else "and no coarser one is within the budget"
+        return f"Slower than the original, or level within what measurements spread: {given}, {tried}."
+    return f"So that it is not slower than the original: {given}, and this one {facts['share']:.2f}x."
 
 
 def budget(report: Report) -> list[str]:
@@ -304,7 +316,6 @@ def render(report: Report, charts: Sequence[Mapping[str, Any]] = (), at: int = 0
         branches=_branches(report),
         segments=segments(report.get("segments", ())),
         picture=picture(report.get("segments", ())),
-        fallback=report.get("fallback"),
         latencies=_bars(report),
         kinds=_kinds(report),
         steps=steps(report),

@@ -31,8 +31,10 @@ from graphprune.ir.facts import Groups, Keep, Latency, Scores
 from graphprune.ir.host import Array, Batch
 from graphprune.ir.program import Program
 from graphprune.passes.mask import Mask
+from graphprune.pipeline.edits import Cut
 from graphprune.pipeline.recipe import Recipe
 from graphprune.pipeline.run import run
+from graphprune.report.page import targeted
 
 
 class Net(nn.Module):
@@ -353,6 +355,69 @@ def test_compile_tells_how_far_the_search_is(program: Program, clock: None) -> N
     facts = made.report["latency"]
     assert 0.5 * facts["whole_ms"] < facts["measured_ms"] <= 1.03 * facts["goal_ms"]
     assert {"group", "score", "time ops on known", "latency 0.6x on known"} <= set(told)
+
+
+class Picky(Known):
+    """A target that pads to the next multiple of 32 what is none of 16, and fills it slowly."""
+
+    grain: ClassVar[int] = 16
+
+    def runnable(self, program: Program, *, threads: int = 1) -> Runnable:
+        works_ = [work.widths({}, program.host.sizes()) for work in works(program.graph, program.host)]
+        odd = any(width % 16 for inner, outer, _ in works_ for width in (inner, outer) if width > 10)
+        return _Sleeper((2.0 if odd else 1.0) * alone(program), threads)
+
+
+def beside(original: Any, other: Any, **_: Any) -> dict[str, Latency]:
+    """At twice the pace of the search."""
+    return {"before": Latency(2 * original.ms, 0.0, 5, 1, "known"), "after": Latency(2 * other.ms, 0.0, 5, 1, "known")}
+
+
+def test_a_report_has_one_number_for_one_thing(program: Program, clock: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was measured at the end is what the search is told by; shares stay what they were."""
+    monkeypatch.setattr("graphprune.driver.artifact.beside", beside)
+    monkeypatch.setattr(Known, "unable", lambda self: None)
+    found = {}
+    for budget in ("0.6x", "150ms"):
+        report = gp.compile(program, latency=budget, targets=[Known()], verify=False).report
+        found[budget] = facts = report["latency"]
+        assert facts["measured_ms"] == report["after"]["per_target"]["known"]["median_ms"]
+        assert facts["whole_ms"] == report["before"]["per_target"]["known"]["median_ms"]
+        assert facts["rounds"][-1]["predicted_ms"] == pytest.approx(facts["predicted_ms"] / 2)
+    assert found["0.6x"]["goal_ms"] == pytest.approx(0.6 * found["0.6x"]["whole_ms"])
+    assert found["150ms"]["goal_ms"] == pytest.approx(150)
+
+
+def test_a_recipe_that_makes_a_network_slower_keeps_multiples_of_what_the_target_likes(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graphprune.driver.artifact.beside", beside)
+    monkeypatch.setattr(Known, "unable", lambda self: None)
+    monkeypatch.setattr("graphprune.driver.no_slower.share", lambda original, other: other.ms / original.ms)
+    steps = "group,score,mask{macs=0.8x},propagate"
+    done = gp.compile(program, recipe=steps, targets=[Picky()], verify=False)
+    assert done.report["recipe"] == "group,score,mask{macs=0.8x grain=16},propagate"
+    first, second = done.report["fallback"]["tried"]
+    assert first["share"] > 1 > second["share"] == done.report["fallback"]["share"]
+    assert targeted(done.report)[0].startswith("So that it is not slower")
+    assert all(len(keep) % 16 == 0 for keep in done.program.plan.of(Cut)[0].keep.values())
+    assert "fallback" not in gp.compile(program, recipe=steps, targets=[Known()], verify=False).report
+
+
+def test_what_is_written_is_what_was_chosen_at_last(
+    program: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Code for a target and the proof are those of the coarser recipe."""
+    asked = [1.5, 0.9]
+    monkeypatch.setattr("graphprune.api.slower", lambda times: True)
+    monkeypatch.setattr("graphprune.driver.no_slower.share", lambda original, other: asked.pop(0))
+    out, steps = tmp_path / "out", "group,score,mask{macs=0.8x},propagate"
+    made = gp.compile(program, recipe=steps, targets=["onnx"], out=out)
+    assert not asked and made.report["recipe"] == f"group,score,mask{{macs=0.8x grain={Onnx.grain}}},propagate"
+    assert made.program.plan.of(Cut)[0].keep != gp.run(steps, program).plan.of(Cut)[0].keep
+    want = made.program.graph.parameters["point.weight"].shape
+    for path in (out / "model.pt2", out / "onnx" / "model.onnx"):
+        assert gp.load(path).graph.parameters["point.weight"].shape == want
 
 
 class Fork(nn.Module):
