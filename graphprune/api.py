@@ -309,6 +309,7 @@ def compile(
     recipe: str | Recipe | None = None,
     channels: str | float | None = None,
     params: str | float | None = None,
+    size: str | float | None = None,
     macs: str | float | None = None,
     memory: str | float | None = None,
     latency: str | float | None = None,
@@ -349,7 +350,8 @@ def compile(
     ``"file.py:factory"``). A program that was compiled before is pruned further: budgets, proof and plan are of the
     network as it is now. One that knows scores or a keep list (``gp.train``'s ``learned()``) is pruned by them.
 
-    **How small.** One of ``channels``, ``params``, ``macs``, ``memory`` and ``latency``: what remains, as a share
+    **How small.** One of ``channels``, ``params``, ``size`` (bytes of weights), ``macs``, ``memory`` (bytes of
+    activations at their peak) and ``latency``: what remains, as a share
     (``0.5``, ``"0.5x"``, ``"50%"``) or, but for channels, as an amount (``200_000``, ``"1.5G"``, ``"3MB"``,
     ``"12ms"``); by default half of the MACs. A latency is *measured* on the first target, on ``threads`` threads;
     ``table``: a latency table that ``record`` made elsewhere. Instead of a budget ``recipe``: the passes, see
@@ -384,7 +386,7 @@ def compile(
     Raises GraphpruneError of the kind that fits (BudgetError, DataError, ModelError, OutputError, RecipeError,
     TargetError, VerificationError), with a hint; nothing is written then.
     """
-    budgets = zip(UNITS, (channels, params, macs, memory, latency), strict=True)
+    budgets = zip(UNITS, (channels, params, size, macs, memory, latency), strict=True)
     given = {unit: spelt(budget) for unit, budget in budgets if budget is not None}
     if isinstance(recipe, str) and recipe in published() and len(given) <= 1:
         recipe, given = published()[recipe].recipe(*next(iter(given.items()), ("macs", "0.5x"))), {}

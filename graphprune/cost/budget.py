@@ -14,11 +14,18 @@ _BYTES = {"B": 1.0, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, 
 _OWN = {
     "params": _COUNT,
     "macs": _COUNT,
+    "size": _BYTES,
     "memory": _BYTES,
     "latency": {"us": 1e-3, "ms": 1.0, "s": 1e3},
 }
 """What an amount of a unit itself may end in, and what one of it is: of latency, in milliseconds."""
-_SUCH = {"params": "200k, 1.5M", "macs": "200M, 1.5G", "memory": "512kB, 3MB", "latency": "12ms, 800us"}
+_SUCH = {
+    "params": "200k, 1.5M",
+    "macs": "200M, 1.5G",
+    "size": "200kB, 3MB",
+    "memory": "512kB, 3MB",
+    "latency": "12ms, 800us",
+}
 
 
 @dataclass(frozen=True)

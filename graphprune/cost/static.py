@@ -105,20 +105,41 @@ def gates(graph: Graph, groups: Iterable[Group]) -> Gates:
 def params(graph: Graph, host: Host, gates: Gates = MappingProxyType({}), ranks: Sequence[Rank] = ()) -> Cost:
     """Trained floating-point numbers. Running statistics of BatchNorm do not count. ``ranks``: of the layers that may
     be whole or factored."""
+    trained = {
+        value.name: value.dims
+        for op in graph.ops
+        for value in op.inputs[: traits(op).trained]
+        if value is not None and value.name in graph.parameters and is_number(value)
+    }
+    return _of_tensors(Cost("parameters", (), host.sizes()), trained, graph, gates, ranks)
+
+
+def size(graph: Graph, host: Host, gates: Gates = MappingProxyType({}), ranks: Sequence[Rank] = ()) -> Cost:
+    """Bytes of all tensors that the model stores, see ``weights_bytes``. ``ranks``: as for ``params``."""
+    stored = {v.name: (*v.dims, _bits(v.dtype)) for v in graph.parameters.values() if v.shape is not None}
+    return _of_tensors(Cost("bytes of weights", (), host.sizes(), 1 / 8), stored, graph, gates, ranks)
+
+
+def _bits(dtype: str) -> Dim:
+    """Those of a number, as one more axis of its tensor."""
+    return Dim(round(8 * item_bytes(dtype)))
+
+
+def _of_tensors(plain: Cost, tensors: Mapping[str, Term], graph: Graph, gates: Gates, ranks: Sequence[Rank]) -> Cost:
+    """``plain`` with a term for each tensor, none of one whose readers all go with a branch."""
     used: dict[str, list[tuple[Dim, ...]]] = {}
     for op in graph.ops:
-        for value in op.inputs[: traits(op).trained]:
-            if value is not None:
+        for value in op.inputs:
+            if value is not None and value.name in tensors:
                 used.setdefault(value.name, []).append(gates.get(op.name, ()))
-    counted = [v for v in graph.parameters.values() if v.name in used and is_number(v)]
-    terms = {v.name: (*v.dims, *_common(used[v.name])) for v in counted}
+    terms = {name: (*term, *_common(used.get(name, [()]))) for name, term in tensors.items()}
     pairs, ops = [], {op.name: op for op in graph.ops}
     for rank in ranks:
         inner, *outers = (terms.pop(_weight(graph, ops[name])) for name in (rank.inner, *rank.outers))
         read = graph.parameters[_weight(graph, ops[rank.inner])].dims
         whole = [(*_without(rank, read), *_without(rank, outer)) for outer in outers]
         pairs.append(([inner, *outers], whole))
-    return _lesser(Cost("parameters", tuple(terms.values()), host.sizes()), pairs)
+    return _lesser(replace(plain, terms=tuple(terms.values())), pairs)
 
 
 def _weight(graph: Graph, op: Op) -> str:

@@ -28,6 +28,7 @@ UNITS: Mapping[str, Unit] = {
     for unit in (
         Unit("channels", "the channels of each group"),
         Unit("params", "the parameters", "0.5x|200k"),
+        Unit("size", "the bytes of the weights", "0.5x|200kB"),
         Unit("macs", "the multiply-accumulates", "0.5x|1.5G"),
         Unit("memory", "the peak activation memory", "0.5x|3MB"),
         Unit("latency", "the latency, measured on the first target", "0.6x|12ms", counted=False),
@@ -44,4 +45,6 @@ def cost(unit: str, graph: Graph, host: Host, groups: Groups, ranks: Sequence[Ra
         return static.Cost("channels", tuple((group.dim,) for group in groups), {})
     if unit == "memory":  # of a branch that goes, what lives beside it is no less
         return static.memory(graph, host)
-    return {"params": static.params, "macs": static.macs}[unit](graph, host, static.gates(graph, groups), ranks)
+    return {"params": static.params, "size": static.size, "macs": static.macs}[unit](
+        graph, host, static.gates(graph, groups), ranks
+    )

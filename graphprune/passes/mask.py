@@ -52,6 +52,7 @@ class Mask(Pass):
 
     channels: str = ""  # budget: what remains of the channels, such as 0.5x or 50%
     params: str = ""  # budget: what remains of the parameters (0.5x, 200k)
+    size: str = ""  # budget: what remains of the bytes of the weights (0.5x, 200kB)
     macs: str = ""  # budget: what remains of the multiply-accumulates (0.5x, 1.5G)
     memory: str = ""  # budget: what remains of the peak activation memory (0.5x, 3MB)
     latency: str = ""  # budget: what remains of the time on a target (0.6x, or 12ms), by its latency table

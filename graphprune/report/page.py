@@ -158,7 +158,8 @@ def budget(report: Report) -> list[str]:
     facts = report.get("budget") or {}
     if not facts.get("asked"):
         return []
-    left = f" ({size(facts['left']) if facts['unit'] == 'memory' else count(facts['left'])})" if "left" in facts else ""
+    show = size if facts["unit"] in ("memory", "size") else count
+    left = f" ({show(facts['left'])})" if "left" in facts else ""
     got = "" if facts["got"] is None else f", got {facts['got']:.3f}x{left}"
     default = " (the default: no budget was given)" if facts["default"] else ""
     return [f"Asked for {facts['asked']} of {UNITS[facts['unit']].of}{default}{got}."]

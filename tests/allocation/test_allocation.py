@@ -197,7 +197,7 @@ def kept(program):
     return {name: len(indices) for name, indices in program.fact(Keep).keep.items()}
 
 
-UNITS = {"params": costs.params, "macs": costs.macs, "memory": costs.memory}
+UNITS = {"params": costs.params, "size": costs.size, "macs": costs.macs, "memory": costs.memory}
 
 
 @pytest.mark.parametrize("unit", ["channels", *UNITS])

@@ -7,11 +7,12 @@ from dataclasses import fields
 
 import nets
 import pytest
+import torch
 from click.testing import CliRunner
 
 import graphprune as gp
 from graphprune.cli import main
-from graphprune.cost.static import memory
+from graphprune.cost.static import memory, size, weights_bytes
 from graphprune.cost.units import UNITS
 from graphprune.passes.mask import Mask
 
@@ -30,6 +31,35 @@ def test_memory_can_be_asked_for(name):
     assert done.report["recipe"].startswith("group,score,mask{memory=0.7x allocate=global")
     whole, left = (memory(one.graph, one.host)() for one in (program, done.program))
     assert left <= 0.7 * whole
+
+
+class Mixed(torch.nn.Module):
+    """Weights of two and of four bytes a number, and a table of integers."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = torch.nn.Linear(8, 24).half(), torch.nn.Linear(24, 4)
+        self.register_buffer("shift", torch.arange(4, dtype=torch.int8))
+
+    def forward(self, x):
+        return self.b(self.a(x.half()).float().relu()) + self.shift
+
+
+@pytest.mark.parametrize("name", ["Mixed", "Residual", "Grouped"])
+def test_size_is_what_the_weights_take(name):
+    program = gp.load(Mixed(), torch.randn(2, 8)) if name == "Mixed" else nets.program(name)
+    whole = weights_bytes(program.graph)
+    assert size(program.graph, program.host)() == whole
+    budget = f"{0.6 * whole / 1000:.6f}kB"
+    done = gp.compile(program, size=budget, measure=False)
+    left = weights_bytes(done.program.graph)
+    assert size(done.program.graph, done.program.host)() == left
+    assert 0.3 * whole < left <= 0.6 * whole
+    assert (
+        done.report["budget"]["left"]
+        == left
+        == sum(tensor.nbytes for tensor in done.program.model.state_dict().values())
+    )
 
 
 def test_memory_can_be_asked_for_on_the_command_line(tmp_path):
