@@ -237,7 +237,9 @@ def test_compile_writes_and_verifies_code_for_a_device(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "aarch64" / "libmodel.so").is_file()
     checks = {check["what"]: check["max_relative_error"] for check in report["verification"]["checks"]}
     assert checks["code for aarch64 = model, float32"] <= TOLERANCE
-    assert report["targets"]["aarch64"]["target"] == "edge" and report["after"]["per_target"] == {}
+    facts = report["targets"]["aarch64"]
+    assert facts["target"] == "edge" and report["after"]["per_target"] == {}
+    assert 0 < facts["live_bytes"] == facts["arena_bytes"] < report["after"]["weights_bytes"] <= facts["weights_bytes"]
     assert (
         "aarch64: not timed, an emulator's time says nothing about the device's; --rpc measures on it"
         in report["notes"]

@@ -1,12 +1,12 @@
 """A network of static shapes as straight-line code: kernels, and the buffers they read and write.
 
-Relax plans the memory (``StaticPlanBlockMemory``); what its virtual machine would interpret is read off
-here, so that nothing of TVM is left to run. device.py writes it down as C.
+What Relax's virtual machine would interpret is read off here, so that nothing of TVM is left to run, and memory is
+planned: see arena.py. c_writer.py writes it down as C.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 
 from ...errors import TargetError
 from ...ir.host import Array
+from .arena import Life, extent, offsets, peak
 
 ALIGN = 64  # bytes: a cache line, and the widest vector register
 
@@ -44,6 +45,7 @@ class Plan:
     weights: list[Array] = field(default_factory=list)  # in the order of their offsets
     weights_bytes: int = 0
     arena_bytes: int = 0
+    live_bytes: int = 0  # the most that is alive at once in the arena
 
     def packed(self) -> bytes:
         """The weights as one file."""
@@ -70,7 +72,6 @@ def plan(module: Any, label: str) -> tuple[Plan, Any]:
         steps.ToNonDataflow(),
         steps.RemovePurityChecking(),
         steps.CallTIRRewrite(),
-        steps.StaticPlanBlockMemory(),
     ):
         module = step(module)
     kernels = {
@@ -86,9 +87,9 @@ class _Reader:
 
     def __init__(self, label: str) -> None:
         self.label = label
-        self.values: dict[Any, Any] = {}  # of a variable: a Buffer, a tuple of such, or a storage's offset
+        self.values: dict[Any, Any] = {}  # of a variable: a Buffer, or a tuple of such
         self.weights: dict[tuple[Any, ...], Buffer] = {}
-        self.results = 0  # buffers that leave the network, numbered as they are made
+        self.made = 0  # buffers, numbered as they are made
         self.plan = Plan([])
 
     def read(self, main: Any) -> Plan:
@@ -105,17 +106,39 @@ class _Reader:
         weight, a result given twice) is copied there."""
         homes: dict[int, int] = {}
         for k, buffer in enumerate(found):
-            if buffer.place == "result":
+            if buffer.place == "made":
                 homes.setdefault(buffer.at, k)
+        places = self._arena(homes)
 
         def home(buffer: Buffer) -> Buffer:
-            return replace(buffer, place="output", at=homes[buffer.at]) if buffer.place == "result" else buffer
+            if buffer.place != "made":
+                return buffer
+            inside = buffer.at not in homes
+            return (
+                replace(buffer, place="arena", at=places[buffer.at])
+                if inside
+                else replace(buffer, place="output", at=homes[buffer.at])
+            )
 
         self.plan.calls = [(kernel, tuple(map(home, buffers))) for kernel, buffers in self.plan.calls]
         self.plan.outputs = [replace(buffer, place="output", at=k) for k, buffer in enumerate(found)]
         for buffer, output in zip(map(home, found), self.plan.outputs, strict=True):
             if buffer != output:
                 self.plan.calls.append((None, (buffer, output)))
+
+    def _arena(self, homes: Container[int]) -> dict[int, int]:
+        """The offset of every buffer that does not leave the network, by its number."""
+        sizes: dict[int, int] = {}
+        touched: dict[int, list[int]] = {}
+        for moment, (_, buffers) in enumerate(self.plan.calls):
+            for buffer in buffers:
+                if buffer.place == "made" and buffer.at not in homes:
+                    sizes[buffer.at] = max(sizes.get(buffer.at, 0), aligned(buffer.bytes))
+                    touched.setdefault(buffer.at, []).append(moment)
+        lives = [Life(size, touched[number][0], touched[number][-1]) for number, size in sizes.items()]
+        at = offsets(lives)
+        self.plan.arena_bytes, self.plan.live_bytes = extent(lives, at), peak(lives)
+        return dict(zip(sizes, at, strict=True))
 
     def _value(self, value: Any) -> Any:
         from tvm import ir
@@ -139,15 +162,9 @@ class _Reader:
             self.plan.calls.append((call.op.name_hint, tuple(_flat(tuple(map(self._value, call.args))))))
             return ()
         name = getattr(call.op, "name", str(call.op))
-        if name == "relax.memory.alloc_storage":
-            at = self.plan.arena_bytes
-            self.plan.arena_bytes += aligned(int(call.args[0].values[0]))
-            return at
-        if name == "relax.memory.alloc_tensor":
-            return Buffer("arena", self.values[call.args[0]] + int(call.args[1].value), *_type(call))
         if name == "relax.builtin.alloc_tensor":
-            self.results += 1
-            return Buffer("result", self.results - 1, *_type(call))
+            self.made += 1
+            return Buffer("made", self.made - 1, *_type(call))
         if name == "relax.reshape":  # the same bytes under another shape
             found = self._value(call.args[0])
             return Buffer(found.place, found.at, *_type(call))

@@ -29,7 +29,7 @@ from ..tvm.sources import schedules
 from ..tvm.tune import best_loops, search
 from ..tvm.worker import Device, Workers
 from . import c_writer as standalone
-from .call_sequence import plan
+from .call_sequence import Plan, plan
 
 _INTERFACE = "model.json"
 
@@ -79,12 +79,15 @@ class Edge(Target):
 
     def emit(self, program: Program, folder: Path) -> Path:
         device = self._device()
-        names = _compile(self, device, program, folder)
+        names, made = _compile(self, device, program, folder)
         example = program.host.example()
         facts = {
             "target": self.text(),
             "board": device.name,
             "triple": device.triple,
+            "weights_bytes": made.weights_bytes,
+            "arena_bytes": made.arena_bytes,
+            "live_bytes": made.live_bytes,
             **interface(names, example, program.host.run(example)),
         }
         (folder / _INTERFACE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -94,6 +97,11 @@ class Edge(Target):
         if done.returncode:
             raise TargetError(f"target `{self.label}`: build.sh failed: {_complaint(done.stderr)}")
         return folder / "libmodel.so"
+
+    def found(self, path: Path) -> dict[str, Any]:
+        """What the weights take, the scratch that gp_run asks for, and the most that is alive in it at once."""
+        facts = json.loads(path.with_name(_INTERFACE).read_text(encoding="utf-8"))
+        return {key: facts[key] for key in ("weights_bytes", "arena_bytes", "live_bytes")}
 
     def load(self, path: Path, *, threads: int = 1, example: Batch | None = None) -> Runnable:
         return _Emulated(path, board(self.board), threads, example)
@@ -167,8 +175,8 @@ class Edge(Target):
         return {**super().describe(), "tuned": self.tuned > 0, "mcpu": device.mcpu, "triple": device.triple}
 
 
-def _compile(target: Edge, device: Board, program: Program, folder: Path) -> list[str]:
-    """Everything but the linking; the names of the inputs."""
+def _compile(target: Edge, device: Board, program: Program, folder: Path) -> tuple[list[str], Plan]:
+    """Everything but the linking; the names of the inputs, and where things lie."""
     tvm = toolchain()
     module, names = imported(program.host, target.label)
     # Nobody catches an assertion on the device, and every caller of these kernels is a table of ours.
@@ -184,7 +192,7 @@ def _compile(target: Edge, device: Board, program: Program, folder: Path) -> lis
         except Exception as error:  # TVM's passes share no base class for what they raise
             raise TargetError(f"target `{target.label}`: cannot compile the model: {last_line(error)}") from error
     standalone.write(made, built, device, folder)
-    return names
+    return names, made
 
 
 def _complaint(said: str) -> str:
