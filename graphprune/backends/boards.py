@@ -34,6 +34,7 @@ class Board:
     flags: tuple[str, ...] = ()  # of that compiler
     emulator: str = ""  # the command that runs the device's programs on another machine
     cores: int = 1
+    bare: bool = False  # no operating system: a static library with the weights in it, and no program
 
     @property
     def cc(self) -> str:
@@ -46,6 +47,8 @@ class Board:
 
     def runner(self) -> list[str]:
         """What to put before the device's programs to run them here. Raises TargetError where they cannot."""
+        if self.bare:
+            raise TargetError(f"`{self.name}` has no operating system to run a program", "link libmodel.a to yours")
         if self.machine in ("", platform.machine()):
             return []
         command = shlex.split(self.emulator)
@@ -108,7 +111,7 @@ def read(path: Path) -> Board:
     return made
 
 
-_KINDS = {str: "a text", int: "a whole number", list: "a list of texts"}
+_KINDS = {str: "a text", int: "a whole number", bool: "true or false", list: "a list of texts"}
 
 
 def _names() -> list[str]:

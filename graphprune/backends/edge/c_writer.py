@@ -25,29 +25,44 @@ def write(plan: Plan, kernels: Any, board: Board, folder: Path) -> None:
     for path in sorted(_SOURCES.iterdir()):
         shutil.copyfile(path, folder / path.name)
     (folder / "weights.bin").write_bytes(plan.packed())
-    (folder / "model.h").write_text(_HEADER, encoding="utf-8")
+    (folder / "model.h").write_text(_HEADER.format(weights=_IN_PLACE if board.bare else ""), encoding="utf-8")
     (folder / "model.c").write_text(_tables(plan), encoding="utf-8")
     if board.code == "c":
         (folder / "kernels.c").write_text(_portable(kernels.inspect_source()), encoding="utf-8")
     else:
         kernels.write_to_file(str(folder / "kernels.o"), "o")
+    if board.bare:
+        (folder / "run.c").unlink()
+        (folder / "weights.s").write_text(_WEIGHTS, encoding="utf-8")
     (folder / "build.sh").write_text(_build(board), encoding="utf-8")
     (folder / "build.sh").chmod(0o755)
 
 
 _HEADER = """\
-/* The network. See runtime.h for gp_run, run.c for a program that uses it. */
+/* The network. See runtime.h for gp_run. */
 #ifndef GP_MODEL_H
 #define GP_MODEL_H
 #include "runtime.h"
 #ifdef __cplusplus
-extern "C" {
+extern "C" {{
 #endif
 extern const gp_model model;
-#ifdef __cplusplus
-}
+{weights}#ifdef __cplusplus
+}}
 #endif
 #endif
+"""
+
+_IN_PLACE = """\
+extern const unsigned char gp_weights[]; /* model.weights_bytes of them, for gp_run: read where they lie */
+"""
+
+_WEIGHTS = """\
+    .section .rodata
+    .balign 64
+    .global gp_weights
+gp_weights:
+    .incbin "weights.bin"
 """
 
 
@@ -136,7 +151,7 @@ int TVMBackendFreeWorkspace(int device, int id, void *memory);
 def _build(board: Board) -> str:
     kernels = "kernels.c" if board.code == "c" else "kernels.o"
     flags = " ".join(shlex.quote(flag) for flag in board.flags)
-    return _SCRIPT.format(cc=board.cc, flags=f" {flags}" if flags else "", kernels=kernels)
+    return (_BARE if board.bare else _SCRIPT).format(cc=board.cc, flags=f" {flags}" if flags else "", kernels=kernels)
 
 
 _SCRIPT = """\
@@ -147,6 +162,19 @@ cd "$(dirname "$0")"
 : "${{CC:={cc}}}" "${{CFLAGS:=-O3 -fopenmp}}"
 $CC $CFLAGS -std=c99{flags} -fPIC -shared model.c runtime.c {kernels} -o libmodel.so -lm
 $CC $CFLAGS -std=c99{flags} run.c -o run -L. -lmodel -lm -Wl,-rpath,'$ORIGIN'
+"""
+
+
+_BARE = """\
+#!/bin/sh
+# Builds libmodel.a, the network and its weights.
+set -e
+cd "$(dirname "$0")"
+: "${{CC:={cc}}}" "${{CFLAGS:=-O3}}"
+case $CC in *-gcc) : "${{AR:=${{CC%gcc}}ar}}" ;; *) : "${{AR:=ar}}" ;; esac
+$CC $CFLAGS -std=c99{flags} -c model.c runtime.c {kernels} weights.s
+rm -f libmodel.a
+$AR rcs libmodel.a model.o runtime.o kernels.o weights.o
 """
 
 

@@ -96,7 +96,7 @@ class Edge(Target):
         done = subprocess.run(["sh", "build.sh"], cwd=folder, capture_output=True, encoding="utf-8", errors="replace")
         if done.returncode:
             raise TargetError(f"target `{self.label}`: build.sh failed: {_complaint(done.stderr)}")
-        return folder / "libmodel.so"
+        return folder / ("libmodel.a" if device.bare else "libmodel.so")
 
     def found(self, path: Path) -> dict[str, Any]:
         """What the weights take, the scratch that gp_run asks for, and the most that is alive in it at once."""

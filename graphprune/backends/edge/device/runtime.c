@@ -1,4 +1,3 @@
-#define _POSIX_C_SOURCE 200112L
 #include "runtime.h"
 
 #include <stdlib.h>
@@ -10,13 +9,19 @@
 enum { CPU = 1, DL_TENSOR = 7 };
 
 static int threads = 1;
+static gp_parallel_for launch = NULL;
+static void *pool = NULL;
 
 void gp_threads(int count) {
-#ifdef _OPENMP
-  threads = count > 0 ? count : 1;
-#else
-  (void)count;
+#ifndef _OPENMP
+  if (!launch) count = 1;
 #endif
+  threads = count > 0 ? count : 1;
+}
+
+void gp_parallel(gp_parallel_for own, void *handed_on, int count) {
+  launch = own, pool = handed_on;
+  gp_threads(count);
 }
 
 uint32_t gp_checksum(const void *data, size_t bytes) {
@@ -77,21 +82,36 @@ typedef struct { void *sync_handle; int32_t num_task; } TVMParallelGroupEnv;
 typedef int (*FTVMParallelLambda)(int task, TVMParallelGroupEnv *env, void *data);
 
 void *TVMBackendAllocWorkspace(int device, int id, uint64_t bytes, int code, int bits) {
-  void *memory = NULL;
   (void)device, (void)id, (void)code, (void)bits;
-  return posix_memalign(&memory, 64, bytes ? (size_t)bytes : 1) ? NULL : memory;
+  if (bytes > SIZE_MAX - sizeof(void *) - 63) return NULL;
+  char *found = malloc((size_t)bytes + sizeof(void *) + 63);
+  if (!found) return NULL;
+  void **memory = (void **)(((uintptr_t)found + sizeof(void *) + 63) & ~(uintptr_t)63);
+  memory[-1] = found; /* what free takes */
+  return memory;
 }
 
 int TVMBackendFreeWorkspace(int device, int id, void *memory) {
   (void)device, (void)id;
-  free(memory);
+  if (memory) free(((void **)memory)[-1]);
   return 0;
+}
+
+typedef struct { FTVMParallelLambda lambda; TVMParallelGroupEnv env; void *data; } parallel;
+
+static int one_task(int task, void *data) {
+  parallel *all = data;
+  return all->lambda(task, &all->env, all->data);
 }
 
 int TVMBackendParallelLaunch(FTVMParallelLambda lambda, void *data, int tasks) {
   int count = tasks > 0 ? tasks : threads, failed = 0;
   TVMParallelGroupEnv env = {NULL, count};
   if (count == 1) return lambda(0, &env, data);
+  if (launch) {
+    parallel all = {lambda, env, data};
+    return launch(count, one_task, &all, pool);
+  }
 #ifdef _OPENMP
 #pragma omp parallel for num_threads(threads) schedule(static, 1) reduction(| : failed)
 #endif

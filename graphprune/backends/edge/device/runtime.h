@@ -67,8 +67,15 @@ int gp_run(const gp_model *model, const void *weights, const void *const *inputs
 /* The CRC-32 (IEEE 802.3) of what was loaded, to compare with weight_sum. */
 uint32_t gp_checksum(const void *data, size_t bytes);
 
-/* Threads that a run uses, 1 at first; without OpenMP it stays 1. */
+/* Threads that a run uses, 1 at first; without OpenMP, and without a parallel-for of one's own, it stays 1. */
 void gp_threads(int count);
+
+/* A parallel-for of one's own (a thread pool, an RTOS), for so many threads: it calls task(k, data) for every k below
+   count, in any order and side by side, returns when all have returned, 0 where all gave 0. pool is handed on. NULL: none.
+   Not while anything runs. */
+typedef int (*gp_task)(int k, void *data);
+typedef int (*gp_parallel_for)(int count, gp_task task, void *data, void *pool);
+void gp_parallel(gp_parallel_for launch, void *pool, int threads);
 
 #ifdef __cplusplus
 }
