@@ -172,8 +172,8 @@ PENALTIES: dict[str, Make] = {
     "catalyst": lambda program, module, optimizer, run: gp.train.Catalyst(
         program, module, optimizer, keep=_shares(program), total_steps=run.steps
     ),
-    "catalyst-taylor": lambda program, module, optimizer, run: gp.train.Catalyst(
-        program, module, optimizer, keep=_shares(program), total_steps=run.steps, lean="taylor"
+    "catalyst-no-lean": lambda program, module, optimizer, run: gp.train.Catalyst(
+        program, module, optimizer, keep=_shares(program), total_steps=run.steps, lean=None
     ),
     "catalyst-l2": lambda program, module, optimizer, run: gp.train.Catalyst(
         program,

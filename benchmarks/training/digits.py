@@ -55,7 +55,7 @@ def held(module: Any) -> float:
 
 
 def catalyst(seed: int) -> dict[str, Any]:
-    """Half of every group goes, decided in training: Catalyst, and a group lasso cut by its norms. Both
+    """Half of every group goes, decided in training: Catalyst without a lean, and a group lasso cut by its norms. Both
     start from the same trained network, whose norms mean something."""
     out = {}
     module, program = network(seed)
@@ -66,7 +66,7 @@ def catalyst(seed: int) -> dict[str, Any]:
         run = training(seed)
         optimizer = run.optimizer(module)
         if name == "catalyst":
-            penalty: Any = gp.train.Catalyst(program, module, optimizer, keep=0.5, total_steps=run.steps)
+            penalty: Any = gp.train.Catalyst(program, module, optimizer, keep=0.5, total_steps=run.steps, lean=None)
         else:
             penalty = gp.train.GroupLasso(program, module, strength=5e-4, over="all")
         start = penalty.channels.norms().detach().clone()

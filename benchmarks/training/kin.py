@@ -25,6 +25,9 @@ from .loop import Run, mean, share
 
 EPOCHS, TUNE = 8, 2
 MASK = "mask{macs=0.5x}"
+"""For methods that are told what goes."""
+BY_SCORES = "mask{macs=0.5x allocate=global}"
+"""For those that give scores, which press all layers at once and some more than others."""
 
 
 def penalty_of(name: str, program: gp.Program, module: nn.Module, optimizer: Any, run: Run) -> Any:
@@ -33,11 +36,11 @@ def penalty_of(name: str, program: gp.Program, module: nn.Module, optimizer: Any
     train, third = gp.train, run.steps // 3
     make: dict[str, Callable[[], Any]] = {
         "none": lambda: train.Penalty(program, module, over="all"),
-        "GroupLasso": lambda: train.GroupLasso(program, module, strength=5e-4, over="all"),
-        "Slimming": lambda: train.Slimming(program, module, strength=3e-3),
-        "VAR": lambda: train.VAR(program, module, strength=1e-4),
+        "GroupLasso": lambda: train.GroupLasso(program, module, optimizer, over="all"),
+        "Slimming": lambda: train.Slimming(program, module, optimizer),
+        "VAR": lambda: train.VAR(program, module, optimizer),
         "AdaSAP": lambda: train.AdaSAP(program, module),
-        "DReSS": lambda: train.DReSS(known, module, strength=1e-2),
+        "DReSS": lambda: train.DReSS(known, module, optimizer),
         "GrowingRegularization": lambda: train.GrowingRegularization(known, module, strength=1 / run.steps),
         "Catalyst": lambda: train.Catalyst(program, module, optimizer, keep=keep, total_steps=run.steps),
         "BiP": lambda: train.BiP(program, module, optimizer, keep=keep, total_steps=run.steps),
@@ -45,6 +48,8 @@ def penalty_of(name: str, program: gp.Program, module: nn.Module, optimizer: Any
         "SMCP": lambda: train.SMCP(program, module, optimizer, every=10, total_steps=run.steps),
         "LAPP": lambda: train.LAPP(program, module, optimizer, total_steps=run.steps),
         "Polarization": lambda: train.Polarization(program, module, optimizer),
+        "Consensus": lambda: train.Consensus(program, module, optimizer),
+        "OnTheFly": lambda: train.OnTheFly(program, module, optimizer, keep=keep),
         "StochasticMasks": lambda: train.StochasticMasks(known, module, optimizer, total_steps=run.steps),
         "Transport": lambda: train.Transport(program, module, optimizer, total_steps=run.steps),
     }
@@ -53,7 +58,7 @@ def penalty_of(name: str, program: gp.Program, module: nn.Module, optimizer: Any
 
 NAMES = (
     *("none", "GroupLasso", "Slimming", "VAR", "AdaSAP", "DReSS", "GrowingRegularization", "Catalyst", "BiP"),
-    *("Movement", "SMCP", "LAPP", "Polarization", "StochasticMasks", "Transport"),
+    *("Movement", "SMCP", "LAPP", "Polarization", "Consensus", "OnTheFly", "StochasticMasks", "Transport"),
 )
 
 
@@ -75,7 +80,7 @@ def one(results: Results, name: str, seed: int) -> dict[str, float]:
     learned = penalty.learned()
     own = gp.run("propagate", learned) if learned.knows(Keep) else None
     within = own is not None and share(own, program) <= 0.51  # the same budget for all, whatever they decided
-    cut = own if own is not None and within else gp.run(f"{MASK},propagate", learned)
+    cut = own if own is not None and within else gp.run(f"{BY_SCORES},propagate", learned)
     found["cut"] = held(cut.model)
     Run(batches(seed + 100), run.length, TUNE, rate=0.05).train(cut.model, what=f"{name}, fine-tuning")
     return {**found, "tuned": held(cut.model)}

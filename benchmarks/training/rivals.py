@@ -28,7 +28,7 @@ from .loop import Run, mean
 MASKS = {"digits": "mask{macs=0.2x}", "mlp": "mask{channels=0.125x}"}
 ROWS = (
     *("one-shot", "plain", "GroupLasso", "GReg", "Torch-Pruning, GroupNorm"),
-    *("Catalyst", "Catalyst, leaning on Taylor", "Catalyst, leaning on L2"),
+    *("Catalyst", "Catalyst, no lean", "Catalyst, leaning on L2"),
 )
 
 
@@ -82,7 +82,7 @@ def _penalty(name: str, known: gp.Program, program: gp.Program, module: nn.Modul
         return gp.train.GroupLasso(program, module, strength=5e-4, over="all")
     if name == "GReg":
         return gp.train.GrowingRegularization(known, module, strength=1 / run.steps)
-    lean: Any = "taylor" if name.endswith("Taylor") else known.fact(Scores) if name.endswith("L2") else None
+    lean: Any = None if name.endswith("no lean") else known.fact(Scores) if name.endswith("L2") else "taylor"
     return gp.train.Catalyst(program, module, optimizer, keep=keep, total_steps=run.steps, lean=lean)
 
 

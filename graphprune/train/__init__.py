@@ -5,6 +5,7 @@ from __future__ import annotations
 from .adasap import AdaSAP
 from .bip import BiP
 from .catalyst import Catalyst
+from .consensus import Consensus
 from .distil import InnerDistillation, answers
 from .dress import DReSS
 from .gated import Gated
@@ -13,9 +14,11 @@ from .lapp import LAPP
 from .lasso import GroupLasso
 from .masked import Masked
 from .movement import Movement
+from .onthefly import OnTheFly
 from .penalty import Penalty
 from .polarized import Polarization
 from .recover import Recover
+from .rollback import roll_back
 from .schedule import cubic, linear, one_shot
 from .slimming import Slimming
 from .smcp import SMCP
@@ -30,6 +33,7 @@ __all__ = [
     "AdaSAP",
     "BiP",
     "Catalyst",
+    "Consensus",
     "DReSS",
     "Gated",
     "GroupLasso",
@@ -37,6 +41,7 @@ __all__ = [
     "InnerDistillation",
     "Masked",
     "Movement",
+    "OnTheFly",
     "Penalty",
     "Polarization",
     "Recover",
@@ -47,4 +52,5 @@ __all__ = [
     "cubic",
     "linear",
     "one_shot",
+    "roll_back",
 ]

@@ -14,7 +14,7 @@ ratio D_i / ||F_i|| decides, one is the saddle, and a decision once made widens 
 
 [derived, how it is used here: R is no term of the loss, and has no strength]
 1. Opening: every D_i begins at ||F_i||, all ratios at one, and R rests. What the task makes of ||F_i|| meanwhile tips
-   the ratios, not how large a channel was.
+   the ratios, not how large a channel was; and, unless ``lean`` is none, what it would lose without a channel.
 2. The decision: in each group as many as wanted, of the lowest ratios, stay. D is put so that no ratio is nearer to
    one than the margin, on either side, and is held there.
 3. Closing: after every step of the optimizer F and D move along the exact flow, for a time such that all channels
@@ -44,7 +44,6 @@ MARGIN = 3.0
 OPENING, CLOSED = 0.25, 0.5
 """When the decision falls and when the flow has ended, as shares of the steps."""
 
-
 TAYLOR = "taylor"
 
 
@@ -53,10 +52,14 @@ class Catalyst(Penalty):
     ``total_steps``: how many steps the training has. There is no strength to choose, and no term in the loss.
 
     ``lean``: a score that ratios are divided by, relative to its group's mean: what has little of it has to gain on the
-    others to stay. Scores count from the start; ``"taylor"`` is gathered in the opening, through the optimizer: the sum
-    over its steps of |dL/dm_i|, m_i the factor of channel i (its gate). Without it no channel has a start over another,
-    which is the paper's point; then the opening has to be long and bold enough to tell channels apart. Where it is
-    short or its rate low (fine-tuning), what the task makes of the norms is noise: lean.
+    others to stay. ``"taylor"``, the default, is gathered in the opening, through the optimizer: the sum over its steps
+    of |dL/dm_i|, m_i the factor of channel i (its gate). Scores of a recipe count from the start.
+
+    ``None`` is the paper's own: no channel has a start over another, and magnitude no say. Then the opening has to be
+    long and bold enough for the task to tell channels apart by their growth. In a trained network it hardly can: the
+    mean of dL/dm_i is near zero at an optimum, and what it makes of the norms in a short opening or at a low rate is
+    noise; the mean of |dL/dm_i| is not, and goes with what removal costs. It does go with the norm too (rank
+    correlation about one half). Figures of both: docs/benchmarks.md, Training.
     """
 
     over = "all"
@@ -72,7 +75,7 @@ class Catalyst(Penalty):
         *,
         total_steps: int,
         keep: float | Mapping[str, float] = 0.5,
-        lean: Scores | str | None = None,
+        lean: Scores | str | None = TAYLOR,
         over: str | None = None,
     ) -> None:
         super().__init__(program, module, optimizer, over=over)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import RecipeError
 from ..ir.facts import Keep
 from ..ir.program import Program
-from .penalty import Penalty
+from .penalty import AUTO, Penalty
 
 
 class DReSS(Penalty):
@@ -31,7 +31,7 @@ class DReSS(Penalty):
         module: nn.Module,
         optimizer: torch.optim.Optimizer | None = None,
         *,
-        strength: float = 1e-3,
+        strength: float | str = AUTO,
         power: int = 1,
         **options: Any,
     ) -> None:

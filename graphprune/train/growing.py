@@ -32,12 +32,11 @@ class GrowingRegularization(DReSS):
         **options: Any,
     ) -> None:
         super().__init__(program, module, optimizer, strength=strength, power=2, **options)
-        self.every, self.ceiling = every, ceiling
+        self.growth, self.every, self.ceiling = strength, every, ceiling
 
-    def forward(self) -> Tensor:
-        with torch.autocast(self.channels.device.type, enabled=False):
-            return self.grown() * self.value() / 2
+    def value(self) -> Tensor:
+        return super().value() / 2
 
-    def grown(self) -> float:
-        """The strength at this step."""
-        return min(self.strength * (int(self.steps) // self.every), self.ceiling)
+    def weight(self) -> float:
+        """What has grown until this step."""
+        return min(self.growth * (int(self.steps) // self.every), self.ceiling)

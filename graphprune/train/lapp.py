@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..ir.program import Program
 from .gated import Gated
+from .penalty import AUTO
 
 
 class LAPP(Gated):
@@ -29,7 +30,7 @@ class LAPP(Gated):
         optimizer: torch.optim.Optimizer | None = None,
         *,
         target: float = 0.5,
-        strength: float = 1.0,
+        strength: float | str = AUTO,
         temperature: float = 0.1,
         cold: float = 0.01,
         total_steps: int | None = None,

@@ -31,14 +31,20 @@ from ..ir.facts import Groups, Keep, Scores
 from ..ir.program import Plan, Program
 from ..pipeline.recipe import Recipe
 from ..pipeline.run import run
-from .channels import Channels, parameters
+from .channels import Channels, parameters, wide
+
+AUTO = "auto"
+LISTEN = 4
+"""For how many steps the regulariser rests where its strength is to be found."""
 
 
 class Penalty(nn.Module):
     """A term of the loss over the channels of a program's groups. Subclasses say which.
 
     ``module``: the user's own, that ``program`` was loaded from, be it wrapped by torch.compile or
-    DistributedDataParallel. ``over``: see Channels. The groups are those that the program knows (after
+    DistributedDataParallel. ``strength``: what the regulariser is multiplied by; ``"auto"`` finds it: for the first
+    four steps it rests, and then its gradient is as large as the task's was, of the entries that it moves [derived].
+    ``over``: see Channels. The groups are those that the program knows (after
     ``gp.run("group{...}", program)``), or all. Raises ModelError where module and program do not fit.
     """
 
@@ -46,6 +52,9 @@ class Penalty(nn.Module):
     """Which slices make up a channel, where the caller does not say."""
 
     steps: Tensor
+    heard: Tensor
+    loudness: Tensor
+    found: Tensor
 
     def __init__(
         self,
@@ -53,7 +62,7 @@ class Penalty(nn.Module):
         module: nn.Module,
         optimizer: torch.optim.Optimizer | None = None,
         *,
-        strength: float = 1e-4,
+        strength: float | str = AUTO,
         over: str | None = None,
     ) -> None:
         super().__init__()
@@ -62,9 +71,18 @@ class Penalty(nn.Module):
         if not program.knows(Groups):
             program = run(Recipe.parse("group"), program)
         self.program = program
+        if isinstance(strength, str) and strength != AUTO:
+            raise RecipeError(
+                f"{type(self).__name__}: `strength` cannot be `{strength}`", f"a number, or `{AUTO}`: by the task"
+            )
         self.strength = strength
         self.channels = Channels(program, module, over or self.over)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=self.channels.device))
+        self.listens = strength == AUTO and type(self).value is not Penalty.value
+        if self.listens:
+            self.register_buffer("heard", torch.zeros((), dtype=torch.int64, device=self.channels.device))
+            self.register_buffer("loudness", torch.zeros((), dtype=torch.float64, device=self.channels.device))
+            self.register_buffer("found", torch.zeros((), dtype=torch.float64, device=self.channels.device))
         self.optimizer = optimizer
         self._handles: list[Any] = []
         if optimizer is not None:
@@ -73,9 +91,21 @@ class Penalty(nn.Module):
     # ---- in the loop -----------------------------------------------------------------------------
 
     def forward(self) -> Tensor:
-        """The term to add to the task's loss: ``strength`` times ``value()``."""
+        """The term to add to the task's loss: ``weight()`` times ``value()``."""
         with torch.autocast(self.channels.device.type, enabled=False):
-            return self.strength * self.value()
+            return self.weight() * self.value()
+
+    def weight(self) -> float:
+        """How much the regulariser counts at this step. Raises ModelError where that is to be found through the
+        optimizer and none was given."""
+        if self.listens:
+            if self.optimizer is None:
+                raise ModelError(
+                    f"{type(self).__name__} finds its strength through the optimizer",
+                    "give it as the third argument, or a number as `strength`",
+                )
+            return float(self.found)
+        return 0.0 if isinstance(self.strength, str) else self.strength
 
     def value(self) -> Tensor:
         """The regulariser, differentiable."""
@@ -188,7 +218,7 @@ class Penalty(nn.Module):
 
     def _watch(self, optimizer: torch.optim.Optimizer) -> None:
         kind = type(self)
-        if kind.before is not Penalty.before:
+        if kind.before is not Penalty.before or self.listens:
             self._handles.append(optimizer.register_step_pre_hook(lambda *_: self._before()))
         if kind.after is not Penalty.after:
             self._handles.append(optimizer.register_step_post_hook(lambda *_: self._after()))
@@ -197,6 +227,21 @@ class Penalty(nn.Module):
     def _before(self) -> None:
         found = {name: p.grad for name, p in self.tensors().items()}
         self.before({name: grad for name, grad in found.items() if grad is not None})
+        if self.listens and not self.found:
+            self._listen()
+
+    def _listen(self) -> None:
+        """Compare what the task alone asks of what the regulariser moves with what that asks."""
+        moved = [p for p in (*self.channels.module.parameters(), *self.parameters()) if p.grad is not None]
+        with torch.enable_grad(), torch.autocast(self.channels.device.type, enabled=False):
+            value = self.value()
+            asked = torch.autograd.grad(value, moved, allow_unused=True) if value.requires_grad else ()
+        pairs = [(p.grad, own) for p, own in zip(moved, asked, strict=False) if own is not None and p.grad is not None]
+        self.loudness += sum(float(wide(task)[own != 0].square().sum()) for task, own in pairs) ** 0.5
+        self.heard += 1
+        size = sum(float(wide(own).square().sum()) for _, own in pairs) ** 0.5
+        if int(self.heard) >= LISTEN and size > 0:  # where it is flat there is nothing to compare yet
+            self.found.copy_(self.loudness / self.heard / size)
 
     @torch.no_grad()
     def _after(self) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..errors import RecipeError
 from ..ir.program import Program
 from .gated import Gated
+from .penalty import AUTO
 
 
 class Polarization(Gated):
@@ -28,7 +29,7 @@ class Polarization(Gated):
         module: nn.Module,
         optimizer: torch.optim.Optimizer | None = None,
         *,
-        strength: float = 1e-3,
+        strength: float | str = AUTO,
         t: float = 0.0,
         keep: float | None = None,
         **options: Any,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..ir.program import Program
-from .penalty import Penalty
+from .penalty import AUTO, Penalty
 
 
 class Slimming(Penalty):
@@ -25,7 +25,7 @@ class Slimming(Penalty):
         module: nn.Module,
         optimizer: torch.optim.Optimizer | None = None,
         *,
-        strength: float = 1e-3,
+        strength: float | str = AUTO,
         **options: Any,
     ) -> None:
         super().__init__(program, module, optimizer, strength=strength, **options)

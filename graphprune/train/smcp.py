@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..cost.latency.model import LatencyModel
+from ..cost.latency.table import Table
 from ..errors import RecipeError
-from ..ir.facts import Keep, Scores
+from ..ir.facts import Groups, Keep, Scores
 from ..ir.program import Program
 from ..pipeline.recipe import Recipe
 from ..pipeline.run import run
@@ -28,8 +30,9 @@ class SMCP(Masked):
     falls to the budget exponentially until a half (ramp), and for the last third the mask rests (cool-down); without it
     the mask is within the budget from the first step, and never rests.
 
-    A part of the paper: there the knapsack is of widths under a table of latencies; here a channel has a price.
-    [derived: the lengths of the three phases]
+    The paper's knapsack, one width of every group under a table of latencies, is ``budget="latency=0.5x"`` with
+    ``table=gp.record(program, "onnx", out="onnx.jsonl")``; widths are multiples of ``grain``. Without a table a channel
+    has a price. [derived: the lengths of the three phases]
     """
 
     saliency: Tensor
@@ -44,12 +47,18 @@ class SMCP(Masked):
         budget: str = "macs=0.5x",
         every: int = 80,
         allocate: str = "global",
+        table: Table | None = None,
+        grain: int = 1,
         total_steps: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__(program, module, optimizer, **options)
         self.every, self.allocate, self.total_steps = every, allocate, total_steps
-        self.budget = budget
+        self.budget, self.grain = budget, grain
+        if table is not None:
+            host, groups = self.program.host, self.program.fact(Groups)
+            model = LatencyModel.of(self.program.graph, host, groups, table, None, "the table")
+            self.program = self.program.learn(model)
         Recipe.parse(self._mask(budget))
         if total_steps is not None and not budget.endswith("x"):
             raise RecipeError(f"SMCP: budget={budget} cannot fall step by step", "give a share: macs=0.5x")
@@ -77,7 +86,7 @@ class SMCP(Masked):
             self.saliency.zero_()
 
     def _mask(self, budget: str) -> str:
-        return f"mask{{{budget} allocate={self.allocate}}}"
+        return f"mask{{{budget} allocate={self.allocate} grain={self.grain}}}"
 
     def rests(self) -> bool:
         """Whether the cool-down has begun."""

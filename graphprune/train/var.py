@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..ir.program import Program
 from .channels import wide
-from .penalty import Penalty
+from .penalty import AUTO, Penalty
 
 R = EPS = 1e-8
 
@@ -48,7 +48,7 @@ class VAR(Penalty):
         module: nn.Module,
         optimizer: torch.optim.Optimizer | None = None,
         *,
-        strength: float = 1e-6,
+        strength: float | str = AUTO,
         grouped: bool = True,
         relative: bool = False,
         **options: Any,

@@ -29,6 +29,8 @@ ROOT = Path(__file__).parents[2]
 OPTIONS = {
     "Catalyst": {"total_steps": 8},
     "VAR": {},
+    "OnTheFly": {},
+    "Consensus": {},
     "BiP": {},
     "GroupLasso": {},
     "Slimming": {},

@@ -14,9 +14,12 @@ from test_train_methods import finite_differences, pair, task
 from torch import nn
 
 import graphprune as gp
+from graphprune.cost.latency.model import LatencyModel, points
+from graphprune.cost.latency.table import Table
 from graphprune.cost.static import macs
 from graphprune.errors import ModelError, RecipeError
-from graphprune.ir.facts import Groups, Keep
+from graphprune.ir.facts import Groups, Keep, Latency
+from graphprune.train.penalty import LISTEN
 
 
 def sgd(module, rate=0.1):
@@ -82,16 +85,81 @@ def test_growing_regularisation_grows_to_its_ceiling():
     penalty = gp.train.GrowingRegularization(known, module, strength=0.1, every=2, ceiling=0.25)
     seen = []
     for _ in range(8):
-        seen.append(penalty.grown())
+        seen.append(penalty.weight())
         penalty.step()
     np.testing.assert_allclose(seen, [0, 0, 0.1, 0.1, 0.2, 0.2, 0.25, 0.25])
     goes = (penalty.goes * penalty.channels.norms().square()).sum()
     torch.testing.assert_close(penalty(), 0.25 * goes / 2)
 
 
+def test_a_strength_is_found_by_the_tasks_gradient():
+    """What the task asks of the same entries, on the mean of the first steps, in which R rests."""
+    module, program = pair()
+    lasso = gp.train.GroupLasso(program, module, sgd(module, 0.0))
+    norms = []
+    for step in range(LISTEN + 2):
+        assert (float(lasso().detach()) == 0) == (step < LISTEN)
+        lasso.optimizer.zero_grad()
+        task(module, step).backward()
+        if step < LISTEN:  # of what the lasso moves: the first layer
+            norms.append(float((module[0].weight.grad.square().sum() + module[0].bias.grad.square().sum()).sqrt()))
+        (lasso() + 0).backward()
+        lasso.optimizer.step()
+        lasso.step()
+    asked = torch.autograd.grad(lasso(), [module[0].weight, module[0].bias])
+    size = float(sum(own.square().sum() for own in asked).sqrt())
+    assert size == pytest.approx(np.mean(norms), rel=1e-5)
+    with pytest.raises(ModelError, match="GroupLasso finds its strength through the optimizer"):
+        gp.train.GroupLasso(program, module)()
+    with pytest.raises(RecipeError, match="VAR: `strength` cannot be `high`"):
+        gp.train.VAR(program, module, strength="high")
+
+
+def test_a_strength_found_goes_with_the_scale_of_the_loss():
+    found = []
+    for scale in (1.0, 100.0):
+        module, program = pair(width=16)
+        penalty = gp.train.Polarization(program, module, sgd(module, 0.0), t=0.5)
+        for step in range(LISTEN):  # of gates: their gradient comes of the mask's
+            penalty.optimizer.zero_grad()
+            (scale * task(module, step) + penalty()).backward()
+            penalty.optimizer.step()
+            penalty.step()
+        found.append(penalty.weight())
+    assert found[0] > 0
+    assert found[1] == pytest.approx(100 * found[0], rel=1e-5)
+
+
+def test_on_the_fly_sorts_norms_to_both_sides():
+    module, _ = pair(width=12)
+    program = gp.load(module, torch.zeros(2, 5, dtype=torch.float64), data=torch.randn(32, 5, dtype=torch.float64))
+    penalty = gp.train.OnTheFly(program, module, strength=1.0, keep=0.25, over="writers")
+    norms = torch.cat([module[0].weight, module[0].bias[:, None]], 1).norm(dim=1)
+    lowest = norms.sort().values[:9].sum()
+    expected = (lowest - (norms.sum() - lowest)) / norms.square().mean().sqrt()
+    torch.testing.assert_close(penalty.value(), expected)
+    finite_differences(penalty, list(module.parameters()))
+    optimizer = sgd(module, 0.02)
+    for _ in range(400):
+        optimizer.zero_grad()
+        penalty().backward()
+        optimizer.step()
+    norms = penalty.channels.norms().detach()
+    stays = penalty.kept()
+    assert int(stays.sum()) == 3
+    assert norms[~stays].max() < 0.05 * norms[stays].min()
+    assert norms[stays].max() < 1.1 * norms[stays].min()  # pushed away from zero, to one length
+    cut = gp.run("propagate,compensate{by=mean}", penalty.learned())
+    assert cut.model.get_parameter("0.weight").shape == (3, 5)
+
+
 # ---- masks -------------------------------------------------------------------------------------------
 
-GATED = {"LAPP": {"temperature": 0.3}, "Polarization": {}, "Transport": {"total_steps": 10}}
+GATED: dict[str, dict[str, object]] = {
+    "LAPP": {"temperature": 0.3},
+    "Polarization": {},
+    "Transport": {"total_steps": 10},
+}
 
 
 @pytest.mark.parametrize("kind", sorted(GATED))
@@ -246,6 +314,26 @@ def test_a_share_to_keep_sets_polarizations_t():
         gp.train.Polarization(program, module, sgd(module), keep=1)
 
 
+def test_draws_come_to_agree_within_the_budget():
+    module, program = pair(width=16)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.5, momentum=0.9)
+    penalty = gp.train.Consensus(program, module, optimizer, target=0.5, strength=1.0)
+    first = set()
+    for step in range(300):
+        alive = (module[2].weight != 0).any(0)
+        assert torch.equal(alive, penalty.gates().detach() > 0)  # one or zero, nothing between
+        if step < 10:
+            first.add(tuple(alive.tolist()))
+        optimizer.zero_grad()
+        (0.1 * task(module, step) + penalty()).backward()
+        optimizer.step()
+        penalty.step()
+    assert len(first) > 3
+    open_ = penalty.importance()
+    assert ((open_ < 0.2) | (open_ > 0.8)).sum() >= 14
+    assert float(penalty.macs(penalty.kept().float())) == pytest.approx(0.5, abs=0.1)
+
+
 def test_movement_rests_while_it_warms_up():
     module, program = pair(width=10)
     penalty = gp.train.Movement(program, module, sgd(module), keep=0.3, total_steps=6, warm_up=2)
@@ -322,6 +410,30 @@ def test_smcp_warms_up_ramps_down_and_rests():
         gp.train.SMCP(program, module, optimizer, budget="macs=100", total_steps=30)
 
 
+def test_smcps_knapsack_is_of_widths_under_a_table_of_latencies():
+    """A staircase of eights: widths on its edges, always within the budget, and the best such."""
+    module, program = pair(width=40)
+    program = gp.run("group", program)
+    groups, table = program.fact(Groups), Table({"made": "up"})
+    for family, (inner, outer) in points(program.graph, program.host, groups, {"0": range(1, 41)}, 1):
+        ms = 10 + np.ceil(inner / 8) * np.ceil(outer / 8)
+        table.add({(family, (inner, outer)): Latency(ms, 0.0, 5, 1, "made up")})
+    model = LatencyModel.of(program.graph, program.host, groups, table, None, "made up")
+    optimizer = sgd(module)
+    with pytest.raises(RecipeError, match="needs a LatencyModel"):
+        gp.train.SMCP(program, module, sgd(module), budget="latency=0.8x")
+    penalty = gp.train.SMCP(program, module, optimizer, budget="latency=0.8x", every=2, table=table)
+    for step in range(6):
+        counts = {name: int(own.sum()) for name, own in penalty.channels.split(penalty.alive).items()}
+        assert model.total_ms(counts) <= 0.8 * model.whole_ms
+        assert counts["0"] % 8 == 0
+        assert model.total_ms({"0": counts["0"] + 1}) > 0.8 * model.whole_ms
+        optimizer.zero_grad()
+        task(module, step).backward()
+        optimizer.step()
+        penalty.step()
+
+
 # ---- perturbation, schedules, distillation -----------------------------------------------------------
 
 
@@ -349,6 +461,31 @@ def test_schedules():
     np.testing.assert_allclose(list(gp.train.cubic(2, 0.2)), [0.2 + 0.8 / 8, 0.2])
     with pytest.raises(RecipeError, match="is no schedule"):
         list(gp.train.linear(0, 0.5))
+
+
+def test_what_does_not_hold_is_rolled_back():
+    """To the smallest that holds, within the last step; and what held before is not touched."""
+    _, program = pair(width=80)
+    shares = []
+
+    def attempt(held, share):
+        shares.append(share)
+        return gp.run(f"group,score,mask{{channels={share:.6f}x of=given floor=0}},propagate", held)
+
+    def width(one):
+        return one.model.get_parameter("0.weight").shape[0]
+
+    found = gp.train.roll_back(program, attempt, lambda one: width(one) >= 42, step=0.2, least=0.0125)
+    assert 42 <= width(found) <= 42 + 80 * 0.0125 + 1
+    np.testing.assert_allclose(shares[:4], [0.8, 0.6, 0.4, 0.5])
+    assert width(program) == 80
+    assert gp.train.roll_back(program, attempt, lambda one: False) is program
+    least = gp.train.roll_back(
+        program, lambda held, share: gp.run(f"group,score,mask{{macs={share}x}},propagate", held), lambda one: True
+    )
+    assert width(least) >= 8  # the floor: no more can be met
+    with pytest.raises(RecipeError, match=r"roll_back: step=0.1, least=0.2"):
+        gp.train.roll_back(program, attempt, bool, step=0.1, least=0.2)
 
 
 def test_answers_are_the_divergence_of_softened_logits():
@@ -401,7 +538,7 @@ def test_all_is_what_there_is():
 def test_the_examples_of_the_page_run_in_order():
     page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     names: dict[str, object] = {}
     for block in blocks:
         exec(block, names)
