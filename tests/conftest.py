@@ -8,4 +8,5 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch
 
 import deform  # noqa: F401
+import experts  # noqa: F401
 import kinds  # noqa: F401

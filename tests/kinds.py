@@ -80,7 +80,7 @@ class Masked(Around):
 @net(
     vectors(7, 4),
     {"enter": 6, "experts.0": 5, "experts.1": 5, "experts.2": 5},
-    {"gate": "topk (along) tells its positions apart", "leave": OUTPUT},
+    {"gate": "eq (pointwise) computes with numbers of its positions", "leave": OUTPUT},
 )
 class Experts(nn.Module):
     """A mixture of experts: the two that a gate chooses for a token."""

@@ -27,7 +27,8 @@ class Net:
     """A network and what must come of it.
 
     ``prunable``: group -> channels. ``mixed``: the same, with a normalisation across. ``frozen``:
-    dim -> words of its reason. ``inert``: members that have no effect on the output, by mathematics.
+    dim -> words of its reason. ``inert``: members that have no effect on the output, by mathematics. ``router``: of
+    submodules that choose along the last axis of what they make, the parameter whose rows that axis is.
     """
 
     make: Callable[[], nn.Module]
@@ -36,6 +37,7 @@ class Net:
     frozen: Mapping[str, str]
     mixed: Mapping[str, int] = field(default_factory=dict)
     inert: frozenset[str] = frozenset()
+    router: Mapping[str, str] = field(default_factory=dict)
 
 
 ZOO: dict[str, Net] = {}

@@ -68,7 +68,7 @@ class Allocation:
             return self.given[group.name]
         if group.branches:
             return min(ceil(wanted - 1e-9), 1)
-        least = max(wanted, ceil(self.floor * group.size - 1e-9), 1)
+        least = max(wanted, ceil(self.floor * group.size - 1e-9), group.least)
         step = self.steps[group.name]
         return min(group.size, ceil(ceil(least - 1e-9) / step) * step)
 

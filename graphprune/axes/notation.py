@@ -14,6 +14,7 @@ Operands are separated by commas, axes by spaces. An axis is
     ~         any number of such axes
     ...       any number of axes that the op works on point by point, aligned from the right and
               broadcast
+    @e        last of an operand: its numbers are positions of the axis e
 
 After ``|`` come the literals that repeat sizes: ``groups=g``, ``sizes=a,b``, ``end=a+b``, ``shape=*``
 (every axis of the first output).
@@ -66,6 +67,8 @@ class Pattern:
     inputs: tuple[Operand, ...]
     outputs: tuple[Operand, ...]
     literals: dict[str, str] = field(default_factory=dict, hash=False)
+    picks: tuple[tuple[str | None, ...], tuple[str | None, ...]] = ((), ())
+    """Of each input and output, the axis that its numbers are positions of, if they are."""
 
 
 @lru_cache(maxsize=4096)
@@ -75,11 +78,14 @@ def parse(text: str) -> Pattern:
     ins, arrow, outs = axes.partition("->")
     if axes.strip() and not arrow:
         raise ShapeError(f"rule `{text}`: no `->`")
+    given = [part.partition("@") for part in ins.split(",")] if ins.strip() else []
+    made = [part.partition("@") for part in outs.split(",")] if arrow else []
     return Pattern(
         text,
-        tuple(_operand(part, text) for part in ins.split(",")) if ins.strip() else (),
-        tuple(_operand(part, text) for part in outs.split(",")) if arrow else (),
+        tuple(_operand(part, text) for part, _, _ in given),
+        tuple(_operand(part, text) for part, _, _ in made),
         dict(item.split("=", 1) for item in literals.split()),
+        (tuple(name.strip() or None for _, _, name in given), tuple(name.strip() or None for _, _, name in made)),
     )
 
 

@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 
-from ..axes.dim import Dim, find, leaves
+from ..axes.dim import Dim, count, find, leaves
 from ..errors import one_line
 from ..ir.facts import Frozen, Group, Groups, Member, Role
 from ..ir.graph import Graph, Value
@@ -49,6 +49,7 @@ def find_groups(
     dependency = nx.Graph()
     groups, frozen = [], []
     given = _given(graph, states) if states else set[Dim]()
+    least = _chosen(graph)
     for (leaf, found), held, wanted in zip(members.items(), kept, chosen, strict=True):
         name = one_line(names[leaf])
         reason = _reason(leaf, normalised, given) or _asked(held, wanted)
@@ -58,7 +59,7 @@ def find_groups(
             dependency.add_node(axis, kind="axis")
             dependency.add_edge(name, axis, role=member.role, ops=tuple(ops[leaf, member.parameter]))
         if reason is None and isinstance(leaf.size, int):
-            groups.append(Group(name, leaf, leaf.size, tuple(found)))
+            groups.append(Group(name, leaf, leaf.size, tuple(found), chosen=least.get(leaf, 1)))
         else:
             frozen.append(Frozen(name, leaf.size, reason or f"dynamic size {leaf.size}"))
     return Groups(tuple(groups), tuple(frozen), dependency)
@@ -96,7 +97,7 @@ def _uses(graph: Graph) -> Iterator[tuple[Dim, Value, int, Role, str]]:
     """(leaf, parameter, axis, role, op) wherever an op says that a parameter's axis has that leaf."""
     yield from _stored_uses(graph)
     for masker in graph.maskers:  # zeroed like a reader, for want of one
-        if masker.across:
+        if masker.across or masker.dim.size == 1:
             continue
         yield masker.dim, graph.parameters[masker.parameter], masker.axis, "reader", masker.op
 
@@ -163,6 +164,22 @@ def _by_parameter(
     ops: Mapping[tuple[Dim, str], Sequence[str]], leaf: Dim, found: Sequence[Member]
 ) -> dict[str, Sequence[str]]:
     return {member.parameter: ops[leaf, member.parameter] for member in found}
+
+
+def _chosen(graph: Graph) -> dict[Dim, int]:
+    """Per leaf, how many of it an op that chooses the best so many needs, though one is left of all others that go."""
+    found: dict[Dim, int] = {}
+    for choice in graph.choices:
+        own = [leaf for leaf in leaves(choice.dim) if isinstance(leaf.size, int)]
+        least = {leaf: leaf.size if leaf.frozen and not leaf.outside else 1 for leaf in own}
+        for leaf in own:
+            enough = (n for n in range(1, leaf.size + 1) if _length(choice.dim, {**least, leaf: n}) >= choice.best)
+            found[leaf] = max(found.get(leaf, 1), next(enough, leaf.size))
+    return found
+
+
+def _length(dim: Dim, sizes: Mapping[Dim, int]) -> float:
+    return count(dim, lambda leaf: sizes.get(leaf, 1))
 
 
 def _given(graph: Graph, states: Sequence[str]) -> set[Dim]:

@@ -3,6 +3,10 @@
 Usually those that read it. Where two activations are contracted (queries with keys), nothing stored
 reads the axis, and what *writes* one of the two is zeroed instead. Where neither can be had, the axis
 is frozen: there would be no masked model to compare the pruned one with.
+
+Softmax and top-k weigh the positions of an axis against one another. Zeros count there, and minus infinity does not:
+it is put in front of them. So an expert that is masked is never chosen, its share is zero, and what is picked by number
+is never picked there.
 """
 
 from __future__ import annotations
@@ -10,15 +14,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ..axes.dim import Dim, freeze, leaves, mix
+from ..axes.dim import Dim, find, freeze, leaves, mix
 from ..axes.notation import fed
-from ..ir.graph import Graph, Masker, Op, Value, WrittenNorm
+from ..ir.graph import Choice, Graph, Masker, Op, Value, WrittenNorm
 from ..ops.traits import traits
-from .norms import rms_norms, statistics
+from .norms import CASTS, rms_norms, statistics
 
 Axes = frozenset[tuple[str, int]]
 """Parameter axes: (name, axis number)."""
 
+_PRODUCTS = ("matmul", "einsum", "fused_matmul")
 _DEPTH = 200  # ops to look back through; further away nothing is tried
 
 
@@ -32,8 +37,12 @@ def settle(graph: Graph) -> None:
             continue
         if op.kind == "rms_norm" and "c" in relation.dims:
             _norm(op, relation.dims["c"], search)
+        if (choice := _choice(op)) is not None and relation.dims:
+            graph.choices.append(choice)
+        elif op.attrs.get("function") == "cumsum" and op.kind == "along":
+            _running(op, graph)
         for name, dim in relation.dims.items():
-            if name in relation.outputs:
+            if name in relation.outputs or name in relation.picks or (choice and find(choice.dim) is find(dim)):
                 continue
             operands = [value for k, _ in relation.inputs[name] if (value := op.inputs[k]) is not None]
             constants = [value for value in operands if value.constant]
@@ -47,8 +56,42 @@ def settle(graph: Graph) -> None:
                 _written_norm(op, *written[op.name], search)
             elif op.name in norms:
                 mix(dim, op.where)
-            else:
+            elif not _adds_nothing(op, dim, search):
                 freeze(dim, f"{op.where} reduces over it")
+
+
+def _choice(op: Op) -> Choice | None:
+    """What an op weighs against one another, if it does."""
+    x = op.inputs[0] if op.inputs else None
+    if x is None or not x.dims:
+        return None
+    if op.kind == "topk":
+        axis = op.attrs["axis"] % len(x.dims)
+        return Choice(op.name, axis, x.dims[axis], op.attrs["best"])
+    if op.kind == "along" and op.attrs.get("function") == "softmax" and len(op.attrs["axes"]) == 1:
+        axis = op.attrs["axes"][0] % len(x.dims)
+        return Choice(op.name, axis, x.dims[axis])
+    return None
+
+
+def _running(op: Op, graph: Graph) -> None:
+    """A cumulative sum goes along positions in order: of a count of what was chosen, those that are never chosen may be
+    left out; of anything else it tells them apart."""
+    x = op.inputs[0]
+    assert x is not None
+    maker = graph.maker(x)
+    while maker is not None and maker.attrs.get("function") in CASTS and maker.inputs[0] is not None:
+        maker = graph.maker(maker.inputs[0])
+    if maker is None or maker.kind != "count" or "e" not in graph.relations[maker.name].picks:
+        freeze(x.dims[op.attrs["axes"][0]], f"{op.where} tells its positions apart")
+
+
+def _adds_nothing(op: Op, dim: Dim, search: _Search) -> bool:
+    """Whether an op sums what is zero where it is masked, with no parameter zeroed."""
+    x = op.inputs[0]
+    free = all(leaf.outside or not leaf.frozen for leaf in leaves(dim))
+    sums = op.kind == "reduce" and op.attrs.get("function") == "sum" and x is not None and free
+    return sums and all(search(x, leaf) == frozenset() for leaf in leaves(dim))  # type: ignore[arg-type]
 
 
 def maskable(graph: Graph, value: Value, leaf: Dim) -> bool:
@@ -110,7 +153,7 @@ def _across(op: Op, x: Value | None, dim: Dim, search: _Search) -> None:
 
 def _contraction(op: Op, dim: Dim, operands: Iterable[Value], search: _Search) -> None:
     for leaf in leaves(dim):
-        found = None if leaf.frozen else next((axes for v in operands if (axes := search(v, leaf))), None)
+        found = None if leaf.frozen else next((x for v in operands if (x := search(v, leaf)) is not None), None)
         if found is None:
             freeze(leaf, f"{op.where} contracts it between activations")
         else:
@@ -138,6 +181,8 @@ class _Search:
             own = value.name in self.graph.parameters
             return frozenset((value.name, k) for k, dim in enumerate(value.dims) if _in(dim, leaf)) if own else None
         operands = [operand for operand in op.inputs if operand is not None]
+        if self._never(op, leaf):
+            return frozenset()
         match traits(op).zeros:
             case "declared":
                 return self._declared(op, operands, leaf, depth)
@@ -151,10 +196,27 @@ class _Search:
                 return self._written(op, leaf, depth)
         return None
 
+    def _never(self, op: Op, leaf: Dim) -> bool:
+        """Whether an op makes zeros where what chooses is minus infinity, or nothing but zeros."""
+        if op.kind in ("one_hot", "count"):
+            name = self.graph.relations[op.name]
+            return any(_in(name.dims[one], leaf) for one in name.picks)
+        if op.kind == "scatter":
+            relation = self.graph.relations[op.name]
+            x = op.inputs[0]
+            return any(_in(relation.dims[one], leaf) for one in relation.picks) and self._nothing(x)
+        choice = _choice(op) if op.kind == "along" else None
+        return (choice is not None and _in(choice.dim, leaf)) or self._nothing(op.outputs[0])
+
+    def _nothing(self, value: Value | None) -> bool:
+        """Whether a value is zero everywhere."""
+        maker = self.graph.maker(value) if value is not None else None
+        return maker is not None and maker.attrs.get("value") == 0
+
     def _declared(self, op: Op, operands: Sequence[Value], leaf: Dim, depth: int) -> Axes | None:
         zero = op.attrs.get("zero")
         if zero == "any":
-            return next((axes for operand in operands if (axes := self(operand, leaf, depth + 1))), None)
+            return next((x for operand in operands if (x := self(operand, leaf, depth + 1)) is not None), None)
         if zero == "first":
             return self(operands[0], leaf, depth + 1)
         return self._all(operands, leaf, depth) if zero == "both" else None
@@ -166,6 +228,8 @@ class _Search:
         for name, dim in relation.dims.items():
             if name in relation.outputs and _in(dim, leaf):
                 makers += [value for k, _ in relation.inputs.get(name, ()) if (value := op.inputs[k]) is not None]
+        if op.kind in _PRODUCTS and len(op.inputs) == 2:  # a factor that is zero is enough
+            return next((x for value in makers if (x := self(value, leaf, depth + 1)) is not None), None)
         written = all(value.constant and "int" not in value.dtype for value in makers)  # a zero index takes the first
         return self._all(makers, leaf, depth) if written else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import Any
 
 from ..axes.dim import PRODUCT, Dim, Size, find, freeze, leaves, mix, product, same, total
@@ -13,6 +14,7 @@ from ..errors import ShapeError
 from ..ir.facts import Role
 from ..ir.graph import Graph, Op, Relation, Value, around
 from ..ops.rules import table
+from ..ops.traits import handed_on
 from .maskable import settle
 
 
@@ -22,7 +24,7 @@ def relate(graph: Graph) -> Graph:
     Raises ShapeError, naming op, rule, axis and both sizes, where one axis has two sizes.
     """
     for value in graph.values():
-        value.dims = tuple(Dim(size) for size in value.shape or ())
+        value.dims, value.picks = tuple(Dim(size) for size in value.shape or ()), None
     for value in graph.inputs:
         for dim in value.dims:  # what is cut of an input is a fixed list of positions, which no open axis has
             freeze(dim, "graph input", outside=isinstance(dim.size, int))
@@ -35,6 +37,8 @@ def relate(graph: Graph) -> Graph:
     for value in graph.outputs:
         for dim in value.dims:
             freeze(dim, "reaches the graph output", outside=True)
+        if value.picks is not None:
+            freeze(value.picks, "numbers of its positions reach the graph output")
     for op in graph.ops:
         _freeze_computed(op, graph.relations[op.name])
     settle(graph)
@@ -44,6 +48,7 @@ def relate(graph: Graph) -> Graph:
 def role(op: Op, relation: Relation, name: str) -> Role | None:
     """The part that the op's weights play in the axis ``name``; None where they have none in it."""
     from_weights, from_data = _sources(op, relation, name)
+    from_data |= any(value is not None and not value.constant for value in _pickers(op, relation, name))
     if fed(name) or f"{name}'" in relation.dims:  # weights write the state, and read what the op made of it
         from_data = fed(name) is not None
     if not from_weights or not any(value is not None and not value.constant for value in op.inputs):
@@ -124,6 +129,11 @@ def _sources(op: Op, relation: Relation, name: str) -> tuple[bool, bool]:
     return any(constant), not all(constant)
 
 
+def _pickers(op: Op, relation: Relation, name: str) -> list[Value | None]:
+    """The operands whose numbers are positions of an axis."""
+    return [op.inputs[k] for k in relation.picks.get(name, ())]
+
+
 def _freeze_all(values: list[Value], reason: str) -> None:
     for value in values:
         for dim in value.dims:
@@ -140,7 +150,36 @@ def _apply(op: Op) -> Relation:
         return Relation({}, {}, {})
     binder = _Binder(op, parse(rule if isinstance(rule, str) else rule(op)))
     binder.bind()
-    return Relation(binder.dims, dict(binder.inputs), dict(binder.outputs), binder.pattern.literals)
+    picks = _carry_picks(op, binder)
+    return Relation(binder.dims, dict(binder.inputs), dict(binder.outputs), binder.pattern.literals, picks)
+
+
+def _carry_picks(op: Op, binder: _Binder) -> dict[str, tuple[int, ...]]:
+    """Whose numbers are positions of an axis, among what the op reads and makes. An op that computes with them, and
+    does not say how, freezes that axis: there they are told apart."""
+    inputs, outputs = binder.pattern.picks
+    found: dict[str, tuple[int, ...]] = defaultdict(tuple)
+    for k, (value, name) in enumerate(zip_longest(op.inputs, inputs[: len(op.inputs)])):
+        if value is None:
+            continue
+        if name is not None:
+            found[name] += (k,)
+            same(binder.dims[name], value.picks or binder.dims[name], f"{op.where}, axis `{name}`")
+        elif value.picks is not None and not handed_on(op, k):
+            freeze(value.picks, f"{op.where} computes with numbers of its positions")
+    for value, name in zip(op.outputs, outputs, strict=False):
+        if name is not None:
+            value.picks = binder.dims[name]
+    moved = [value.picks for k, value in enumerate(op.inputs) if value is not None and handed_on(op, k)]
+    if moved and all(dim is not None for dim in moved):
+        for dim in moved:
+            same(moved[0], dim, op.where)  # type: ignore[arg-type]
+        for value in op.outputs[:1] if op.kind == "sort" else op.outputs:
+            value.picks = moved[0]
+    elif any(dim is not None for dim in moved):
+        for dim in filter(None, moved):
+            freeze(dim, f"{op.where} mixes numbers of its positions with others")
+    return dict(found)
 
 
 def _freeze_computed(op: Op, relation: Relation) -> None:

@@ -48,6 +48,7 @@ class Group:
 
     With ``branches`` it is a gate: a dim of size one, kept or not, that these branches of the network pass.
     Its members are what is zero in the masked model when it goes: the last that each branch is multiplied by.
+    ``chosen``: so many of its channels an op chooses, and no fewer may be left.
     """
 
     name: str
@@ -55,11 +56,12 @@ class Group:
     size: int
     members: tuple[Member, ...]
     branches: tuple[Branch, ...] = ()
+    chosen: int = 1
 
     @property
     def least(self) -> int:
         """How many must stay."""
-        return 0 if self.branches else 1
+        return 0 if self.branches else self.chosen
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ class Value:
     dtype: str = "float32"
     constant: bool = False
     dims: tuple[Dim, ...] = ()  # filled in by rules.relate
+    picks: Dim | None = None  # likewise: the axis that its numbers are positions of, if it is known that they are
 
     def __str__(self) -> str:
         shape = "?" if self.shape is None else "x".join(map(str, self.shape))
@@ -54,8 +55,8 @@ class Op:
 class Graph:
     """Ops in execution order. ``parameters``: every weight, buffer and constant tensor by name.
     ``relations``: what the rules said of each op, by op name. ``maskers``: what masks a dim that no
-    weight reads (queries with keys). ``norms``: those that are written out. Ops may be appended while it is built;
-    afterwards it stays as it is."""
+    weight reads (queries with keys). ``norms``: those that are written out. ``choices``: what weighs positions of a dim
+    against one another. Ops may be appended while it is built; afterwards it stays as it is."""
 
     ops: list[Op]
     inputs: list[Value]
@@ -64,6 +65,7 @@ class Graph:
     relations: dict[str, Relation] = field(default_factory=dict)
     maskers: list[Masker] = field(default_factory=list)
     norms: list[WrittenNorm] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
     _known: _UseDef | None = field(default=None, init=False, repr=False)
 
     def maker(self, value: Value) -> Op | None:
@@ -166,6 +168,17 @@ class WrittenNorm:
     shift: float = 0.0
 
 
+@dataclass(frozen=True)
+class Choice:
+    """An op, by name, that weighs the positions of an axis of its first operand against one another, such as softmax,
+    or takes the ``best`` so many of them. One that is masked is minus infinity there, which counts for nothing."""
+
+    op: str
+    axis: int
+    dim: Dim
+    best: int = 1
+
+
 def around(graph: Graph, op: Op, lines: int = 2) -> str:
     """The ops about one op, as text, that one marked: what errors show."""
     at = next(k for k, one in enumerate(graph.ops) if one is op)
@@ -230,10 +243,12 @@ class Piece:
 class Relation:
     """What a rule says of one op: its named axes, where each occurs, and the literals they set.
 
-    ``inputs`` and ``outputs`` map an axis name to (operand position, axis number) pairs.
+    ``inputs`` and ``outputs`` map an axis name to (operand position, axis number) pairs; ``picks`` to the operands
+    whose numbers are positions of it.
     """
 
     dims: Mapping[str, Dim]
     inputs: Mapping[str, tuple[tuple[int, int], ...]]
     outputs: Mapping[str, tuple[tuple[int, int], ...]]
     literals: Mapping[str, str] = field(default_factory=dict)
+    picks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)

@@ -69,6 +69,9 @@ class Host(Protocol):
         """Set the given slices of a tensor to zero, in a copy of its own. In a quantised tensor the zero
         point is what stands for zero."""
 
+    def exclude(self, op: str, axis: int, drop: Indices) -> None:
+        """Let the op of that name read minus infinity at the given positions of an axis of its first operand."""
+
     def narrow(self, name: str, axis: int, keep: Indices) -> None:
         """Keep only ``keep`` of an axis of an input or output of the model, in that order, and of the example.
         Inputs of the width that it had are still taken: what is not kept of them is left out."""

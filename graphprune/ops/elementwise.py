@@ -79,9 +79,12 @@ def reduce(op: Op) -> str:
 
 @rule("along")
 def along(op: Op) -> str:
-    """(x), ``axes``: softmax, cumulative sums, flips, sorts, Fourier transforms: positions along ``axes``
-    interact, and what comes out may have another number of them. ``zero`` as for pointwise."""
+    """(x), ``axes``: softmax, cumulative sums, flips, Fourier transforms: positions along ``axes`` interact, and what
+    comes out may have another number of them. ``zero`` as for pointwise. Softmax along one axis can do without some of
+    its positions, and so can a cumulative sum of what is zero there: see coupling/maskable.py."""
     rank = rank_of(op.inputs[0])
+    if op.attrs.get("function") in ("softmax", "cumsum") and len(op.attrs["axes"]) == 1:
+        return f"{axes_of(rank, {})} -> {axes_of(rank, {})}"
     axes = axes_of(rank, {axis % rank: "_" for axis in op.attrs["axes"]})
     return f"{axes} -> {', '.join([axes] * len(op.outputs))}"
 

@@ -6,27 +6,29 @@ from collections.abc import Sequence
 
 from ..ir.graph import Op, Value
 from .registry import rule
-from .wording import LETTERS, axes_of, rank_of, shape_of
+from .wording import LETTERS, axes_of, picks, rank_of, shape_of
 
 rule("gather_bags", axes="_ d, ~, ~, ~ -> _ d")
 
 
 @rule("gather")
 def gather(op: Op) -> str:
-    """(x, ids), ``axis``: rows of a table by number; embeddings are axis 0."""
+    """(x, ids), ``axis``: rows of a table by number; embeddings are axis 0. Here and in the rules below, an axis that
+    the numbers are known to be positions of can be cut: only what is left of it is picked."""
     rank, ids = rank_of(op.inputs[0]), rank_of(op.inputs[1])
     axis = op.attrs["axis"] % rank
-    names = axes_of(rank, {axis: "_"}).split()
+    known = picks(op.inputs[1], shape_of(op.inputs[0])[axis])
+    names = axes_of(rank, {axis: "e" if known else "_"}).split()
     out = [*names[:axis], *("i" + LETTERS[k] for k in range(ids)), *names[axis + 1 :]]
-    picks = " ".join("i" + LETTERS[k] for k in range(ids))
-    return f"{' '.join(names)}, {picks} -> {' '.join(out)}"
+    places = " ".join("i" + LETTERS[k] for k in range(ids))
+    return f"{' '.join(names)}, {places}{' @e' * known} -> {' '.join(out)}"
 
 
 @rule("take_along")
 def take_along(op: Op) -> str:
     """(x, ids), ``axis``: one position of ``axis`` for each place of ``ids``; the other axes go along."""
-    names = _alike(op.inputs[:2], op.attrs["axis"])
-    return f"{names}, {names} -> {names}"
+    names, whole, mark = _along_picked(op, op.inputs[:2])
+    return f"{whole}, {names}{mark} -> {names}"
 
 
 @rule("scatter")
@@ -34,8 +36,8 @@ def scatter(op: Op) -> str:
     """(x, ids, source), ``axis``: x with entries of source, or a number where there is none, written or added
     to one position of ``axis`` for each place of ``ids``; the other axes go along where they are as long."""
     there = [value for value in op.inputs if value is not None]
-    names = _alike(there, op.attrs["axis"])
-    return f"{', '.join([names] * len(there))} -> {names}"
+    names, whole, mark = _along_picked(op, there)
+    return f"{', '.join([whole, f'{names}{mark}', names][: len(there)])} -> {whole}"
 
 
 @rule("index")
@@ -48,7 +50,11 @@ def index(op: Op) -> str:
     left = [name for k, name in enumerate(names) if k not in made]
     shared = op.attrs.get("shared", 0)
     ids = [" ".join([*names[:shared], *"_" * (rank_of(value) - shared)]) for value in op.inputs[1:]]
-    return f"{', '.join([' '.join(names), *ids])} -> {' '.join([*left[:at], *['_'] * extra, *left[at:]])}"
+    whole = list(names)
+    for k, (value, axis) in enumerate(zip(op.inputs[1:], made, strict=False)):
+        if len(made) == len(op.inputs) - 1 and picks(value, shape_of(op.inputs[0])[axis]):
+            whole[axis], ids[k] = f"e{k}", f"{ids[k]} @e{k}"
+    return f"{', '.join([' '.join(whole), *ids])} -> {' '.join([*left[:at], *['_'] * extra, *left[at:]])}"
 
 
 @rule("index_put")
@@ -103,6 +109,44 @@ def masked_scatter(op: Op) -> str:
     return f"{whole}, ~ {mask}, ~ {tail} -> {whole}"
 
 
+@rule("topk")
+def topk(op: Op) -> str:
+    """(x) -> the ``best`` largest along ``axis``, and their positions; where it gives one of both, ``values`` or those.
+    ``keepdim``: of one the axis stays, with size one."""
+    rank = rank_of(op.inputs[0])
+    axis = op.attrs["axis"] % rank
+    names = axes_of(rank, {axis: "_" if op.attrs.get("keepdim", True) else ""})
+    both = len(op.outputs) == 2
+    made = [names] * (both or op.attrs.get("values", False)) + [f"{names} @e"] * (both or not op.attrs.get("values"))
+    return f"{axes_of(rank, {axis: 'e'})} -> {', '.join(made)}"
+
+
+@rule("sort")
+def sort(op: Op) -> str:
+    """(x) -> x in order along ``axes``, and where each was."""
+    names = axes_of(rank_of(op.inputs[0]), {axis % max(rank_of(op.inputs[0]), 1): "_" for axis in op.attrs["axes"]})
+    return f"{names} -> {', '.join([names] * len(op.outputs))}"
+
+
+@rule("one_hot")
+def one_hot(op: Op) -> str:
+    """(ids), ``axis``: a new axis that has a one where the number is, zeros elsewhere."""
+    rank = rank_of(op.outputs[0])
+    axis = op.attrs["axis"] % rank
+    known = picks(op.inputs[0], shape_of(op.outputs[0])[axis])
+    names = axes_of(rank, {axis: "e" if known else "_"}).split()
+    return f"{' '.join(names[:axis] + names[axis + 1 :])}{' @e' * known} -> {' '.join(names)} | size=e"
+
+
+@rule("count")
+def count(op: Op) -> str:
+    """(ids), ``bins``: how often every number from 0 on is there, where numbers of one axis are counted; ``exact``:
+    nothing else is."""
+    if op.attrs["exact"] and picks(op.inputs[0], op.attrs["bins"]):
+        return "~ @e -> e | bins=e"
+    return "~ -> ~"
+
+
 @rule("nonzero", "masked_select", "unique")
 def positions(op: Op) -> str:
     """Any operands: what comes out is as long as data says, and its order is that of positions."""
@@ -114,6 +158,15 @@ def _alike(values: Sequence[Value | None], axis: int) -> str:
     sizes = list(zip(*map(shape_of, values), strict=True))
     rank = len(sizes)
     return axes_of(rank, {k: "_" for k, each in enumerate(sizes) if k == axis % rank or len(set(each)) > 1})
+
+
+def _along_picked(op: Op, there: Sequence[Value | None]) -> tuple[str, str, str]:
+    """The axes of the numbers along an axis of x, those of x, and what marks numbers that are positions of it."""
+    names = _alike(there, op.attrs["axis"]).split()
+    axis = op.attrs["axis"] % len(names)
+    known = picks(there[1], shape_of(there[0])[axis]) if len(there) > 1 else False
+    whole = [*names[:axis], "e" if known else "_", *names[axis + 1 :]]
+    return " ".join(names), " ".join(whole), " @e" * known
 
 
 def _picked(op: Op, x: Value | None, ids: Sequence[Value | None]) -> tuple[list[str], int, list[int]]:

@@ -59,6 +59,12 @@ def contraction(op: Op, relation: Relation) -> Iterator[Product]:
     yield Product(y[:-1], gone, y[-1:])
 
 
+def grouped(op: Op, relation: Relation) -> Iterator[Product]:
+    """(rows, weights (several, inputs, outputs), ends): every row times one of the weights."""
+    y = op.outputs[0].dims
+    yield Product(y[:-1], _there(op.inputs[1]).dims[1:2], y[-1:])
+
+
 def attention(op: Op, relation: Relation) -> Iterator[Product]:
     """(q, k, v) of shapes (..., length, width): queries with keys, and those with values."""
     q, k, y = _there(op.inputs[0]).dims, _there(op.inputs[1]).dims, op.outputs[0].dims

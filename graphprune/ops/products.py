@@ -42,6 +42,10 @@ def integer_matmul(op: Op) -> str:
     return f"{left}, {right}{rest} -> {' '.join((*lead, 'i', 'j'))}"
 
 
+rule("grouped_matmul", axes="n i, e i o, e -> n o")
+"""(rows, weights, ends): the rows up to the first end times the first weight, those up to the next times the next."""
+
+
 @rule("gemm", "fused_gemm")
 def gemm(op: Op) -> str:
     """(a, b, c), ``transA``, ``transB``: a @ b + c."""

@@ -94,6 +94,7 @@ TRAITS: dict[str, Traits] = {
     "matmul": Traits(macs.contraction, "product", "written", contracts=True),
     "einsum": Traits(macs.contraction, "product", "written"),
     "fused_matmul": Traits(macs.contraction, "product", "written"),
+    "grouped_matmul": Traits(macs.grouped, "product"),
     **dict.fromkeys(("fused_gemm", "integer_gemm", "integer_matmul"), _PRODUCT),
     "attention": Traits(macs.attention, "attention"),
     "multi_head_attention": Traits(macs.packed_heads, "attention"),
@@ -115,9 +116,19 @@ TRAITS: dict[str, Traits] = {
     **dict.fromkeys(("reshape_as", "take_along", "diagonal"), Traits(zeros="first")),
     **dict.fromkeys(("pad", "reindex", "pixel_shuffle", "pixel_unshuffle"), PLAIN),
     **dict.fromkeys(("scatter", "index_put", "put_along", "put_diagonal", "masked_scatter"), PLAIN),
-    **dict.fromkeys(("nonzero", "masked_select", "unique"), PLAIN),
+    **dict.fromkeys(("nonzero", "masked_select", "unique", "topk", "sort", "one_hot", "count"), PLAIN),
 }
 """By kind. Those of plug-ins come with their rules (``rules.table``), which relating a graph loads."""
+
+
+def handed_on(op: Op, operand: int) -> bool:
+    """Whether all that its results hold are numbers of that operand, and of others of which this is so."""
+    record = traits(op)
+    if op.kind == "pointwise":
+        return len(op.inputs) == 1 and op.attrs.get("function") in ("same", "cast")
+    if op.kind in ("index", "gather", "take_along", "sort"):
+        return operand == 0
+    return record.zeros == "moved" or op.kind == "interleave"
 
 
 def traits(op: Op) -> Traits:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..axes.dim import Dim, Size, freeze
+from ..axes.dim import Dim, Size, find, freeze
 from ..ir.graph import Op, Value
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -31,6 +31,11 @@ def because(op: Op, axes: Sequence[Dim]) -> None:
     """Freeze axes for a reason that the host gives (``why``)."""
     for axis in axes:
         freeze(axis, f"{op.origin or op.name}: {op.attrs['why']}")
+
+
+def picks(value: Value | None, size: Size) -> bool:
+    """Whether the numbers of a value are positions of an axis of that size."""
+    return value is not None and value.picks is not None and find(value.picks).size == size
 
 
 def per_channel(value: Value | None, channels: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from ..axes.dim import find
 from ..axes.index import Index
 from ..coupling.relate import literals, raised, rescaled
-from ..errors import ShapeError
+from ..errors import RecipeError, ShapeError
 from ..ir.facts import Groups, Keep, Order
 from ..ir.gc_paused import paused
 from ..ir.graph import Graph
@@ -47,6 +47,7 @@ class Propagate(Pass):
         if program.fact(Groups).gates and not names & {*keep.keep}:
             return program
         keep = replace(keep, keep={name: kept for name, kept in keep.keep.items() if name in names})
+        _enough(groups, keep)
         keep, notes = _apart(program.graph, groups, keep)
         order = program.fact(Order) if program.knows(Order) else Order()
         index, graph, host = keep.index(groups), program.graph, program.host.copy()
@@ -70,6 +71,16 @@ class Propagate(Pass):
         parameters = _parameters(groups, keep, index, program.plan.parameters)
         chosen = {"segments": order.segments} if order.segments else {}
         return program.rewrite(host, Cut.of(keep, order), parameters=parameters, **chosen).note(*notes)
+
+
+def _enough(groups: Groups, keep: Keep) -> None:
+    """Whether as many are left of every group as are chosen of it. Raises RecipeError."""
+    for group in groups:
+        if len(keep.keep.get(group.name, range(group.size))) < group.least:
+            raise RecipeError(
+                f"{len(keep.keep[group.name])} of `{group.name}` would be left, of which {group.least} are chosen",
+                f"keep at least {group.least}, or leave it alone with `group{{freeze={group.name}}}`",
+            )
 
 
 def _apart(graph: Graph, groups: Groups, keep: Keep) -> tuple[Keep, list[str]]:

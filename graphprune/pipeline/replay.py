@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import takewhile
@@ -10,7 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from ..axes.dim import Dim, find
+from ..axes.index import Index, Indices, coordinates
+from ..coupling.groups import everything
 from ..errors import GraphpruneError, RecipeError
+from ..ir.facts import Group, Groups
 from ..ir.host import Host
 from ..ir.program import Axis, Edit, Parameters, Plan, Program
 from .fingerprint import fingerprint
@@ -119,7 +123,8 @@ def _compare(said: Parameters, made: Parameters, given: Program) -> None:
 
 
 def _zeroed(program: Program, parameters: Parameters) -> Host:
-    """A copy of the program's host in which every reader slice that the plan does not keep is zero."""
+    """A copy of the program's host in which every reader slice that the plan does not keep is zero, and what the plan
+    does not keep is minus infinity where it is weighed against others."""
     check_parameters(program, parameters)
     host = program.host.copy()
     for name, axes in parameters.items():
@@ -129,7 +134,27 @@ def _zeroed(program: Program, parameters: Parameters) -> Host:
                 drop = np.union1d(np.setdiff1d(np.arange(size), entry["keep"]), entry.get("blank", [])).astype(np.intp)
                 if len(drop):
                     host.zero(name, int(axis), drop)
+    if program.graph.choices:
+        left = Index(kept_of(everything(program.graph), parameters))
+        for choice in program.graph.choices:
+            if left.touches(choice.dim):
+                drop = np.setdiff1d(np.arange(find(choice.dim).size), left(choice.dim))
+                host.exclude(choice.op, choice.axis, drop)
     return host
+
+
+def kept_of(
+    groups: Groups, parameters: Parameters, among: Callable[[Group], bool] = lambda group: True
+) -> dict[Dim, Indices]:
+    """What a plan's ``parameters`` keep of groups of channels."""
+    keep: dict[Dim, Indices] = {}
+    for group in filter(among, groups.channels):
+        first = group.members[0]
+        entry = parameters.get(first.parameter, {}).get(str(first.axis))
+        if entry is not None:
+            at = coordinates(first.dim, group.dim)[entry["keep"]]
+            keep[group.dim] = np.array(list(dict.fromkeys(at[at >= 0].tolist())), np.intp)
+    return keep
 
 
 def check_parameters(program: Program, parameters: Parameters) -> None:

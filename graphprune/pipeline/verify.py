@@ -17,8 +17,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..axes.dim import Dim
-from ..axes.index import Index, Indices, coordinates
+from ..axes.index import Index
 from ..cost.static import evaluate
 from ..coupling.groups import everything
 from ..errors import GraphpruneError, VerificationError
@@ -29,7 +28,7 @@ from ..ir.program import Program, must_be_program
 from .compare import LIMIT, Check, compare, relative, unmoved
 from .correction import Correct
 from .edits import Cut, kept, original
-from .replay import replay
+from .replay import kept_of, replay
 from .run import Rewrite
 
 FAR = 64
@@ -145,13 +144,7 @@ def _as_original(
 
 def _interface(program: Program, groups: Groups, host: Host) -> Index:
     """What the program keeps of the axes of the original's inputs and outputs, at the sizes of the example."""
-    keep: dict[Dim, Indices] = {}
-    for group in groups:
-        first = group.members[0]
-        entry = program.plan.parameters.get(first.parameter, {}).get(str(first.axis))
-        if group.dim.outside and entry is not None:
-            at = coordinates(first.dim, group.dim)[entry["keep"]]
-            keep[group.dim] = np.array(list(dict.fromkeys(at[at >= 0].tolist())), np.intp)
+    keep = kept_of(groups, program.plan.parameters, lambda group: group.dim.outside)
     return Index(keep, lambda size: evaluate(size, host.sizes()))
 
 

@@ -95,12 +95,23 @@ def masked_module(name, parameters):
                     tensor = tensors[parameter]
                     drop = np.setdiff1d(np.arange(tensor.shape[int(axis)]), entry["keep"])
                     tensor.index_fill_(int(axis), torch.from_numpy(drop), 0)
+    for router, rows in nets.ZOO[name].router.items():
+        if "0" in parameters.get(rows, {}):
+            kept = torch.tensor(parameters[rows]["0"]["keep"])
+            module.get_submodule(router).register_forward_hook(lambda _, __, y, kept=kept: only(y, kept))
     return module
+
+
+def only(logits, kept):
+    """Minus infinity where an expert is not kept."""
+    return torch.full_like(logits, -torch.inf).index_copy(-1, kept, logits.index_select(-1, kept))
 
 
 def random_keep(groups, rng):
     """A random subset of every group; some whole, some down to one channel."""
-    sizes = {group: int(rng.choice([1, group.size, rng.integers(1, group.size + 1)])) for group in groups}
+    sizes = {
+        group: int(rng.choice([group.least, group.size, rng.integers(group.least, group.size + 1)])) for group in groups
+    }
     return Keep({g.name: np.sort(rng.permutation(g.size)[:n]) for g, n in sizes.items()})
 
 
@@ -128,7 +139,7 @@ def test_a_cut_in_any_order_is_a_cut_and_a_permutation(name):
     program = nets.program(name)
     groups = find_groups(program.graph)
     rng = np.random.default_rng(5)
-    keep = {g.name: rng.permutation(g.size)[: max(1, g.size - 1)] for g in groups}
+    keep = {g.name: rng.permutation(g.size)[: max(g.least, g.size - 1)] for g in groups}
     ordered = cut(program, Keep({name: np.sort(kept) for name, kept in keep.items()}))
     mixed = cut(program, Keep(keep))
     inputs = program.host.example()

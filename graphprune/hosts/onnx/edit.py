@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from ...axes.dim import Size
+from ...axes.index import Indices
 from ...errors import ModelError
 from ...ir.graph import Op
 from ...ir.host import Array, beside
@@ -142,6 +144,17 @@ def insert(
     assert isinstance(place, ir.Graph)
     (place.insert_before if before else place.insert_after)(at, node)
     return node
+
+
+def exclude(graph: ir.Graph, node: ir.Node, name: str, sizes: Sequence[Size], drop: Indices) -> None:
+    """See ir.Host.exclude; ``sizes``: of the axis and those behind it."""
+    x = node.inputs[0]
+    assert x is not None
+    array = np.zeros((sizes[0], *(1 for _ in sizes[1:])))
+    array[drop] = -np.inf
+    made = make_tensor(graph, f"{name}_excluded", array, x.dtype or ir.DataType.FLOAT)
+    add = insert(graph, node, "Add", [x, made], f"{name}_left", x.dtype, before=True)
+    node.replace_input_with(0, add.outputs[0])
 
 
 def add_bias(graph: ir.Graph, node: ir.Node, op: Op, bias: Array) -> None:

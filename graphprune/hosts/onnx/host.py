@@ -210,6 +210,16 @@ class OnnxHost:
         array[at] = 0 if zero is None else np.broadcast_to(zero, array.shape)[at]
         self.set_parameter(name, array)
 
+    def exclude(self, op: str, axis: int, drop: Indices) -> None:
+        node = self._by_output().get(op)
+        if node is None:
+            raise ModelError(f"no op `{op}` in the model", "is it the same model?")
+        x = next(value for value in self.lift().ops if value.name == op).inputs[0]
+        assert x is not None
+        self._change()
+        edit.exclude(self.model.graph, node, op, (x.shape or ())[axis:], drop)
+        self._nodes = None
+
     def narrow(self, name: str, axis: int, keep: Indices) -> None:
         self._change()
         names = [hole.name for hole in holes(self.model)]

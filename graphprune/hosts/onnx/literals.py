@@ -52,6 +52,7 @@ class Literals:
             ("expand", "shape"): self._shape,
             ("resize", "shape"): self._resize,
             ("fill", "shape"): self._fill,
+            ("one_hot", "size"): self._depth,
             ("split", "sizes"): self._split,
             ("slice", "starts"): lambda v: self._bound(1, "starts", v),
             ("slice", "ends"): lambda v: self._bound(2, "ends", v),
@@ -88,6 +89,19 @@ class Literals:
             set_input(self.node, k, make_tensor(self.graph, f"{old.name}_{self.op.name}", array, tensor.dtype))
         else:
             set_tensor(old, array)
+
+    def _depth(self, sizes: Sequence[int]) -> None:
+        """Written down, or computed."""
+        old = self.node.inputs[1]
+        array = np.array(sizes[0])
+        dtype = old.dtype if old is not None and old.dtype is not None else ir.DataType.INT64
+        tensor = constant_tensor(old) if old is not None else None
+        set_input(
+            self.node,
+            1,
+            make_tensor(self.graph, f"{self.op.name}_depth", array if tensor is None else array.reshape(tensor.shape.numpy()), dtype),
+        )
+        drop_unread(self.graph, [old])
 
     def _scale(self, scale: float) -> None:
         """The scale of an attention, where it was left to follow the width of a head."""

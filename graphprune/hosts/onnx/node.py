@@ -93,6 +93,7 @@ SLOTS: dict[str, frozenset[int]] = {
     "Resize": frozenset({1, 2, 3}),
     "Upsample": frozenset({1}),
     "ConstantOfShape": frozenset({0}),
+    "OneHot": frozenset({1, 2}),
     "Range": frozenset({0, 1, 2}),
     "Dropout": frozenset({1, 2}),
     "Col2Im": frozenset({1, 2}),

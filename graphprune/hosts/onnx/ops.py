@@ -60,8 +60,9 @@ def _pointwise(c: Call) -> Reading:
 
 
 def _cast(c: Call) -> dict[str, Any]:
-    out = c.outputs[0]
-    return {"function": "cast"} if out is not None and "float" in out.dtype else {}
+    x, out = c.input(0), c.outputs[0]
+    whole = x is not None and out is not None and x.dtype.startswith("int") and out.dtype in ("int32", "int64")
+    return {"function": "cast"} if out is not None and ("float" in out.dtype or whole) else {}
 
 
 def _number(c: Call) -> float | None:
@@ -245,6 +246,12 @@ def _col2im(c: Call) -> Reading:
     return "fold", [c.input(0)], {"taps": prod(block)}
 
 
+def _value(c: Call) -> dict[str, Any]:
+    """What a tensor is filled with, where that is nothing."""
+    given = c.node.attributes.get("value")
+    return {} if given is not None and bool(given.value.numpy().any()) else {"value": 0}
+
+
 _enter("Concat", lambda c: ("concat", list(c.inputs), {"axis": c.attr("axis", 1)}))
 _enter("Split", lambda c: ("split", [c.input(0)], {"axis": c.attr("axis", 0)}))
 _enter("Slice", _slice)
@@ -260,7 +267,7 @@ _enter("Expand", lambda c: ("expand", [c.input(0)], {}))
 _enter("Tile", _tile)
 _enter("Resize Upsample", _resize)
 _enter("Range", lambda c: ("create", [], {}))
-_enter("ConstantOfShape", lambda c: ("fill", [], {}))
+_enter("ConstantOfShape", lambda c: ("fill", [], _value(c)))
 _enter("Shape Size", lambda c: ("size", [c.input(0)], {}))
 _enter("AveragePool LpPool MaxPool", _pool)
 
@@ -309,6 +316,25 @@ def _cumsum(c: Call) -> Reading:
     return "along", [c.input(0)], {"axes": axis}
 
 
+def _topk(c: Call) -> Reading:
+    best = c.numbers(1, "k")
+    axis = c.attr("axis", -1)
+    if not c.attr("largest", 1) or None in best:
+        return "along", [c.input(0)], {"axes": [axis]}
+    return "topk", [c.input(0)], {"axis": axis, "best": best[0], "values": c.outputs[0] is not None}
+
+
+def _argmax(c: Call) -> Reading:
+    return "topk", [c.input(0)], {"axis": c.attr("axis", 0), "best": 1, "keepdim": bool(c.attr("keepdims", 1))}
+
+
+def _one_hot(c: Call) -> Reading:
+    """Ones among zeros, no others."""
+    if c.numbers(2, "values") != [0, 1]:
+        raise Unreadable("makes an axis of places")
+    return "one_hot", [c.input(0)], {"axis": c.attr("axis", -1)}
+
+
 def _along(default: int) -> Reader:
     return lambda c: ("along", [c.input(0)], {"axes": [c.attr("axis", default)]})
 
@@ -319,13 +345,17 @@ _enter(
     _reduce,
 )
 _enter(
-    "ArgMax ArgMin",
+    "ArgMin",
     lambda c: ("reduce", [c.input(0)], {"axes": [c.attr("axis", 0)], "keepdim": bool(c.attr("keepdims", 1))}),
 )
 _enter("GlobalAveragePool GlobalMaxPool GlobalLpPool", _global)
 _enter("Softmax LogSoftmax Hardmax", _softmax)
 _enter("CumSum", _cumsum)
-_enter("LpNormalization TopK", _along(-1))
+_enter("LpNormalization", _along(-1))
+_enter("TopK", _topk)
+_enter("ArgMax", _argmax)
+_enter("OneHot", _one_hot)
+_enter("ScatterElements", lambda c: ("scatter", [c.input(0), c.input(1), c.input(2)], {"axis": c.attr("axis", 0)}))
 _enter("LRN", lambda c: ("along", [c.input(0)], {"axes": [1]}))
 _enter("MeanVarianceNormalization", lambda c: ("along", [c.input(0)], {"axes": list(c.attr("axes", (0, 2, 3)))}))
 _enter("Trilu", lambda c: ("along", [c.input(0)], {"axes": [-2, -1]}))

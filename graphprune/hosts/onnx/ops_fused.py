@@ -53,9 +53,8 @@ _FOUND = "gives as many rows as it finds, by their place in the tensor"
 
 OTHERS: dict[str, Reader] = {
     **{"LSTM": _recurrent(4), "GRU": _recurrent(3), "RNN": _recurrent(1)},
-    **dict.fromkeys(("Scatter", "ScatterElements", "ScatterND", "TensorScatter"), _stays(_PLACES)),
+    **dict.fromkeys(("Scatter", "ScatterND", "TensorScatter"), _stays(_PLACES)),
     **dict.fromkeys(("NonMaxSuppression", "Unique", "Compress"), _stays(_FOUND)),
-    "OneHot": _stays("makes an axis of places"),
     "ReverseSequence": _stays("turns sequences around by their lengths"),
     "Det": _stays("mixes all of a matrix"),
     **dict.fromkeys(("DFT", "STFT"), _stays("mixes all of a signal")),

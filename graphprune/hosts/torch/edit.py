@@ -124,6 +124,12 @@ def _interleaved(node: fx.Node, value: Sequence[int | None]) -> None:
         set_argument(node, "output_size", value[named["dim"]])
 
 
+def _bins(node: fx.Node, value: Sequence[int]) -> None:
+    """The last bin holds the largest number."""
+    set_argument(node, "bins", value[0])
+    set_argument(node, "max", value[0] - 1)
+
+
 def _scale(node: fx.Node, value: float) -> None:
     set_argument(node, "scale", value)
 
@@ -142,6 +148,8 @@ LITERALS: dict[tuple[str, str], Callable[[fx.Node, Any], None]] = {
     ("rms_norm", "shape"): _shape,
     ("pointwise", "plus"): lambda node, value: set_argument(node, "other", value),
     ("rms_norm", "eps"): lambda node, value: set_argument(node, "eps", value),
+    ("one_hot", "size"): lambda node, value: set_argument(node, "num_classes", value[0]),
+    ("count", "bins"): _bins,
     ("split", "sizes"): _split_sizes,
     ("slice", "starts"): _slice("start"),
     ("slice", "ends"): _slice("end"),

@@ -216,6 +216,18 @@ class TorchHost:
         tensor = self._tensor(name).detach().clone()
         self._assign(name, tensor.index_fill(axis, torch.from_numpy(drop).to(tensor.device), 0))
 
+    def exclude(self, op: str, axis: int, drop: Indices) -> None:
+        node = self._find_node(op)
+        x = Reader(self._module).operands(node)[0]
+        with self._module.graph.inserting_before(node):
+            places = self._constant(f"{op}_excluded", torch.from_numpy(drop).to(x.meta["val"].device))
+            made = self._module.graph.call_function(
+                torch.ops.aten.index_fill.int_Scalar, (x, axis, places, float("-inf"))
+            )
+        made.meta["val"] = x.meta["val"]
+        node.replace_input_with(x, made)
+        self._stale = True
+
     def narrow(self, name: str, axis: int, keep: Indices) -> None:
         """See ir.Host.narrow. An output is as wide as what makes it."""
         holes = [node for node in self._module.graph.nodes if node.op == "placeholder"]

@@ -9,11 +9,14 @@ from collections.abc import Callable
 from math import prod
 from typing import Any
 
+import torch
+
 from .casting import unsaid_eps
 from .ops_indexing import INDEXING
 from .reading import Args, Reading, Table, listed, rank_of
 
 ATEN: Table = dict(INDEXING)
+_WHOLE = (torch.int16, torch.int32, torch.int64)
 
 
 def _enter(names: str, read: Callable[[Args], Reading]) -> None:
@@ -37,7 +40,8 @@ def _scaled(a: Args, function: str) -> dict[str, Any]:
 
 def _cast(a: Args) -> dict[str, Any]:
     dtype = a["other"].meta["val"].dtype if "other" in a else a.get("dtype")
-    return {"function": "cast"} if dtype is None or dtype.is_floating_point else {}
+    whole = dtype in _WHOLE and a["self"].meta["val"].dtype in _WHOLE
+    return {"function": "cast"} if dtype is None or dtype.is_floating_point or whole else {}
 
 
 def _just(function: str) -> Callable[[Args], dict[str, Any]]:
@@ -64,6 +68,13 @@ def _windows(a: Args) -> dict[str, Any]:
     else:
         pads = [n for pad in list(padding) * (len(kernel) if len(padding) == 1 else 1) for n in (pad, pad)]
     return {"stride": stride, "pads": pads, "dilation": dilation}
+
+
+def _grouped(a: Args) -> Reading:
+    """Rows sorted by which of the weights they are multiplied with."""
+    x, weight = a.get("self", a.get("input")), a.get("mat2", a.get("weight"))
+    sorted_rows = rank_of(x) == 2 and rank_of(weight) == 3 and a["offs"] is not None and a.get("bias") is None
+    return "grouped_matmul" if sorted_rows else "grouped", [x, weight, a["offs"]], {}
 
 
 def _convolution(a: Args, transposed: bool) -> Reading:
@@ -123,6 +134,7 @@ _BY_FUNCTION = {
     "min": "minimum amin min",
     "sum": "sum",
     "softmax": "softmax _softmax",
+    "cumsum": "cumsum",
     "mean": "mean adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool1d "
     "_adaptive_avg_pool2d _adaptive_avg_pool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d "
     "upsample_linear1d upsample_bilinear2d upsample_trilinear3d",
@@ -172,6 +184,7 @@ _enter(
 )
 _enter("mm bmm", lambda a: ("matmul", [a["self"], a["mat2"]], {}))
 _enter("matmul", lambda a: ("matmul", [a["self"], a["other"]], {}))
+_enter("_grouped_mm transformers::grouped_mm_fallback", _grouped)
 _enter("baddbmm", lambda a: ("matmul", [a["batch1"], a["batch2"], a["self"]], {}))
 _enter("outer ger", lambda a: ("einsum", [a["self"], a["vec2"]], {"equation": "i,j->ij"}))
 _enter("einsum", lambda a: ("einsum", list(a["tensors"]), {"equation": a["equation"]}))
@@ -261,7 +274,7 @@ _enter("upsample_linear1d", lambda a: _window(a, 1))
 _enter("upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa", lambda a: _window(a, 2))
 _enter("upsample_trilinear3d", lambda a: _window(a, 3))
 _enter(
-    "mean sum amax amin aminmax var std var_mean std_mean any all prod max min argmax argmin logsumexp norm "
+    "mean sum amax amin aminmax var std var_mean std_mean any all prod max min argmin logsumexp norm "
     "linalg_vector_norm count_nonzero nansum nanmean median nanmedian mode kthvalue",
     lambda a: ("reduce", [a["self"]], {"axes": listed(a.get("dim")), "keepdim": a.get("keepdim", False)}),
 )
@@ -269,8 +282,8 @@ _enter("roll", lambda a: ("along", [a["self"]], {"axes": listed(a["dims"]) or li
 _enter("max.other min.other", _pointwise)
 _enter("glu", lambda a: ("glu", [a["self"]], {"axis": a["dim"]}))
 _enter(
-    "softmax _softmax log_softmax _log_softmax cumsum cumprod cummax cummin logcumsumexp flip rot90 diff sort argsort "
-    "topk fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft",
+    "softmax _softmax log_softmax _log_softmax cumsum cumprod cummax cummin logcumsumexp flip rot90 diff argsort "
+    "fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft",
     lambda a: ("along", [a["self"]], {"axes": listed(a.get("dims", a.get("dim")))}),
 )
 _enter(
@@ -298,7 +311,9 @@ for _names, _gates in (("lstm", 4), ("gru", 3), ("rnn_tanh rnn_relu", 1)):
     _cells = " ".join(f"{name}_cell" for name in _names.split())
     _enter(_cells, lambda a, gates=_gates: _cell(a, gates))  # type: ignore[misc]
 _enter("arange scalar_tensor eye linspace logspace", lambda a: ("create", [], {}))
-_enter("zeros ones full empty new_zeros new_ones new_full new_empty", lambda a: ("fill", [], {}))
+_enter("ones full empty new_ones new_full new_empty", lambda a: ("fill", [], {}))
+_enter("zeros new_zeros", lambda a: ("fill", [], {"value": 0}))
+_enter("zeros_like", lambda a: ("pointwise", [a["self"]], {"value": 0}))
 _enter("sym_size sym_numel", lambda a: ("size", [a["self"]], {}))
 
 

@@ -55,6 +55,26 @@ def _masked_scatter(a: Args) -> Reading:
     return "masked_scatter", [a["self"], a["mask"], a["source"]], {"rows": rows}
 
 
+def _topk(a: Args) -> Reading:
+    """The best along an axis; the worst are a matter of all positions."""
+    if not a["largest"] or not isinstance(a["k"], int):
+        return "along", [a["self"]], {"axes": [a["dim"]]}
+    return "topk", [a["self"]], {"axis": a["dim"], "best": a["k"]}
+
+
+def _best(a: Args) -> Reading:
+    """The largest along an axis, or of all."""
+    if a.get("dim") is None:
+        return "reduce", [a["self"]], {"axes": [], "keepdim": a.get("keepdim", False)}
+    return "topk", [a["self"]], {"axis": a["dim"], "best": 1, "keepdim": a["keepdim"]}
+
+
+def _histogram(a: Args) -> Reading:
+    """Of numbers from 0 on, each in a bin of its own, where the bounds say so."""
+    exact = a["min"] == 0 and a["max"] == a["bins"] - 1
+    return "count", [a["self"]], {"bins": a["bins"], "exact": exact}
+
+
 def _chosen(kind: str) -> Callable[[Args], Reading]:
     """Any op of tensors whose result is as long as data says."""
     return lambda a: (kind, [v for v in a.values() if hasattr(getattr(v, "meta", {}).get("val"), "ndim")], {})
@@ -81,4 +101,12 @@ _enter("diagonal_scatter", lambda a: ("put_diagonal", [a["self"], a["src"]], {"a
 _enter("masked_scatter", _masked_scatter)
 _enter("masked_select", _chosen("masked_select"))
 _enter("nonzero argwhere nonzero_numpy nonzero_static where.default", _chosen("nonzero"))
-_enter("_unique2 _unique unique_dim unique_consecutive bincount histc", _chosen("unique"))
+_enter("_unique2 _unique unique_dim unique_consecutive bincount", _chosen("unique"))
+_enter("topk", _topk)
+_enter("argmax max.dim", _best)
+_enter("sort", lambda a: ("sort", [a["self"]], {"axes": [a["dim"]]}))
+_enter("histc", _histogram)
+_enter(
+    "one_hot",
+    lambda a: ("one_hot", [a["self"]], {"axis": -1}) if a["num_classes"] > 0 else ("unique", [a["self"]], {}),
+)
