@@ -47,7 +47,7 @@ def mixture(**more):
 
 
 @mixture()
-class Dense(Mixture):
+class Soft(Mixture):
     """All experts, weighed by a softmax."""
 
     def mixed(self, h):
@@ -165,7 +165,7 @@ class Told(TopTwo):
 
 
 @refused("computes with numbers of its positions")
-class Computed(Mixture):
+class Paired(Mixture):
     """Two experts a number: no number stands for one alone."""
 
     def mixed(self, h):

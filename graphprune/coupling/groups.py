@@ -170,11 +170,11 @@ def _chosen(graph: Graph) -> dict[Dim, int]:
     """Per leaf, how many of it an op that chooses the best so many needs, though one is left of all others that go."""
     found: dict[Dim, int] = {}
     for choice in graph.choices:
-        own = [leaf for leaf in leaves(choice.dim) if isinstance(leaf.size, int)]
-        least = {leaf: leaf.size if leaf.frozen and not leaf.outside else 1 for leaf in own}
-        for leaf in own:
-            enough = (n for n in range(1, leaf.size + 1) if _length(choice.dim, {**least, leaf: n}) >= choice.best)
-            found[leaf] = max(found.get(leaf, 1), next(enough, leaf.size))
+        sizes = {leaf: leaf.size for leaf in leaves(choice.dim) if isinstance(leaf.size, int)}
+        least = {leaf: size if leaf.frozen and not leaf.outside else 1 for leaf, size in sizes.items()}
+        for leaf, size in sizes.items():
+            enough = (n for n in range(1, size + 1) if _length(choice.dim, {**least, leaf: n}) >= choice.best)
+            found[leaf] = max(found.get(leaf, 1), next(enough, size))
     return found
 
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from ...axes.dim import Size
 from ...axes.index import Indices
 from ...errors import ModelError
 from ...ir.graph import Op
@@ -146,11 +145,11 @@ def insert(
     return node
 
 
-def exclude(graph: ir.Graph, node: ir.Node, name: str, sizes: Sequence[Size], drop: Indices) -> None:
-    """See ir.Host.exclude; ``sizes``: of the axis and those behind it."""
+def exclude(graph: ir.Graph, node: ir.Node, name: str, size: int, behind: int, drop: Indices) -> None:
+    """See ir.Host.exclude; ``size``: of the axis, ``behind`` which there are so many."""
     x = node.inputs[0]
     assert x is not None
-    array = np.zeros((sizes[0], *(1 for _ in sizes[1:])))
+    array = np.zeros((size, *(1 for _ in range(behind))))
     array[drop] = -np.inf
     made = make_tensor(graph, f"{name}_excluded", array, x.dtype or ir.DataType.FLOAT)
     add = insert(graph, node, "Add", [x, made], f"{name}_left", x.dtype, before=True)

@@ -214,10 +214,12 @@ class OnnxHost:
         node = self._by_output().get(op)
         if node is None:
             raise ModelError(f"no op `{op}` in the model", "is it the same model?")
-        x = next(value for value in self.lift().ops if value.name == op).inputs[0]
+        x = next(one for one in self.lift().ops if one.name == op).inputs[0]
+        size = x.shape[axis] if x is not None and x.shape is not None else None
         assert x is not None
+        assert isinstance(size, int)
         self._change()
-        edit.exclude(self.model.graph, node, op, (x.shape or ())[axis:], drop)
+        edit.exclude(self.model.graph, node, op, size, len(x.dims) - axis - 1, drop)
         self._nodes = None
 
     def narrow(self, name: str, axis: int, keep: Indices) -> None:

@@ -99,7 +99,12 @@ class Literals:
         set_input(
             self.node,
             1,
-            make_tensor(self.graph, f"{self.op.name}_depth", array if tensor is None else array.reshape(tensor.shape.numpy()), dtype),
+            make_tensor(
+                self.graph,
+                f"{self.op.name}_depth",
+                array if tensor is None else array.reshape(tensor.shape.numpy()),
+                dtype,
+            ),
         )
         drop_unread(self.graph, [old])
 
