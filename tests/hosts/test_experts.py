@@ -14,7 +14,7 @@ import torch
 
 import graphprune as gp
 from graphprune.coupling.groups import find_groups
-from graphprune.errors import RecipeError
+from graphprune.errors import BudgetError, RecipeError
 from graphprune.hosts.onnx.host import OnnxHost
 from graphprune.ir.facts import Keep
 from graphprune.ir.program import Program
@@ -96,5 +96,8 @@ def test_fewer_experts_than_are_chosen_are_refused():
 
 
 def test_a_budget_leaves_as_many_as_are_chosen():
-    pruned = gp.run("group{only=gate},score,mask{channels=0.1x},propagate", nets.program("TopTwo"))
+    program = nets.program("TopTwo")
+    pruned = gp.run("group{only=gate},score,mask{channels=0.4x},propagate", program)
     assert pruned.graph.parameters["gate.weight"].shape == (2, 6)
+    with pytest.raises(BudgetError, match="with every group at its floor 0.4x remain"):
+        gp.run("group{only=gate},score,mask{channels=0.3x},propagate", program)

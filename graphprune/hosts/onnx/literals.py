@@ -91,21 +91,9 @@ class Literals:
             set_tensor(old, array)
 
     def _depth(self, sizes: Sequence[int]) -> None:
-        """Written down, or computed."""
+        """Others may read the old one."""
         old = self.node.inputs[1]
-        array = np.array(sizes[0])
-        dtype = old.dtype if old is not None and old.dtype is not None else ir.DataType.INT64
-        tensor = constant_tensor(old) if old is not None else None
-        set_input(
-            self.node,
-            1,
-            make_tensor(
-                self.graph,
-                f"{self.op.name}_depth",
-                array if tensor is None else array.reshape(tensor.shape.numpy()),
-                dtype,
-            ),
-        )
+        set_input(self.node, 1, make_tensor(self.graph, f"{self.op.name}_depth", np.array(sizes[0]), ir.DataType.INT64))
         drop_unread(self.graph, [old])
 
     def _scale(self, scale: float) -> None:
