@@ -32,6 +32,7 @@ from .driver.summary import Compilation
 from .errors import BudgetError, DataError, ModelError, RecipeError, TargetError
 from .hosts.given import PREFIX, as_host, imported, origins
 from .ir.facts import Groups, Keep, Scores
+from .ir.gc_paused import paused
 from .ir.host import Host
 from .ir.program import Loss, Program, must_be_program
 from .passes.compensate import Compensate
@@ -145,8 +146,9 @@ def load(
             f"`{fixed[0]}` is to be the same for every sample, and there are none: no data was given",
             "give data too; the value of an input of the example is --input NAME=VALUE",
         )
-    host = as_host(model, example_inputs, dynamic_shapes)
-    with _naming(data):
+    with paused():
+        host = as_host(model, example_inputs, dynamic_shapes)
+    with paused(), _naming(data):
         return _with_data(host, data, fixed, images, loss, seed, sized=example_inputs is not None)
 
 

@@ -16,20 +16,23 @@ NOTHING = 1e-12
 """Of the whole cost: what a step that costs nothing is taken to cost."""
 
 
-def fill(losses: Mapping[str, Menu], prices: Prices, budget: float, counts: Mapping[str, int]) -> Counts:
+def fill(
+    losses: Mapping[str, Menu], prices: Prices, budget: float, counts: Mapping[str, int], own: Prices | None = None
+) -> Counts:
     """``counts`` with steps up the menus taken, one group at a time, until one more step of any group would exceed
     the budget; what loses less per cost comes first. A count need not be on the menu, but has a loss.
 
     Costs do not add over groups, so what a step costs is asked anew when its turn comes; where that is more than it
     was, the others are looked at first (lazy greedy, Minoux 1978). ``counts`` within the budget stay within it.
+    ``own``: prices less what the other groups cost whatever the count, where those are told sooner.
     """
     filled = dict(counts)
-    while more := _filled(losses, prices, budget * (1 + SLACK), filled):
+    while more := _filled(losses, price_of(prices, filled), own or prices, budget * (1 + SLACK), filled):
         filled |= more  # a step that did not fit may do so where a cost fell as another count rose
     return filled
 
 
-def _filled(losses: Mapping[str, Menu], prices: Prices, budget: float, start: Counts) -> Counts:
+def _filled(losses: Mapping[str, Menu], now: float, own: Prices, budget: float, start: Counts) -> Counts:
     """The counts that rose, every step that does not fit being left out for good."""
     menus = {name: sorted(menu) for name, menu in losses.items()}
     counts, risen = dict(start), Counts()
@@ -39,11 +42,10 @@ def _filled(losses: Mapping[str, Menu], prices: Prices, budget: float, start: Co
         menu, at = menus[name], bisect_right(menus[name], counts[name])
         if at == len(menu):
             return None
-        price = float(prices(counts, name, np.array(menu[at : at + 1]))[0])
+        before, after = own(counts, name, np.array([counts[name], menu[at]]))
         saved = losses[name][counts[name]] - losses[name][menu[at]]
-        return -saved / max(price - now, NOTHING * budget), menu[at], price
+        return -saved / max(after - before, NOTHING * budget), menu[at], float(now + (after - before))
 
-    now = price_of(prices, counts)
     waiting = [(found[0], name) for name in counts if (found := step(name))]
     heapify(waiting)
     while waiting:

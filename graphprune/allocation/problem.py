@@ -82,14 +82,18 @@ class Allocation:
     def prices(self, counts: Mapping[str, int], name: str, options: Array) -> Array:
         """See choice.Prices."""
         if self._polynomials is not None:  # sums and products: all options at once
-            numbers, number = [float(counts[group.name]) for group in self.groups], self._number[name]
-            made = np.zeros(len(options))
-            for part in self._polynomials:
-                each = [one.of_one(number, numbers) for one in part]
-                fixed = all(len(one) == 1 for one in each)  # most layers that may be whole or factored
-                made += min(each)[0] if fixed else np.minimum.reduce([polyval(options, one) for one in each])
-            return made
+            numbers = [float(counts[group.name]) for group in self.groups]
+            return _at(self._polynomials, self._number[name], numbers, options)
         return np.array([self.cost(self._cut({**counts, name: int(option)})) for option in options])
+
+    def own_prices(self, counts: Mapping[str, int], name: str, options: Array) -> Array:
+        """As ``prices``, less what the other groups cost whatever is kept of this one: of that, thousands of groups
+        that are looked at in turn are not made to pay thousands of times."""
+        if self._polynomials is None:
+            return self.prices(counts, name, options)
+        own, names = self._own[self._number[name]], self._names
+        numbers = {k: float(counts[names[k]]) for part in own for one in part for factors in one.terms for k in factors}
+        return _at(own, self._number[name], numbers, options)
 
     @property
     def tables(self) -> Tables | None:
@@ -112,8 +116,26 @@ class Allocation:
         return None if parts is None else [[Polynomial.of(cost(counts)) for cost in part] for part in parts]
 
     @cached_property
+    def _own(self) -> dict[int, list[list[Polynomial]]]:
+        """Per number of a group, what of the parts depends on it."""
+        found: dict[int, list[list[Polynomial]]] = {k: [] for k in range(len(self._names))}
+        for part in self._polynomials or ():
+            terms: dict[int, dict[Factors, float]] = {}
+            for one in part:
+                for factors, number in one.terms.items():
+                    for k in set(factors):
+                        terms.setdefault(k, {})[factors] = number
+            for k, mine in terms.items():
+                found[k].append([Polynomial(mine)] if len(part) == 1 else part)  # the least of several is of all terms
+        return found
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return [group.name for group in self.groups]
+
+    @cached_property
     def _number(self) -> dict[str, int]:
-        return {group.name: k for k, group in enumerate(self.groups)}
+        return {name: k for k, name in enumerate(self._names)}
 
     def cannot(self, least: float) -> BudgetError:
         whole = self.cost()
@@ -160,6 +182,18 @@ def _layer(name: str) -> str:
 def best(score: Array, count: int) -> Indices:
     """The ``count`` highest scores, in channel order; ties go to the lower index."""
     return np.sort(np.argsort(-score, kind="stable")[:count])
+
+
+def _at(
+    parts: Sequence[Sequence[Polynomial]], number: int, values: Mapping[int, float] | Sequence[float], options: Array
+) -> Array:
+    """The sum of the least of each part where one variable is each of ``options``, and the others have ``values``."""
+    made = np.zeros(len(options))
+    for part in parts:
+        each = [one.of_one(number, values) for one in part]
+        fixed = all(len(one) == 1 for one in each)  # most layers that may be whole or factored
+        made += min(each)[0] if fixed else np.minimum.reduce([polyval(options, one) for one in each])
+    return made
 
 
 def _least(part: Sequence[Polynomial], options: Sequence[Array]) -> dict[tuple[int, ...], Array]:

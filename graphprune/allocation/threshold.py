@@ -76,10 +76,11 @@ def best_within(problem: Allocation, counts: Callable[[int], Counts], steps: int
         middle = (low + high) // 2
         low, high = (middle, high) if problem.price(counts(middle)) <= problem.budget else (low, middle)
     chosen, more = counts(low), counts(min(high, steps - 1))
+    now = problem.price(chosen)
     growing = [group.name for group in problem.groups if more[group.name] > chosen[group.name]]
     value = {name: np.sort(worth[name])[::-1][chosen[name] : more[name]].mean() for name in growing}
     for name in sorted(growing, key=lambda name: -value[name]):
-        grown = {**chosen, name: more[name]}
-        if problem.price(grown) <= problem.budget:
-            chosen = grown
+        before, after = problem.own_prices(chosen, name, np.array([chosen[name], more[name]]))
+        if now + (after - before) <= problem.budget:
+            chosen[name], now = more[name], now + float(after - before)
     return chosen

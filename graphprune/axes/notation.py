@@ -123,7 +123,8 @@ def _terms(tokens: Iterator[str]) -> Iterator[Term]:
             yield Axis(name, (int(size) if size.isdigit() else size) if size else None, token.endswith("^"))
 
 
-def fit(operand: Operand, rank: int, text: str) -> list[Term]:
+@lru_cache(maxsize=4096)
+def fit(operand: Operand, rank: int, text: str) -> Operand:
     """One term per axis: ``...`` and ``~`` stand for as many axes as are left over.
 
     The k-th axis from the right of ``...`` becomes the name ``...k``. Raises ShapeError if the rank
@@ -133,9 +134,9 @@ def fit(operand: Operand, rank: int, text: str) -> list[Term]:
     if len(wild) > 1 or (not wild and len(operand) != rank) or rank < len(operand) - len(wild):
         raise ShapeError(f"rule `{text}` gives {len(operand)} axes to a tensor of rank {rank}")
     if not wild:
-        return list(operand)
+        return operand
     at, many = wild[0], rank - len(operand) + 1
     term = operand[at]
     assert isinstance(term, Axis)
     middle = [Axis("_" if term.name == "~" else f"...{many - k}") for k in range(many)]
-    return [*operand[:at], *middle, *operand[at + 1 :]]
+    return (*operand[:at], *middle, *operand[at + 1 :])

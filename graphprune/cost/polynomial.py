@@ -23,7 +23,7 @@ class Polynomial:
     def of(cls, value: Polynomial | float) -> Polynomial:
         return value if isinstance(value, Polynomial) else cls({(): float(value)})
 
-    def of_one(self, number: int, values: Sequence[float]) -> list[float]:
+    def of_one(self, number: int, values: Mapping[int, float] | Sequence[float]) -> list[float]:
         """The coefficients in one variable, rising, the others having ``values``."""
         found = [0.0]
         for factors, coefficient in self.terms.items():

@@ -204,8 +204,9 @@ class _Binder:
         self.outputs: dict[str, tuple[tuple[int, int], ...]] = defaultdict(tuple)
 
     def bind(self) -> None:
+        axes = list(self._axes())
         for structured in (False, True):  # plain names first: they size the structured terms
-            for term, dim in self._axes():
+            for term, dim in axes:
                 if isinstance(term, Compound) is structured:
                     self._bind(term, dim)
         for operand in self.pattern.outputs[len(self.op.outputs) :]:  # pieces that nobody takes

@@ -165,7 +165,7 @@ class Mask(Pass):
         problem = Allocation(program, chosen, sums, priced, remains * whole, unit, self.floor, self.grain, given, alike)
         counts = methods()[self.allocate].counts(problem)
         lost = {g.name: _cut(sums[g], sorted({*problem.menu(g), counts[g.name]})) for g in chosen}
-        counts = problem.everyone(fill(lost, problem.prices, problem.budget, counts))
+        counts = problem.everyone(fill(lost, problem.prices, problem.budget, counts, problem.own_prices))
         keep = {group.name: best(scores[group], counts[group.name]) for group in groups}
         keep = {**links.complete(keep), **{gate.name: keep[gate.name] for gate in gates}}
         agreed = agree(program, keep, scores, cost, links.steps, self.target) if self.unconstrained == "mixed" else keep

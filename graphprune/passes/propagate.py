@@ -11,7 +11,6 @@ from ..axes.index import Index
 from ..coupling.relate import literals, raised, rescaled
 from ..errors import RecipeError, ShapeError
 from ..ir.facts import Groups, Keep, Order
-from ..ir.gc_paused import paused
 from ..ir.graph import Graph
 from ..ir.host import Host
 from ..ir.program import Axis, Parameters, Program
@@ -51,20 +50,19 @@ class Propagate(Pass):
         keep, notes = _apart(program.graph, groups, keep)
         order = program.fact(Order) if program.knows(Order) else Order()
         index, graph, host = keep.index(groups), program.graph, program.host.copy()
-        with paused():
-            _blank(groups, keep, host)
-            _slice(graph, host, index)
-            for name, (factor, more) in rescaled(graph, index).items():
-                host.set_parameter(name, host.parameter(name) * factor + more)
-            for op in graph.ops:
-                for name, value in literals(op, graph.relations[op.name], index).items():
-                    host.set_literal(op, name, value)
-            eps = raised(graph, index)
-            for op in graph.ops:
-                if op.name in eps:
-                    host.set_literal(op, "plus", eps[op.name])
-            for op, pieces in selections(graph, index, order):
-                host.set_reindex(op, pieces)
+        _blank(groups, keep, host)
+        _slice(graph, host, index)
+        for name, (factor, more) in rescaled(graph, index).items():
+            host.set_parameter(name, host.parameter(name) * factor + more)
+        for op in graph.ops:
+            for name, value in literals(op, graph.relations[op.name], index).items():
+                host.set_literal(op, name, value)
+        eps = raised(graph, index)
+        for op in graph.ops:
+            if op.name in eps:
+                host.set_literal(op, "plus", eps[op.name])
+        for op, pieces in selections(graph, index, order):
+            host.set_reindex(op, pieces)
         notes += _narrowed(graph, host, index)
         host.own()
         _compare(graph, host, index)

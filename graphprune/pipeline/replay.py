@@ -29,7 +29,7 @@ def replay(plan: Mapping[str, Any], host: Host, *, masked: bool = False) -> Prog
     one of this model.
     """
     made = as_plan(plan)
-    return _replayed(made, opened(made, Program(host=host, source=host)), masked)
+    return replayed(made, opened(made, Program(host=host, source=host)), masked)
 
 
 def opened(plan: Plan, program: Program) -> Program:
@@ -54,7 +54,7 @@ def _at(number: int) -> Iterator[None]:
         raise
 
 
-def _replayed(plan: Plan, program: Program, masked: bool = False) -> Program:
+def replayed(plan: Plan, program: Program, masked: bool = False) -> Program:
     """The rest of the plan, done to what its first edits ``opened``."""
     if masked:  # all cuts at once: they name positions of the axes that were opened
         program = program.rewrite(_zeroed(program, plan.parameters))
@@ -77,7 +77,7 @@ def apply_plan(plan: Plan, host: Host, *, allow_other_weights: bool = False) -> 
     try:
         given = opened(plan, given)
         check_parameters(given, plan.parameters)
-        done = _replayed(plan, given)
+        done = replayed(plan, given)
     except RecipeError:
         raise
     except GraphpruneError as error:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from ..cost.static import params
 from ..errors import GraphpruneError, RecipeError, ShapeError
 from ..ir.document import Entry
+from ..ir.gc_paused import paused
 from ..ir.graph import around_named
 from ..ir.program import Edit, Parameters, Program, Step
 from .base import Pass, Progress, passes
@@ -95,10 +97,10 @@ def run_pass(step: Pass, program: Program) -> Program:
                 f"`{step.name}` rewrites the model as it was given, and `{late}` has changed it",
                 f"put it before `{late}`",
             )
-        with left_alone(step, program):
+        with nullcontext() if step.wants_data() else paused(), left_alone(step, program):
             made = step.run(program)
-        program = checked(step, program, made)
-        graph = program.graph  # read anew after an edit: structure and rule sizes are checked here
+            program = checked(step, program, made)
+            graph = program.graph  # read anew after an edit: structure and rule sizes are checked here
     except GraphpruneError as error:
         if isinstance(error, ShapeError) and error.around is None:
             error.around = around_named(program.graph, error.message)

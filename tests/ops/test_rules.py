@@ -55,9 +55,9 @@ def test_unbalanced_or_mixed_brackets_are_an_error(text):
 
 
 def test_wildcards_fit_the_rank():
-    assert fit(parse("n c ~ -> n").inputs[0], 4, "") == [Axis("n"), Axis("c"), Axis("_"), Axis("_")]
-    assert fit(parse("... c -> c").inputs[0], 3, "") == [Axis("...2"), Axis("...1"), Axis("c")]
-    assert fit(parse("... c -> c").inputs[0], 1, "") == [Axis("c")]
+    assert fit(parse("n c ~ -> n").inputs[0], 4, "") == (Axis("n"), Axis("c"), Axis("_"), Axis("_"))
+    assert fit(parse("... c -> c").inputs[0], 3, "") == (Axis("...2"), Axis("...1"), Axis("c"))
+    assert fit(parse("... c -> c").inputs[0], 1, "") == (Axis("c"),)
     for text, rank in [("n c -> n", 3), ("n c ~ -> n", 1), ("... ... -> n", 2)]:
         with pytest.raises(ShapeError, match=f"to a tensor of rank {rank}"):
             fit(parse(text).inputs[0], rank, text)

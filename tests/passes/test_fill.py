@@ -70,7 +70,7 @@ def test_no_step_that_fits_is_left_by_any_method(name: str) -> None:
     scored = gp.run("group,score", program)
     if len(program.host.example()) == 1 and program.host.example()[0].dtype == np.float64:
         scored = replace(scored, data=batches(x, program.graph.inputs))
-    for method in [one for one in METHODS if scored.data or one not in ("rd", "eagleeye")]:
+    for method in [one for one in METHODS if one != "stepwise" and (scored.data or one not in ("rd", "eagleeye"))]:
         for unit in COUNTED:
             for grain in GRAINS:
                 for share in (0.9, 0.5):
