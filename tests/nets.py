@@ -611,7 +611,7 @@ class PadUpsample(nn.Module):
 @net(
     image(),
     {"conv1": 5, "conv3": 4},
-    {"conv2": OUTPUT, "head": "softmax (along) tells its positions apart"},
+    {"conv2": OUTPUT, "head": OUTPUT},
 )
 class Heads(nn.Module):
     """A dict of outputs; one is a feature map that is read on."""

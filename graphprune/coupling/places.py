@@ -7,14 +7,15 @@ from collections.abc import Iterator
 from ..axes.dim import Dim, leaves
 from ..ir.graph import Graph, Op
 from .branches import adds, attends
+from .routes import experts
 
-PLACES = ("stream", "heads", "widths", "inner")
-"""The channels of sums of branches; heads of attention, and their widths; all others."""
+PLACES = ("stream", "heads", "widths", "experts", "inner")
+"""The channels of sums of branches; heads of attention, and their widths; experts of a mixture; all others."""
 
 
 def places(graph: Graph) -> dict[Dim, str]:
     """Of every leaf that is not ``inner``, which of the others it is."""
-    found: dict[Dim, str] = {}
+    found: dict[Dim, str] = dict.fromkeys(experts(graph), "experts")
     for op in graph.ops:
         if attends(op):
             found |= dict(_attention(graph, op))

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from functools import cache
 
 from ..pipeline.base import plug_ins
-from . import activation, gradient, initial, lasso, magnitude, obs
+from . import activation, experts, gradient, initial, lasso, magnitude, obs
 from .scoring import COMBINE, CRITERIA, NORMALIZE, Criterion, Scoring
 
 __all__ = ["COMBINE", "CRITERIA", "NORMALIZE", "Criterion", "Scoring", "criteria"]
-_MODULES = (activation, gradient, initial, lasso, magnitude, obs)
+_MODULES = (activation, experts, gradient, initial, lasso, magnitude, obs)
 
 
 @cache

@@ -22,6 +22,7 @@ Path = tuple[str, ...]
 WIDTHS = (
     *("intermediate_size", "ffn_dim", "n_inner", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim", "hidden_dim"),
     *("ffn_hidden_size", "intermediate_dim", "moe_intermediate_size", "shared_expert_intermediate_size"),
+    *("num_local_experts", "num_experts", "n_routed_experts"),
 )
 RATIOS = ("mlp_ratio",)
 HEADS = (
