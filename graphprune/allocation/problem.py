@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import ceil, gcd, prod
+from math import ceil, gcd, lcm, prod
 from typing import Any, TypeVar
 
 import numpy as np
@@ -60,7 +60,7 @@ class Allocation:
         not; the factors before it are free.
         """
         free = {group.dim for group in self.groups}
-        return {group.name: _step(group, self.grain, free) for group in self.groups}
+        return {group.name: lcm(_step(group, self.grain, free), group.multiple) for group in self.groups}
 
     def survivors(self, group: Group, wanted: float) -> int:
         """How many channels remain of a group when ``wanted`` would do: floor and grain applied."""

@@ -14,6 +14,7 @@ from .names import matching
 from .names import names as known_as
 from .relate import role
 
+_BYTES = {"float64": 8, "bfloat16": 2, "float16": 2}
 _RANK: dict[Role, int] = {"reader": 0, "writer": 1, "carrier": 2}
 
 
@@ -49,7 +50,7 @@ def find_groups(
     dependency = nx.Graph()
     groups, frozen = [], []
     given = _given(graph, states) if states else set[Dim]()
-    least = _chosen(graph)
+    least, rows = _chosen(graph), _multiples(graph)
     for (leaf, found), held, wanted in zip(members.items(), kept, chosen, strict=True):
         name = one_line(names[leaf])
         reason = _reason(leaf, normalised, given) or _asked(held, wanted)
@@ -59,7 +60,7 @@ def find_groups(
             dependency.add_node(axis, kind="axis")
             dependency.add_edge(name, axis, role=member.role, ops=tuple(ops[leaf, member.parameter]))
         if reason is None and isinstance(leaf.size, int):
-            groups.append(Group(name, leaf, leaf.size, tuple(found), chosen=least.get(leaf, 1)))
+            groups.append(Group(name, leaf, leaf.size, tuple(found), (), least.get(leaf, 1), rows.get(leaf, 1)))
         else:
             frozen.append(Frozen(name, leaf.size, reason or f"dynamic size {leaf.size}"))
     return Groups(tuple(groups), tuple(frozen), dependency)
@@ -175,6 +176,19 @@ def _chosen(graph: Graph) -> dict[Dim, int]:
         for leaf, size in sizes.items():
             enough = (n for n in range(1, size + 1) if _length(choice.dim, {**least, leaf: n}) >= choice.best)
             found[leaf] = max(found.get(leaf, 1), next(enough, size))
+    return found
+
+
+def _multiples(graph: Graph) -> dict[Dim, int]:
+    """Torch multiplies groups of rows of whole 16 bytes alone (torch.nn.functional.grouped_mm)."""
+    found: dict[Dim, int] = {}
+    for op in graph.ops:
+        if op.kind == "grouped_matmul" and op.inputs[1] is not None:
+            size = _BYTES.get(op.inputs[1].dtype, 4)
+            for name in "io":
+                for leaf in leaves(graph.relations[op.name].dims[name]):
+                    if isinstance(leaf.size, int) and leaf.size % (16 // size) == 0:
+                        found[leaf] = 16 // size
     return found
 
 

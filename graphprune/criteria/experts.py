@@ -90,21 +90,22 @@ def _spread(scoring: Scoring, route: Route) -> Array:
     count, used, total, squares = np.zeros(size), np.zeros(size), np.zeros((size, 1)), np.zeros(size)
     for batch in scoring.program.data:
         seen = host.watch(batch, names)
-        made = seen[route.made.name].astype(np.float64)
+        rows = seen[route.made.name].astype(np.float64)
         if route.ids is None:
-            rows = np.moveaxis(made, route.axis, 0).reshape(-1, made.shape[-1])
+            rows = np.moveaxis(rows, route.axis, 0).reshape(-1, rows.shape[-1])
             ids = np.repeat(np.arange(size), len(rows) // size)
         else:
             ids = seen[route.ids.name].astype(np.intp).ravel()
-            rows = made.reshape(len(ids), -1)
+            rows = rows.reshape(len(ids), -1)
         total = total + _sums(ids, rows, size)
         squares += np.bincount(ids, np.square(rows).sum(1), size)
         count += np.bincount(ids, minlength=size)
         used += _used(seen[share.name], share, size) if share is not None else 0
     number = np.maximum(count, 1)
     variance = (squares - np.square(total).sum(1) / number) / np.maximum(count - 1, 1)
-    often: Array = used if share is not None else count
-    return often * np.sqrt(np.maximum(variance, 0))
+    often = used if share is not None else count
+    made: Array = often * np.sqrt(np.maximum(variance, 0))
+    return made
 
 
 def _sums(ids: Array, rows: Array, size: int) -> Array:

@@ -48,7 +48,8 @@ class Group:
 
     With ``branches`` it is a gate: a dim of size one, kept or not, that these branches of the network pass.
     Its members are what is zero in the masked model when it goes: the last that each branch is multiplied by.
-    ``chosen``: so many of its channels an op chooses, and no fewer may be left.
+    ``chosen``: so many of its channels an op chooses, and no fewer may be left. ``multiple``: what an op that reads
+    them takes a multiple of, unless they are whole.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Group:
     members: tuple[Member, ...]
     branches: tuple[Branch, ...] = ()
     chosen: int = 1
+    multiple: int = 1
 
     @property
     def least(self) -> int:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from alone import WITHOUT
 from safetensors import safe_open
+from torch.overrides import TorchFunctionMode
 
 import graphprune as gp
 from graphprune.cost import static as costs
@@ -82,6 +83,18 @@ MORE = {
     "CLIPModel": TOWERS,
     "SiglipModel": TOWERS,
 }  # fmt: skip
+SPARSE = dict(GQA, num_experts_per_tok=2)
+EXPERTS = {
+    "OlmoeForCausalLM": dict(SPARSE, num_experts=6),
+    "MixtralForCausalLM": dict(SPARSE, num_local_experts=6),
+    "Qwen2MoeForCausalLM": dict(SPARSE, num_experts=6, moe_intermediate_size=20, shared_expert_intermediate_size=24),
+    "Qwen3MoeForCausalLM": dict(SPARSE, num_experts=6, moe_intermediate_size=20, head_dim=8),
+    "DeepseekV3ForCausalLM": dict(
+        dict(SPARSE, num_key_value_heads=4), n_routed_experts=6, moe_intermediate_size=20, n_group=1, topk_group=1,
+        first_k_dense_replace=0, q_lora_rank=None, kv_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=4,
+    ),
+}  # fmt: skip
+"""Experts lead the search there: they are most of the parameters."""
 WHOLE = ("CLIPModel", "SiglipModel", "Dinov2ForImageClassification")
 """Of which configurations say less: no widths of projections, or those of MLPs as whole multiples alone."""
 UNLIKE = ("SiglipModel",)
@@ -128,7 +141,32 @@ def masked(artifact, model):
     other = copy.deepcopy(model)
     own = other.state_dict()
     other.load_state_dict({name: zeroed.get(name, tensor) for name, tensor in own.items()})
+    for name, router in other.named_modules():
+        kept = done.plan.parameters.get(f"{name}.weight", {}).get("0") if name.endswith(".gate") else None
+        if kept is not None:
+            left = Left(len(router.weight), kept["keep"])
+            router.register_forward_pre_hook(left.begin)
+            router.register_forward_hook(left.end)
     return other
+
+
+class Left(TorchFunctionMode):
+    """Within a router, what it weighs or chooses among is minus infinity but for the experts that are kept."""
+
+    def __init__(self, experts, kept):
+        super().__init__()
+        self.experts, self.drop = experts, torch.from_numpy(np.setdiff1d(np.arange(experts), kept))
+
+    def begin(self, *_):
+        self.__enter__()
+
+    def end(self, *_):
+        self.__exit__(None, None, None)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func.__name__ in ("softmax", "topk") and args[0].shape[-1] == self.experts:
+            args = (args[0].index_fill(-1, self.drop, -torch.inf), *args[1:])
+        return func(*args, **(kwargs or {}))
 
 
 READ = """
@@ -203,6 +241,19 @@ def test_a_folder_becomes_a_smaller_one_of_its_kind(name, tmp_path):
 @pytest.mark.parametrize("name", MORE)
 def test_so_do_others(name, tmp_path):
     check(name, MORE[name], tmp_path, "0.9x" if name in WHOLE else "0.8x", AUTOMATIC.get(name))
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if k else ()) for k, name in enumerate(EXPERTS)]
+)
+def test_experts_go_whole_and_the_configuration_counts_those_that_are_left(name, tmp_path):
+    (artifact,) = check(name, EXPERTS[name], tmp_path, "0.6x").values()
+    config = json.loads((tmp_path / name / "config.json").read_text())
+    rows = {tuple(tensor.shape) for key, tensor in artifact.model.state_dict().items() if key.endswith(".gate.weight")}
+    field = next(field for field in ("num_experts", "num_local_experts", "n_routed_experts") if field in config)
+    assert rows == {(config[field], 32)} and config["num_experts_per_tok"] == 2
+    if name in ("OlmoeForCausalLM", "DeepseekV3ForCausalLM"):
+        assert 2 <= config[field] < 6
 
 
 @pytest.fixture(scope="module")
