@@ -38,17 +38,11 @@ class Problem:
 
     def without(self, gone: Sequence[int]) -> Array:
         """The weight once channels are left out."""
-        rows = self._rows(gone)
-        if not len(rows):
-            return self.weight
-        left = np.linalg.solve(self.inverse[np.ix_(rows, rows)], self.weight[rows])
-        weight: Array = self.weight - self.inverse[:, rows] @ left
-        weight[rows] = 0
-        return weight
+        return left_out(self.weight, self.inverse, self.rows(gone))
 
     def costs(self, order: Sequence[int]) -> Array:
         """What leaving out each channel of ``order`` costs on top of those before it; zero where it is not read."""
-        rows, out = self._rows(order), np.zeros(len(order))
+        rows, out = self.rows(order), np.zeros(len(order))
         if len(rows):
             factor = np.linalg.cholesky(self.inverse[np.ix_(rows, rows)])
             each = np.square(np.linalg.solve(factor, self.weight[rows])).sum(1)
@@ -56,9 +50,19 @@ class Problem:
             np.add.at(out, np.repeat(np.arange(len(order)), counts), each * self.worth)
         return out
 
-    def _rows(self, channels: Sequence[int]) -> Indices:
+    def rows(self, channels: Sequence[int]) -> Indices:
+        """The rows of the weight that are theirs."""
         rows = [self.blocks[self.channels == channel].ravel() for channel in channels]
         return np.concatenate(rows) if rows else np.arange(0)
+
+
+def left_out(weight: Array, inverse: Array, rows: Indices) -> Array:
+    """A weight (inputs, outputs) once some rows are left out, the others making up for them."""
+    if not len(rows):
+        return weight
+    made: Array = weight - inverse[:, rows] @ np.linalg.solve(inverse[np.ix_(rows, rows)], weight[rows])
+    made[rows] = 0
+    return made
 
 
 PANEL = 32

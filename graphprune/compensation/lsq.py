@@ -10,14 +10,15 @@ import numpy as np
 from ..axes.dim import Dim
 from ..axes.index import Indices
 from ..calibration.activations import Walk
+from ..calibration.before_norms import preimage
 from ..calibration.least_squares import NormalEquations, draw, rows_wanted
 from ..coupling.affine import affine
+from ..coupling.branches import Gap, gaps
 from ..coupling.contractions import Contraction, contractions
 from ..coupling.groups import everything
 from ..ir.facts import Keep
 from ..ir.graph import Graph, Op, Value
 from ..ir.host import Array, Host
-from ..ir.liveness import dead
 from ..ir.program import Program
 from ..pipeline.bypass import Bypass
 from ..pipeline.correction import Addition, Correct, addition
@@ -79,6 +80,7 @@ class Target:
     scale: Array | float = 1.0
     shift: Array | float = 0.0
     rectified: bool = False
+    gap: Gap | None = None
 
 
 class _Fit:
@@ -93,7 +95,8 @@ class _Fit:
         self.weights: dict[str, Array] = {}
         self.biases: dict[str, Addition] = {}
         self.seed = program.seed
-        self.behind = _behind(program, self.whole)
+        gone = [branch for edit in program.plan.of(Bypass) for branch in edit.branches]
+        self.gaps = {gap.before.name: gap for gap in gaps(self.whole, gone)}
 
     def todo(self) -> list[Contraction]:
         """The layers whose input is not what it was in the original, in order of execution."""
@@ -101,7 +104,7 @@ class _Fit:
         for op in self.graph.ops:
             before = self.whole.ops[self.whole_place[op.name]] if op.name in self.whole_place else None
             cut = before is None or any(map(self.index.touches, _contracted(before, self.whole)))
-            cut = cut or (bool(self.behind) and _read(op) != _read(before))
+            cut = cut or (bool(self.gaps) and _read(op) != _read(before))
             if cut or any(value is not None and value.name in changed for value in op.inputs):
                 changed |= {out.name for out in op.outputs}
         return [
@@ -109,7 +112,7 @@ class _Fit:
             for layer in contractions(self.graph)
             if layer.op.name in self.whole_place
             and layer.op.attrs.get("beta", 1)
-            and (layer.out.name in changed or (layer.own and self._target(layer).value in self.behind.values()))
+            and (layer.out.name in changed or (layer.own and self._target(layer).gap is not None))
         ]
 
     def layer(self, layer: Contraction, theirs: Walk, mine: Walk) -> None:
@@ -167,13 +170,18 @@ class _Fit:
         """Per batch: what the layer reads, and where scale * y + offset should come to z."""
         wanted = [layer.value.name, *([target.other.name] if target.other else [])]
         rng = np.random.default_rng([self.seed, self.place[layer.op.name]])
-        original = theirs.at(self.whole_place[layer.op.name], [target.value.name])
+        read = [target.value.name, *([target.gap.before.name] if target.gap else [])]
+        original = theirs.at(self.whole_place[layer.op.name], read)
         unknowns, kept = layer.flat_matrix(self.host).shape[-1], self._kept(target.value, layer.out_axis)
         for there, here in zip(original, mine.at(self.place[layer.op.name], wanted), strict=True):
             x = here[layer.value.name]
             y = self.index.cut(there[target.value.name], target.value.dims, but=layer.out_axis)
             at = draw(rng, layer.positions(x), -(-rows_wanted(unknowns) // len(mine.batches)))
             z = layer.targets(y, at)[:, kept]
+            if target.gap is not None and target.gap.norms:  # their scale and mean are those that were there
+                was = layer.targets(there[target.gap.before.name], at)[:, kept].astype(np.float64)
+                z = preimage(z.astype(np.float64), target.gap.norms, self.host)
+                z = was.std(-1, keepdims=True) * z + was.mean(-1, keepdims=True)
             other = layer.targets(here[target.other.name], at) if target.other is not None else np.zeros(1)
             yield layer.rows(x, at), other + target.shift, z
 
@@ -201,24 +209,26 @@ class _Fit:
         if op is not None and op.kind == "batch_norm" and op.name in self.whole_place and layer.out_axis == 1:
             scale, shift = affine(op, self.host)
             if np.abs(scale).min() < 1e-3 * np.abs(scale).max():
-                return Target(self._aim(layer.out))
+                return Target(self._original(layer.out))
             value, op = op.outputs[0], self.graph.only_user(op.outputs[0])
         if op is not None and op.attrs.get("function") == "add" and op.name in self.whole_place:
             others = [v for v in op.inputs if v is not None and v is not value]
             if len(others) == 1 and not others[0].constant and others[0].shape == value.shape:
                 maker = self.graph.maker(others[0])
                 if maker is None or self.place[maker.name] < self.place[layer.op.name]:
-                    total = self._aim(op.outputs[0])
-                    return Target(total, others[0], scale, shift, self._rectified(op.outputs[0]))
-        return Target(self._aim(value), None, scale, shift, self._rectified(value))
+                    total, gap = self._aim(op.outputs[0])
+                    return Target(total, others[0], scale, shift, self._rectified(op.outputs[0]), gap)
+        total, gap = self._aim(value)
+        return Target(total, None, scale, shift, self._rectified(value), gap)
 
     def _rectified(self, value: Value) -> bool:
         op = self.graph.only_user(value)
         return op is not None and op.attrs.get("function") == "relu"
 
-    def _aim(self, value: Value) -> Value:
+    def _aim(self, value: Value) -> tuple[Value, Gap | None]:
         """What of the original a value stands for: itself, or where branches behind it went what they ended in."""
-        return self.behind.get(value.name, self._original(value))
+        gap = self.gaps.get(value.name)
+        return (self._original(value), None) if gap is None else (gap.behind, gap)
 
     def _original(self, value: Value) -> Value:
         op = self.graph.maker(value)
@@ -235,22 +245,6 @@ def _rectified(
         made = (x.swapaxes(0, 1) @ weight.swapaxes(1, 2).astype(x.dtype)).swapaxes(0, 1).reshape(z.shape) + bias
         made = target.scale * made + offset
         yield x, (np.where(z > 0, z, np.minimum(made, 0)) - offset) / target.scale
-
-
-def _behind(program: Program, whole: Graph) -> dict[str, Value]:
-    """By the name of the sum, or other value, before branches that went: the sum behind the last of them."""
-    ops, found, before = {op.name: op for op in whole.ops}, dict[str, Value](), dict[str, str]()
-    for edit in program.plan.of(Bypass):
-        inner = dead(whole, edit.branches)
-        for branch in sorted(edit.branches, key=lambda branch: list(ops).index(branch.op)):
-            value = ops[branch.op].inputs[1 - branch.operand]
-            while value and (maker := whole.maker(value)) and maker.attrs.get("function") == "relu":
-                value = maker.inputs[0]  # a ReLU of a ReLU is the same
-            if value is not None and branch.op not in inner:
-                end = ops[branch.op].outputs[0]
-                before[end.name] = before.get(value.name, value.name)
-                found[before[end.name]] = end
-    return found
 
 
 def _read(op: Op | None) -> list[str]:

@@ -47,6 +47,17 @@ class Residual:
         return self.op.outputs[0]
 
 
+@dataclass(frozen=True)
+class Gap:
+    """Where branches went: ``before``, the sum or other value that can make up for them, and what is ``behind`` the
+    last of them. Between the two no more is left than ReLUs, one of which is as good as several, and layer norms, in
+    order, whose results only other norms read, which do not see their scale."""
+
+    before: Value
+    norms: tuple[Op, ...]
+    behind: Value
+
+
 def residuals(graph: Graph) -> tuple[tuple[Residual, ...], tuple[Frozen, ...]]:
     """Every residual branch in order of execution, and those that must stay, with the reason."""
     found: list[Residual] = []
@@ -129,6 +140,42 @@ def gate(graph: Graph, parts: Iterable[Residual]) -> Group:
     silent = dict.fromkeys(at for part in parts for at in part.silent)
     members = tuple(Member(p, axis, "reader", graph.parameters[p].dims[axis]) for p, axis in silent)
     return Group(name, Dim(1), 1, members, tuple(part.branch for part in parts))
+
+
+def gaps(graph: Graph, branches: Iterable[Branch]) -> list[Gap]:
+    """What ``branches`` leave open when they go, those that follow one another as one, in order of execution."""
+    branches, place = list(branches), {op.name: k for k, op in enumerate(graph.ops)}
+    inner, found = dead(graph, branches), dict[str, Gap]()
+    begun: dict[str, Gap] = {}  # by what they end in so far
+    for branch in sorted(branches, key=lambda branch: place[branch.op]):
+        if branch.op in inner:  # part of another that goes
+            continue
+        op = graph.ops[place[branch.op]]
+        before, norms = _ahead(op, branch, graph)
+        run = begun.get(before.name, Gap(before, (), op.outputs[0]))
+        run = Gap(run.before, (*run.norms, *norms), op.outputs[0])
+        begun[run.behind.name] = found[run.before.name] = run
+    return list(found.values())
+
+
+def _ahead(op: Op, branch: Branch, graph: Graph) -> tuple[Value, tuple[Op, ...]]:
+    """What a branch is added to, before ReLUs, and before layer norms where a norm alone reads the stream behind it."""
+    value, norms = op.inputs[1 - branch.operand], list[Op]()
+    assert value is not None
+    reader = graph.only_user(op.outputs[0])
+    while (maker := graph.maker(value)) is not None and maker.inputs[0] is not None:
+        normed = reader is not None and reader.kind == "layer_norm" and _plain_norm(maker, graph)
+        if not normed and maker.attrs.get("function") != "relu":
+            break
+        norms[:0] = [maker] if normed else []
+        value = maker.inputs[0]
+    return value, tuple(norms)
+
+
+def _plain_norm(op: Op, graph: Graph) -> bool:
+    """A layer norm of the last axis, whose weights are parameters."""
+    plain = all(value is None or value.name in graph.parameters for value in op.inputs[1:3])
+    return op.kind == "layer_norm" and op.attrs["trailing"] == 1 and plain
 
 
 def adds(op: Op) -> bool:

@@ -19,6 +19,7 @@ from ..ir.facts import Groups, Latency, Losses, Scores
 from ..ir.program import Program
 from ..passes.mask import Mask
 from ..pipeline.base import Pass, Progress
+from ..pipeline.bypass import Bypass
 from ..pipeline.edits import Cut
 from ..pipeline.instrument import Instrument
 from ..pipeline.recipe import Recipe
@@ -110,7 +111,9 @@ def to_latency(
     original = None if blind else on.runnable(program, threads=threads)
     whole = interleave({"original": original}, 31, seconds=4.0)["original"].median_ms if original is not None else None
     model = _model(scored, table, whole, on)
-    goal, choosing = model.budget_ms(mask.latency), Links(scored.graph, scored.fact(Groups)).free()
+    groups = scored.fact(Groups)
+    goal, channels = model.budget_ms(mask.latency), Links(scored.graph, groups.channels).free()
+    choosing = replace(channels, groups=(*channels, *groups.gates))
     distortions: Losses | None = None
     if mask.allocate == "rd":  # once for all rounds
         distortions = measured_losses(scored, choosing)
@@ -127,7 +130,7 @@ def to_latency(
             if any(one.measured_ms <= ALLOWED * goal for one in rounds):
                 break  # what was corrected says that nothing can do what has been done
             raise
-        counts = _counts(chosen)
+        counts = _counts(chosen, groups)
         if any(counts == earlier for earlier, _ in seen):
             break
         measured = model.total_ms(counts)
@@ -160,7 +163,7 @@ def to_latency(
             "points": sum(map(len, table.points.values())),
             "measured_now": fresh,
         },
-        "ops": _ops(model, best, on, threads),
+        "ops": _ops(model, best, groups, on, threads),
     }
     remarks = [table.remark(), _left(best, mask.latency, goal, rounds, bool(blind))]
     return Outcome(best.program.note(*filter(None, remarks)), facts)
@@ -197,9 +200,11 @@ def _reachable(mask: Mask, scored: Program, model: LatencyModel, goal: float) ->
     return mask if least <= goal else replace(mask, latency=f"{least * (1 + 1e-6):.9f}ms")
 
 
-def _counts(program: Program) -> dict[str, int]:
-    """What the cut kept of every group."""
-    return {name: len(kept) for name, kept in program.plan.of(Cut)[0].keep.items()}
+def _counts(program: Program, groups: Groups) -> dict[str, int]:
+    """What was kept of every group."""
+    gone = {branch for edit in program.plan.of(Bypass) for branch in edit.branches}
+    gates = {gate.name: int(not gone.issuperset(gate.branches)) for gate in groups.gates}
+    return {**{name: len(kept) for edit in program.plan.of(Cut) for name, kept in edit.keep.items()}, **gates}
 
 
 def importance(groups: Groups, scores: Scores, counts: Mapping[str, int]) -> float:
@@ -221,9 +226,9 @@ def _best(rounds: Sequence[Round], goal: float, text: str, on: Target) -> Round:
     return min(reached, key=lambda one: one.loss)
 
 
-def _ops(model: LatencyModel, best: Round, on: Target, threads: int) -> list[dict[str, Any]]:
+def _ops(model: LatencyModel, best: Round, groups: Groups, on: Target, threads: int) -> list[dict[str, Any]]:
     """Every op's latency: in the original and the result as the table says, and as the target measured it."""
-    counts = _counts(best.program)
+    counts = _counts(best.program, groups)
     before, after = model.per_op({}), model.per_op(counts)
     measured = {} if on.unmeasured() else on.profile(best.program, threads=threads)
     return [

@@ -195,8 +195,8 @@ class Mask(Pass):
         """Whether branches can be chosen so. Raises RecipeError."""
         if not groups.gates:
             return
-        if self.latency:
-            raise RecipeError("`mask{latency=...}` has no prices of branches", "budget MACs or parameters")
+        if self.latency and self.allocate != "rd":
+            raise RecipeError("`mask{latency=...}` takes branches by measured distortion alone", "say allocate=rd")
         if groups.channels and self.allocate != "rd":
             raise RecipeError(
                 f"`mask{{allocate={self.allocate}}}` cannot weigh channels against branches, whose scores are others",
@@ -305,7 +305,9 @@ class Mask(Pass):
                 "lower `floor` or `grain`, or see `graphprune inspect` for what is frozen",
             )
         links = self._links(program)
-        groups, scores = links.free(), program.fact(Scores)
+        gates, scores = program.fact(Groups).gates, program.fact(Scores)
+        channels = links.free()
+        groups = replace(channels, groups=(*channels, *gates))
         lost = self._losses(program, groups, {group.name: menus[group.name] for group in groups})
         keep: dict[str, Indices] = {}
         left: dict[str, int] = {}  # of the groups that follow from the choice
@@ -318,7 +320,9 @@ class Mask(Pass):
                 if keep:
                     break
                 raise
-            made = links.complete({group.name: best(scores[group], counts[group.name]) for group in groups})
+            chosen = {group.name: best(scores[group], counts[group.name]) for group in groups}
+            made = links.complete({group.name: chosen[group.name] for group in channels})
+            made |= {gate.name: chosen[gate.name] for gate in gates}
             total = model.total_ms({name: len(kept) for name, kept in made.items()})
             if under < total <= budget * (1 + 1e-9) or not keep:
                 keep, under = made, total if total <= budget else under

@@ -13,6 +13,7 @@ import nets
 import numpy as np
 import pytest
 import torch
+from residual import transformer
 from torch import nn
 
 import graphprune as gp
@@ -31,6 +32,7 @@ from graphprune.ir.facts import Groups, Keep, Latency, Scores
 from graphprune.ir.host import Array, Batch
 from graphprune.ir.program import Program
 from graphprune.passes.mask import Mask
+from graphprune.pipeline.bypass import Bypass
 from graphprune.pipeline.edits import Cut
 from graphprune.pipeline.recipe import Recipe
 from graphprune.pipeline.run import run
@@ -495,6 +497,34 @@ def test_measured_distortion_decides_where_it_is_asked_for(clock: None, monkeypa
     assert len(log) == 2, "once for all rounds, once for this test"
     assert lost["rd"] <= lost["uniform"]
     assert found.facts["rounds"][-1]["loss"] == pytest.approx(lost["rd"])
+
+
+def test_branches_have_prices(clock: None) -> None:
+    """What is left without any of them takes what the model says, and that which adds least goes first."""
+    module, x = transformer(3)
+    with torch.no_grad():
+        for part in (*module.blocks[1].proj.parameters(), *module.blocks[1].down.parameters()):
+            part *= 1e-4
+    data = np.random.default_rng(3).standard_normal((32, 4, 5))
+    program = gp.load(module, (x,), data=[data])
+    scored = run(Recipe.parse("group,branches,score{by=wifv}"), program)
+    table, _ = recorded(scored, Known(), Mask(latency="0.5x", allocate="rd"))
+    model = LatencyModel.of(scored.graph, scored.host, scored.fact(Groups), table, None, "known")
+    gates = scored.fact(Groups).gates
+    assert len(gates) == 6
+    for gate in gates:
+        left = Bypass(gate.branches).apply(program)
+        assert model.total_ms({gate.name: 0}) == pytest.approx(alone(left), rel=0.02)
+        assert model.total_ms({gate.name: 0}) < model.total_ms({})
+    found = to_latency(
+        program, Recipe.parse("group,branches,score{by=wifv},mask{latency=0.7x allocate=rd},propagate"), Known()
+    )
+    gone = {branch for edit in found.program.plan.of(Bypass) for branch in edit.branches}
+    weak = {branch for gate in gates for branch in gate.branches if "blocks.1." in gate.name}
+    assert len(weak) == 2 and weak <= gone
+    assert found.facts["measured_ms"] <= 1.03 * found.facts["goal_ms"]
+    with pytest.raises(RecipeError, match="takes branches by measured distortion alone"):
+        run(Recipe.parse("mask{latency=0.7x}"), scored)
 
 
 def test_tables_are_reused(program: Program, clock: None) -> None:

@@ -14,6 +14,7 @@ from ...ir.facts import Groups
 from ...ir.graph import Graph
 from ...ir.host import Host
 from ..budget import amount
+from ..static import gates
 from .table import Point, Table, grid
 from .tabulated import Counts, Sheet
 from .workload import Family, Widths, works
@@ -41,7 +42,7 @@ class LatencyModel:
         """The model of a network whose points are all in ``table``, scaled to the whole as measured (None:
         it could not be, the sum stands).
         Raises DataError where a family is missing."""
-        found = works(graph, host)
+        found = works(graph, host, gates(graph, groups))
         surfaces = {work.family: table.surface(work.family) for work in found}
         made = cls(Sheet(found, surfaces, {g.name: g.dim for g in groups}, host.sizes()), 0.0, target)
         whole = made.sum({}) if whole_ms is None else whole_ms

@@ -7,8 +7,9 @@ table per family serves every op of every network that is alike.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 from ...axes.dim import Dim
@@ -16,7 +17,7 @@ from ...ir.graph import Graph, Op, Value
 from ...ir.host import Host
 from ...ops.macs import Product
 from ...ops.traits import traits
-from ..static import length_of, products
+from ..static import Gates, length_of, products
 
 Widths = tuple[int, int]
 
@@ -46,7 +47,8 @@ class Family:
 @dataclass(frozen=True)
 class Work:
     """One op: its family, and the axes that its widths are. ``times``: axes along which the same work
-    repeats (heads, tokens), relative to ``per`` repetitions in the family. ``streams``: the axes of all that
+    repeats (heads, tokens), relative to ``per`` repetitions in the family, and of branches that may go their dims of
+    size one (cost.static.gates). ``streams``: the axes of all that
     is read and written, of an op that does nothing else."""
 
     op: str  # its name
@@ -64,18 +66,19 @@ class Work:
             return prod(length_of(dim, kept, sizes) for dim in dims)
 
         if self.family.kind == "stream":
-            return 1, sum(map(length, self.streams)) / 1000, 1
+            return 1, sum(map(length, self.streams)) / 1000, length(self.times)
         return length(self.inner), length(self.outer), length(self.times) / self.per
 
 
-def works(graph: Graph, host: Host) -> list[Work]:
+def works(graph: Graph, host: Host, gates: Gates = MappingProxyType({})) -> list[Work]:
     """Every op that takes time of its own. Element-wise ops on what one conv or product makes for them
     alone are part of it, as compilers fuse them."""
     sizes, fused = host.sizes(), _fused(graph)
     out: list[Work] = []
     for op in graph.ops:
         if op.name not in fused and op.outputs and not op.outputs[0].constant and op.outputs[0].shape is not None:
-            out.extend(_keyed(op, graph, sizes))
+            here = gates.get(op.name, ())
+            out.extend(replace(work, times=(*work.times, *here)) for work in _keyed(op, graph, sizes))
     return out
 
 

@@ -1,0 +1,64 @@
+"""What the outputs lose without some channels and branches, once the rest is repaired."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ..axes.dim import find
+from ..calibration.batches import some
+from ..calibration.curvature import Curvature
+from ..calibration.held_back import hold_back
+from ..calibration.outputs import Outputs, compared, distortion
+from ..ir.facts import Groups
+from ..ir.host import Array, Batch, Host
+from ..ir.program import Program
+from ..pipeline.factoring import undecided
+from .repaired import Gone, Repaired
+
+SAMPLES, SAMPLES_BYTES = 32, 1 << 22
+"""At most so many samples of the data, and no further batch once they take so much."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """``batches`` of the data, and what the outputs are for them. Where there are several kinds of groups, nothing is
+    fitted to those samples: a fit of a wide layer to few samples is nearer to them than to any others, and the
+    narrower the layer the less, so that kinds would not compare."""
+
+    repaired: Repaired
+    batches: Sequence[Batch]
+    whole: Outputs
+
+    @classmethod
+    def of(cls, program: Program, groups: Groups) -> Measured:
+        inputs, outputs = program.graph.inputs, compared(program.graph)
+        rest, held = hold_back(program) if len(kinds(program, groups)) > 1 else (program, ())
+        if held:
+            facts = {kind: fact for kind, fact in rest.facts.items() if kind is not Curvature}
+            program = replace(rest, facts=facts)
+        batches = some(held or program.data, inputs, SAMPLES, SAMPLES_BYTES)
+        whole = [program.host.watch(batch, outputs) for batch in batches]
+        return cls(Repaired.of(program, groups), batches, whole)
+
+    def lost(self, gone: Gone, known: Sequence[Mapping[str, Array]] | None = None) -> float:
+        """The mean squared change of the outputs, as a share of their variance. ``known``: per batch, what the ops
+        before the first that changes make."""
+        host, names = self.repaired.without(gone), list(self.whole[0])
+        return distortion(self.whole, list(_watched(host, self.batches, names, known)))
+
+
+def _watched(
+    host: Host, batches: Sequence[Batch], names: Sequence[str], known: Sequence[Mapping[str, Array]] | None
+) -> Outputs:
+    return [host.watch(batch, names, known[k] if known else None) for k, batch in enumerate(batches)]
+
+
+def kinds(program: Program, groups: Groups) -> list[set[str]]:
+    """The names of those that are branches, ranks, and others, as far as there are any."""
+    ranks = {find(rank.dim) for rank in undecided(program)}
+    found: dict[str, set[str]] = {}
+    for group in groups:
+        kind = "branch" if group.branches else "rank" if group.dim in ranks else "channels"
+        found.setdefault(kind, set()).add(group.name)
+    return list(found.values())

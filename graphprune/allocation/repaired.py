@@ -1,0 +1,189 @@
+"""A network without some of its channels and branches, as it will be once it is repaired: every layer by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from ..axes.index import coordinates
+from ..calibration.before_norms import preimage
+from ..calibration.curvature import Curvature, Reading, covariances, curvature
+from ..calibration.least_squares import draw, rows_wanted
+from ..calibration.optimal_brain_surgeon import Problem, left_out, problems
+from ..coupling.affine import affine
+from ..coupling.branches import Gap, adds, gaps, silence
+from ..coupling.contractions import contractions
+from ..ir.facts import Group
+from ..ir.host import Array, Host
+from ..ir.liveness import dead
+from ..ir.program import Program
+
+Gone = Mapping[str, Array]
+"""By group, the channels that go; of a group of branches, whatever is said, they go."""
+
+
+@dataclass(frozen=True)
+class Mend:
+    """What a layer's weight (groups, outputs, inputs) and outputs get on top, so that it makes up for branches."""
+
+    layer: str
+    weight: Array
+    mean: Array
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """Makes copies of a program's model. What reads a channel that goes is fitted to the rest, with a bias that keeps
+    the mean (optimal brain surgeon); the layer before branches that go is fitted to what was behind them (ReplaceMe,
+    see compensation.lsq, which does both once more when all is decided)."""
+
+    program: Program
+    groups: Mapping[str, Group]
+    _mends: dict[tuple[str, str, str], Mend] = field(default_factory=dict)
+    _made: dict[tuple[object, ...], tuple[Array, Array]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, program: Program, groups: Iterable[Group]) -> Repaired:
+        return cls(program, {group.name: group for group in groups})
+
+    @cached_property
+    def curvature(self) -> Curvature:
+        program = self.program
+        if program.knows(Curvature):
+            return program.fact(Curvature)
+        found = contractions(program.graph, own=True)
+        sums = covariances(found, program.host, program.data, program.seed)
+        return curvature(found, program.graph, program.host, sums)
+
+    @cached_property
+    def problems(self) -> Mapping[str, list[Problem]]:
+        """By group of channels, what each layer that reads it has to solve."""
+        channels = (group for group in self.groups.values() if not group.branches)
+        return {group.name: problems(group, self.curvature) for group in channels}
+
+    @cached_property
+    def _place(self) -> Mapping[str, int]:
+        return {op.name: k for k, op in enumerate(self.program.graph.ops)}
+
+    def first(self, name: str) -> int:
+        """The place of the first op that is another where all or some of a group goes."""
+        graph, group = self.program.graph, self.groups[name]
+        if group.branches:
+            holders = (self._holder(gap, {}) for gap in gaps(graph, group.branches))
+            ops = [*dead(graph, group.branches), *(one.layer.op.name for one in holders if one is not None)]
+            return min(self._place[op] for op in ops)
+        mine = {member.parameter for member in group.members if member.zeroed}
+        read = (k for k, op in enumerate(graph.ops) if any(v is not None and v.name in mine for v in op.inputs))
+        return min(read, default=0)
+
+    def without(self, gone: Gone) -> Host:
+        """The model without them."""
+        graph, host = self.program.graph, self.program.host.copy()
+        branches = [branch for name in gone for branch in self.groups[name].branches]
+        silence(graph, host, branches)
+        off = dead(graph, branches) if branches else {}
+        mends = [mend for gap in gaps(graph, branches) if (mend := self._mend(gap, off)) is not None]
+        lost: dict[str, list[tuple[str, Problem]]] = {mend.layer: [] for mend in mends}
+        for name in gone:
+            for problem in self.problems.get(name, ()):
+                lost.setdefault(problem.layer.op.name, []).append((name, problem))
+        for op, parts in lost.items():
+            if op not in off:
+                self._fit(host, op, parts, [mend for mend in mends if mend.layer == op], gone)
+        for name in gone:
+            self._zero(host, name, gone)
+        return host
+
+    def _zero(self, host: Host, name: str, gone: Gone) -> None:
+        """What reads it and cannot be fitted has zeros in its place."""
+        fitted = {problem.layer.weight for problem in self.problems.get(name, ())}
+        group = self.groups[name]
+        for member in group.members if not group.branches else ():
+            if member.across or (member.role == "reader" and member.parameter not in fitted):
+                drop = np.flatnonzero(np.isin(coordinates(member.dim, group.dim), gone[name]))
+                host.zero(member.parameter, member.axis, drop)
+
+    def _fit(self, host: Host, op: str, parts: list[tuple[str, Problem]], mends: list[Mend], gone: Gone) -> None:
+        reading = self.curvature.readings[op]
+        layer = reading.layer
+        key = (op, *((name, len(gone[name])) for name, _ in parts), *map(id, mends))
+        if key not in self._made:
+            matrix = layer.flat_matrix(self.program.host)
+            changed = matrix + sum(mend.weight for mend in mends)
+            for part in range(layer.groups):
+                rows = [problem.rows(gone[name].tolist()) for name, problem in parts if problem.part == part]
+                if rows:
+                    at = np.unique(np.concatenate(rows))
+                    changed[part] = left_out(changed[part].T, reading.inverse[part], at).T
+            change = ((matrix - changed) @ reading.mean[:, :, None]).ravel() + sum(mend.mean for mend in mends)
+            self._made[key] = changed, change
+        changed, change = self._made[key]
+        tensor = self.program.host.parameter(layer.weight)
+        host.set_parameter(layer.weight, layer.tensor(changed, tensor.shape).astype(tensor.dtype))
+        host.add_bias(layer.op, change)
+
+    def forget(self) -> None:
+        """What was fitted; kept until then, since choices have much in common."""
+        self._made.clear()
+
+    def _holder(self, gap: Gap, off: Mapping[str, object]) -> Reading | None:
+        """The last layer that ends in what is before a gap, and stays."""
+        found = None
+        for reading in self.curvature.readings.values():
+            value, user = reading.layer.out, self.program.graph.only_user(reading.layer.out)
+            if user is not None and user.kind == "batch_norm" and reading.layer.out_axis == 1:
+                value, user = user.outputs[0], self.program.graph.only_user(user.outputs[0])
+            ends = value if user is None or not adds(user) else user.outputs[0]
+            if gap.before in (value, ends) and reading.layer.op.name not in off:
+                found = reading
+        return found
+
+    def _mend(self, gap: Gap, off: Mapping[str, object]) -> Mend | None:
+        reading = self._holder(gap, off)
+        if reading is None:
+            return None
+        key = reading.layer.op.name, gap.before.name, gap.behind.name
+        if key not in self._mends:
+            self._mends[key] = self._regressed(gap, reading)
+        return self._mends[key]
+
+    def _regressed(self, gap: Gap, reading: Reading) -> Mend:
+        """What is missing before the gap, from what the layer reads; damped as the layer's covariance is."""
+        program, layer = self.program, reading.layer
+        norm = program.graph.only_user(layer.out)
+        scale = affine(norm, program.host)[0] if norm is not None and norm.kind == "batch_norm" else np.ones(1)
+        scale = np.where(np.abs(scale) < SMALL * np.abs(scale).max(), np.inf, scale)
+        groups, outputs, inputs = layer.flat_matrix(program.host).shape
+        cross, total, count = np.zeros((groups, inputs, outputs)), np.zeros(groups * outputs), 0
+        names = sorted({layer.value.name, gap.before.name, gap.behind.name})
+        for number, batch in enumerate(program.data):
+            seen = program.host.watch(batch, names)
+            rng = np.random.default_rng([program.seed, number, self._place[layer.op.name]])
+            wanted = -(-rows_wanted(reading.mean.shape[1]) // len(program.data))
+            at = draw(rng, layer.positions(seen[layer.value.name]), wanted)
+            before, behind = (
+                layer.targets(seen[value.name], at).astype(np.float64) for value in (gap.before, gap.behind)
+            )
+            missing = (_as_before(behind, before, gap, program.host) - before) / scale
+            x = layer.rows(seen[layer.value.name], at) - reading.mean
+            parts = missing.reshape(len(missing), layer.groups, -1)
+            cross, total = cross + np.moveaxis(x, 0, 2) @ parts.swapaxes(0, 1), total + missing.sum(0)
+            count += len(missing)
+        weight = (reading.inverse @ (cross / count)).swapaxes(1, 2)
+        return Mend(layer.op.name, weight, total / count)
+
+
+SMALL = 1e-3
+"""Of the largest scale of a BatchNorm: a channel that it all but leaves out makes up for nothing."""
+
+
+def _as_before(behind: Array, before: Array, gap: Gap, host: Host) -> Array:
+    """What would have to be before the gap."""
+    if not gap.norms:
+        return behind
+    deviation, mean = before.std(-1, keepdims=True), before.mean(-1, keepdims=True)
+    made: Array = deviation * preimage(behind, gap.norms, host) + mean
+    return made
