@@ -233,7 +233,7 @@ def test_knapsack_keeps_the_most_score_that_brute_force_finds():
 
 def test_distortion_is_what_the_outputs_lose_with_the_readers_refitted(monkeypatch):
     """Against pruning that group alone and fitting by numpy, on a network with one reader a group."""
-    monkeypatch.setattr(import_module("graphprune.allocation.rd"), "SAMPLES", 64)
+    monkeypatch.setattr(import_module("graphprune.allocation.measured"), "SAMPLES", 64)
     host = TorchHost.export(
         nets.randomise(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).double().eval()),
         (torch.zeros(2, 4, dtype=torch.float64),),
