@@ -503,8 +503,8 @@ def test_branches_have_prices(clock: None) -> None:
     """What is left without any of them takes what the model says, and that which adds least goes first."""
     module, x = transformer(3)
     with torch.no_grad():
-        for part in (*module.blocks[1].proj.parameters(), *module.blocks[1].down.parameters()):
-            part *= 1e-4
+        for name, part in module.named_parameters():
+            part *= 1e-4 if name.startswith(("blocks.1.proj.", "blocks.1.down.")) else 1
     data = np.random.default_rng(3).standard_normal((32, 4, 5))
     program = gp.load(module, (x,), data=[data])
     scored = run(Recipe.parse("group,branches,score{by=wifv}"), program)
