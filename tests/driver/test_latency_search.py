@@ -504,7 +504,7 @@ def test_branches_have_prices(clock: None) -> None:
     module, x = transformer(3)
     with torch.no_grad():
         for name, part in module.named_parameters():
-            part *= 1e-4 if name.startswith(("blocks.1.proj.", "blocks.1.down.")) else 1
+            part.mul_(1e-4 if name.startswith(("blocks.1.proj.", "blocks.1.down.")) else 1)
     data = np.random.default_rng(3).standard_normal((32, 4, 5))
     program = gp.load(module, (x,), data=[data])
     scored = run(Recipe.parse("group,branches,score{by=wifv}"), program)
