@@ -18,6 +18,7 @@ from graphprune.compensation import lsq
 from . import accuracy_sides as sides
 from .cifar import TRAIN_IMAGES, accuracy, images, normalised
 
+measured: Any = import_module("graphprune.allocation.measured")
 rd: Any = import_module("graphprune.allocation.rd")  # the package has the function under its name
 
 NETWORKS, BUDGETS = ("resnet20", "densenet40"), ("0.5x", "0.3x")
@@ -84,7 +85,7 @@ def _constants(chosen: dict[str, Any], curves: dict[Any, Any]) -> Iterator[None]
 
     wanted = {
         (rd, "SHARED"): chosen["power"],
-        (rd, "SAMPLES"): chosen["samples"],
+        (measured, "SAMPLES"): chosen["samples"],
         (rd, "distortions"): once,
         (lsq, "ROUNDS"): chosen["rounds"],
         (lsq, "DAMP"): chosen["damp"],

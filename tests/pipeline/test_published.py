@@ -18,7 +18,7 @@ from graphprune.pipeline.published import published
 from graphprune.pipeline.recipe import Recipe
 from graphprune.pipeline.rotation import Rotate
 
-NAMES = ["2ssp", "alds", "finercut", "flap", "multipruner", "replaceme", "shortgpt", "slicegpt", "slimgpt"]
+NAMES = ["2ssp", "alds", "all", "finercut", "flap", "multipruner", "replaceme", "shortgpt", "slicegpt", "slimgpt"]
 
 
 @cache
@@ -50,6 +50,8 @@ def test_a_small_transformer_is_left_with_what_was_asked_for(name: str) -> None:
     done = gp.run(Recipe(steps[-1:]), cut) if steps[-1].name == "compensate" else cut
     assert [step.text for step in done.history] == [step.text() for step in steps]
     assert all(check.holds for check in gp.verify(done))
+    if name == "all":  # what goes is for the data to say
+        return
     gone = len(program.graph.ops) - len(done.graph.ops)
     whole = {"2ssp", "finercut", "multipruner", "replaceme", "shortgpt"}  # branches went
     assert (gone > 5) == (name in whole)
