@@ -2,6 +2,7 @@
 # make test    lint, types, tests (those that take minutes: make test-slow)
 # make zoo     compile 76 architectures, beside Torch-Pruning: docs/zoo.md (half an hour; resumes)
 # make fuzz    random networks, damaged files, large graphs: docs/fuzzing.md (half an hour; resumes)
+# make bench-quick  two minutes that show what became slower: ratios beside the recorded ones
 # make docs    the site, in site/: strict, links checked, nothing fetched
 # make clean   remove what these made
 PYTHON ?= python3
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 OUT := demo-out
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt
 
-.PHONY: demo test test-slow zoo fuzz lint docs clean
+.PHONY: demo test test-slow zoo fuzz bench-quick lint docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo $(OUT)/weights.npz
@@ -33,6 +34,9 @@ fuzz: $(VENV)/.test
 	$(BIN)/python -m tests.fuzz.run --draws 2500 --seed 0
 	$(BIN)/python -m tests.fuzz.mutate --cases 1500
 	$(BIN)/python -m tests.fuzz.big
+
+bench-quick: $(VENV)/.test
+	$(BIN)/python -m benchmarks.quick
 
 docs: $(VENV)/.test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

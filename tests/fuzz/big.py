@@ -81,6 +81,17 @@ def dense(g: Onnx, x: str, ops: int, rng: np.random.Generator) -> Made:
     return x, width
 
 
+def blocks(g: Onnx, x: str, ops: int, rng: np.random.Generator) -> Made:
+    """DenseNets of twelve layers, one behind the other."""
+    for _ in range(ops // 38):
+        x, width = _layer(g, x, WIDTH, WIDTH, rng), WIDTH
+        for _ in range(12):
+            new = g("Relu", _layer(g, x, width, 2, rng))
+            x, width = g("Concat", x, new, axis=1), width + 2
+        x = _layer(g, x, width, WIDTH, rng)
+    return x, WIDTH
+
+
 def misaligned(g: Onnx, x: str, ops: int, rng: np.random.Generator) -> Made:
     """Concats cut apart again where they were not joined."""
     a, b = _layer(g, x, WIDTH, 36, rng), _layer(g, x, WIDTH, 24, rng)
@@ -92,7 +103,7 @@ def misaligned(g: Onnx, x: str, ops: int, rng: np.random.Generator) -> Made:
 
 
 SHAPES: dict[str, Callable[[Onnx, str, int, np.random.Generator], Made]] = {
-    f.__name__: f for f in (chain, residual, crossed, views, nested, dense, misaligned)
+    f.__name__: f for f in (chain, residual, crossed, views, nested, blocks, dense, misaligned)
 }
 
 

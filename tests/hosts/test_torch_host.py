@@ -16,7 +16,7 @@ from torch import nn
 
 import graphprune as gp
 from graphprune.coupling.groups import find_groups
-from graphprune.errors import ModelError, OutputError
+from graphprune.errors import ModelError, OutputError, ShapeError
 from graphprune.hosts.torch.host import TorchHost
 from graphprune.ir.program import Program
 from graphprune.pipeline import verify as proof
@@ -471,3 +471,17 @@ def test_what_was_left_in_training_mode_on_purpose_is_told():
     (note,) = gp.load(net, torch.randn(2, 3)).notes
     assert note == "`1` in training mode within a module in eval mode: read in eval mode, as all of it"
     assert net[1].training and not gp.load(net.train(), torch.randn(2, 3)).notes
+
+
+def test_shapes_are_inferred_and_a_norm_of_another_width_is_refused():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.BatchNorm2d(8, affine=False))
+    host = TorchHost.export(net, (IMAGES,))
+    names, keep = ["0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var"], np.arange(5)
+    for name in [*names, "2.running_mean"]:
+        host.take(name, 0, keep)
+    with pytest.raises(ShapeError, match="a BatchNorm of 5 channels with 8 numbers"):
+        host.shapes()
+    host.take("2.running_var", 0, keep)
+    shapes = host.shapes()
+    assert {shapes[op.outputs[0].name][1:] for op in host.lift().ops} == {(5, 6, 6)}
+    assert host.run([IMAGES.numpy()])[0].shape == (2, 5, 6, 6)
