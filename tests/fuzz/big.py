@@ -23,9 +23,9 @@ Made = tuple[str, int]
 """The last value and its channels."""
 
 
-def _layer(g: Onnx, x: str, i: int, o: int, rng: np.random.Generator) -> str:
+def _layer(g: Onnx, x: str, i: int, o: int, rng: np.random.Generator, gain: float = 1.0) -> str:
     name = f"w{len(g.initializers)}"
-    g.weight(name, rng.standard_normal((o, i, 1, 1)) / i**0.5)
+    g.weight(name, gain * rng.standard_normal((o, i, 1, 1)) / i**0.5)
     return str(g("Conv", x, name))
 
 
@@ -37,9 +37,9 @@ def chain(g: Onnx, x: str, ops: int, rng: np.random.Generator) -> Made:
 
 
 def residual(g: Onnx, x: str, ops: int, rng: np.random.Generator) -> Made:
-    """A ladder of adds: one dim from the first to the last."""
+    """A ladder of adds, one dim from the first to the last; what each adds is so small that the last is finite."""
     for _ in range(ops // 3):
-        x = g("Add", x, g("Relu", _layer(g, x, WIDTH, WIDTH, rng)))
+        x = g("Add", x, g("Relu", _layer(g, x, WIDTH, WIDTH, rng, gain=3 / ops)))
     return x, WIDTH
 
 
