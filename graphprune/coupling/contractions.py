@@ -124,8 +124,11 @@ class Contraction:
         kernel = self.weight_shape[2:]
         rank = len(kernel)
         x = np.moveaxis(x if x.ndim == rank + 2 else x[None], 1, -1)
-        if any(pads) or self.taps > 1:
-            x = _padded(x, pads)
+        if any(pads):
+            around = [(pads[2 * k], pads[2 * k + 1]) for k in range(rank)]
+            x = np.pad(x, [(0, 0), *around, (0, 0)])
+        elif self.taps > 1:
+            x = np.ascontiguousarray(x)
         space = tuple(range(1, 1 + rank))
         reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
         windows = np.lib.stride_tricks.sliding_window_view(x, reach, axis=space)
@@ -162,17 +165,6 @@ def contractions(graph: Graph, *, own: bool = False) -> list[Contraction]:
             groups = int(op.attrs["groups"]) if conv else 1
             found.append(Contraction(op, x, axis, weight.name, out, out_axis, shape, groups, alone, plain))
     return found
-
-
-def _padded(x: Array, pads: Sequence[int]) -> Array:
-    """Zeros around the space of (samples, space, channels), laid out in that order: sample by sample, which the cache
-    holds."""
-    inner = [slice(before, before + n) for before, n in zip(pads[::2], x.shape[1:-1], strict=True)]
-    around = [n + sum(pads[2 * k : 2 * k + 2]) for k, n in enumerate(x.shape[1:-1])]
-    padded = np.zeros((len(x), *around, x.shape[-1]), x.dtype)
-    for sample, place in zip(x, padded, strict=True):
-        place[*inner] = sample
-    return padded
 
 
 def _as_stored(op: Op, graph: Graph) -> bool:
