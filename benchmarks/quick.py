@@ -39,7 +39,7 @@ def reference() -> None:
 
     x = np.ones((1024, 1024), np.float32)
     for _ in range(4):
-        x = x @ x / 1024
+        x = np.float32(1 / 1024) * (x @ x)
     with torch.no_grad():
         net, image = torch.nn.Conv2d(16, 16, 3, padding=1), torch.ones(16, 16, 32, 32)
         for _ in range(40):

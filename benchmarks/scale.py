@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def main() -> None:
     for shape in () if options.report else options.only or [*GRAPHS, FILE]:
         sizes = [size for size in GRAPHS.get(shape, ()) if size in (options.sizes or SIZES + GRAPHS["dense"])]
         for key in [f"{shape} {size}" for size in sizes] or [shape]:
-            results.get(key, lambda key=key: _run(key))
+            results.get(key, partial(_run, key))
     print(table(results))
     if options.results == RESULTS:
         before, rest = PAGE.read_text().split(START, 1)
