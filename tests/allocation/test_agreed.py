@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -80,6 +81,24 @@ def test_compensation_fits_the_layer_before_a_branch_to_what_was_behind_it(after
     fitted = gp.run("compensate", shorter)
     errors = [distance(program, other) for other in (shorter, fitted)]
     assert errors[1] < (0.1 if after else 0.02) * errors[0]
+    assert all(check.holds for check in gp.verify(fitted))
+
+
+def test_the_same_on_onnx(tmp_path: Path) -> None:
+    given = scored(after=True, step="group")
+    path = tmp_path / "model.onnx"
+    single = gp.load(Linear(True).eval(), (torch.zeros(2, 6),))
+    for name in given.graph.parameters:
+        single.host.set_parameter(name, given.host.parameter(name))
+    single.host.save_onnx(path)
+    data = [batch[0].astype(np.float32) for batch in given.data]
+    program = gp.run("group,branches,score{by=obs}", gp.load(path, data=np.concatenate(data)))
+    (found,) = (one for one in residuals(program.graph)[0] if one.name == MAP)
+    alone = {group.name: lost for group, lost in output(program, program.fact(Groups).gates)}
+    assert measured_losses(program, program.fact(Groups)).losses[MAP][0] < 0.35 * alone[MAP]
+    shorter = Bypass((found.branch,)).apply(program)
+    fitted = gp.run("compensate", shorter)
+    assert distance(program, fitted) < 0.1 * distance(program, shorter)
     assert all(check.holds for check in gp.verify(fitted))
 
 
