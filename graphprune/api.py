@@ -134,6 +134,33 @@ def load(
 
     The model given is not changed. Raises ModelError, DataError.
     """
+    program = read(
+        model,
+        example_inputs,
+        dynamic_shapes=dynamic_shapes,
+        data=data,
+        fixed=fixed,
+        images=images,
+        loss=loss,
+        seed=seed,
+    )
+    _check_weights(program)
+    return program
+
+
+def read(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    dynamic_shapes: Any = None,
+    data: Any = None,
+    fixed: Sequence[str] = (),
+    images: Images | None = None,
+    loss: Callable[..., Any] | str | None = None,
+    seed: int = 0,
+) -> Program:
+    """``load``, but that no weight is looked at: of a folder of transformers, or ONNX with external data, none is read
+    from disk."""
     data = _text(model, data)
     if not isinstance(seed, int) or seed < 0:
         raise RecipeError(f"seed={seed!r} is no whole number from 0 up")
@@ -167,7 +194,7 @@ def _with_data(
         samples, data = calibration.first(data, inputs, fixed, images)
         host.suppose(samples)
     program = Program(host=host, source=host, seed=seed)
-    _check_tensors(program)  # which reads it
+    _check_axes(program)  # which reads it
     program = program.note(*host.notes, *_never_read(program))
     inputs = program.graph.inputs
     if data is None:
@@ -775,13 +802,17 @@ def _evaluation(evaluate: Evaluate | str | None) -> tuple[Evaluate | None, str]:
     return imported(evaluate), evaluate
 
 
-def _check_tensors(program: Program) -> None:
-    """No NaN weight and no empty axis."""
-    import numpy as np
-
+def _check_axes(program: Program) -> None:
+    """No empty axis."""
     for value in (*program.graph.inputs, *program.graph.parameters.values()):
         if value.shape is not None and 0 in value.shape and value.shape != (0,):  # how caches begin
             raise ModelError(f"`{value.name}` has an axis of size zero: {'x'.join(map(str, value.shape))}")
+
+
+def _check_weights(program: Program) -> None:
+    """No NaN weight."""
+    import numpy as np
+
     for name, value in program.graph.parameters.items():
         if "float" in value.dtype:
             weight = program.host.parameter(name)

@@ -121,6 +121,7 @@ def _budgets(command: Callable[..., None]) -> Callable[..., None]:
     help="Go on where the same run was stopped: what long passes learn from data is kept until it ends well.",
 )
 @click.option("--verify/--no-verify", default=True, help="Prove that pruned equals masked (on unless switched off).")
+@click.option("--measure/--no-measure", default=True, help="Time the network before and after (unless switched off).")
 @click.option(
     "--eval",
     "evaluate",
@@ -168,6 +169,7 @@ def compile(
     dry_run: bool,
     cache: bool,
     verify: bool,
+    measure: bool,
     evaluate: str | None,
     print_after: tuple[str, ...],
     dump: Path | None,
@@ -243,6 +245,7 @@ def compile(
             dry_run=dry_run,
             cache=cache,
             verify=verify,
+            measure=measure,
             evaluate=evaluate,
             out=out,
             force=force,

@@ -61,7 +61,7 @@ def inspect(
 
     with progress() as told:
         told("reading the model", 0, 1)
-        program = api.load(model, inputs)
+        program = api.read(model, inputs)
         groups = find_groups(program.graph)
         found = overview(program, groups)
     if text:

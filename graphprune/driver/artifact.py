@@ -19,15 +19,19 @@ from ..pipeline.base import Progress
 from ..pipeline.compare import Check, compare
 from ..pipeline.plan_file import write_plan
 from ..pipeline.provenance import provenance
+from .configured import once, pretrained, write_pretrained
+
+ONCE = "weights are large, and written once, as from_pretrained loads them: there is no model.pt2 and no weights.pt"
 
 
 def emit(folder: Path, program: Program, targets: Sequence[Target], progress: Progress | None) -> dict[str, Path]:
-    """Write the model and a folder of code per target; returns each target's main file."""
-    model = model_file(folder, program)
-    program.host.save(model, about=provenance(program))
-    files = {}
+    """Write the model (but where it is written ``once``, by ``write``) and a folder of code per target; returns each
+    target's main file."""
+    model, files = model_file(folder, program), {}
+    if not once(program):
+        program.host.save(model, about=provenance(program))
+        files = {one.label: model for one in targets}
     for number, one in enumerate(targets):
-        files[one.label] = model
         if one.name != program.host.native_target:  # the model itself is the code for that one
             if progress:
                 progress(f"emit {one.label}", number, len(targets))
@@ -45,13 +49,16 @@ def model_file(folder: Path, program: Program) -> Path:
 def write(folder: Path, program: Program, report: dict[str, Any]) -> None:
     """plan.json (with plan.safetensors), report.json and report.html; of a module widths.json and what goes with it."""
     from ..report.page import render
-    from .configured import pretrained, write_pretrained
     from .rebuilding import write_widths
 
-    if program.host.trainable and (why := write_widths(folder, program)):
+    if program.host.trainable and (why := write_widths(folder, program, values=not once(program))):
         report["notes"] = [*report["notes"], f"no widths.json was written: {why}"]
     if pretrained(program) and (why := write_pretrained(folder, program)):
         report["notes"] = [*report["notes"], f"nothing that from_pretrained loads was written: {why}"]
+        if once(program):
+            program.host.save(model_file(folder, program), about=provenance(program))
+    elif once(program):
+        report["notes"] = [*report["notes"], ONCE]
 
     about = {"model": report["model"], "recipe": report["recipe"], "seed": program.seed}
     write_plan(folder, replace(program.plan, about=about))

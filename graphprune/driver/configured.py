@@ -23,10 +23,19 @@ if TYPE_CHECKING:
     from ..hosts.torch.pretrained import Pretrained
 
 
+SHARD = "2GB"
+"""The most that a file of weights has."""
+
+
 def pretrained(program: Program) -> Pretrained | None:
     """What the network was read from, if that was a folder of the library."""
     found: Pretrained | None = getattr(program.source, "pretrained", None)
     return found
+
+
+def once(program: Program) -> bool:
+    """Whether the folder that the library loads is all that is written: weights that are large are on the disk once."""
+    return pretrained(program) is not None and getattr(program.source, "room", None) is not None
 
 
 def unsaid(program: Program, alike: bool = True) -> tuple[str, ...]:
@@ -92,7 +101,8 @@ def write_pretrained(folder: Path, program: Program) -> str | None:
         if found is None and gone:
             return f"no configuration of {kind.__name__} has these widths in the blocks that are left"
         if found is None:
-            full = filled(program, copy.deepcopy(made.model), sizes)
+            shared = {id(tensor): tensor for tensor in (*made.model.parameters(), *made.model.buffers())}
+            full = filled(program, copy.deepcopy(made.model, shared), sizes, assign=True)
             compare(full, program.source, program, "rebuilt")
         else:
             full = made_from(kind, told(found, made.model), state, made.model.dtype)
@@ -100,7 +110,7 @@ def write_pretrained(folder: Path, program: Program) -> str | None:
         return error.message
     if found is not None:
         compare(full, program.source, program, "made from its configuration")
-    full.save_pretrained(folder)
+    full.save_pretrained(folder, max_shard_size=SHARD)
     made.carry(folder)
     if found is None:
         _write_class(folder, kind, sizes)

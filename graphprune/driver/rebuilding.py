@@ -10,9 +10,10 @@ from ..errors import GraphpruneError, ModelError
 from ..ir.program import Program
 
 
-def write_widths(folder: Path, program: Program) -> str | None:
-    """Write ``widths.json``, ``weights.pt`` (a state dict) and ``rebuild.py``, with which plain torch makes the user's
-    own class at the new widths. Returns why nothing was written where the class has no place for what was made."""
+def write_widths(folder: Path, program: Program, values: bool = True) -> str | None:
+    """Write ``widths.json``, ``weights.pt`` (a state dict; with ``values``) and ``rebuild.py``, with which plain torch
+    makes the user's own class at the new widths. Returns why nothing was written where the class has no place for what
+    was made."""
     import torch
 
     from ..hosts.torch import rebuild
@@ -24,8 +25,9 @@ def write_widths(folder: Path, program: Program) -> str | None:
     except ModelError as error:
         return error.message
     (folder / "widths.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    with written(folder / "weights.pt") as file:
-        torch.save(weights(program, found), file)
+    if values:
+        with written(folder / "weights.pt") as file:
+            torch.save(weights(program, found), file)
     (folder / "rebuild.py").write_text(Path(rebuild.__file__).read_text(encoding="utf-8"), encoding="utf-8")
     return None
 
@@ -45,12 +47,13 @@ def rebuilt(program: Program, module: Any, sizes: Any = None) -> Any:
     return module
 
 
-def filled(program: Program, module: Any, sizes: Any) -> Any:
-    """``module`` at the sizes of widths.json and with the weights of ``program``. Raises ModelError."""
+def filled(program: Program, module: Any, sizes: Any, assign: bool = False) -> Any:
+    """``module`` at the sizes of widths.json and with the weights of ``program``, copies or (``assign``) the same
+    tensors. Raises ModelError."""
     from ..hosts.torch.rebuild import resized
 
     try:
-        resized(module, sizes).load_state_dict(weights(program, sizes))
+        resized(module, sizes).load_state_dict(weights(program, sizes), assign=assign)
     except GraphpruneError:
         raise
     except Exception as error:  # whatever the class's own attributes raise

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ModelError, absent, nearest, users_own
 from ..ir.host import Host
 from .foreign import refuse_foreign
+from .large import Room, are_large
 
 if TYPE_CHECKING:
     from .torch.host import TorchHost
@@ -162,6 +163,8 @@ def _from_folder(folder: Path) -> TorchHost:
     made = read(folder)
     host = TorchHost.export(made.model, made.example())
     host.pretrained = made
+    if are_large(tensor.nbytes for tensor in made.model.parameters()):
+        host.room = Room()
     return host
 
 

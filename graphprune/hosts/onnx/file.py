@@ -20,6 +20,9 @@ from .checker import DENSE, check_proto
 _INLINE_BYTES = 3 * 2**29  # 1.5 GB: protobuf ends at 2
 
 
+_SMALL_BYTES = 256
+"""What onnx_ir leaves in the model itself where it writes external data."""
+
 CHANGED = "graphprune.changed"
 """Where a model that was read holds in what it is not as it was given: sentences for the user."""
 
@@ -147,15 +150,16 @@ def write(
     copy.metadata_props.update(about)
     for tensor in external(copy):
         tensor.numpy()  # mapped now: the file may be the one that is replaced
-    if not split:
-        _load_inline(copy)
+    _load_inline(copy, _SMALL_BYTES if split else None)
     with stage(path) as place:
         names = [f"{path.name}.data", f"{path.name}.1.data"]
         free = next((name for name in names if not path.with_name(name).exists()), None)
         if split and free is None:
             raise OutputError(f"{path}: both {' and '.join(names)} exist beside it", "move one away")
         try:
-            ir.save(copy, place.new / path.name, external_data=free if split else None)
+            ir.save(
+                copy, place.new / path.name, external_data=free if split else None, size_threshold_bytes=_SMALL_BYTES
+            )
             beside = [name for name in names if name in _data_of(place.new / path.name)]
             place.put_model(replace, beside, [name for name in names if name in _data_of(path)] if replace else ())
         except OSError as error:
@@ -170,8 +174,11 @@ def _data_of(path: Path) -> set[str]:
         return set()
 
 
-def _load_inline(model: ir.Model) -> None:
+def _load_inline(model: ir.Model, most: int | None) -> None:
+    """Copies of what is in other files, of no more than ``most`` bytes each (None: whatever it takes). Such small ones
+    onnx_ir would put into the model itself, and close the map that others look at."""
     for graph in model.graphs():
         for value in graph.initializers.values():
-            if isinstance(tensor := value.const_value, ir.ExternalTensor):
-                value.const_value = ir.Tensor(tensor.numpy(), tensor.dtype, name=tensor.name)
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor) and (most is None or tensor.nbytes <= most):
+                value.const_value = ir.Tensor(tensor.numpy().copy(), tensor.dtype, name=tensor.name)

@@ -20,6 +20,7 @@ from ...ir.graph import Graph, Op, Piece, Site, Value
 from ...ir.host import Array, Batch, Call
 from ..boundary import refusing
 from ..example import Given, given
+from ..large import Room, are_large
 from ..narrowed import Narrowed, narrowed
 from . import edit
 from .choices import look, opened, take_known
@@ -67,6 +68,8 @@ class OnnxHost:
         with refusing("its conditions cannot be computed"):
             self.notes += take_known(self.model, self._starts[0])
         self._beside = any(True for _ in external(model))  # the source has external data: so has the result
+        large = are_large(tensor.nbytes for tensor in external(model))
+        self._room: Room | None = Room() if large else None  # for what is made of weights that are large
         self._edited = False
         self._exact = False
         self._nodes: dict[str, ir.Node] | None = None
@@ -114,6 +117,7 @@ class OnnxHost:
         wide = dtype is not None and (halves(self.model) or _quantises(self.model))
         host = OnnxHost(widened(self.model) if wide else self.model.clone())
         host._edited, host._beside, host._exact = self._edited, self._beside, bool(wide) or self._exact
+        host._room = self._room
         host._starts, host._closed, host.notes = self._starts, self._closed, self.notes
         host._narrowed = list(self._narrowed)
         if not wide:
@@ -194,7 +198,15 @@ class OnnxHost:
             limits = ir.DataType(self._tensor(name).dtype)
             array = np.clip(np.rint(array / scale) + zero, limits.min, limits.max)
         self._change()
-        edit.set_tensor(held, array)
+        edit.set_tensor(held, self._put_away(np.asarray(array, self._tensor(name).dtype.numpy(), order="C")))
+
+    def _put_away(self, array: Array) -> Array:
+        """An array where it is to be: in memory, or a copy in a file."""
+        if self._room is None or not self._room.wants(array.nbytes):
+            return array
+        made = np.frombuffer(self._room.take(array.nbytes), array.dtype).reshape(array.shape)
+        made[...] = array
+        return made
 
     def take(self, name: str, axis: int, keep: Indices) -> None:
         self.set_parameter(name, np.take(self._tensor(name).numpy(), keep, axis))

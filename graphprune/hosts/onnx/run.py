@@ -16,6 +16,7 @@ import onnxruntime as ort
 
 from ...errors import ModelError, ShapeError
 from ...ir.host import Array
+from ..large import are_large
 from .checker import all_nodes
 from .float32_reference import unround
 from .node import RANDOM
@@ -67,16 +68,29 @@ class Session:
         read = {name for node in all_nodes(self.proto) for name in node.input} | set(self.outputs)
         kept = {tensor.name for tensor in graph.initializer} & read  # the others it drops before they get their values
         self._weights = {name: array for name, array in self._weights.items() if name in kept}
+        self._fed: dict[str, Array] = {}  # weights that are inputs
+        self._session = self._made(options, names)
+        self._names = names
+        self._inputs = {value.name: value.type for value in self._session.get_inputs()}
+        self._loops = any(node.op_type in ("Loop", "Scan") for node in all_nodes(self.proto))
+
+    def _made(self, options: ort.SessionOptions, names: Mapping[str, str]) -> ort.InferenceSession:
+        """ONNX Runtime copies all weights that a model has, and lays them out anew, and reads inputs where they lie:
+        weights that are large are inputs, but for a model with an op that takes no such."""
+        if are_large(array.nbytes for array in self._weights.values()):
+            try:
+                made = ort.InferenceSession(_fed(self.proto, self._weights), options, ["CPUExecutionProvider"])
+                self._fed = self._weights
+                return made
+            except Exception:  # it is made as any, or refused as any
+                pass
         if self._weights:
             values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self._weights.values()]
             options.add_external_initializers(list(self._weights), values)
         try:
-            self._session = ort.InferenceSession(self.proto.SerializeToString(), options, ["CPUExecutionProvider"])
+            return ort.InferenceSession(self.proto.SerializeToString(), options, ["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime has no common base for what it raises
             raise _refused(error, names) from error
-        self._names = names
-        self._inputs = {value.name: value.type for value in self._session.get_inputs()}
-        self._loops = any(node.op_type in ("Loop", "Scan") for node in all_nodes(self.proto))
 
     def run(self, feed: Mapping[str, Array]) -> list[Any]:
         """Every output for one feed. Raises ShapeError naming the node that ONNX Runtime refuses, and
@@ -87,7 +101,7 @@ class Session:
             watch.start()
         try:
             given = {name: _narrow(feed[name], kind) for name, kind in self._inputs.items() if name in feed}
-            return list(self._session.run(None, given, options))
+            return list(self._session.run(None, {**self._fed, **given}, options))
         except Exception as error:
             if options.terminate:
                 raise ModelError(f"its loops do not end within {_PATIENCE_S:g} seconds") from error
@@ -137,6 +151,18 @@ def _light(model: ir.Model, exact: bool) -> tuple[onnx.ModelProto, dict[str, Arr
             if isinstance(value.const_value, ir.ExternalTensor):
                 value.const_value = ir.Tensor(value.const_value.numpy(), value.const_value.dtype, name=value.name)
     return ir.to_proto(copy), weights
+
+
+def _fed(proto: onnx.ModelProto, weights: Mapping[str, Array]) -> bytes:
+    """The model with ``weights`` as inputs."""
+    made = onnx.ModelProto()
+    made.CopyFrom(proto)
+    for tensor in proto.graph.initializer:
+        if tensor.name in weights:
+            made.graph.initializer.remove(tensor)
+            made.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    data: bytes = made.SerializeToString()
+    return data
 
 
 def _start_at(proto: onnx.ModelProto, known: Sequence[str]) -> None:

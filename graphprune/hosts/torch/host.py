@@ -7,6 +7,7 @@ import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ...ir.graph import Graph, Op, Piece, Site, Value
 from ...ir.host import Array, Batch, Call
 from ..boundary import refusing
 from ..example import given
+from ..large import Room
 from ..narrowed import Narrowed, narrowed
 from .baked import bake, note
 from .casting import cast_graph, wider
@@ -70,6 +72,7 @@ class TorchHost:
         self._sizes: Mapping[str, int] | None = None
         self._stale = False  # the graph was edited since its code was made
         self._borrowed: set[int] = set()  # tensors shared with the host this is a copy of
+        self.room: Room | None = None  # for what is made of weights that are large
 
     @property
     def model(self) -> fx.GraphModule:
@@ -125,7 +128,7 @@ class TorchHost:
     def copy(self, dtype: str | None = None) -> TorchHost:
         host = TorchHost(network(self._module, code=False), self._example)
         host._stale = True
-        host._narrowed = list(self._narrowed)
+        host._narrowed, host.room = list(self._narrowed), self.room
         host._borrowed = {id(tensor) for _, tensor in host._named()}
         if dtype is not None:
             host._cast(getattr(torch, dtype))
@@ -136,7 +139,7 @@ class TorchHost:
         for name, tensor in self._named():
             if id(tensor) in self._borrowed:
                 if id(tensor) not in clones:
-                    clone = tensor.detach().clone()
+                    clone = self._put_away(tensor.detach().clone() if self.room is None else tensor.detach())
                     trained = isinstance(tensor, torch.nn.Parameter)
                     clones[id(tensor)] = torch.nn.Parameter(clone, tensor.requires_grad) if trained else clone
                 owner, _, leaf = name.rpartition(".")
@@ -186,6 +189,9 @@ class TorchHost:
         return written_buffers(self._module)
 
     def _assign(self, name: str, tensor: torch.Tensor) -> None:
+        self._place(name, self._put_away(tensor))
+
+    def _place(self, name: str, tensor: torch.Tensor) -> None:
         old = find(self._module, name)
         if isinstance(old, torch.nn.Parameter) or old is None:
             tensor = torch.nn.Parameter(tensor, requires_grad=old is None or old.requires_grad)
@@ -195,6 +201,18 @@ class TorchHost:
         for same in (name, *self._ties.get(name, ())):
             owner, _, leaf = same.rpartition(".")
             setattr(self._module.get_submodule(owner), leaf, tensor)
+
+    def _put_away(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor where it is to be: in memory, or a copy in a file."""
+        made = self._filed(tensor.shape, tensor)
+        return tensor if made is None else made.copy_(tensor)
+
+    def _filed(self, shape: Sequence[int], like: torch.Tensor) -> torch.Tensor | None:
+        """A tensor in a file, to be written; None where it is to be in memory."""
+        size = prod(shape) * like.itemsize
+        if self.room is None or not self.room.wants(size) or like.device.type != "cpu":
+            return None
+        return torch.frombuffer(self.room.take(size), dtype=like.dtype).view(tuple(shape))
 
     @cached_property
     def _ties(self) -> dict[str, list[str]]:
@@ -209,8 +227,9 @@ class TorchHost:
         return {name: sorted(unread[where[name]]) for name in where if name in read and where[name] in unread}
 
     def take(self, name: str, axis: int, keep: Indices) -> None:
-        tensor = self._tensor(name).detach()
-        self._assign(name, tensor.index_select(axis, torch.from_numpy(keep).to(tensor.device)))
+        tensor, at = self._tensor(name).detach(), torch.from_numpy(keep)
+        made = self._filed((*tensor.shape[:axis], len(keep), *tensor.shape[axis + 1 :]), tensor)
+        self._place(name, torch.index_select(tensor, axis, at.to(tensor.device), out=made))
 
     def zero(self, name: str, axis: int, drop: Indices) -> None:
         tensor = self._tensor(name).detach().clone()

@@ -6,7 +6,8 @@ from __future__ import annotations
 import inspect
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -171,10 +172,31 @@ def tokenised(folder: Path, text: Path) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def made_from(kind: type, config: Any, state: Mapping[str, torch.Tensor], dtype: torch.dtype) -> Any:
-    """A network with a configuration and weights. Raises RuntimeError where they do not fit."""
-    model = kind(config).to(dtype).eval()
-    model.load_state_dict(state)
+    """A network with a configuration and, not copied, weights. Raises RuntimeError where they do not fit."""
+    with _as_loaded(dtype):
+        model = kind(config).eval()
+    model.load_state_dict(state, assign=True)
+    model.tie_weights()
     return model
+
+
+@contextmanager
+def _as_loaded(dtype: torch.dtype) -> Iterator[None]:
+    """Within, parameters that are made take no memory, and what a class computes of a configuration (tables of angles)
+    is what it is where the library loads it: the default is ``dtype``, and what asks for more has more."""
+    register, before = torch.nn.Module.register_parameter, torch.get_default_dtype()
+
+    def without(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> None:
+        empty = parameter if parameter is None else torch.nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+        register(module, name, empty)
+
+    torch.nn.Module.register_parameter = without  # type: ignore[method-assign, assignment]
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.nn.Module.register_parameter = register  # type: ignore[method-assign]
+        torch.set_default_dtype(before)
 
 
 def automatic(kind: Any) -> list[str]:

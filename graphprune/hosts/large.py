@@ -1,0 +1,63 @@
+"""Weights that are large beside the machine's memory: what is made of them lies in temporary files, mapped.
+
+What was read from safetensors, or from a file beside an ONNX model, is a map of that file already. The system takes
+pages of maps back when memory runs short, and reads them again when they are needed.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from collections.abc import Iterable
+
+from ..errors import OutputError
+
+LARGE_BYTES = 1 << 29
+"""Weights that are mapped and take more are large."""
+SMALL_BYTES = 1 << 16
+"""What takes less stays in memory."""
+FILE_BYTES = 1 << 26
+"""What takes more has a file of its own, which goes with it; the rest shares files of four times that: a process may
+have a thousand open."""
+ALIGNED = 64
+
+
+def are_large(sizes: Iterable[int]) -> bool:
+    """Whether weights of so many bytes each are."""
+    return sum(sizes) > LARGE_BYTES
+
+
+class Room:
+    """Room for arrays in temporary files. A file goes when nothing in it is used any more."""
+
+    def __init__(self) -> None:
+        self._shared = memoryview(b"")
+
+    @staticmethod
+    def wants(size: int) -> bool:
+        """Whether an array of so many bytes is to be there."""
+        return size >= SMALL_BYTES
+
+    def take(self, size: int) -> memoryview:
+        """So many bytes, to be written. Raises OutputError where the disk is full."""
+        if size > FILE_BYTES:
+            return self._file(size)
+        if len(self._shared) < size:
+            self._shared = self._file(4 * FILE_BYTES)
+        found, self._shared = self._shared[:size], self._shared[-(-size // ALIGNED) * ALIGNED :]
+        return found
+
+    def _file(self, size: int) -> memoryview:
+        try:
+            with tempfile.TemporaryFile(prefix="graphprune-") as file:
+                if hasattr(os, "posix_fallocate"):  # a map of a file that the disk has no room for ends the process
+                    os.posix_fallocate(file.fileno(), 0, size)
+                else:
+                    file.truncate(size)
+                return memoryview(mmap.mmap(file.fileno(), size))
+        except OSError as error:
+            where, why = tempfile.gettempdir(), error.strerror or error
+            raise OutputError(
+                f"{where}: no room for {size:,} bytes of weights ({why})", "TMPDIR names another folder"
+            ) from error

@@ -1,0 +1,198 @@
+"""Weights that are large: what is made of them is in files, and is what it is in memory."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+from onnx import TensorProto, helper, numpy_helper
+
+import graphprune as gp
+from graphprune.cli import main
+from graphprune.driver.artifact import ONCE
+from graphprune.errors import ModelError, OutputError
+from graphprune.hosts import large
+from graphprune.hosts.large import Room
+from graphprune.hosts.onnx.run import Session
+from graphprune.hosts.torch.host import TorchHost
+from graphprune.hosts.torch.pretrained import made_from
+
+SIZES = dict(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
+SIZES |= dict(num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+
+
+@pytest.fixture
+def everything_is_large(monkeypatch):
+    monkeypatch.setattr(large, "LARGE_BYTES", 0)
+    monkeypatch.setattr(large, "SMALL_BYTES", 1)
+    monkeypatch.setattr(large, "FILE_BYTES", 4096)
+
+
+def llama(path: Path, dtype: torch.dtype = torch.float32) -> Path:
+    hf = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    model = hf.LlamaForCausalLM(hf.LlamaConfig(**SIZES)).to(dtype)
+    with torch.no_grad():
+        for tensor in model.parameters():
+            tensor.add_(0.1 * torch.randn_like(tensor))
+    model.save_pretrained(path)
+    return path
+
+
+def perceptron(folder: Path) -> Path:
+    """Float32 with external data, one tensor of 256 bytes."""
+    folder.mkdir(parents=True)
+    made = np.random.default_rng(0)
+    shapes = {"up": (16, 64), "down": (64, 16), "end": (16, 4)}
+    weights = [numpy_helper.from_array(made.standard_normal(s, np.float32), n) for n, s in shapes.items()]
+    nodes = [
+        helper.make_node("MatMul", ["x", "up"], ["a"]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("MatMul", ["b", "down"], ["c"]),
+        helper.make_node("Add", ["x", "c"], ["d"]),
+        helper.make_node("MatMul", ["d", "end"], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", k]) for n, k in (("x", 16), ("y", 4))]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, folder / "a.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    return folder / "a.onnx"
+
+
+def digests(folder: Path, *names: str) -> dict[str, str]:
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+
+
+def in_a_file(address: int) -> bool:
+    """Whether memory at an address is a map of a temporary file that is gone."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        first, last = (int(part, 16) for part in line.split()[0].split("-"))
+        if first <= address < last:
+            return "(deleted)" in line
+    return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux tells what is mapped")
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_large_folder_becomes_the_same_bytes_and_is_written_once(alike, tmp_path, request):
+    source, names = llama(tmp_path / "in"), ("model.safetensors", "plan.json", "config.json")
+    options = dict(params="0.7x", measure=False, alike=alike)
+    gp.compile(f"hf:{source}", out=tmp_path / "memory", **options)
+    request.getfixturevalue("everything_is_large")
+    artifact = gp.compile(f"hf:{source}", out=tmp_path / "files", **options)
+    assert digests(tmp_path / "files", *names) == digests(tmp_path / "memory", *names)
+    assert ONCE in artifact.report["notes"]
+    assert not {"model.pt2", "weights.pt"} & {path.name for path in (tmp_path / "files").iterdir()}
+    assert (tmp_path / "memory" / "model.pt2").exists()
+    assert all(in_a_file(tensor.data_ptr()) for tensor in artifact.model.parameters())
+    again = gp.load(f"hf:{source}")
+    for name, value in again.graph.parameters.items():  # nothing was written into what was given
+        assert np.array_equal(again.host.parameter(name), artifact.program.source.parameter(value.name))
+
+
+def test_a_large_folder_that_the_class_has_no_place_for_is_written_as_any(tmp_path, everything_is_large):
+    recipe = "factor{layers=*down_proj},group,score,mask{width=*rank=4},propagate"
+    artifact = gp.compile(f"hf:{llama(tmp_path / 'in')}", recipe=recipe, out=tmp_path / "out", measure=False)
+    assert ONCE not in artifact.report["notes"]
+    assert any(note.startswith("nothing that from_pretrained loads") for note in artifact.report["notes"])
+    found = TorchHost.load(tmp_path / "out" / "model.pt2")
+    example = artifact.program.host.example()
+    assert np.array_equal(found.run(example)[0], artifact.program.host.run(example)[0])
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux tells what is mapped")
+def test_a_large_onnx_file_becomes_the_same_bytes(tmp_path, request):
+    source = perceptron(tmp_path / "in")
+    names = ("model.onnx", "model.onnx.data", "plan.json")
+    gp.compile(source, params="0.7x", grain=1, out=tmp_path / "memory", measure=False)
+    request.getfixturevalue("everything_is_large")
+    artifact = gp.compile(source, params="0.7x", grain=1, out=tmp_path / "files", measure=False)
+    assert digests(tmp_path / "files", *names) == digests(tmp_path / "memory", *names)
+    tensor = artifact.model.graph.initializers["up"].const_value
+    assert tensor.shape[1] < 64 and in_a_file(tensor.numpy().ctypes.data)
+
+
+def test_weights_that_are_fed_give_what_copied_ones_do(tmp_path, monkeypatch):
+    monkeypatch.setattr("graphprune.hosts.onnx.run._INLINE", 1)
+    host = gp.load(perceptron(tmp_path / "in")).host
+    x = {"x": np.random.default_rng(0).standard_normal((3, 16)).astype(np.float32)}
+    copied = Session(host.model)
+    monkeypatch.setattr(large, "LARGE_BYTES", 0)
+    fed = Session(host.model)
+    assert set(fed._fed) == {"up", "down", "end"} and not copied._fed
+    assert np.allclose(copied.run(x)[0], fed.run(x)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_an_op_that_takes_no_fed_weight_has_it_as_it_was(monkeypatch):
+    """ONNX Runtime's quantised Attention wants its weights when it is made."""
+    monkeypatch.setattr("graphprune.hosts.onnx.run._INLINE", 1)
+    monkeypatch.setattr(large, "LARGE_BYTES", 0)
+    weight = numpy_helper.from_array(np.ones((4, 8), np.uint8), "w")
+    scale, zero = (numpy_helper.from_array(np.array(one), n) for one, n in ((np.float32(1), "s"), (np.uint8(0), "z")))
+    node = helper.make_node("DynamicQuantizeMatMul", ["x", "w", "s", "z"], ["y"], domain="com.microsoft")
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", k]) for n, k in (("x", 4), ("y", 8))]
+    graph = helper.make_graph([node], "g", ends[:1], ends[1:], [weight, scale, zero])
+    sets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    found = Session(gp.load(helper.make_model(graph, opset_imports=sets, ir_version=9)).host.model)
+    assert np.allclose(found.run({"x": np.ones((1, 4), np.float32)})[0], 4, atol=0.1)
+
+
+def test_a_disk_without_room_is_said(monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(OutputError, match="no room for 100,000,000 bytes of weights") as told:
+        Room().take(100_000_000)
+    assert "TMPDIR" in str(told.value.hint)
+
+
+def test_what_shares_a_file_does_not_overlap(monkeypatch):
+    monkeypatch.setattr(large, "FILE_BYTES", 256)
+    room = Room()
+    sizes = [1, 63, 64, 65, 300, 200, 256, 7]
+    views = [room.take(size) for size in sizes]
+    for k, view in enumerate(views):
+        view[:] = bytes([k]) * len(view)
+    assert [(len(view), set(view)) for view in views] == [(size, {k}) for k, size in enumerate(sizes)]
+
+
+def test_inspect_reads_no_weight_and_compile_checks_them(tmp_path, monkeypatch):
+    source = llama(tmp_path / "in")
+    plain = CliRunner().invoke(main, ["inspect", f"hf:{source}", "--json"], catch_exceptions=False)
+
+    def read(self, name):
+        raise AssertionError(f"{name} was read")
+
+    monkeypatch.setattr(TorchHost, "parameter", read)
+    unread = CliRunner().invoke(main, ["inspect", f"hf:{source}", "--json"], catch_exceptions=False)
+    assert unread.exit_code == 0 and unread.stdout == plain.stdout
+    monkeypatch.undo()
+    hf = pytest.importorskip("transformers")
+    model = hf.LlamaForCausalLM.from_pretrained(source)
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = torch.nan
+    model.save_pretrained(tmp_path / "nan")
+    with pytest.raises(ModelError, match="weight` has 1 NaN"):
+        gp.compile(f"hf:{tmp_path / 'nan'}", params="0.7x")
+
+
+def test_a_class_made_from_a_configuration_is_what_the_library_loads(tmp_path):
+    """Its tables of angles too, which are no weights, and stay float32 beside weights of half precision."""
+    hf = pytest.importorskip("transformers")
+    loaded = hf.LlamaForCausalLM.from_pretrained(llama(tmp_path / "in", torch.bfloat16), dtype="auto")
+    made = made_from(type(loaded), loaded.config, loaded.state_dict(), torch.bfloat16)
+    for (name, one), (_, other) in zip(made.named_buffers(), loaded.named_buffers(), strict=True):
+        assert one.dtype == other.dtype and torch.equal(one, other), name
+    assert torch.get_default_dtype() == torch.float32
+    ids = torch.arange(3, 30)[None]
+    with torch.no_grad():
+        assert torch.equal(made(ids).logits, loaded(ids).logits)
+    assert made.lm_head.weight.data_ptr() == loaded.lm_head.weight.data_ptr()  # nothing was copied
