@@ -44,7 +44,8 @@ class Mixture(nn.Module):
         if self.training:  # Switch Transformers (Fedus et al. 2022), eq. 4
             used = F.one_hot(ids, EXPERTS).float().mean((0, 1, 2))
             self.uneven = EXPERTS * (used * share.mean((0, 1))).sum()
-        return x + (best[..., None] * made).sum(-2)
+        y: Tensor = x + (best[..., None] * made).sum(-2)
+        return y
 
 
 class Digits(nn.Module):
@@ -56,6 +57,9 @@ class Digits(nn.Module):
         self.layers = nn.ModuleList(Mixture() for _ in range(LAYERS))
         self.mix = nn.ModuleList(nn.Linear(8, 8) for _ in range(LAYERS))  # of rows
         self.leave = nn.Linear(8 * WIDTH, 10)
+
+    def mixtures(self) -> list[Mixture]:
+        return [layer for layer in self.layers if isinstance(layer, Mixture)]
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.enter(x.squeeze(1)) + self.place
@@ -74,13 +78,13 @@ def trained(seed: int) -> nn.Module:
     for _ in range(EPOCHS):
         for rows in torch.randperm(len(X))[: len(X) // BATCH * BATCH].reshape(-1, BATCH):
             loss = F.cross_entropy(module(X[rows]), Y[rows])
-            loss = loss + BALANCE * sum(layer.uneven for layer in module.layers)
+            loss = loss + BALANCE * torch.stack([mixture.uneven for mixture in module.mixtures()]).sum()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-    for layer in module.layers:
-        layer.uneven = torch.zeros(())
+    for mixture in module.mixtures():
+        mixture.uneven = torch.zeros(())
     return module.eval()
 
 
@@ -91,8 +95,7 @@ def accuracy(module: nn.Module) -> float:
 
 def cut(module: nn.Module, score: str, left: int, seed: int) -> float:
     """Accuracy in percent of held-out digits with so many experts a layer."""
-    loss = {"data": (X[:512], Y[:512]), "loss": F.cross_entropy}
-    program = gp.load(module, (X[:2],), seed=seed, **loss)
+    program = gp.load(module, (X[:2],), data=(X[:512], Y[:512]), loss=F.cross_entropy, seed=seed)
     share = f"{left / EXPERTS}x"
     steps = f"group{{places=experts}},score{{by={score}}},mask{{channels={share} allocate=uniform}},propagate"
     pruned = gp.run(steps, program)
