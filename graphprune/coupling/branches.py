@@ -212,7 +212,7 @@ def _branch(graph: Graph, op: Op, operand: int, behind: _Behind) -> tuple[Residu
         return Frozen(name, 1, "no parameter multiplies the whole of it, so there is no masked model to compare with")
     if shared := next((p for p, _ in sorted(silent) if not _only_for(graph, graph.parameters[p], gone)), None):
         return Frozen(name, 1, f"`{shared}`, the last that it is multiplied by, is used elsewhere too")
-    return Residual(name, branch, op, other, axis, silent, any(map(attends, gone.values()))), len(gone)
+    return Residual(name, branch, op, other, axis, silent, any(attends(one, graph) for one in gone.values())), len(gone)
 
 
 def _kept_by_output(
@@ -250,10 +250,16 @@ def _only_for(graph: Graph, value: Value, gone: Mapping[str, Op]) -> bool:
     ) and not graph.is_output(value)
 
 
-def attends(op: Op) -> bool:
-    """Whether it contracts activations with one another."""
-    varying = [value for value in op.inputs if value is not None and not value.constant]
+def attends(op: Op, graph: Graph) -> bool:
+    """Whether it contracts activations with one another. Weights of experts that were picked by number are none."""
+    varying = [value for value in op.inputs if value is not None and not value.constant and not _picked(value, graph)]
     return "attention" in op.kind or (op.kind in ("matmul", "einsum", "fused_matmul") and len(varying) > 1)
+
+
+def _picked(value: Value, graph: Graph) -> bool:
+    maker = graph.maker(value)
+    table = maker.inputs[0] if maker is not None and maker.kind in ("index", "gather") else None
+    return table is not None and table.constant and maker is not None and bool(graph.relations[maker.name].picks)
 
 
 def _passed(value: Value, graph: Graph) -> Value | None:

@@ -17,7 +17,7 @@ def places(graph: Graph) -> dict[Dim, str]:
     """Of every leaf that is not ``inner``, which of the others it is."""
     found: dict[Dim, str] = dict.fromkeys(experts(graph), "experts")
     for op in graph.ops:
-        if attends(op):
+        if attends(op, graph):
             found |= dict(_attention(graph, op))
     for op in graph.ops:
         if adds(op):

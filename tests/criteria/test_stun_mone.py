@@ -66,3 +66,5 @@ def test_experts_are_a_place_and_no_other_softmax_is():
     found = places(graph)
     assert sorted(leaf.size for leaf, where in found.items() if where == "experts") == [2, 3]
     assert len(routes(graph)) == 1
+    by_size = {leaf.size: where for leaf, where in places(nets.program("TopTwo").graph).items()}
+    assert 4 not in by_size  # inner: picked weights are no attention
