@@ -574,10 +574,10 @@ NETS |= {
         "a = MatMul(x, w) v, i = TopK<axis=-1>(a, k) b = MatMul(x, u) s = CumSum(b, two) c = MatMul(x, z)"
         "l = LpNormalization<p=2>(c) d = Concat<axis=2>(v, s, l) y = MatMul(d, w2)",
         {"w": (6, 7), "k": np.array([3]), "u": (6, 8), "two": np.int64(2), "z": (6, 9), "w2": (20, 5)},
-        [],
+        [7],  # the best three of those that are left
         SEQ,
+        inert={"w[1]"},  # in whatever order they were
         frozen={
-            "w[1]": "v (along) tells its positions apart",
             "u[1]": "s (along) tells its positions apart",
             "z[1]": "l (along) tells its positions apart",
         },
@@ -603,7 +603,7 @@ NETS |= {
         [2],  # what is gathered, not what it is gathered from
         "float[2,8,6] x",
         frozen={
-            "w[1]": "s: `ScatterElements` picks or sets single entries by their place in the tensor",
+            "w[1]": "s (scatter) tells its positions apart",
             "u[1]": "tells its positions apart",
         },
     ),

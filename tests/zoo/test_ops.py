@@ -123,7 +123,7 @@ class Filled(nn.Module):
 
 
 class Experts(nn.Module):
-    """Weights picked by number: their inner width can be pruned."""
+    """Weights picked by number: so can their inner width be pruned, and the experts."""
 
     def __init__(self):
         super().__init__()
@@ -165,7 +165,7 @@ CASES = {
     Standardised: (IMAGE, [], None),
     Added: (WORDS, [3, 4, 4], None),
     Filled: (WORDS, [3, 4, 4], None),
-    Experts: (ROWS, [12], [12]),
+    Experts: (ROWS, [4, 12], [4, 12]),
     Norms: (IMAGE, [4, 4], [4, 4]),
 }
 RUNS = [
