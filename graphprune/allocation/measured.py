@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ..axes.dim import find
 from ..calibration.batches import some
-from ..calibration.curvature import Curvature
 from ..calibration.held_back import hold_back
 from ..calibration.outputs import Outputs, compared, distortion
 from ..ir.facts import Groups
@@ -34,12 +33,10 @@ class Measured:
     def of(cls, program: Program, groups: Groups) -> Measured:
         inputs, outputs = program.graph.inputs, compared(program.graph)
         rest, held = hold_back(program) if len(kinds(program, groups)) > 1 else (program, ())
-        if held:
-            facts = {kind: fact for kind, fact in rest.facts.items() if kind is not Curvature}
-            program = replace(rest, facts=facts)
         batches = some(held or program.data, inputs, SAMPLES, SAMPLES_BYTES)
         whole = [program.host.watch(batch, outputs) for batch in batches]
-        return cls(Repaired.of(program, groups), batches, whole)
+        # the graph is the program's own: groups know its dims
+        return cls(Repaired.of(program, groups, rest.data if held else program.data), batches, whole)
 
     def lost(self, gone: Gone, known: Sequence[Mapping[str, Array]] | None = None) -> float:
         """The mean squared change of the outputs, as a share of their variance. ``known``: per batch, what the ops

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -17,7 +17,7 @@ from ..coupling.affine import affine
 from ..coupling.branches import Gap, adds, gaps, silence
 from ..coupling.contractions import contractions
 from ..ir.facts import Group
-from ..ir.host import Array, Host
+from ..ir.host import Array, Batch, Host
 from ..ir.liveness import dead
 from ..ir.program import Program
 
@@ -42,20 +42,21 @@ class Repaired:
 
     program: Program
     groups: Mapping[str, Group]
+    data: Sequence[Batch]  # what is fitted to
     _mends: dict[tuple[str, str, str], Mend] = field(default_factory=dict)
     _made: dict[tuple[object, ...], tuple[Array, Array]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, program: Program, groups: Iterable[Group]) -> Repaired:
-        return cls(program, {group.name: group for group in groups})
+    def of(cls, program: Program, groups: Iterable[Group], data: Sequence[Batch]) -> Repaired:
+        return cls(program, {group.name: group for group in groups}, data)
 
     @cached_property
     def curvature(self) -> Curvature:
         program = self.program
-        if program.knows(Curvature):
+        if program.knows(Curvature) and self.data is program.data:
             return program.fact(Curvature)
         found = contractions(program.graph, own=True)
-        sums = covariances(found, program.host, program.data, program.seed)
+        sums = covariances(found, program.host, self.data, program.seed)
         return curvature(found, program.graph, program.host, sums)
 
     @cached_property
@@ -159,10 +160,10 @@ class Repaired:
         groups, outputs, inputs = layer.flat_matrix(program.host).shape
         cross, total, count = np.zeros((groups, inputs, outputs)), np.zeros(groups * outputs), 0
         names = sorted({layer.value.name, gap.before.name, gap.behind.name})
-        for number, batch in enumerate(program.data):
+        for number, batch in enumerate(self.data):
             seen = program.host.watch(batch, names)
             rng = np.random.default_rng([program.seed, number, self._place[layer.op.name]])
-            wanted = -(-rows_wanted(reading.mean.shape[1]) // len(program.data))
+            wanted = -(-rows_wanted(reading.mean.shape[1]) // len(self.data))
             at = draw(rng, layer.positions(seen[layer.value.name]), wanted)
             before, behind = (
                 layer.targets(seen[value.name], at).astype(np.float64) for value in (gap.before, gap.behind)

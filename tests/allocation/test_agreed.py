@@ -21,6 +21,7 @@ from graphprune.allocation.measured import Measured, kinds
 from graphprune.allocation.rd import measured_losses
 from graphprune.axes.dim import Dim
 from graphprune.calibration.before_norms import preimage
+from graphprune.calibration.outputs import distortion
 from graphprune.coupling.branches import gaps, residuals
 from graphprune.criteria.branches import output
 from graphprune.ir.facts import Group, Groups, Keep, Scores
@@ -139,12 +140,24 @@ def test_kinds_are_measured_on_samples_that_nothing_was_fitted_to() -> None:
     program = scored()
     every = {tuple(row) for (x,) in program.data for row in x}
     measured = Measured.of(program, program.fact(Groups))
-    seen, fitted = (
-        {tuple(row) for (x,) in part for row in x} for part in (measured.batches, measured.repaired.program.data)
-    )
+    seen, fitted = ({tuple(row) for (x,) in part for row in x} for part in (measured.batches, measured.repaired.data))
     assert seen and fitted and not seen & fitted and seen | fitted == every
     widths = program.fact(Groups).channels
-    assert Measured.of(program, widths).repaired.program.data is program.data
+    assert Measured.of(program, widths).repaired.data is program.data
+
+
+def test_of_several_kinds_channels_are_measured_with_what_reads_them_fitted() -> None:
+    program = scored()
+    every = program.fact(Groups)
+    (group,) = (group for group in every if group.name == "inner")
+    gone = np.argsort(program.fact(Scores)[group])[:8]
+    mixed, alone = Measured.of(program, every), Measured.of(program, every.channels)
+    zeroed = program.host.copy()
+    zeroed.zero("outer.weight", 1, gone)
+    plain = distortion(mixed.whole, [zeroed.watch(batch, list(mixed.whole[0])) for batch in mixed.batches])
+    assert mixed.lost({"inner": gone}) < 0.7 * plain
+    first, second = (one.repaired.without({"inner": gone}).parameter("outer.weight") for one in (mixed, alone))
+    assert np.allclose(first, second, rtol=0.2, atol=0.02)  # of seven eighths of the samples
 
 
 def test_the_choice_is_no_worse_as_a_whole_than_that_of_any_kind(monkeypatch: pytest.MonkeyPatch) -> None:
