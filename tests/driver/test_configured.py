@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 import graphprune as gp
 from graphprune.cost import static as costs
+from graphprune.coupling.groups import find_groups
 from graphprune.errors import DataError, ModelError, RecipeError
 from graphprune.hosts.torch.host import TorchHost
 from graphprune.hosts.torch.pretrained import example_of
@@ -252,6 +253,8 @@ def test_experts_go_whole_and_the_configuration_counts_those_that_are_left(name,
     rows = {tuple(tensor.shape) for key, tensor in artifact.model.state_dict().items() if key.endswith(".gate.weight")}
     field = next(field for field in ("num_experts", "num_local_experts", "n_routed_experts") if field in config)
     assert rows == {(config[field], 32)} and config["num_experts_per_tok"] == 2
+    whole = find_groups(artifact.program.source.lift())
+    assert {group.multiple for group in whole if "experts.gate_up_proj" in group.name} == {4}  # 16 bytes
     if name in ("OlmoeForCausalLM", "DeepseekV3ForCausalLM"):
         assert 2 <= config[field] < 6
 
