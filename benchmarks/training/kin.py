@@ -20,7 +20,7 @@ import graphprune as gp
 from graphprune.ir.facts import Groups, Keep
 
 from ..results import Results
-from .digits import X, batches, held, network, training
+from .digits import batches, held, network, training
 from .loop import Run, mean, share
 
 EPOCHS, TUNE = 8, 2
@@ -59,7 +59,6 @@ def penalty_of(name: str, program: gp.Program, module: nn.Module, optimizer: Any
 NAMES = (
     *("none", "GroupLasso", "Slimming", "VAR", "AdaSAP", "DReSS", "GrowingRegularization", "Catalyst", "BiP"),
     *("Movement", "SMCP", "LAPP", "Polarization", "Consensus", "OnTheFly", "StochasticMasks", "Transport"),
-    "interleaved",
 )
 
 
@@ -68,8 +67,6 @@ def one(results: Results, name: str, seed: int) -> dict[str, float]:
     state = results.path.parent / f"kin-dense-{seed}.pt"
     training(seed, 10).train(module, checkpoint=state, what=f"dense, seed {seed}")
     run = Run(batches(seed + 50), training(seed).length, EPOCHS)
-    if name == "interleaved":
-        return interleaved(module, run, seed)
     optimizer = run.optimizer(module)
     penalty = penalty_of(name, program, module, optimizer, run)
 
@@ -87,17 +84,6 @@ def one(results: Results, name: str, seed: int) -> dict[str, float]:
     found["cut"] = held(cut.model)
     Run(batches(seed + 100), run.length, TUNE, rate=0.05).train(cut.model, what=f"{name}, fine-tuning")
     return {**found, "tuned": held(cut.model)}
-
-
-def interleaved(module: nn.Module, run: Run, seed: int) -> dict[str, float]:
-    """Small steps with an epoch after each, what goes measured anew every time (Adapt-Pruner's loop)."""
-    network = gp.load(module, (X[:2],), data=X[:256].numpy())
-    for epoch, share_left in enumerate(gp.train.linear(EPOCHS, 0.5)):
-        network = gp.run(f"group,score,mask{{macs={share_left}x of=given allocate=rd}},propagate", network)
-        Run(batches(seed + 50 + epoch), run.length, 1, rate=0.05).train(network.model, what=f"interleaved, seed {seed}")
-    found = dict.fromkeys(("trained", "cut"), held(network.model))
-    Run(batches(seed + 100), run.length, TUNE, rate=0.05).train(network.model, what="interleaved, fine-tuning")
-    return {**found, "tuned": held(network.model)}
 
 
 def main() -> None:
