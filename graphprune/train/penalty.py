@@ -81,8 +81,8 @@ class Penalty(nn.Module):
         self.listens = strength == AUTO and type(self).value is not Penalty.value
         if self.listens:
             self.register_buffer("heard", torch.zeros((), dtype=torch.int64, device=self.channels.device))
-            self.register_buffer("loudness", torch.zeros((), dtype=torch.float64, device=self.channels.device))
-            self.register_buffer("found", torch.zeros((), dtype=torch.float64, device=self.channels.device))
+            self.register_buffer("loudness", torch.zeros((), device=self.channels.device))
+            self.register_buffer("found", torch.zeros((), device=self.channels.device))
         self.optimizer = optimizer
         self._handles: list[Any] = []
         if optimizer is not None:
