@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from .backends.effort import Budget
 from .backends.target import Target, on_devices, target
 from .calibration import batches as calibration
+from .calibration import processes
 from .calibration.held_back import hold_back
 from .calibration.images import Images
 from .calibration.losses import loss_of
@@ -412,6 +413,10 @@ def compile(
     folder for the program after every pass; ``instruments``: called before and after every pass, of every attempt;
     ``progress``: called as ``progress(what, done, total)``.
 
+    **Several processes** (torchrun, or any with torch.distributed begun), each of which calls this with the same model
+    and the whole of the data: statistics, distortions and sweeps of branches are shared out by batch, all come to the
+    plan that one alone comes to, and the first proves and writes. Latencies are for one process alone: none is taken.
+
     Raises GraphpruneError of the kind that fits (BudgetError, DataError, ModelError, OutputError, RecipeError,
     TargetError, VerificationError), with a hint; nothing is written then.
     """
@@ -437,12 +442,15 @@ def compile(
     if dry_run:
         out, verify, measure = None, False, measure and bool(chosen)
     apart(out, dump)
-    with new_folder(out, force) as folder, dumped(dump, force) as dumps:
+    first = processes.rank() == 0  # of several, the one that writes and proves
+    measure, verify = measure and processes.count() == 1, verify and first
+    with new_folder(out if first else None, force) as folder, dumped(dump if first else None, force) as dumps:
         watching = (*instruments, *dumps)
         if progress:
             progress("load", 0, 1)
         options: dict[str, Any] = {"data": data, "fixed": fixed, "images": images, "loss": loss, "seed": seed}
         program = model if isinstance(model, Program) else load(model, example_inputs, **options)
+        processes.check_data(program.data)
         program, judged = hold_back(program)
         judge, name = _evaluation(evaluate)
         figures_before = figures(judge, program.host, name) if judge else {}  # a function that fails does so now
@@ -464,7 +472,7 @@ def compile(
         unit, text = next(iter(given.items()), ("", "") if width else ("macs", "0.5x"))
         held = Table.read(Path(table)) if table is not None else None
 
-        stages = Stages.of(program) if cache else None
+        stages = Stages.of(program) if cache and processes.count() == 1 else None
         perform = stages.perform if stages else None
 
         def attempt(steps: Recipe) -> tuple[Program, Mapping[str, Any]]:
@@ -474,6 +482,8 @@ def compile(
                 if held is not None:
                     raise RecipeError(f"{table}: a latency table, and no budget of latency", "--latency 0.6x reads it")
                 return run_recipe(steps, program, progress, watching, perform), {}
+            if processes.count() > 1:
+                raise RecipeError("a latency is measured by one process alone", "give another budget, or no torchrun")
             outcome = to_latency(
                 program,
                 steps,
@@ -490,11 +500,13 @@ def compile(
             steps, (done, facts) = own, attempt(own)
         else:
             steps, (done, facts) = _aligned(program, unit, text, widest, control, attempt)
+        if processes.count() > 1:
+            processes.check_plan(json.dumps(dict(done.plan), default=repr))
         found: Mapping[str, Any] = {}
 
         def finish(done: Program) -> tuple[Sequence[Check] | None, Mapping[str, Path], Mapping[str, Any]]:
             nonlocal found
-            if effort is not None:
+            if effort is not None and first:
                 chosen[0], found = chosen[0].tune(done, effort, threads=threads, seed=seed, progress=progress)
             if progress and verify:
                 progress("verify", 0, 1)
@@ -541,6 +553,7 @@ def compile(
         )
         if folder is not None:
             write(folder, done, report)
+    processes.wait()
     if stages and not dry_run:
         stages.clear()
     return Artifact(done, report, Path(out) if out is not None else None)

@@ -9,6 +9,7 @@ from ..axes.dim import find
 from ..calibration.batches import some
 from ..calibration.held_back import hold_back
 from ..calibration.outputs import Outputs, compared, distortion
+from ..calibration.processes import gathered, mine
 from ..ir.facts import Groups
 from ..ir.host import Array, Batch, Host
 from ..ir.program import Program
@@ -21,9 +22,9 @@ SAMPLES, SAMPLES_BYTES = 32, 1 << 22
 
 @dataclass(frozen=True)
 class Measured:
-    """``batches`` of the data, and what the outputs are for them. Where there are several kinds of groups, nothing is
-    fitted to those samples: a fit of a wide layer to few samples is nearer to them than to any others, and the
-    narrower the layer the less, so that kinds would not compare."""
+    """``batches`` of the data, this process's, and what the outputs are for those of all. Where there are several kinds
+    of groups, nothing is fitted to those samples: a fit of a wide layer to few samples is nearer to them than to any
+    others, and the narrower the layer the less, so that kinds would not compare."""
 
     repaired: Repaired
     batches: Sequence[Batch]
@@ -34,20 +35,21 @@ class Measured:
         inputs, outputs = program.graph.inputs, compared(program.graph)
         rest, held = hold_back(program) if len(kinds(program, groups)) > 1 else (program, ())
         batches = some(held or program.data, inputs, SAMPLES, SAMPLES_BYTES)
-        whole = [program.host.watch(batch, outputs) for batch in batches]
+        own = mine(batches)
+        whole = gathered([program.host.watch(batch, outputs) for batch in own], len(batches))
         # the graph is the program's own: groups know its dims
-        return cls(Repaired.of(program, groups, rest.data if held else program.data), batches, whole)
+        return cls(Repaired.of(program, groups, rest.data if held else program.data), own, whole)
 
     def lost(self, gone: Gone, known: Sequence[Mapping[str, Array]] | None = None) -> float:
         """The mean squared change of the outputs, as a share of their variance. ``known``: per batch, what the ops
         before the first that changes make."""
         host, names = self.repaired.without(gone), list(self.whole[0])
-        return distortion(self.whole, list(_watched(host, self.batches, names, known)))
+        return distortion(self.whole, gathered(_watched(host, self.batches, names, known), len(self.whole)))
 
 
 def _watched(
     host: Host, batches: Sequence[Batch], names: Sequence[str], known: Sequence[Mapping[str, Array]] | None
-) -> Outputs:
+) -> list[Mapping[str, Array]]:
     return [host.watch(batch, names, known[k] if known else None) for k, batch in enumerate(batches)]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from ..coupling.contractions import Contraction
 from ..ir.graph import Graph
 from ..ir.host import Array, Batch, Host
 from .least_squares import Covariance, draw, rows_wanted
+from .processes import count, rank, sent, turns
 
 DAMP = 0.01
 """Ridge of a layer's H, in mean variances of its inputs."""
@@ -53,20 +54,31 @@ def covariances(
     first = [layers[0] for layers in windows.values()]
     sums = [Covariance(layer.groups, layer.flat_matrix(host).shape[2]) for layer in first]
     names = sorted({layer.value.name for layer in first})
-    for number, batch in enumerate(batches):
+
+    def made(number: int) -> Iterator[tuple[Array, ...]]:
         told(number)
-        seen = host.watch(batch, names)
-        for layer, own in zip(first, sums, strict=True):
+        seen = host.watch(batches[number], names)
+        for place, (layer, own) in enumerate(zip(first, sums, strict=True)):
             x = seen[layer.value.name]
             rng = np.random.default_rng([seed, number, zlib.crc32(layer.op.name.encode())])
             at = draw(rng, layer.positions(x), -(-rows_wanted(own.size) // len(batches)))
-            own.add(layer.rows(x, at))
+            for block in own.blocks(layer.rows(x, at)):
+                rows, square, total = own.products(block)
+                yield np.array(place), np.array(rows), square, total
+
+    if count() > 1:  # rows are taken about the means of the first batch
+        begun = [*made(0)] if rank() == 0 else []
+        for own, (about,) in zip(sums, sent([[own.about] for own in sums] if begun else [], 0), strict=True):
+            own.about = about
+    for parts in turns(len(batches), made):
+        for place, rows, square, total in parts:
+            sums[int(place)].put(int(rows), square, total)
     return {layer.op.name: own for layers, own in zip(windows.values(), sums, strict=True) for layer in layers}
 
 
 def curvature(found: Sequence[Contraction], graph: Graph, host: Host, sums: dict[str, Covariance]) -> Curvature:
     """Of the layers ``found``. ``sums`` is emptied on the way: a covariance and its inverse are large."""
-    count, made = scales(graph, host), dict[str, Reading]()
+    weigh, made = scales(graph, host), dict[str, Reading]()
     shared: dict[int, list[Contraction]] = {}
     for layer in found:
         shared.setdefault(id(sums[layer.op.name]), []).append(layer)
@@ -75,7 +87,7 @@ def curvature(found: Sequence[Contraction], graph: Graph, host: Host, sums: dict
         gram, mean = own.centred()
         inverse = np.stack([np.linalg.inv(_damped(part)) for part in gram])
         for layer in layers:
-            weight, scale = scaled(layer, host, count)
+            weight, scale = scaled(layer, host, weigh)
             energy = float(np.sum((weight @ gram) * weight))
             made[layer.op.name] = Reading(layer, weight, scale, mean, inverse, 1 / (energy or 1.0))
     return Curvature({layer.op.name: made[layer.op.name] for layer in found})

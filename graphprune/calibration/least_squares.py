@@ -36,9 +36,27 @@ class Covariance:
         return _blocks(x, self._about)
 
     def take(self, block: Array) -> None:
-        self.rows += block.shape[1]
-        self._square += block.swapaxes(1, 2) @ block  # a product of a matrix with itself takes half the time
-        self._sum += _total(block)
+        self.put(*self.products(block))
+
+    @staticmethod
+    def products(block: Array) -> tuple[int, Array, Array]:
+        """What ``put`` adds of a block: a product of a matrix with itself takes half the time."""
+        return block.shape[1], block.swapaxes(1, 2) @ block, _total(block)
+
+    def put(self, rows: int, square: Array, total: Array) -> None:
+        self.rows += rows
+        self._square += square
+        self._sum += total
+
+    @property
+    def about(self) -> Array:
+        """What is taken off every row: known once there were any."""
+        assert self._about is not None
+        return self._about
+
+    @about.setter
+    def about(self, mean: Array) -> None:
+        self._about = mean
 
     def centred(self) -> tuple[Array, Array]:
         """The covariance (groups, inputs, inputs) and the mean (groups, inputs)."""

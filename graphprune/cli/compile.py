@@ -189,6 +189,9 @@ def compile(
     Tuning keeps every schedule it finds: interrupted (Ctrl-C ends it early) or run again it goes on where
     it was, and ops of the same sizes in other networks start from them.
 
+    Under torchrun (torchrun --nproc_per_node 2 -m graphprune compile ...) what is computed of the data is shared out,
+    and the plan is the one that a single process comes to.
+
     \b
     Examples:
       graphprune compile model.onnx --channels 0.7x -o out
@@ -216,11 +219,13 @@ def compile(
         raise click.UsageError(f"--dry-run writes nothing: leave out {'--dump' if dump else '--tune'}")
 
     from .. import api
+    from ..calibration.processes import rank, torchrun
     from ..report.page import table as shown_table
     from ..report.page import widths as shown_widths
     from ..report.printed import PrintAfter
 
-    with progress() as told:
+    with torchrun(), progress() as told:
+        silent = rank() > 0  # one of several speaks
         artifact = api.compile(
             model,
             inputs,
@@ -251,8 +256,10 @@ def compile(
             force=force,
             dump=dump,
             instruments=[PrintAfter(print_after, partial(echo, err=True))] if print_after else (),
-            progress=told,
+            progress=None if silent else told,
         )
+    if silent:
+        return
     for one in artifact.report["notes"]:
         note(one)
     if quiet() and not dry_run:  # of which what it prints is all there is

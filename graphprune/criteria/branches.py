@@ -9,6 +9,7 @@ import numpy as np
 from ..calibration.activations import Walk
 from ..calibration.batches import some
 from ..calibration.outputs import Outputs, compared, distortion, divergence
+from ..calibration.processes import gathered, mine, turns
 from ..coupling.branches import silence
 from ..coupling.maskable import silencers
 from ..errors import RecipeError
@@ -38,11 +39,16 @@ def angular(program: Program, gates: Groups) -> Iterator[tuple[Group, float]]:
     names = sorted({name for first, last, _ in ends.values() for name in (first, last)})
     total = dict.fromkeys(ends, 0.0)
     batches = some(program.data, graph.inputs, SAMPLES)
-    for number, batch in enumerate(batches):
+
+    def made(number: int) -> Iterator[list[Array]]:
         program.progress("angles", number, len(batches))
-        seen = program.host.watch(batch, names)
-        for name, (first, last, axis) in ends.items():
-            total[name] += float(_angles(seen[first], seen[last], axis).mean()) / len(batches)
+        seen = program.host.watch(batches[number], names)
+        for first, last, axis in ends.values():
+            yield [_angles(seen[first], seen[last], axis).mean()]
+
+    for parts in turns(len(batches), made):
+        for name, (mean,) in zip(ends, parts, strict=True):
+            total[name] += float(mean) / len(batches)
     yield from ((group, total[group.name]) for group in gates)
 
 
@@ -120,13 +126,14 @@ def _measured(
     place = {op.name: k for k, op in enumerate(graph.ops)}
     first = {group.name: min(place[name] for name in dead(graph, group.branches)) for group in gates}
     names = compared(graph)
-    with Walk(program.host, graph, batches) as walk:
-        whole = [program.host.watch(batch, names) for batch in batches]
+    own = mine(batches)
+    with Walk(program.host, graph, own) as walk:
+        whole = gathered([program.host.watch(batch, names) for batch in own], len(batches))
         for number, group in enumerate(sorted(gates, key=lambda group: first[group.name])):
             program.progress("outputs without branches", number, len(gates))
             known, host = walk.live(first[group.name]), without(program, group)
-            seen = [host.watch(batch, names, live) for batch, live in zip(batches, known, strict=True)]
-            yield group, distance(whole, seen)
+            seen = [host.watch(batch, names, live) for batch, live in zip(own, known, strict=True)]
+            yield group, distance(whole, gathered(seen, len(batches)))
 
 
 def _loss(program: Program, host: Host) -> float:
