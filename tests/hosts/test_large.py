@@ -196,3 +196,21 @@ def test_a_class_made_from_a_configuration_is_what_the_library_loads(tmp_path):
     with torch.no_grad():
         assert torch.equal(made(ids).logits, loaded(ids).logits)
     assert made.lm_head.weight.data_ptr() == loaded.lm_head.weight.data_ptr()  # nothing was copied
+
+
+def test_weights_that_a_device_map_left_on_the_meta_device_are_refused():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 4, device="meta"))
+    model.hf_device_map = {"0": "cpu", "1": "disk"}
+    with pytest.raises(ModelError) as told:
+        gp.load(model, torch.randn(2, 4))
+    assert "2 parameters of Sequential are on the meta device" in told.value.message
+    assert "`1.weight`, placed by device_map on cpu, disk" in told.value.message
+    assert "hf:FOLDER" in str(told.value.hint)
+
+
+def test_one_whose_device_map_has_loaded_all_is_read_as_any():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4))
+    model.hf_device_map = {"": "cpu"}
+    x = torch.randn(2, 4)
+    with torch.no_grad():
+        assert np.allclose(gp.load(model, x).host.run([x.numpy()])[0], model(x).numpy(), rtol=0, atol=1e-6)

@@ -15,6 +15,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from ...errors import ModelError
 from ...ir.host import Call
 from .export_errors import refusal
 from .network import Network
@@ -29,6 +30,20 @@ def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
             module = inner
         else:
             return module
+
+
+def check_loaded(module: torch.nn.Module) -> None:
+    """Raises ModelError where weights are not there: on the meta device, as accelerate leaves what a ``device_map``
+    puts on the disk or hands over layer by layer."""
+    empty = [name for name, tensor in module.named_parameters() if tensor.is_meta]
+    if empty:
+        where = getattr(module, "hf_device_map", None)
+        placed = f", placed by device_map on {', '.join(sorted({str(one) for one in where.values()}))}" if where else ""
+        raise ModelError(
+            f"{len(empty)} parameters of {type(module).__name__} are on the meta device and have no values, the first "
+            f"`{empty[0]}`{placed}",
+            "load it without device_map; a folder of transformers is given as hf:FOLDER, whose weights are mapped",
+        )
 
 
 def trace(module: torch.nn.Module, inputs: Any, dynamic_shapes: Any = None) -> torch.export.ExportedProgram:

@@ -33,7 +33,7 @@ from .baked import bake, note
 from .casting import cast_graph, wider
 from .conditions import both_run, choices
 from .edit import LITERALS, arguments, narrow_to_slice, pointwise, set_argument, stored
-from .export import call_of, modes, retrace, trace, unwrapped
+from .export import call_of, check_loaded, modes, retrace, trace, unwrapped
 from .factor import after, before, transposed, weight_of
 from .functional import Unsupported, functionalise
 from .gradients import differentiate
@@ -89,6 +89,7 @@ class TorchHost:
         it; None lets the batch axis vary where the model allows. Names are those of the module inside
         torch.compile and DistributedDataParallel. Raises ModelError."""
         module = unwrapped(module)
+        check_loaded(module)
         host = cls.from_exported(trace(module, inputs, dynamic_shapes))
         host.notes = (*host.notes, *modes(module))
         return host
