@@ -16,6 +16,7 @@ from torch import nn
 
 import graphprune as gp
 from graphprune.allocation.problem import Allocation
+from graphprune.cost.polynomial import Polynomial
 from graphprune.cost.static import Cost
 from graphprune.cost.units import cost as static_cost
 from graphprune.hosts.onnx.host import OnnxHost
@@ -70,13 +71,24 @@ def test_a_module_is_traced_once_on_the_way_in_and_once_on_the_way_out(calls: Co
 
 
 @pytest.mark.parametrize("allocate", ["uniform", "global"])
-def test_the_whole_cost_is_not_asked_for_every_group(calls: Counter[str], allocate: str) -> None:
-    asked = []
+def test_the_whole_cost_is_not_asked_for_every_group(
+    calls: Counter[str], allocate: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, terms = Polynomial.of_one, [0]
+    asked: list[int] = []
+
+    def counted(self: Polynomial, number: int, values: Any) -> list[float]:
+        terms[-1] += len(self.terms)
+        return own(self, number, values)
+
+    monkeypatch.setattr(Polynomial, "of_one", counted)
     for ops in (20, 80):
         program = gp.run("group,score", gp.load(build("chain", ops)))
         calls.clear()
+        terms.append(0)
         gp.run(f"mask{{channels=0.5x allocate={allocate}}}", program)
         asked.append(calls["costs"])
+    assert 0 < terms[2] < 8 * terms[1]  # four times the groups, not sixteen
     assert asked[1] <= asked[0] + 4  # of a bisection, whose steps are the logarithm of the channels
 
 
