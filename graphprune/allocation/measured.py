@@ -43,7 +43,22 @@ class Measured:
     def lost(self, gone: Gone, known: Sequence[Mapping[str, Array]] | None = None) -> float:
         """The mean squared change of the outputs, as a share of their variance. ``known``: per batch, what the ops
         before the first that changes make."""
-        host, names = self.repaired.without(gone), list(self.whole[0])
+        return self._lost(self.repaired.without(gone), known)
+
+    def along(
+        self, name: str, order: Array, stops: Sequence[int], known: Sequence[Mapping[str, Array]]
+    ) -> dict[int, float]:
+        """What is lost without the first so many of a group's channels, in that order: one copy serves all ``stops``,
+        which grow."""
+        found, host, before = dict[int, float](), None, dict[str, Array]()
+        for stop in stops:
+            gone = {name: order[:stop]}
+            host = self.repaired.without(gone, host, before)
+            found[stop], before = self._lost(host, known), gone
+        return found
+
+    def _lost(self, host: Host, known: Sequence[Mapping[str, Array]] | None) -> float:
+        names = list(self.whole[0])
         return distortion(self.whole, gathered(_watched(host, self.batches, names, known), len(self.whole)))
 
 

@@ -94,7 +94,7 @@ def distortions(
         for number, group in enumerate(sorted(groups, key=lambda group: first[group.name])):
             program.progress("distortions", number, len(groups))
             order, known = np.argsort(scores[group], kind="stable"), walk.live(first[group.name])
-            lost = {stop: measured.lost({group.name: order[:stop]}, known) for stop in _stops(group, shares)}
+            lost = measured.along(group.name, order, _stops(group, shares), known)
             repaired.forget()
             if group.branches:
                 curves[group.name] = {0: lost[1], 1: 0.0}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 
 import numpy as np
 
@@ -80,9 +81,10 @@ class Repaired:
         read = (k for k, op in enumerate(graph.ops) if any(v is not None and v.name in mine for v in op.inputs))
         return min(read, default=0)
 
-    def without(self, gone: Gone) -> Host:
-        """The model without them."""
-        graph, host = self.program.graph, self.program.host.copy()
+    def without(self, gone: Gone, host: Host | None = None, before: Gone = MappingProxyType({})) -> Host:
+        """The model without them. ``host``: one without ``before``, fewer channels of the same groups, to go on
+        from."""
+        graph, host = self.program.graph, host or self.program.host.copy()
         branches = [branch for name in gone for branch in self.groups[name].branches]
         silence(graph, host, branches)
         off = dead(graph, branches) if branches else {}
@@ -93,7 +95,7 @@ class Repaired:
                 lost.setdefault(problem.layer.op.name, []).append((name, problem))
         for op, parts in lost.items():
             if op not in off:
-                self._fit(host, op, parts, [mend for mend in mends if mend.layer == op], gone)
+                self._fit(host, op, parts, [mend for mend in mends if mend.layer == op], gone, before)
         for name in gone:
             self._zero(host, name, gone)
         return host
@@ -107,7 +109,18 @@ class Repaired:
                 drop = np.flatnonzero(np.isin(coordinates(member.dim, group.dim), gone[name]))
                 host.zero(member.parameter, member.axis, drop)
 
-    def _fit(self, host: Host, op: str, parts: list[tuple[str, Problem]], mends: list[Mend], gone: Gone) -> None:
+    def _fit(
+        self, host: Host, op: str, parts: list[tuple[str, Problem]], mends: list[Mend], gone: Gone, before: Gone
+    ) -> None:
+        layer = self.curvature.readings[op].layer
+        changed, change = self._fitted(op, parts, mends, gone)
+        had = self._fitted(op, parts, mends, before)[1] if before else 0.0
+        tensor = self.program.host.parameter(layer.weight)
+        host.set_parameter(layer.weight, layer.tensor(changed, tensor.shape).astype(tensor.dtype))
+        host.add_bias(layer.op, change - had)
+
+    def _fitted(self, op: str, parts: list[tuple[str, Problem]], mends: list[Mend], gone: Gone) -> tuple[Array, Array]:
+        """A layer's matrix, and what its outputs get on top."""
         reading = self.curvature.readings[op]
         layer = reading.layer
         key = (op, *((name, len(gone[name])) for name, _ in parts), *map(id, mends))
@@ -121,10 +134,7 @@ class Repaired:
                     changed[part] = left_out(changed[part].T, reading.inverse[part], at).T
             change = ((matrix - changed) @ reading.mean[:, :, None]).ravel() + sum(mend.mean for mend in mends)
             self._made[key] = changed, change
-        changed, change = self._made[key]
-        tensor = self.program.host.parameter(layer.weight)
-        host.set_parameter(layer.weight, layer.tensor(changed, tensor.shape).astype(tensor.dtype))
-        host.add_bias(layer.op, change)
+        return self._made[key]
 
     def forget(self) -> None:
         """What was fitted; kept until then, since choices have much in common."""

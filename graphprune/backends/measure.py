@@ -124,9 +124,9 @@ def beside(original: Runnable, other: Runnable, repeats: int = 101, *, seconds: 
     return {"before": before, "after": replace(after, median_ms=taken * before.median_ms)}
 
 
-def share(original: Runnable, other: Runnable, *, seconds: float = 4.0) -> float:
+def share(original: Runnable, other: Runnable, repeats: int = 101, *, seconds: float = 4.0) -> float:
     """What ``other`` takes of the original's time, by ``beside``."""
-    times = beside(original, other, seconds=seconds)
+    times = beside(original, other, repeats, seconds=seconds)
     return times["after"].median_ms / times["before"].median_ms
 
 

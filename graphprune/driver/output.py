@@ -12,7 +12,7 @@ from ..errors import OutputError
 from ..ir.atomic import Stage, followed, spelt, stage, system_error, unwritable
 from ..ir.host import SUFFIXES
 
-_OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+_OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EMFILE)
 
 
 def apart(*outputs: str | os.PathLike[str] | None) -> None:

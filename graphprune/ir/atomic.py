@@ -189,7 +189,7 @@ def system_error(error: BaseException) -> OSError | None:
             return seen
         if said := re.search(r"\(os error (\d+)\)", str(seen)):
             return OSError(int(said[1]), os.strerror(int(said[1])))
-        seen = seen.__cause__ or seen.__context__
+        seen = seen.__cause__
     return None
 
 

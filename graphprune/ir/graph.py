@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..axes.dim import Dim, Size
+from ..axes.dim import Dim, Size, leaves
 from ..axes.index import Indices
 
 
@@ -95,6 +95,11 @@ class Graph:
     def is_output(self, value: Value) -> bool:
         """Whether a value leaves the graph."""
         return value in self._use_def.outputs
+
+    @property
+    def weighed(self) -> frozenset[Dim]:
+        """The leaves whose positions some op weighs against one another."""
+        return frozenset(leaf for choice in self.choices for leaf in leaves(choice.dim))
 
     @property
     def _use_def(self) -> _UseDef:

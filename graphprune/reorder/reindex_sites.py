@@ -20,12 +20,14 @@ def reader_sites(graph: Graph, groups: Groups, sizes: Mapping[str, int]) -> Iter
 
     It is as far up as nobody else looks, where the tensor is smallest, or right behind a concatenation.
     ``sizes``: what the dynamic symbols are. Readers without a site (grouped convolutions, attention) take
-    all that is kept.
+    all that is kept. Channels that are weighed against one another (softmax, top-k) are the same for all.
     """
+    weighed = graph.weighed
     shared = {group.dim for group in groups if len(_readers(groups, group.dim)) > 1}
     climb = _Climb(graph, sizes)
     for read in contractions(graph):
-        if read.op.attrs.get("groups", 1) == 1 and any(leaf in shared for leaf in leaves(read.dim)):
+        own = set(leaves(read.dim))
+        if read.op.attrs.get("groups", 1) == 1 and not own.isdisjoint(shared) and own.isdisjoint(weighed):
             site = climb(read.op, read.axis)
             if site is not None:
                 yield site
@@ -33,7 +35,7 @@ def reader_sites(graph: Graph, groups: Groups, sizes: Mapping[str, int]) -> Iter
 
 def writer_sites(graph: Graph, groups: Groups) -> Iterator[Site]:
     """One site for every layer whose result is added to another's, right before it is."""
-    free = {group.dim for group in groups}
+    free = {group.dim for group in groups} - graph.weighed
     climb = _Climb(graph, {})
     for op in graph.ops:
         operands = [value for value in op.inputs if value is not None]

@@ -152,6 +152,7 @@ def _replace_tensors(module: nn.Module, done: Program, keep: Keep) -> Undo:
     """Every tensor that the plan changed, each tied one once for all its names, with its gradient so far."""
     cut = dict(tensors(done.model))
     new: dict[int, Tensor] = {}
+    axes = {id(old): keep[name] for name, old in tensors(module) if name in keep}  # the plan knows one of its names
     for name, old in tensors(module):
         tensor = cut.get(name, old)
         if tensor.shape == old.shape and torch.equal(tensor, old):
@@ -160,7 +161,7 @@ def _replace_tensors(module: nn.Module, done: Program, keep: Keep) -> Undo:
             copy = tensor.detach().clone()
             new[id(old)] = nn.Parameter(copy, old.requires_grad) if isinstance(old, nn.Parameter) else copy
             if old.grad is not None:
-                new[id(old)].grad = _kept(old.grad, keep.get(name, {}))
+                new[id(old)].grad = _kept(old.grad, axes.get(id(old), {}))
             _hook(new[id(old)], old)
         owner, _, leaf = name.rpartition(".")
         holder = module.get_submodule(owner)

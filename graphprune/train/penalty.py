@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError, RecipeError, nearest
 from ..hosts.torch.export import unwrapped
-from ..ir.facts import Groups, Keep, Scores
+from ..ir.facts import Frozen, Groups, Keep, Scores
 from ..ir.program import Plan, Program
 from ..pipeline.recipe import Recipe
 from ..pipeline.run import run
@@ -70,7 +70,7 @@ class Penalty(nn.Module):
             raise ModelError("training needs a torch program", "load it from an nn.Module")
         if not program.knows(Groups):
             program = run(Recipe.parse("group"), program)
-        self.program = program
+        self.program = program = masked_by_zeros(program)
         if isinstance(strength, str) and strength != AUTO:
             raise RecipeError(
                 f"{type(self).__name__}: `strength` cannot be `{strength}`", f"a number, or `{AUTO}`: by the task"
@@ -164,7 +164,7 @@ class Penalty(nn.Module):
         """The program with the weights as they are now, knowing the Scores and, where the method decides
         itself, the Keep: ready for ``gp.compile`` or for ``gp.run("mask{...},propagate", ...)``."""
         recipe = next((step.text for step in self.program.history if step.name == "group"), "group")
-        fresh = run(Recipe.parse(recipe), current(self.program, self.channels.module))
+        fresh = masked_by_zeros(run(Recipe.parse(recipe), current(self.program, self.channels.module)))
         fresh = fresh.learn(self.scores()).note(f"channels were scored in training, by {type(self).__name__}")
         keep = self.keep()
         return fresh.learn(keep) if keep is not None else fresh
@@ -273,3 +273,18 @@ def shares_of(keep: float | Mapping[str, float], names: Iterable[str], who: str)
         if not 0 < share <= 1:
             raise RecipeError(f"{who}: keep={share} is not a share", "say what remains, above 0 and up to 1")
     return {name: shares.get(name, 1.0) for name in names}
+
+
+WEIGHED = "a softmax or top-k weighs it against others, where zeros are no mask: training leaves it whole"
+
+
+def masked_by_zeros(program: Program) -> Program:
+    """The program without the groups that zeros in a module do not mask, with a note."""
+    groups, weighed = program.fact(Groups), program.graph.weighed
+    whole = [group for group in groups if group.dim in weighed]
+    if not whole:
+        return program
+    rest = tuple(group for group in groups if group not in whole)
+    frozen = (*groups.frozen, *(Frozen(group.name, group.size, WEIGHED) for group in whole))
+    program = program.learn(replace(groups, groups=rest, frozen=frozen))
+    return program.note(f"`{'`, `'.join(group.name for group in whole)}`: {WEIGHED}")

@@ -160,6 +160,19 @@ def test_of_several_kinds_channels_are_measured_with_what_reads_them_fitted() ->
     assert np.allclose(first, second, rtol=0.2, atol=0.02)  # of seven eighths of the samples
 
 
+@pytest.mark.parametrize("name", ["inner", "stem"])
+def test_a_copy_that_loses_more_and_more_is_what_a_fresh_one_is(name: str) -> None:
+    """Weights anew, biases by what they grow."""
+    program = scored()
+    measured = Measured.of(program, program.fact(Groups).channels)
+    (group,) = (group for group in measured.repaired.groups.values() if group.name == name)
+    order, live = np.argsort(program.fact(Scores)[group]), [dict[str, Any]() for _ in measured.batches]
+    stops = [1, group.size // 2, group.size - 1]
+    together = measured.along(name, order, stops, live)
+    assert together == pytest.approx({stop: measured.lost({name: order[:stop]}) for stop in stops}, rel=1e-5)
+    assert 0 < together[stops[0]] < together[stops[-1]]
+
+
 def test_the_choice_is_no_worse_as_a_whole_than_that_of_any_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
 

@@ -44,9 +44,11 @@ def loosened(name, writers=False):
 
 
 def random_keep(program, seed):
-    """A random list for everything that may have one of its own, and what follows from it."""
+    """A random list for everything that may have one of its own, and what follows from it; what is weighed by a
+    softmax stays whole, since zeros do not mask it."""
     links, rng = Links(program.graph, program.fact(Groups)), np.random.default_rng(seed)
     free = {g.name: np.sort(rng.permutation(g.size)[: rng.integers(1, g.size + 1)]) for g in links.free()}
+    free |= {g.name: np.arange(g.size) for g in links.free() if g.dim in program.graph.weighed}
     return Keep(links.complete(free))
 
 

@@ -23,7 +23,7 @@ from graphprune.coupling.groups import find_groups
 from graphprune.errors import ModelError, RecipeError
 from graphprune.ir.facts import Groups, Keep, Scores
 from graphprune.train.channels import Channels
-from graphprune.train.penalty import current
+from graphprune.train.penalty import current, masked_by_zeros
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = {
@@ -87,7 +87,7 @@ def train(module, penalty, optimizer, data):
 
 def grouped(name):
     program = nets.program(name)
-    return program.learn(find_groups(program.graph))
+    return masked_by_zeros(program.learn(find_groups(program.graph)))
 
 
 # ---- channels ----------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from ...axes.dim import Size
 from ...axes.index import Indices
 from ...coupling.relate import relate
 from ...errors import ModelError, OutputError, first_line
-from ...ir.atomic import followed, stage, unwritable
+from ...ir.atomic import followed, stage, system_error, unwritable
 from ...ir.gc_paused import paused
 from ...ir.graph import Graph, Op, Piece, Site, Value
 from ...ir.host import Array, Batch, Call
@@ -492,6 +492,8 @@ class TorchHost:
             except OSError as error:
                 raise unwritable(path, error) from error
             except RuntimeError as error:  # torch's own writer
+                if (refused := system_error(error)) is not None:
+                    raise unwritable(path, refused) from error
                 raise OutputError(f"{path} cannot be written ({first_line(error)})") from error
 
     def deployed(self, path: Path) -> fx.GraphModule:
