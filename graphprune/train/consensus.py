@@ -23,6 +23,8 @@ class Consensus(Gated):
     the user's forward. The draws are of ``seed`` and the step, the same on every rank and in a resumed run.
     """
 
+    BESIDE = 0.25
+
     def __init__(
         self,
         program: Program,

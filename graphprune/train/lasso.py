@@ -13,5 +13,7 @@ class GroupLasso(Penalty):
     The shrinkage is the same for all, so the small ones go: magnitude decides, unlike in Catalyst.
     """
 
+    BESIDE = 0.25
+
     def value(self) -> Tensor:
         return (self.channels.numel().sqrt() * self.channels.norms()).sum()

@@ -43,13 +43,17 @@ class Penalty(nn.Module):
 
     ``module``: the user's own, that ``program`` was loaded from, be it wrapped by torch.compile or
     DistributedDataParallel. ``strength``: what the regulariser is multiplied by; ``"auto"`` finds it: for the first
-    four steps it rests, and then its gradient is as large as the task's was, of the entries that it moves [derived].
+    four steps it rests, and then its gradient is ``BESIDE`` times as large as the task's was, of the entries that it
+    moves [derived].
     ``over``: see Channels. The groups are those that the program knows (after
     ``gp.run("group{...}", program)``), or all. Raises ModelError where module and program do not fit.
     """
 
     over = "writers"
     """Which slices make up a channel, where the caller does not say."""
+
+    BESIDE = 1.0
+    """By how much a strength that is found exceeds the task: a quarter for those that stop it from learning else."""
 
     steps: Tensor
     heard: Tensor
@@ -241,7 +245,7 @@ class Penalty(nn.Module):
         self.heard += 1
         size = sum(float(wide(own).square().sum()) for _, own in pairs) ** 0.5
         if int(self.heard) >= LISTEN and size > 0:  # where it is flat there is nothing to compare yet
-            self.found.copy_(self.loudness / self.heard / size)
+            self.found.copy_(self.BESIDE * self.loudness / self.heard / size)
 
     @torch.no_grad()
     def _after(self) -> None:

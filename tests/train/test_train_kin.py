@@ -108,7 +108,7 @@ def test_a_strength_is_found_by_the_tasks_gradient():
         lasso.step()
     asked = torch.autograd.grad(lasso(), [module[0].weight, module[0].bias])
     size = float(sum(own.square().sum() for own in asked).sqrt())
-    assert size == pytest.approx(np.mean(norms), rel=1e-5)
+    assert size == pytest.approx(gp.train.GroupLasso.BESIDE * np.mean(norms), rel=1e-5)
     with pytest.raises(ModelError, match="GroupLasso finds its strength through the optimizer"):
         gp.train.GroupLasso(program, module)()
     with pytest.raises(RecipeError, match="VAR: `strength` cannot be `high`"):
