@@ -16,7 +16,7 @@ from ..ir.program import Program
 from ..pipeline.factoring import undecided
 from .repaired import Gone, Repaired
 
-SAMPLES, SAMPLES_BYTES = 32, 1 << 22
+SAMPLES, SAMPLES_BYTES = 24, 1 << 22
 """At most so many samples of the data, and no further batch once they take so much."""
 
 

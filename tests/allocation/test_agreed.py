@@ -141,7 +141,7 @@ def test_kinds_are_measured_on_samples_that_nothing_was_fitted_to() -> None:
     every = {tuple(row) for (x,) in program.data for row in x}
     measured = Measured.of(program, program.fact(Groups))
     seen, fitted = ({tuple(row) for (x,) in part for row in x} for part in (measured.batches, measured.repaired.data))
-    assert seen and fitted and not seen & fitted and seen | fitted == every
+    assert seen and fitted and not seen & fitted and seen | fitted <= every
     widths = program.fact(Groups).channels
     assert Measured.of(program, widths).repaired.data is program.data
 
