@@ -118,6 +118,7 @@ def load(
     images: Images | None = None,
     loss: Callable[..., Any] | str | None = None,
     seed: int = 0,
+    check: bool = True,
 ) -> Program:
     """Read a model.
 
@@ -133,35 +134,9 @@ def load(
     the model's inputs (``data=(images, labels)``, an .npz with ``labels``, a folder of images with a folder a
     class): a function, ``"cross_entropy"`` (see calibration.losses), or ``"package.module:function"``.
 
-    The model given is not changed. Raises ModelError, DataError.
+    ``check``: whether weights are looked at; without it none of a folder of transformers, or of ONNX with external
+    data, is read from disk. The model given is not changed. Raises ModelError (a weight is NaN, too), DataError.
     """
-    program = read(
-        model,
-        example_inputs,
-        dynamic_shapes=dynamic_shapes,
-        data=data,
-        fixed=fixed,
-        images=images,
-        loss=loss,
-        seed=seed,
-    )
-    _check_weights(program)
-    return program
-
-
-def read(
-    model: Any,
-    example_inputs: Any = None,
-    *,
-    dynamic_shapes: Any = None,
-    data: Any = None,
-    fixed: Sequence[str] = (),
-    images: Images | None = None,
-    loss: Callable[..., Any] | str | None = None,
-    seed: int = 0,
-) -> Program:
-    """``load``, but that no weight is looked at: of a folder of transformers, or ONNX with external data, none is read
-    from disk."""
     data = _text(model, data)
     if not isinstance(seed, int) or seed < 0:
         raise RecipeError(f"seed={seed!r} is no whole number from 0 up")
@@ -177,7 +152,10 @@ def read(
     with paused():
         host = as_host(model, example_inputs, dynamic_shapes)
     with paused(), _naming(data):
-        return _with_data(host, data, fixed, images, loss, seed, sized=example_inputs is not None)
+        program = _with_data(host, data, fixed, images, loss, seed, sized=example_inputs is not None)
+    if check:
+        _check_weights(program)
+    return program
 
 
 def _with_data(

@@ -61,7 +61,7 @@ def inspect(
 
     with progress() as told:
         told("reading the model", 0, 1)
-        program = api.read(model, inputs)
+        program = api.load(model, inputs, check=False)
         groups = find_groups(program.graph)
         found = overview(program, groups)
     if text:

@@ -21,10 +21,9 @@ class Route:
     axis: int = 0
 
 
-def experts(graph: Graph) -> set[Dim]:
+def experts(graph: Graph) -> frozenset[Dim]:
     """The leaves of axes that something is chosen or weighed of, and weights are picked or multiplied by."""
-    weighed = {leaf for choice in graph.choices for leaf in leaves(choice.dim)}
-    return weighed & {leaf for route in _routes(graph) for leaf in leaves(route.dim)}
+    return graph.weighed & {leaf for route in _routes(graph) for leaf in leaves(route.dim)}
 
 
 def routes(graph: Graph) -> list[Route]:

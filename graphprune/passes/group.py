@@ -24,10 +24,7 @@ class Group(Pass):
     normalised: bool = False  # also dims that LayerNorm or GroupNorm normalise across (not exact)
     freeze: str = ""  # groups, layers and parameters to leave alone: names, `*` allowed, separated by `|`
     only: str = ""  # layers (groups, parameters) whose outputs may go, and no others
-    places: str = (
-        ""  # where they lie: stream (the hidden size, between branches), heads, widths (of heads), experts, inner (the
-    )
-    # rest), separated by `|`; all of them where nothing is said
+    places: str = ""  # several by `|`: stream (between branches), heads, widths (of heads), experts, inner (the rest)
     states: str = ""  # inputs, named likewise, whose widths may be cut with all that has them: the interface changes
 
     def __post_init__(self) -> None:

@@ -56,9 +56,7 @@ class Mask(Pass):
     macs: str = ""  # budget: what remains of the multiply-accumulates (0.5x, 1.5G)
     memory: str = ""  # budget: what remains of the peak activation memory (0.5x, 3MB)
     latency: str = ""  # budget: what remains of the time on a target (0.6x, or 12ms), by its latency table
-    of: str = (
-        "now"  # what a share is of: the model as it is now (as long as nothing was cut: as it was given), or given
-    )
+    of: str = "now"  # what a share is of: the model as it is now (if nothing was cut, as it was given), or given
     allocate: str = "uniform"  # how many of each group; of a latency: by the scores that are lost, or rd
     floor: float = 0.1  # the least share that any group keeps
     unconstrained: str = "no"  # whether readers of the same channels may differ

@@ -32,6 +32,7 @@ from graphprune.pipeline import base
 from graphprune.pipeline.base import Pass, passes
 from graphprune.pipeline.recipe import Recipe, make
 from graphprune.pipeline.run import run
+from graphprune.report.listing import entry
 
 settings.register_profile("graphprune", deadline=None, derandomize=True, max_examples=150)
 settings.load_profile("graphprune")
@@ -120,6 +121,14 @@ def test_every_option_of_every_pass_is_tried_above():
     for name, kind in passes().items():
         budgets = set(UNITS) if name == "mask" else set()
         assert {field.name for field in fields(kind)} == set(OPTIONS[name]) | budgets
+
+
+def test_every_option_of_every_pass_says_what_it_means():
+    """What is listed is the comment on the field's own line."""
+    silent = [
+        (name, one["name"]) for name, kind in passes().items() for one in entry(kind)["options"] if not one["help"]
+    ]
+    assert not silent
 
 
 def test_canonical_text_leaves_out_defaults():

@@ -227,8 +227,8 @@ class OnnxHost:
         if node is None:
             raise ModelError(f"no op `{op}` in the model", "is it the same model?")
         x = next(one for one in self.lift().ops if one.name == op).inputs[0]
-        size = x.shape[axis] if x is not None and x.shape is not None else None
-        assert x is not None
+        assert x is not None and x.shape is not None
+        size = x.shape[axis]
         assert isinstance(size, int)
         self._change()
         edit.exclude(self.model.graph, node, op, size, len(x.dims) - axis - 1, drop)
