@@ -1,7 +1,8 @@
-"""Training towards pruning, in the user's own loop on the user's own module: see ``penalty``."""
+"""Training towards pruning, in the user's own loop on the user's own module: see ``method``."""
 
 from __future__ import annotations
 
+from .acip import ACIP
 from .adasap import AdaSAP
 from .bip import BiP
 from .catalyst import Catalyst
@@ -17,6 +18,7 @@ from .movement import Movement
 from .onthefly import OnTheFly
 from .penalty import Penalty
 from .polarized import Polarization
+from .ranked import Ranked
 from .recover import Recover
 from .rollback import roll_back
 from .schedule import cubic, linear, one_shot
@@ -24,11 +26,14 @@ from .slimming import Slimming
 from .smcp import SMCP
 from .stochastic import StochasticMasks
 from .transport import Transport
+from .trp import TRP
 from .var import VAR
 
 __all__ = [
+    "ACIP",
     "LAPP",
     "SMCP",
+    "TRP",
     "VAR",
     "AdaSAP",
     "BiP",
@@ -44,6 +49,7 @@ __all__ = [
     "OnTheFly",
     "Penalty",
     "Polarization",
+    "Ranked",
     "Recover",
     "Slimming",
     "StochasticMasks",

@@ -20,8 +20,8 @@ from ..axes.index import Indices, shares
 from ..errors import ModelError, RecipeError, nearest
 from ..hosts.torch.export import unwrapped
 from ..ir.facts import Group, Groups
-from ..ir.host import Array
 from ..ir.program import Program
+from .positions import Positions, wide
 
 ROLES = {"writers": ("writer", "carrier"), "readers": ("reader",), "all": ("writer", "carrier", "reader")}
 """What ``over`` may say. A norm's scale and a bias make the channel, so they count as writers."""
@@ -56,7 +56,7 @@ class Part:
         return out.reshape([-1 if k == self.axis else 1 for k in range(self.parameter.ndim)])
 
 
-class Channels:
+class Channels(Positions):
     """All channels of all groups as one vector, group after group.
 
     ``over``: whether a channel's slices are those of what makes it (``writers``: weights, biases and
@@ -68,10 +68,9 @@ class Channels:
     def __init__(self, program: Program, module: nn.Module, over: str = "writers") -> None:
         if over not in ROLES:
             raise RecipeError(f"`over` cannot be `{over}`", nearest(over, ROLES))
-        self.groups: tuple[Group, ...] = program.fact(Groups).channels.groups
+        groups: tuple[Group, ...] = program.fact(Groups).channels.groups
+        super().__init__(groups, unwrapped(module), torch.device("cpu"))
         self.starts = dict(zip(self.names, np.cumsum([0, *(g.size for g in self.groups)]).tolist(), strict=False))
-        self.total = sum(group.size for group in self.groups)
-        self.module = unwrapped(module)
         self.parts = tuple(self._parts(program, over))
         if not self.parts:
             raise ModelError(
@@ -79,10 +78,6 @@ class Channels:
                 "give the module that the program was loaded from, with parameters that require gradients",
             )
         self.device = self.parts[0].parameter.device
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(group.name for group in self.groups)
 
     # ---- finding them ----------------------------------------------------------------------------
 
@@ -142,19 +137,6 @@ class Channels:
             out[part.name] = out[part.name] * factor if part.name in out else factor
         return out
 
-    def split(self, channels: Tensor) -> dict[str, Tensor]:
-        """A vector over all channels as one vector a group."""
-        sizes = [group.size for group in self.groups]
-        return dict(zip(self.names, torch.split(channels, sizes), strict=True))
-
-    def arrays(self, channels: Tensor) -> dict[str, Array]:
-        return {name: own.detach().double().cpu().numpy() for name, own in self.split(channels).items()}
-
-    def join(self, by_group: Mapping[str, Any]) -> Tensor:
-        """One vector from one entry, or one vector, a group."""
-        parts = [np.broadcast_to(np.asarray(by_group[g.name], dtype=np.float64), (g.size,)) for g in self.groups]
-        return torch.from_numpy(np.concatenate(parts)).float().to(self.device)
-
 
 def parameters(program: Program, module: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that the program reads and the module trains, by name. Raises ModelError where the
@@ -202,11 +184,6 @@ def _layers(found: list[tuple[Indices, Indices]]) -> Iterator[tuple[Tensor, Tens
         taken[free] |= places
     for pairs in packed:
         yield tuple(torch.from_numpy(np.concatenate(side)) for side in zip(*pairs, strict=True))  # type: ignore[misc]
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """Half precision as single: squares would overflow."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def squared(tensor: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ..errors import RecipeError
 from ..ir.facts import Keep
 from ..ir.program import Program
-from .penalty import AUTO, Penalty
+from .method import AUTO
+from .penalty import Penalty
 
 
 class DReSS(Penalty):

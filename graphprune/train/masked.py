@@ -1,9 +1,4 @@
-"""Masks that are learned while the network trains: what the module runs with is mask * weight.
-
-Between optimizer steps every masked parameter *is* mask * weight, so that the user's forward, backward, saving
-and evaluation all see the pruned network. Around ``optimizer.step`` the dense weights come back, so that
-momentum, decay and adaptive moments act on them as on any weights.
-"""
+"""Masks that are learned while the network trains: what the module runs with is mask * weight. See ``behind``."""
 
 from __future__ import annotations
 
@@ -14,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ..ir.program import Program
+from .behind import Behind
 from .penalty import Penalty
 
 
-class Masked(Penalty):
-    """Subclasses say what the masks are and what gradients teach them; they call ``begin`` when ready.
+class Masked(Behind, Penalty):
+    """Subclasses say what the masks are and what gradients teach them.
 
     Channels are masked where they are *read*, so the masked network computes what the pruned one will.
     """
@@ -35,37 +31,9 @@ class Masked(Penalty):
         """Per parameter, the factors that it runs with, shaped to multiply it."""
         raise NotImplementedError
 
-    def revise(self, gradients: Mapping[str, Tensor]) -> None:
-        """Learn from the gradients of the loss with respect to mask * weight, and turn them in place into
-        those that the weights shall get."""
-
-    def dense(self) -> dict[str, Tensor]:
-        """The weights behind the masks, as they were after the last step."""
-        return {name: self.get_buffer(f"dense{k}") for k, name in enumerate(self.tensors())}
-
-    @torch.no_grad()
-    def begin(self) -> None:
-        """From here on the module runs masked."""
-        for k, parameter in enumerate(self.tensors().values()):
-            self.register_buffer(f"dense{k}", parameter.detach().clone())
-        self.impose()
-
-    @torch.no_grad()
-    def impose(self) -> None:
-        """Make the module's parameters mask * weight."""
-        masks, dense = self.masks(), self.dense()
-        for name, parameter in self.tensors().items():
-            parameter.copy_(dense[name] * masks[name].to(parameter.dtype))
-
-    def before(self, gradients: Mapping[str, Tensor]) -> None:
-        self.revise(gradients)
-        for name, weight in self.dense().items():
-            self.tensors()[name].copy_(weight)
-
-    def after(self) -> None:
-        for name, weight in self.dense().items():
-            weight.copy_(self.tensors()[name])
-        self.impose()
+    def running(self) -> dict[str, Tensor]:
+        masks = self.masks()
+        return {name: weight * masks[name].to(weight.dtype) for name, weight in self.dense().items()}
 
 
 def top(score: Tensor, share: float) -> Tensor:

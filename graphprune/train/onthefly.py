@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..ir.program import Program
 from .masked import top
-from .penalty import AUTO, Penalty, shares_of
+from .method import AUTO
+from .penalty import Penalty, shares_of
 
 
 class OnTheFly(Penalty):

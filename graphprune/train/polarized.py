@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import RecipeError
 from ..ir.program import Program
 from .gated import Gated
-from .penalty import AUTO
+from .method import AUTO
 
 
 class Polarization(Gated):

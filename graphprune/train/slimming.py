@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..ir.program import Program
-from .penalty import AUTO, Penalty
+from .method import AUTO
+from .penalty import Penalty
 
 
 class Slimming(Penalty):

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from ..ir.program import Program
-from .channels import wide
-from .penalty import AUTO, Penalty
+from .method import AUTO
+from .penalty import Penalty
+from .positions import wide
 
 R = EPS = 1e-8
 

@@ -19,7 +19,7 @@ from graphprune.cost.latency.table import Table
 from graphprune.cost.static import macs
 from graphprune.errors import BudgetError, ModelError, RecipeError
 from graphprune.ir.facts import Groups, Keep, Latency
-from graphprune.train.penalty import LISTEN
+from graphprune.train.method import LISTEN
 
 
 def sgd(module, rate=0.1):

@@ -1,0 +1,54 @@
+"""Dense weights behind what the module runs with.
+
+Between optimizer steps every parameter *is* what the pruned network would compute with, so that the user's forward,
+backward, saving and evaluation all see it. Around ``optimizer.step`` the dense weights come back, so that momentum,
+decay and adaptive moments act on them as on any weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from .method import Method
+
+
+class Behind(Method):
+    """Subclasses say what runs, and what gradients teach; they call ``begin`` when ready."""
+
+    def running(self) -> dict[str, Tensor]:
+        """Per parameter, what the module runs with, of the dense weights."""
+        raise NotImplementedError
+
+    def revise(self, gradients: Mapping[str, Tensor]) -> None:
+        """Learn from the gradients of the loss with respect to what runs, and turn them in place into those that the
+        weights shall get."""
+
+    def dense(self) -> dict[str, Tensor]:
+        """The weights behind, as they were after the last step."""
+        return {name: self.get_buffer(f"dense{k}") for k, name in enumerate(self.tensors())}
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """From here on the module runs with what ``running`` says."""
+        for k, parameter in enumerate(self.tensors().values()):
+            self.register_buffer(f"dense{k}", parameter.detach().clone())
+        self.impose()
+
+    @torch.no_grad()
+    def impose(self) -> None:
+        """Make the module's parameters what runs."""
+        for name, value in self.running().items():
+            self.tensors()[name].copy_(value)
+
+    def before(self, gradients: Mapping[str, Tensor]) -> None:
+        self.revise(gradients)
+        for name, weight in self.dense().items():
+            self.tensors()[name].copy_(weight)
+
+    def after(self) -> None:
+        for name, weight in self.dense().items():
+            weight.copy_(self.tensors()[name])
+        self.impose()
