@@ -10,6 +10,7 @@ from .consensus import Consensus
 from .distil import InnerDistillation, answers
 from .dress import DReSS
 from .gated import Gated
+from .greg2 import GReg2
 from .growing import GrowingRegularization
 from .lapp import LAPP
 from .lasso import GroupLasso
@@ -23,6 +24,7 @@ from .recover import Recover
 from .rollback import roll_back
 from .schedule import cubic, linear, one_shot
 from .slimming import Slimming
+from .smallsteps import small_steps
 from .smcp import SMCP
 from .stochastic import StochasticMasks
 from .transport import Transport
@@ -40,6 +42,7 @@ __all__ = [
     "Catalyst",
     "Consensus",
     "DReSS",
+    "GReg2",
     "Gated",
     "GroupLasso",
     "GrowingRegularization",
@@ -59,4 +62,5 @@ __all__ = [
     "linear",
     "one_shot",
     "roll_back",
+    "small_steps",
 ]

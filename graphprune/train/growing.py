@@ -16,8 +16,7 @@ class GrowingRegularization(DReSS):
     """R = 1/2 sum over the channels that go of ||g_i||^2, times a strength that starts at zero and gains
     ``strength`` every ``every`` steps, up to ``ceiling``.
 
-    A part of the paper: GReg-1. GReg-2, in which all weights are pressed and the order that they fall in is the
-    score, is not here.
+    This is GReg-1; ``GReg2`` finds what goes as well.
     """
 
     def __init__(

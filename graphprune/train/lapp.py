@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import RecipeError
 from ..ir.program import Program
 from .gated import Gated
 from .method import AUTO
@@ -19,8 +20,11 @@ class LAPP(Gated):
     [derived] Norms relative to their group's mean, so that one start and one temperature T fit all. T falls from
     ``temperature`` to ``cold`` over ``total_steps``, geometrically, where that is given; else it rests.
 
-    A part of the paper: the light bypass around each layer, which it trains along to keep information flowing and
-    then folds away, is not here.
+    ``bypass`` keeps information flowing through layers that become narrow: what a gate shuts out, 1 - m_i, is read
+    through a share of that size, one number a group that is trained along; the share that is open falls to nothing on a
+    line over ``total_steps``, so that nothing of it is left to cut [derived: the paper puts a light layer of its own
+    beside each, which stays in the network that is deployed; here the user's forward is left alone].
+    Raises RecipeError for a bypass without ``total_steps``: it would stay.
     """
 
     def __init__(
@@ -34,16 +38,31 @@ class LAPP(Gated):
         temperature: float = 0.1,
         cold: float = 0.01,
         total_steps: int | None = None,
+        bypass: float = 0.0,
         **options: Any,
     ) -> None:
         super().__init__(program, module, optimizer, strength=strength, **options)
         self.target, self.temperature = target, temperature
         self.cold, self.total_steps = cold, total_steps
+        if not 0 <= bypass < 1 or (bypass and total_steps is None):
+            raise RecipeError(f"LAPP: bypass={bypass}", "a share, with `total_steps`, over which it closes")
         count = len(self.channels.groups)
         self.thresholds = self.train_along(nn.Parameter(torch.full((count,), 0.8, device=self.channels.device)))
+        if bypass:
+            self.shares = self.train_along(nn.Parameter(torch.full((count,), bypass, device=self.channels.device)))
         self.begin()
 
     def gates(self) -> Tensor:
+        """With what the bypass lets through."""
+        own = self.own_gates()
+        if self.total_steps is None or "shares" not in self._parameters:
+            return own
+        opened = 1 - min(int(self.steps) / self.total_steps, 1.0)
+        sizes = torch.tensor([group.size for group in self.channels.groups], device=own.device)
+        return own + (1 - own) * opened * self.shares.clamp(0, 1).repeat_interleave(sizes)
+
+    def own_gates(self) -> Tensor:
+        """m."""
         norms = self.channels.norms(self.dense()).detach()
         each = self.channels.split(norms)
         relative = [
@@ -65,4 +84,7 @@ class LAPP(Gated):
             self.impose()  # T has fallen
 
     def value(self) -> Tensor:
-        return (self.macs(self.gates()) - self.target).square()
+        return (self.macs(self.own_gates()) - self.target).square()
+
+    def importance(self) -> Tensor:
+        return self.own_gates().detach()
