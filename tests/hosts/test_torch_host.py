@@ -412,6 +412,45 @@ def test_watch_sees_what_ops_give_every_output_of_them():
     assert [seen[name].shape[1] for name in names[1:]] == [3, 5, 4]
 
 
+class Layouts(nn.Module):
+    """Convolutions beside what depends on how their results lie in memory."""
+
+    def __init__(self, change: str) -> None:
+        super().__init__()
+        self.change = change
+        self.first, self.own = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.last = nn.Linear(8 * 36, 5)
+
+    def forward(self, x):
+        y = self.first(x)
+        if self.change == "scaled":
+            y.mul_(2.0)
+        elif self.change == "assigned":
+            y[:, 1] = 0.5
+        elif self.change == "viewed":
+            y.view(len(y), -1).relu_()
+        elif self.change == "strided":
+            y = torch.as_strided(y, (len(y), 8, 6, 6), (288, 36, 6, 1))
+        z = F.relu(self.own(y)) + y
+        return self.last(z.flatten(1)), z.permute(0, 2, 3, 1).reshape(len(z), -1), torch.cat([z, y], 1).view(-1, 8)
+
+
+@pytest.mark.parametrize("change", ["none", "scaled", "assigned", "viewed", "strided"])
+def test_watch_sees_the_same_however_values_lie_in_memory(change: str) -> None:
+    torch.manual_seed(0)
+    module, x = Layouts(change).eval(), torch.randn(2, 3, 6, 6)
+    program = load(module, (x,))
+    names = [value.name for value in program.graph.outputs]
+    conv = next(op.outputs[0].name for op in program.graph.ops if op.kind == "conv")
+    seen = program.host.watch([x.numpy()], [*names, conv])
+    for name, value in zip(names, module(x), strict=True):
+        np.testing.assert_allclose(seen[name], value.detach(), rtol=1e-5, atol=1e-6)
+    first = {} if change in ("scaled", "viewed") else {conv: seen[conv]}
+    again = program.host.watch([x.numpy()], names, first)
+    for name in names:
+        np.testing.assert_array_equal(again[name], seen[name])
+
+
 def test_origins_are_module_paths():
     origins = {op.origin for op in nets.program("Residual").graph.ops}
     assert {"stem", "bn0", "block.conv1", "fc"} <= origins

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -46,8 +46,9 @@ def watch(
     given = dict(zip(holes, inputs(), strict=True)) if not needed.isdisjoint(holes) else {}
     order = [node for node in nodes.values() if node in needed]
     last_use = {value: node for node in order for value in node.all_input_nodes}
+    last = _channels_last(nodes.values())
     for node in order:
-        env[node] = value = given[node] if node in given else _result(model, node, env)
+        env[node] = value = given[node] if node in given else _result(model, node, env, last)
         several = isinstance(value, (tuple, list))
         for k, part in enumerate(value if several else (value,)):  # named as torch_lift names them
             name = f"{node.name}#{k}" if k else node.name
@@ -76,10 +77,62 @@ def _drawing(node: fx.Node) -> Iterator[None]:
         yield
 
 
-def _result(model: fx.GraphModule, node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
+LAYOUTS_ALIKE = frozenset(
+    {
+        torch.ops.aten.batch_norm.default,
+        torch.ops.aten.relu.default,
+        torch.ops.aten.relu_.default,
+        torch.ops.aten.relu6.default,
+        torch.ops.aten.hardtanh.default,
+        torch.ops.aten.hardtanh_.default,
+        torch.ops.aten.silu.default,
+        torch.ops.aten.silu_.default,
+        torch.ops.aten.sigmoid.default,
+        torch.ops.aten.add.Tensor,
+        torch.ops.aten.add_.Tensor,
+        torch.ops.aten.mul.Tensor,
+        torch.ops.aten.cat.default,
+        torch.ops.aten.max_pool2d.default,
+        torch.ops.aten.avg_pool2d.default,
+        torch.ops.aten.adaptive_avg_pool2d.default,
+    }
+)
+"""Ops that give the same numbers, and as fast, however what they read lies in memory."""
+
+
+def _channels_last(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """Those whose results lie in memory with their channels last: convolutions of images on a CPU are faster so
+    (of odd widths and of groups by far), and so is whoever reads the channels of a pixel. Any op that is not known to
+    treat all layouts alike, such as a view, reads them as they were."""
+    last: set[fx.Node] = set()
+    for node in nodes:
+        if node.op == "call_function" and (
+            _convolves(node) or (node.target in LAYOUTS_ALIKE and not last.isdisjoint(node.all_input_nodes))
+        ):
+            last.add(node)
+    return last
+
+
+def _convolves(node: fx.Node) -> bool:
+    val = node.meta.get("val")
+    return (
+        node.target is torch.ops.aten.conv2d.default
+        and isinstance(val, torch.Tensor)
+        and (val.ndim, val.dtype, val.device.type) == (4, torch.float32, "cpu")
+    )
+
+
+def _result(model: fx.GraphModule, node: fx.Node, env: Mapping[fx.Node, Any], last: Container[fx.Node] = ()) -> Any:
     if node.op == "get_attr":
         return _get_attr(model, str(node.target))
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
+
+    def read(arg: fx.Node) -> Any:
+        if node not in last:
+            return env[arg].contiguous() if arg in last else env[arg]
+        turned = _convolves(node) and arg is node.args[0]
+        return env[arg].contiguous(memory_format=torch.channels_last) if turned else env[arg]
+
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), read)
     called: Any = node.target if callable(node.target) else _get_attr(model, node.target)
     with _drawing(node) if draws(node) else nullcontext():
         return called(*args, **kwargs)
@@ -106,7 +159,8 @@ def _value(node: fx.Node, names: Sequence[str], known: Mapping[str, Array]) -> A
 
 
 def _tensor(array: Array, like: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(np.require(array, None, ["C", "W"])).to(like.device, like.dtype)
+    last = array.ndim == 4 and array.transpose(0, 2, 3, 1).flags.c_contiguous
+    return torch.from_numpy(np.require(array, None, ["W"] if last else ["C", "W"])).to(like.device, like.dtype)
 
 
 def _needed(
