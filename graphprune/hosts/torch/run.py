@@ -46,7 +46,7 @@ def watch(
     given = dict(zip(holes, inputs(), strict=True)) if not needed.isdisjoint(holes) else {}
     order = [node for node in nodes.values() if node in needed]
     last_use = {value: node for node in order for value in node.all_input_nodes}
-    last = _channels_last(nodes.values())
+    last = {node for node, value in env.items() if isinstance(value, torch.Tensor) and _turned(value)}
     for node in order:
         env[node] = value = given[node] if node in given else _result(model, node, env, last)
         several = isinstance(value, (tuple, list))
@@ -100,17 +100,11 @@ LAYOUTS_ALIKE = frozenset(
 """Ops that give the same numbers, and as fast, however what they read lies in memory."""
 
 
-def _channels_last(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    """Those whose results lie in memory with their channels last: convolutions of images on a CPU are faster so
-    (of odd widths and of groups by far), and so is whoever reads the channels of a pixel. Any op that is not known to
-    treat all layouts alike, such as a view, reads them as they were."""
-    last: set[fx.Node] = set()
-    for node in nodes:
-        if node.op == "call_function" and (
-            _convolves(node) or (node.target in LAYOUTS_ALIKE and not last.isdisjoint(node.all_input_nodes))
-        ):
-            last.add(node)
-    return last
+def _has_channels_last(node: fx.Node, last: Container[fx.Node]) -> bool:
+    """Whether a result lies in memory with its channels last: convolutions of images on a CPU are faster so (of odd
+    widths and of groups by far), and so is whoever reads the channels of a pixel. ``last``: which of what it reads do.
+    Any op that is not known to treat all layouts alike, such as a view, reads them as they were."""
+    return _convolves(node) or (node.target in LAYOUTS_ALIKE and any(arg in last for arg in node.all_input_nodes))
 
 
 def _convolves(node: fx.Node) -> bool:
@@ -122,14 +116,17 @@ def _convolves(node: fx.Node) -> bool:
     )
 
 
-def _result(model: fx.GraphModule, node: fx.Node, env: Mapping[fx.Node, Any], last: Container[fx.Node] = ()) -> Any:
+def _result(model: fx.GraphModule, node: fx.Node, env: Mapping[fx.Node, Any], last: set[fx.Node]) -> Any:
+    """``last``: the nodes whose results have channels last, to which it is added."""
     if node.op == "get_attr":
         return _get_attr(model, str(node.target))
+    if _has_channels_last(node, last):
+        last.add(node)
 
     def read(arg: fx.Node) -> Any:
         if node not in last:
             return env[arg].contiguous() if arg in last else env[arg]
-        turned = _convolves(node) and arg is node.args[0]
+        turned = arg is node.args[0] and _convolves(node)
         return env[arg].contiguous(memory_format=torch.channels_last) if turned else env[arg]
 
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), read)
@@ -158,8 +155,12 @@ def _value(node: fx.Node, names: Sequence[str], known: Mapping[str, Array]) -> A
     return tuple(_tensor(known[n], v) if n in known else None for n, v in zip(names, val, strict=True))
 
 
+def _turned(tensor: torch.Tensor) -> bool:
+    return tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+
+
 def _tensor(array: Array, like: torch.Tensor) -> torch.Tensor:
-    last = array.ndim == 4 and array.transpose(0, 2, 3, 1).flags.c_contiguous
+    last = array.ndim == 4 and array.transpose(0, 2, 3, 1).flags.c_contiguous  # as it was seen
     return torch.from_numpy(np.require(array, None, ["W"] if last else ["C", "W"])).to(like.device, like.dtype)
 
 
