@@ -21,6 +21,7 @@ from .penalty import Penalty
 from .polarized import Polarization
 from .ranked import Ranked
 from .recover import Recover
+from .robust import HSICBottleneck
 from .rollback import roll_back
 from .schedule import cubic, linear, one_shot
 from .slimming import Slimming
@@ -46,6 +47,7 @@ __all__ = [
     "Gated",
     "GroupLasso",
     "GrowingRegularization",
+    "HSICBottleneck",
     "InnerDistillation",
     "Masked",
     "Movement",

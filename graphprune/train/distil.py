@@ -44,11 +44,7 @@ class InnerDistillation(nn.Module):
         self._seen: list[dict[str, Tensor]] = [{}, {}]
         self._handles: list[Any] = []
         for module, seen in zip(self._pair, self._seen, strict=True):
-            parts = dict(module.named_modules())
-            for path in self.at:
-                if path not in parts:
-                    raise ModelError(f"{type(module).__name__} has no submodule `{path}`", nearest(path, parts))
-                self._handles.append(parts[path].register_forward_hook(_keeper(seen, path)))
+            self._handles += watch(module, self.at, seen)
         self._kept = _kept_axes(program, self.at)
 
     def forward(self, *inputs: Any, **named: Any) -> Tensor:
@@ -74,6 +70,17 @@ class InnerDistillation(nn.Module):
         """Take the hooks out of both modules again."""
         for handle in self._handles:
             handle.remove()
+
+
+def watch(module: nn.Module, at: Sequence[str], seen: dict[str, Tensor]) -> list[Any]:
+    """Hooks that keep in ``seen`` what the submodules at these paths return. Raises ModelError, and hooks none, where
+    one is not there."""
+    module = unwrapped(module)
+    parts = dict(module.named_modules())
+    for path in at:
+        if path not in parts:
+            raise ModelError(f"{type(module).__name__} has no submodule `{path}`", nearest(path, parts))
+    return [parts[path].register_forward_hook(_keeper(seen, path)) for path in at]
 
 
 def _keeper(seen: dict[str, Tensor], path: str) -> Any:
