@@ -5,13 +5,15 @@ perceptron (64-256-256-10, no norm) at an eighth of its hidden channels.
 
 Catalyst trains through all epochs and is cut at the end; one-shot pruning is cut at the start; all others train for the
 first half with their regulariser, are cut, and train on for the second. Interrupted, it goes on where it stopped.
-ResNet-20 is in benchmarks.training.cifar.
+ResNet-20 is in benchmarks.training.cifar. The last row of the perceptron's table begins at weights that compute the
+same, of norms that are drawn: what magnitude does to fate is seen apart from what went into it.
 """
 
 from __future__ import annotations
 
 import argparse
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from .loop import Run, mean
 MASKS = {"digits": "mask{macs=0.2x}", "mlp": "mask{channels=0.125x}"}
 ROWS = (
     *("one-shot", "plain", "GroupLasso", "GReg", "Torch-Pruning, GroupNorm"),
-    *("Catalyst", "Catalyst, no lean", "Catalyst, leaning on L2"),
+    *("Catalyst", "Catalyst, no lean", "Catalyst, leaning on L2", "Catalyst, no lean, norms at random"),
 )
 
 
@@ -39,6 +41,18 @@ def perceptron(seed: int) -> tuple[nn.Module, gp.Program]:
     return module, gp.load(module, (X[:2],))
 
 
+@torch.no_grad()
+def rescaled(module: Any, seed: int) -> None:
+    """Each hidden channel of the perceptron times a number between a half and two, what reads it divided by that."""
+    rng = torch.Generator().manual_seed(seed)
+    layers = [part for part in module if isinstance(part, nn.Linear)]
+    for layer, reader in pairwise(layers):
+        scale = 2 ** (2 * torch.rand(layer.out_features, generator=rng) - 1)
+        layer.weight.mul_(scale[:, None])
+        layer.bias.mul_(scale)
+        reader.weight.div_(scale)
+
+
 def run_of(seed: int, epochs: int) -> Run:
     return Run(batches(seed), len(X) // BATCH, epochs)
 
@@ -47,6 +61,8 @@ def one(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     module, program = (network if options.setting == "digits" else perceptron)(seed)
     state = options.out / f"rivals-{options.setting}-{seed}.pt"
     run_of(seed, 10).train(module, checkpoint=state, what=f"dense, seed {seed}")
+    if name.endswith("at random"):
+        rescaled(module, seed)
     mask, half = MASKS[options.setting], run_of(seed + 50, options.epochs // 2)
     known = gp.run(f"group,score,{mask}", program)
     start = gp.train.Penalty(program, module, over="writers").channels.norms().detach()
@@ -82,7 +98,7 @@ def _penalty(name: str, known: gp.Program, program: gp.Program, module: nn.Modul
         return gp.train.GroupLasso(program, module, strength=5e-4, over="all")
     if name == "GReg":
         return gp.train.GrowingRegularization(known, module, strength=1 / run.steps)
-    lean: Any = None if name.endswith("no lean") else known.fact(Scores) if name.endswith("L2") else "taylor"
+    lean: Any = None if "no lean" in name else known.fact(Scores) if name.endswith("L2") else "taylor"
     return gp.train.Catalyst(program, module, optimizer, keep=keep, total_steps=run.steps, lean=lean)
 
 
@@ -134,7 +150,7 @@ def main() -> None:
         print(f"\n{setting}, {options.epochs} epochs\n")
         print("| | trained | cut | in the end | outputs moved, worst | correlation with the norm at the start |")
         print("|---|---|---|---|---|---|")
-        for name in options.only or ROWS:
+        for name in options.only or ROWS[: None if setting == "mlp" else -1]:
             rows = [results.get(f"{setting} {name} {s}", partial(one, options, name, s)) for s in options.seeds]
             columns = [mean([row[key] for row in rows]) for key in ("trained", "cut", "tuned")]
             moved = f"{max(row['moved'] for row in rows):.1e}" if "moved" in rows[0] else ""

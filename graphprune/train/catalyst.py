@@ -55,11 +55,12 @@ class Catalyst(Penalty):
     others to stay. ``"taylor"``, the default, is gathered in the opening, through the optimizer: the sum over its steps
     of |dL/dm_i|, m_i the factor of channel i (its gate). Scores of a recipe count from the start.
 
-    ``None`` is the paper's own: no channel has a start over another, and magnitude no say. Then the opening has to be
-    long and bold enough for the task to tell channels apart by their growth. In a trained network it hardly can: the
-    mean of dL/dm_i is near zero at an optimum, and what it makes of the norms in a short opening or at a low rate is
-    noise; the mean of |dL/dm_i| is not, and goes with what removal costs. It does go with the norm too (rank
-    correlation about one half). Figures of both: docs/benchmarks.md, Training.
+    ``None`` is the paper's own: no channel has a start over another, and magnitude no say: where the norms of a
+    perceptron are drawn, its function the same, fate does not go with them. (With norms that training made it does, by
+    what had gone into them.) Then the opening has to be long and bold enough for the task to tell channels apart by
+    their growth. In a trained network it hardly can: the mean of dL/dm_i is near zero at an optimum, and what it makes
+    of the norms in a short opening or at a low rate is noise; the mean of |dL/dm_i| is not, and goes with what removal
+    costs. It does go with the norm too (rank correlation about one half). Figures: docs/benchmarks.md, Training.
     """
 
     over = "all"

@@ -34,7 +34,8 @@ class InnerDistillation(nn.Module):
 
     ``at``: paths of submodules that return one tensor. ``student`` is the user's own class, masked or cut in
     place; ``program`` is the one it was cut by (``gp.apply``'s result), or the uncut one; ``teacher`` is the
-    dense module, which is run in eval mode without gradients. Raises ModelError for a path that is not there.
+    dense module, which is run in eval mode without gradients. [derived] The channels that both have are compared as
+    they are, so that FitNets' trained regressor is not needed. Raises ModelError for a path that is not there.
     """
 
     def __init__(self, program: Program, student: nn.Module, teacher: nn.Module, at: Sequence[str]) -> None:

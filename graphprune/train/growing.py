@@ -16,7 +16,8 @@ class GrowingRegularization(DReSS):
     """R = 1/2 sum over the channels that go of ||g_i||^2, times a strength that starts at zero and gains
     ``strength`` every ``every`` steps, up to ``ceiling``.
 
-    This is GReg-1; ``GReg2`` finds what goes as well.
+    This is GReg-1; ``GReg2`` finds what goes as well. [derived] It is on coupled slices, and what goes is the Keep of
+    any recipe; the paper takes the smallest filters of each layer by L1.
     """
 
     def __init__(

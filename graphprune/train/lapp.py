@@ -1,4 +1,5 @@
-"""LAPP: a learned threshold for every group, under a cost (Learned layer-wise adaptive pruning)."""
+"""LAPP: a learned threshold for every group, under a cost (Zhai et al., LAPP: Layer Adaptive Progressive Pruning for
+Compressing CNNs from Scratch, 2023)."""
 
 from __future__ import annotations
 

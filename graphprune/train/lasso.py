@@ -10,7 +10,8 @@ from .penalty import Penalty
 class GroupLasso(Penalty):
     """sum_i sqrt(n_i) ||g_i||, n_i the size of channel i's slices. The score is the norm.
 
-    The shrinkage is the same for all, so the small ones go: magnitude decides, unlike in Catalyst.
+    As in the papers, over the slices that are coupled together [derived: there, of one layer]. The shrinkage is the
+    same for all, so the small ones go: magnitude decides, unlike in Catalyst.
     """
 
     BESIDE = 0.25

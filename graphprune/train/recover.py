@@ -29,6 +29,9 @@ class Recover(nn.Module):
     - ``lora``: to every such weight W a product of ``rank`` is added, W + [W != 0] * (B A), B zero at first: what is
       zero stays so (the paper's masked form).
 
+    Of the paper: its parts, and its update that leaves zeros alone, one of several there; its reconstruction layer by
+    layer is not here (``compensate{by=lsq}`` is).
+
     All else is frozen until ``merge``. The parameters of this are those that are trained, its ``state_dict`` saves and
     resumes them. While it is at work the model's own ``state_dict`` has the updates beside the weights. A is drawn from
     torch's global generator. Raises RecipeError for an unknown part, ModelError where the model has none of the parts

@@ -16,8 +16,9 @@ from .penalty import Penalty
 class Slimming(Penalty):
     """R = sum_i of the L2 norm of all the BatchNorm scales of channel i: |gamma_i| where there is one.
 
-    Groups that no BatchNorm scales have the score one, and no penalty. The paper's threshold over all layers is
-    ``mask{allocate=global}``; its repetition is a loop of yours.
+    As in the paper, but for scales that are coupled [derived: their L2 norm]. Groups that no BatchNorm scales have the
+    score one, and no penalty. The paper's threshold over all layers is ``mask{allocate=global}``; its repetition is a
+    loop of yours.
     """
 
     def __init__(

@@ -19,6 +19,8 @@ class StochasticMasks(Masked):
     probability that falls from one to zero along a cosine over the first ``annealed`` of ``total_steps``, drawn anew at
     every step; then the subnetwork trains alone.
 
+    As in the paper; [derived] by coupled channels, along a cosine.
+
     The draws are of ``seed`` and the step, so every rank draws the same, and a resumed run what it would have drawn.
     Raises RecipeError where the program knows no Keep.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -536,6 +537,22 @@ def test_all_is_what_there_is():
     assert sorted(gp.train.__all__) == sorted(set(gp.train.__all__))
     for name in gp.train.__all__:
         assert getattr(gp.train, name).__doc__, name
+
+
+TOOLS = {"Gated", "Masked", "Penalty", "Ranked", "answers", "cubic", "linear", "one_shot"}
+"""What methods are made of, and what goes into a loop beside them."""
+
+
+@pytest.mark.parametrize("name", sorted(set(gp.train.__all__) - TOOLS))
+def test_every_method_says_its_source_and_what_differs(name):
+    """In its docstring, and on the page that compares it with its paper."""
+    made = getattr(gp.train, name)
+    text = f"{sys.modules[made.__module__].__doc__} {made.__doc__}"
+    assert re.search(r"\b(19|20)\d\d\b", text)
+    assert re.search(r"\[derived|[Pp]art of the paper|Of the paper|the (paper|authors)'s?", text), text
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    table = page[page.index("| method | as in the paper |") :].split("\n\n")[0]
+    assert re.search(rf"^\|[^|]*`{name}`", table, re.M)
 
 
 def test_the_examples_of_the_page_run_in_order():
