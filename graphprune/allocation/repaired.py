@@ -11,7 +11,7 @@ import numpy as np
 
 from ..axes.index import coordinates
 from ..calibration.before_norms import preimage
-from ..calibration.curvature import Curvature, Reading, covariances, curvature
+from ..calibration.curvature import Curvature, Reading, measured
 from ..calibration.least_squares import draw, rows_wanted
 from ..calibration.optimal_brain_surgeon import Problem, left_out, problems
 from ..coupling.affine import affine
@@ -57,8 +57,7 @@ class Repaired:
         if program.knows(Curvature) and self.data is program.data:
             return program.fact(Curvature)
         found = contractions(program.graph, own=True)
-        sums = covariances(found, program.host, self.data, program.seed)
-        return curvature(found, program.graph, program.host, sums)
+        return measured(found, program.graph, program.host, self.data, program.seed)
 
     @cached_property
     def problems(self) -> Mapping[str, list[Problem]]:

@@ -80,11 +80,11 @@ class Walk:
             self._live = []
             self._folder.cleanup()
 
-    def at(self, position: int, names: Sequence[str]) -> Iterator[dict[str, Array]]:
+    def at(self, position: int, names: Sequence[str], last: bool = False) -> Iterator[dict[str, Array]]:
         """Per batch, the values ``names``, which the ops before ``position`` made, or which depend on what
-        they made. Positions must not fall."""
-        live = self._move(position)
-        if not self.edited:
+        they made. Positions must not fall. ``last``: the walk ends there, and keeps nothing."""
+        live = self._move(position) if not last else []
+        if not (self.edited or last):
             live = sorted({*live, *(name for name in (*self._ahead, *names) if self._still_read(name, position))})
             self._ahead = live
         for number, batch in enumerate(self.batches):

@@ -62,7 +62,10 @@ class Covariance:
         """The covariance (groups, inputs, inputs) and the mean (groups, inputs)."""
         off = self.off
         assert self._about is not None
-        return self._square / self.rows - off[:, :, None] * off[:, None, :], off + self._about
+        made = self._square / self.rows
+        for k in range(0, self.size, STRIPE):  # a matrix of its own is as large
+            made[:, k : k + STRIPE] -= off[:, k : k + STRIPE, None] * off[:, None, :]
+        return made, off + self._about
 
     @property
     def off(self) -> Array:
@@ -113,33 +116,45 @@ class NormalEquations:
             self._about = _mean(whole).astype(x.dtype)
         yield from zip(self.inputs.blocks(x), _blocks(whole, self._about), strict=True)
 
-    def centred(self) -> tuple[Array, Array, Array, Array]:
-        """Covariances of x with itself and with t, and the means of both."""
+    def solve(self, start: Array, damp: float, intercept: bool = True) -> tuple[Array, Array]:
+        """The weight (groups, outputs, inputs), which takes the place of ``start``, and intercept (outputs) of the
+        least squared error, ``damp`` x the mean variance of the inputs pulling the weight to ``start``. An input that
+        no output reads in ``start`` stays unread. Without ``intercept`` it is zero, and the weight fits the means
+        too."""
         assert self._about is not None
         gram, mean = self.inputs.centred()
-        target = self._target / self.inputs.rows
-        cross = self._cross / self.inputs.rows - self.inputs.off[:, :, None] * target[:, None, :]
-        return gram, cross, mean, target + self._about
-
-    def solve(self, start: Array, damp: float, intercept: bool = True) -> tuple[Array, Array]:
-        """The weight (groups, outputs, inputs) and intercept (outputs) of the least squared error,
-        ``damp`` x the mean variance of the inputs pulling the weight to ``start``. An input that no
-        output reads in ``start`` stays unread. Without ``intercept`` it is zero, and the weight fits the means too."""
-        gram, cross, mean, target = self.centred()
+        off, about = self._target / self.inputs.rows, self._about
+        target = off + about
         if not intercept:
-            gram, cross = gram + mean[:, :, None] * mean[:, None, :], cross + mean[:, :, None] * target[:, None, :]
-        new = start.swapaxes(1, 2).copy()
+            for k in range(0, gram.shape[1], STRIPE):
+                gram[:, k : k + STRIPE] += mean[:, k : k + STRIPE, None] * mean[:, None, :]
+        new = start.swapaxes(1, 2)
+        most = max(SOLVED_BYTES // new[0, :, 0].nbytes, 1)
         for part, read in enumerate((new != 0).any(-1)):
-            inner, old = gram[part][np.ix_(read, read)], new[part][read]
+            some = slice(None) if read.all() else np.flatnonzero(read)
+            inner = gram[part] if read.all() else gram[part][np.ix_(read, read)]
             size = max(len(inner), 1)
-            ridge = max(damp * np.trace(inner) / size, np.finfo(np.float64).tiny)
-            new[part, read] += np.linalg.solve(inner + ridge * np.eye(len(inner)), cross[part][read] - inner @ old)
+            pulled = inner.copy()
+            pulled.flat[:: size + 1] += max(damp * np.trace(inner) / size, np.finfo(np.float64).tiny)
+            for k in range(0, new.shape[2], most):
+                at = slice(k, k + most)
+                cross = self._cross[part, :, at] / self.inputs.rows
+                cross -= self.inputs.off[part][:, None] * off[part, at]
+                if not intercept:
+                    cross += mean[part][:, None] * target[part, at]
+                cross = cross[some]
+                cross -= inner @ new[part, some, at]
+                new[part, some, at] += np.linalg.solve(pulled, cross)
         bias = target - np.einsum("gi,gio->go", mean, new) if intercept else np.zeros_like(target)
         return new.swapaxes(1, 2), bias.ravel()
 
 
 BLOCK = 4096
 """Rows that are multiplied at once."""
+STRIPE = 2048
+"""Rows of a matrix of unknowns that are made at once."""
+SOLVED_BYTES = 160 << 20
+"""Of a layer's weights, those that are solved for at once."""
 ROWS, FEW, MANY = 100, 30, 16_384
 """Rows drawn per unknown of a layer (neighbouring positions say much the same), and per unknown where those are more
 than ``MANY``: their products cost the cube of the unknowns."""

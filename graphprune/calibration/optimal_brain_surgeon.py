@@ -127,8 +127,10 @@ class Remaining:
     def _update(self) -> None:
         rows = np.repeat(self._left, self._taps)
         factor = self._factor[rows]
-        self._inverse = self._inverse[np.ix_(rows, rows)] - factor @ factor.T
-        self._weight = self._weight[rows] - factor @ self._gone
+        self._inverse = self._inverse[np.ix_(rows, rows)]
+        self._inverse -= factor @ factor.T
+        self._weight = self._weight[rows]
+        self._weight -= factor @ self._gone
         self.channels = self.channels[self._left]
         self._begin()
 

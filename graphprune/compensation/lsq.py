@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from ..coupling.groups import everything
 from ..ir.facts import Keep
 from ..ir.graph import Graph, Op, Value
 from ..ir.host import Array, Host
+from ..ir.large import Room, are_large
 from ..ir.program import Program
 from ..pipeline.bypass import Bypass
 from ..pipeline.correction import Addition, Correct, addition
@@ -94,6 +96,8 @@ class _Fit:
         self.place = {op.name: k for k, op in enumerate(self.graph.ops)}
         self.whole_place = {op.name: k for k, op in enumerate(self.whole.ops)}
         self.weights: dict[str, Array] = {}
+        large = are_large(8 * prod(map(int, value.shape or ())) for value in self.graph.parameters.values())
+        self.room = Room() if large else None  # where they are, if not in memory
         self.biases: dict[str, Addition] = {}
         self.seed = program.seed
         gone = [branch for edit in program.plan.of(Bypass) for branch in edit.branches]
@@ -118,18 +122,18 @@ class _Fit:
 
     def layer(self, layer: Contraction, theirs: Walk, mine: Walk) -> None:
         target = self._target(layer)
-        start = layer.flat_matrix(self.host)
-        sums = NormalEquations(start.shape[0], start.shape[2], start.shape[0] * start.shape[1])
+        sums = NormalEquations(layer.groups, layer.inputs, layer.outputs)
         rounds, held = ROUNDS if target.rectified else 0, list[tuple[Array, Array, Array]]()
-        hold = rounds and rows_wanted(start.shape[2]) * start[:, 0].nbytes <= HELD_BYTES
+        hold = rounds and rows_wanted(layer.inputs) * 8 * layer.groups * layer.inputs <= HELD_BYTES
         for x, offset, z in self._rows(layer, target, theirs, mine):
             sums.add(x, (z - offset) / target.scale)
             if hold:
                 held.append((x, offset, z))
-        weight, bias = sums.solve(start, DAMP, self.shifts(layer))
+        weight, bias = sums.solve(layer.flat_matrix(self.host), DAMP, self.shifts(layer))
         for _ in range(rounds):
             sums.aim(_rectified(held or self._rows(layer, target, theirs, mine), target, weight, bias))
-            weight, bias = sums.solve(start, DAMP, self.shifts(layer))
+            weight, bias = sums.solve(layer.flat_matrix(self.host), DAMP, self.shifts(layer))
+        del sums  # before the weight is laid out as it was
         self._set(layer, self._kept(target.value, layer.out_axis), weight, bias)
 
     def shifts(self, layer: Contraction) -> bool:
@@ -173,11 +177,11 @@ class _Fit:
         rng = np.random.default_rng([self.seed, self.place[layer.op.name]])
         read = [target.value.name, *([target.gap.before.name] if target.gap else [])]
         original = theirs.at(self.whole_place[layer.op.name], read)
-        unknowns, kept = layer.flat_matrix(self.host).shape[-1], self._kept(target.value, layer.out_axis)
+        kept = self._kept(target.value, layer.out_axis)
         for there, here in zip(original, mine.at(self.place[layer.op.name], wanted), strict=True):
             x = here[layer.value.name]
             y = self.index.cut(there[target.value.name], target.value.dims, but=layer.out_axis)
-            at = draw(rng, layer.positions(x), -(-rows_wanted(unknowns) // len(mine.batches)))
+            at = draw(rng, layer.positions(x), -(-rows_wanted(layer.inputs) // len(mine.batches)))
             z = layer.targets(y, at)[:, kept]
             z = z.astype(_precision(z), copy=False)
             if target.gap is not None and target.gap.norms:  # their scale and mean are those that were there
@@ -188,10 +192,10 @@ class _Fit:
             yield layer.rows(x, at), np.asarray(other + target.shift, z.dtype), z
 
     def _set(self, layer: Contraction, kept: Indices, weight: Array, bias: Array) -> None:
-        old = self.host.parameter(layer.weight)
-        new = layer.tensor(weight, old.shape).astype(old.dtype)
-        self.weights[layer.weight] = new
-        self.host.set_parameter(layer.weight, new)
+        shape, dtype = layer.weight_shape, self.host.parameter(layer.weight).dtype
+        self.host.set_parameter(layer.weight, layer.tensor(weight, shape).astype(dtype))
+        new = self.host.parameter(layer.weight)  # with the digits that the model has
+        self.weights[layer.weight] = new if self.room is None else self.room.put(new)
         if not self.shifts(layer):
             return
         change = bias - layer.bias(self.host)

@@ -42,6 +42,16 @@ class Contraction:
         """Weights per input channel and output."""
         return prod(self.weight_shape[2:]) if self.op.kind == "conv" else 1
 
+    @property
+    def inputs(self) -> int:
+        """Weights of an output: taps x inputs of its group."""
+        return self.weight_shape[0] if self.transposed else prod(self.weight_shape[1:])
+
+    @property
+    def outputs(self) -> int:
+        """Of all groups."""
+        return self.weight_shape[1 if self.transposed else 0]
+
     def matrix(self, host: Host) -> Array:
         """The weight as (groups, outputs, inputs, taps), float64. Inputs of all groups in a row are
         the channels of the activation, outputs those of the result."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..axes.index import Indices
-from ..calibration.curvature import curvature, scaled, scales
+from ..calibration.curvature import covariances, curvature, scaled, scales
 from ..calibration.optimal_brain_surgeon import places
 from ..ir.host import Array
 from .magnitude import l2
@@ -27,7 +27,8 @@ def lasso(scoring: Scoring) -> ScoresByGroup:
 
     Groups that no conv or linear reads get their L2 norms, brought to the same mean by ``normalize``.
     """
-    program, (found, sums) = scoring.program, readers(scoring)
+    program, found = scoring.program, readers(scoring)
+    sums = covariances(found, program.host, program.data, program.seed)
     count = scales(program.graph, program.host)
     out = l2(scoring)
     for group in scoring.groups:

@@ -5,24 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 from ..axes.dim import leaves
-from ..calibration.curvature import covariances, curvature
-from ..calibration.least_squares import Covariance
+from ..calibration.curvature import measured
 from ..calibration.optimal_brain_surgeon import cheapest_first, problems
 from ..coupling.contractions import Contraction, contractions
 from .magnitude import l2
 from .scoring import COMBINE, ScoresByGroup, Scoring, criterion
 
 
-def readers(scoring: Scoring) -> tuple[list[Contraction], dict[str, Covariance]]:
-    """The layers that read the groups' channels, and the covariances of their inputs over calibration data."""
-    program = scoring.program
-    steps = len(program.data) + len(scoring.groups)
-    mine = {group.dim for group in scoring.groups}
-    found = [la for la in contractions(program.graph, own=True) if any(leaf in mine for leaf in leaves(la.dim))]
-    sums = covariances(
-        found, program.host, program.data, program.seed, lambda done: program.progress("statistics", done, steps)
-    )
-    return found, sums
+def readers(scoring: Scoring) -> list[Contraction]:
+    """The layers that read the groups' channels."""
+    own = {group.dim for group in scoring.groups}
+    layers = contractions(scoring.program.graph, own=True)
+    return [layer for layer in layers if any(leaf in own for leaf in leaves(layer.dim))]
 
 
 @criterion("obs", data=True)
@@ -38,11 +32,17 @@ def obs(scoring: Scoring) -> ScoresByGroup:
     Groups that no conv or linear reads get their L2 norms, brought to the same mean by ``normalize``.
     """
     program, batches = scoring.program, len(scoring.program.data)
-    found, sums = readers(scoring)
-    known, out = curvature(found, program.graph, program.host, sums), l2(scoring)
+    steps = batches + len(scoring.groups)
+
+    def told(done: int, total: int) -> None:
+        program.progress("statistics", done * batches // total, steps)
+
+    found = readers(scoring)
+    known = measured(found, program.graph, program.host, program.data, program.seed, told)
+    out = l2(scoring)
     scoring.learned.append(known)
     for number, group in enumerate(scoring.groups):
-        program.progress("optimal brain surgeon", batches + number, batches + len(scoring.groups))
+        program.progress("optimal brain surgeon", batches + number, steps)
         own = problems(group, known)
         if own:
             order, costs = cheapest_first(own, group.size, COMBINE[scoring.combine])

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError, absent, nearest, users_own
 from ..ir.host import Host
+from ..ir.large import Room, are_large
 from .foreign import refuse_foreign
-from .large import Room, are_large
 
 if TYPE_CHECKING:
     from .torch.host import TorchHost

@@ -111,9 +111,14 @@ def _placed(name: str, weight: Array, whole: Array, axes: Mapping[str, Axis]) ->
     with np.errstate(over="ignore"):
         if not np.isfinite(weight.astype(whole.dtype)).all():
             raise RecipeError(f"the plan's `{name}` has numbers that are none in the model's {whole.dtype}")
-    whole = whole.copy()
-    whole[np.ix_(*places)] = 0
-    np.add.at(whole, np.ix_(*places), weight)  # a channel that is read twice has the sum of both
+    if not axes:
+        return weight.astype(whole.dtype, copy=False)
+    whole, at = whole.copy(), np.ix_(*places)
+    if all(len(np.unique(place)) == len(place) for place in places):
+        whole[at] = weight
+    else:  # a channel that is read twice has the sum of both
+        whole[at] = 0
+        np.add.at(whole, at, weight)
     return whole
 
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import graphprune as gp
-from graphprune.calibration.curvature import DAMP, covariances, curvature
+from graphprune.calibration import curvature as module
+from graphprune.calibration.curvature import DAMP, covariances, curvature, invert, measured, segments
+from graphprune.calibration.least_squares import Covariance
 from graphprune.coupling.contractions import contractions
+from graphprune.hosts.torch import run as torch_run
+from graphprune.ir import large
 from tests import nets
 
 
@@ -55,3 +63,78 @@ def test_a_reading_is_of_the_inputs_as_they_are(program):
         np.testing.assert_allclose(own.scale[0], errors, rtol=1e-6)
         given = rows @ (layer.flat_matrix(program.host)[0] * errors[:, None]).T
         assert 1 / own.worth == pytest.approx(given.var(0).sum(), rel=1e-4)
+
+
+class Deep(nn.Module):
+    """Four blocks with a shortcut, whose inner widths go."""
+
+    def __init__(self):
+        super().__init__()
+        self.up = nn.ModuleList(nn.Linear(6, 10) for _ in range(4))
+        self.down = nn.ModuleList(nn.Linear(10, 6) for _ in range(4))
+
+    def forward(self, x):
+        for up, down in zip(self.up, self.down, strict=True):
+            x = x + down(torch.tanh(up(x)))
+        return x
+
+
+@pytest.fixture
+def deep():
+    x = np.random.default_rng(1).standard_normal((24, 6)).astype(np.float32)
+    return replace(gp.load(nets.randomise(Deep()), torch.from_numpy(x[:4])), data=[[x[k : k + 8]] for k in (0, 8, 16)])
+
+
+@pytest.mark.parametrize(("most", "parts"), [(1 << 29, 1), (8 * (36 + 100), 4), (1, 8)])
+def test_one_segment_after_the_other_finds_what_is_found_at_once(most, parts, deep, monkeypatch):
+    """To the last bit, each op run once a batch, and what is large in files."""
+    found = contractions(deep.graph, own=True)
+    whole = curvature(found, deep.graph, deep.host, covariances(found, deep.host, deep.data, 0)).readings
+    monkeypatch.setattr(module, "SEGMENT_BYTES", most)
+    monkeypatch.setattr(large, "SMALL_BYTES", 1)
+    assert [layer for part in segments(found) for layer in part] == found and len(segments(found)) == parts
+    told, ran = list[tuple[int, int]](), list[str]()
+    run = torch_run._result
+    monkeypatch.setattr(
+        torch_run, "_result", lambda model, node, *rest: ran.append(node.name) or run(model, node, *rest)
+    )
+    got = measured(found, deep.graph, deep.host, deep.data, 0, lambda *at: told.append(at)).readings
+    assert list(got) == list(whole)
+    for name, one in got.items():
+        for part in ("weight", "scale", "mean", "inverse"):
+            np.testing.assert_array_equal(getattr(one, part), getattr(whole[name], part))
+        assert one.worth == whole[name].worth
+        assert isinstance(one.inverse.base, np.ndarray) is (parts > 1)  # a view of a map
+    batches = len(deep.data)
+    assert told == [(k, parts * batches) for k in range(parts * batches)]
+    assert max(map(ran.count, ran)) == batches > 1
+
+
+def test_a_segment_holds_no_more_than_its_own_covariances(deep, monkeypatch):
+    """Sums of all layers at once would be as large as the model."""
+    monkeypatch.setattr(module, "SEGMENT_BYTES", 8 * (36 + 100))
+    alive: weakref.WeakSet[Covariance] = weakref.WeakSet()
+    most = [0]
+    made = Covariance.__init__
+
+    def counted(self, *sizes):
+        made(self, *sizes)
+        alive.add(self)
+        gc.collect()
+        most[0] = max(most[0], len(alive))
+
+    monkeypatch.setattr(Covariance, "__init__", counted)
+    found = contractions(deep.graph, own=True)
+    measured(found, deep.graph, deep.host, deep.data, 0)
+    assert len(found) == 8 and most[0] == 2
+
+
+@pytest.mark.parametrize("size", [1, 7, 40])
+def test_an_inverse_by_halves_is_the_inverse(size, monkeypatch):
+    monkeypatch.setattr(module, "HALVED", 3)
+    made = np.random.default_rng(size)
+    rows = made.standard_normal((2 * size, size))
+    matrix = rows.T @ rows + 0.01 * size * np.eye(size)
+    wanted, out = np.linalg.inv(matrix), np.full((size, size), np.nan)
+    invert(matrix.copy(), out)
+    np.testing.assert_allclose(out, wanted, rtol=1e-9, atol=1e-12 * np.abs(wanted).max())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,18 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
 import graphprune as gp
+from graphprune.calibration import curvature
+from graphprune.calibration.curvature import Curvature
 from graphprune.cli import main
 from graphprune.driver.artifact import ONCE
-from graphprune.errors import ModelError, OutputError
-from graphprune.hosts import large
-from graphprune.hosts.large import Room
+from graphprune.errors import ModelError, OutputError, VerificationError
 from graphprune.hosts.onnx.run import Session
+from graphprune.hosts.torch.casting import as_read
 from graphprune.hosts.torch.host import TorchHost
 from graphprune.hosts.torch.pretrained import made_from
+from graphprune.ir import large
+from graphprune.ir.large import Room
+from graphprune.pipeline.correction import Correct
 
 SIZES = dict(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
 SIZES |= dict(num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2)
@@ -95,6 +100,87 @@ def test_a_large_folder_becomes_the_same_bytes_and_is_written_once(alike, tmp_pa
     again = gp.load(f"hf:{source}")
     for name, value in again.graph.parameters.items():  # nothing was written into what was given
         assert np.array_equal(again.host.parameter(name), artifact.program.source.parameter(value.name))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux tells what is mapped")
+def test_what_data_says_of_a_large_folder_is_the_same_bytes_segment_by_segment(tmp_path, request, monkeypatch):
+    """Curvature and fitted weights are in files then, a segment's covariances in memory; the plan has no digit that
+    the model has not."""
+    source = llama(tmp_path / "in", torch.bfloat16)
+    data = {"input_ids": np.random.default_rng(0).integers(3, 50, (4, 60))}
+    recipe = "group{only=*gate_proj*},score{by=obs},mask{params=0.8x allocate=global alike=layers},propagate"
+    options = dict(recipe=f"{recipe},compensate{{bias=false}}", data=data, measure=False)
+    names = ("model.safetensors", "plan.json", "plan.safetensors", "config.json")
+    gp.compile(f"hf:{source}", out=tmp_path / "memory", **options)
+    request.getfixturevalue("everything_is_large")
+    monkeypatch.setattr(curvature, "SEGMENT_BYTES", 1)
+    scored = gp.run("group{only=*gate_proj*},score{by=obs}", gp.load(f"hf:{source}", data=data))
+    readings = scored.fact(Curvature).readings.values()
+    assert len(readings) == 2 and all(in_a_file(one.inverse.ctypes.data) for one in readings)
+    artifact = gp.compile(f"hf:{source}", out=tmp_path / "files", **options)
+    assert digests(tmp_path / "files", *names) == digests(tmp_path / "memory", *names)
+    (correct,) = artifact.program.plan.of(Correct)
+    for name, weight in correct.weights.items():
+        assert in_a_file(weight.ctypes.data) and np.array_equal(weight, artifact.program.host.parameter(name))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_proof_of_a_large_folder_casts_a_weight_at_a_time(dtype, tmp_path, everything_is_large, monkeypatch):
+    program = gp.load(f"hf:{llama(tmp_path / 'in', dtype)}")
+    given = program.host
+    exact, cast = given.copy("float64"), whole_in_float64(given)
+    weights = [name for name, value in program.graph.parameters.items() if len(value.dims) > 1]
+    assert weights and all(exact._tensor(name) is given._tensor(name) for name in weights)  # none was copied
+    alive, most = weakref.WeakSet[torch.Tensor](), [0]
+
+    def read(stored, floats):
+        found = as_read(stored, floats)
+        if found is not stored:
+            alive.add(found)
+            most[0] = max(most[0], len(alive))
+        return found
+
+    monkeypatch.setattr("graphprune.hosts.torch.run.as_read", read)
+    for batch in (given.example(), [given.example()[0][::-1]]):
+        (one,), (other,) = exact.run(batch), cast.run(batch)
+        assert one.dtype == np.float64 and np.array_equal(one, other)
+    assert most[0] == 1
+    for name in weights:
+        assert exact.parameter(name).dtype == np.float64 and np.array_equal(
+            exact.parameter(name), given.parameter(name)
+        )
+
+
+def whole_in_float64(host: TorchHost) -> TorchHost:
+    other = host.copy()
+    other.room = None
+    return other.copy("float64")
+
+
+def test_what_is_edited_keeps_its_digits_in_the_proof(tmp_path, everything_is_large):
+    given = gp.load(f"hf:{llama(tmp_path / 'in', torch.bfloat16)}").host
+    exact, name = given.copy("float64"), "model.layers.0.mlp.up_proj.weight"
+    exact.set_parameter(name, given.parameter(name) * 2)  # which bfloat16 has
+    assert np.array_equal(exact.parameter(name), given.parameter(name) * 2)
+    assert exact._tensor(name).dtype == torch.bfloat16
+    fine = exact.parameter(name) * (1 + 1e-9)
+    exact.set_parameter(name, fine)
+    assert np.array_equal(exact.parameter(name), fine) and exact._tensor(name).dtype == torch.float64
+    exact.zero(name, 1, np.array([3]))
+    assert not exact.parameter(name)[:, 3].any() and given.parameter(name)[:, 3].any()
+    exact.take(name, 1, np.arange(5))
+    assert exact.shapes()  # what is stored in two dtypes is read in one
+
+
+def test_the_proof_of_a_large_folder_fails_where_pruned_is_not_masked(tmp_path, everything_is_large, monkeypatch):
+    program = gp.run(
+        "group,score,mask{channels=0.5x},propagate", gp.load(f"hf:{llama(tmp_path / 'in', torch.bfloat16)}")
+    )
+    (check, same) = gp.verify(program)
+    assert check.error <= 1e-12 == check.tolerance and check.spread is None and same.holds
+    monkeypatch.setattr(TorchHost, "zero", lambda *args: None)
+    with pytest.raises(VerificationError, match="differs from the masked one"):
+        gp.verify(program)
 
 
 def test_a_large_folder_that_the_class_has_no_place_for_is_written_as_any(tmp_path, everything_is_large):

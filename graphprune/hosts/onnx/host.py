@@ -18,9 +18,9 @@ from ...errors import GraphpruneError, ModelError, ShapeError
 from ...ir.gc_paused import paused
 from ...ir.graph import Graph, Op, Piece, Site, Value
 from ...ir.host import Array, Batch, Call
+from ...ir.large import Room, are_large
 from ..boundary import refusing
 from ..example import Given, given
-from ..large import Room, are_large
 from ..narrowed import Narrowed, narrowed
 from . import edit
 from .choices import look, opened, take_known
@@ -202,11 +202,7 @@ class OnnxHost:
 
     def _put_away(self, array: Array) -> Array:
         """An array where it is to be: in memory, or a copy in a file."""
-        if self._room is None or not self._room.wants(array.nbytes):
-            return array
-        made = np.frombuffer(self._room.take(array.nbytes), array.dtype).reshape(array.shape)
-        made[...] = array
-        return made
+        return array if self._room is None else self._room.put(array)
 
     def take(self, name: str, axis: int, keep: Indices) -> None:
         self.set_parameter(name, np.take(self._tensor(name).numpy(), keep, axis))

@@ -16,7 +16,7 @@ import onnxruntime as ort
 
 from ...errors import ModelError, ShapeError
 from ...ir.host import Array
-from ..large import are_large
+from ...ir.large import are_large
 from .checker import all_nodes
 from .float32_reference import unround
 from .node import RANDOM

@@ -23,6 +23,11 @@ def wider(dtype: torch.dtype, floats: torch.dtype) -> torch.dtype:
     return floats if dtype.is_floating_point else dtype
 
 
+def as_read(stored: Any, floats: torch.dtype | None) -> Any:
+    """What an op reads of what is stored, where floating point numbers are cast as they are read."""
+    return stored.to(wider(stored.dtype, floats)) if floats is not None and isinstance(stored, torch.Tensor) else stored
+
+
 def unsaid_eps(dtype: torch.dtype) -> float | None:
     """The eps of a ``rms_norm`` that gives none: the resolution of the dtype; of half precision it is not known."""
     return torch.finfo(dtype).eps if dtype in (torch.float32, torch.float64) else None

@@ -25,12 +25,12 @@ from ...ir.atomic import followed, stage, system_error, unwritable
 from ...ir.gc_paused import paused
 from ...ir.graph import Graph, Op, Piece, Site, Value
 from ...ir.host import Array, Batch, Call
+from ...ir.large import Room
 from ..boundary import refusing
 from ..example import given
-from ..large import Room
 from ..narrowed import Narrowed, narrowed
 from .baked import bake, note
-from .casting import cast_graph, wider
+from .casting import as_read, cast_graph, wider
 from .conditions import both_run, choices
 from .edit import LITERALS, arguments, narrow_to_slice, pointwise, set_argument, stored
 from .export import call_of, check_loaded, modes, retrace, trace, unwrapped
@@ -73,6 +73,7 @@ class TorchHost:
         self._stale = False  # the graph was edited since its code was made
         self._borrowed: set[int] = set()  # tensors shared with the host this is a copy of
         self.room: Room | None = None  # for what is made of weights that are large
+        self._floats: torch.dtype | None = None  # what weights that are large are cast to where they are read
 
     @property
     def model(self) -> fx.GraphModule:
@@ -129,7 +130,7 @@ class TorchHost:
     def copy(self, dtype: str | None = None) -> TorchHost:
         host = TorchHost(network(self._module, code=False), self._example)
         host._stale = True
-        host._narrowed, host.room = list(self._narrowed), self.room
+        host._narrowed, host.room, host._floats = list(self._narrowed), self.room, self._floats
         host._borrowed = {id(tensor) for _, tensor in host._named()}
         if dtype is not None:
             host._cast(getattr(torch, dtype))
@@ -153,17 +154,34 @@ class TorchHost:
         return [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
 
     def _cast(self, dtype: torch.dtype) -> None:
+        """What is stored is cast now or, where weights are large, as it is read: then only a layer's is there."""
+        if self.room is not None:
+            self._floats = dtype
         for name, tensor in [*self._module.named_parameters(), *self._module.named_buffers()]:
-            if (wanted := wider(tensor.dtype, dtype)) is not tensor.dtype:
+            if (wanted := wider(tensor.dtype, dtype)) is not tensor.dtype and not self._stays(name, tensor):
                 self._assign(name, tensor.detach().to(wanted))
         cast_graph(self._module, dtype)
         for node in self._module.graph.nodes:
             if node.op == "get_attr":
                 value = _get_attr(self._module, node.target)
-                if isinstance(value, torch.Tensor) and (wanted := wider(value.dtype, dtype)) is not value.dtype:
+                if not isinstance(value, torch.Tensor) or self._stays(str(node.target), value):
+                    continue
+                if (wanted := wider(value.dtype, dtype)) is not value.dtype:
                     self._assign(node.target, value.to(wanted))  # a constant that is no buffer
         self._stale = True
         self._example = [x.to(wider(x.dtype, dtype)) if isinstance(x, torch.Tensor) else x for x in self._example]
+
+    def _stays(self, name: str, tensor: torch.Tensor) -> bool:
+        """Whether a tensor is stored as it is, and cast as it is read."""
+        large = self._floats is not None and self.room is not None and self.room.wants(tensor.nbytes)
+        return large and name not in self.writes
+
+    def _as_stored(self, new: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """What is stored in the place of a tensor: with its digits or, where more are read and would be lost, those."""
+        short = new.to(like.dtype)
+        if self._floats is None or torch.equal(short.to(new.dtype), new):
+            return short
+        return new.to(wider(like.dtype, self._floats))
 
     # ---- reading ---------------------------------------------------------------------------------
 
@@ -172,7 +190,7 @@ class TorchHost:
             return relate(Reader(self._module).graph())
 
     def parameter(self, name: str) -> Array:
-        return to_numpy(self._tensor(name))
+        return to_numpy(as_read(self._tensor(name), self._floats))
 
     def _tensor(self, name: str) -> torch.Tensor:
         tensor: torch.Tensor = _get_attr(self._module, name)
@@ -182,7 +200,7 @@ class TorchHost:
 
     def set_parameter(self, name: str, value: Array) -> None:
         old = self._tensor(name)
-        self._assign(name, torch.from_numpy(np.asarray(value, order="C")).to(old.dtype).to(old.device))
+        self._assign(name, self._as_stored(torch.from_numpy(np.asarray(value, order="C")), old).to(old.device))
 
     @cached_property
     def writes(self) -> tuple[str, ...]:
@@ -275,7 +293,7 @@ class TorchHost:
         old, added = named.get("bias"), torch.from_numpy(np.asarray(bias, np.float64))
         if old is not None and old.op == "get_attr" and self._uses(old.target) == 1:
             whole = self._tensor(old.target).detach()
-            self._assign(old.target, (whole.double() + added.to(whole.device)).to(whole.dtype))
+            self._assign(old.target, self._as_stored(whole.double() + added.to(whole.device), whole))
             return
         weight = stored(next(named[name] for name in ("weight", "other", "mat2") if name in named))
         with self._module.graph.inserting_before(node):
@@ -301,7 +319,7 @@ class TorchHost:
         base = f"{owner}.{name}" if owner else name
         names = (base, *(f"{base}_{k}" for k in range(1, 1000)))
         free = next(name for name in names if find(self._module, name) is None)
-        self._assign(free, value.to(like.dtype).to(like.device))
+        self._assign(free, self._as_stored(value, like).to(like.device))
         node: fx.Node = self._module.graph.create_node("get_attr", free)
         node.meta["val"] = self._tensor(free)
         return node
@@ -441,15 +459,15 @@ class TorchHost:
 
     def run(self, batch: Batch) -> list[Array]:
         with torch.no_grad(), kept(self._module, self.writes), refusing("the model cannot be run"):
-            if any(map(draws, self._module.graph.nodes)):
-                return drawn_outputs(self._module, self.inputs(batch))
+            if self._floats is not None or any(map(draws, self._module.graph.nodes)):
+                return drawn_outputs(self._module, self.inputs(batch), self._floats)
             args, kwargs = self.call_arguments(batch)
             out = self.model(*args, **kwargs)
         return [to_numpy(leaf) for leaf in pytree.tree_leaves(out) if isinstance(leaf, torch.Tensor)]
 
     def watch(self, batch: Batch, names: Sequence[str], known: Mapping[str, Array] | None = None) -> dict[str, Array]:
         with torch.no_grad(), kept(self._module, self.writes), refusing("the model cannot be run"):
-            return watch_values(self._module, lambda: self.inputs(batch), names, known or {})
+            return watch_values(self._module, lambda: self.inputs(batch), names, known or {}, self._floats)
 
     def gradients(
         self, batch: Batch, loss: Callable[..., Any], rest: Batch, probe: Mapping[str, Array] | None = None
@@ -466,12 +484,12 @@ class TorchHost:
     def sizes(self) -> Mapping[str, int]:
         if self._sizes is None:
             with refusing("the model cannot be run"):
-                self._sizes = open_sizes(self._module, self._example)
+                self._sizes = open_sizes(self._module, self._example, self._floats)
         return self._sizes
 
     def shapes(self) -> dict[str, tuple[Size, ...]]:
         self._sizes = None
-        self._stale |= infer_shapes(self._module, self._example)
+        self._stale |= infer_shapes(self._module, self._example, self._floats)
         return {value.name: value.shape for value in Reader(self._module).graph().values() if value.shape is not None}
 
     # ---- writing ---------------------------------------------------------------------------------

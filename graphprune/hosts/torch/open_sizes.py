@@ -9,12 +9,13 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from .casting import as_read
 from .lift import spelled
 
 
-def open_sizes(model: fx.GraphModule, example: Sequence[Any]) -> Mapping[str, int]:
+def open_sizes(model: fx.GraphModule, example: Sequence[Any], floats: torch.dtype | None = None) -> Mapping[str, int]:
     """By the spelling of every open size in the graph. Most follow from the inputs' sizes by arithmetic; where
-    some do not (sizes that depend on data), the model is run."""
+    some do not (sizes that depend on data), the model is run. ``floats``: see casting.as_read."""
     holes = [node for node in model.graph.nodes if node.op == "placeholder"]
     given = [pair for node, value in zip(holes, example, strict=True) for pair in _pairs(node.meta.get("val"), value)]
     wanted = {str(spelled(size)): size for node in model.graph.nodes for size in _open(node.meta.get("val"))}
@@ -22,7 +23,7 @@ def open_sizes(model: fx.GraphModule, example: Sequence[Any]) -> Mapping[str, in
     numbers = {text: size.node.expr.subs(symbols) for text, size in wanted.items()}
     if all(number.is_Integer for number in numbers.values()):
         return {text: int(number) for text, number in numbers.items()}
-    runner = _Runner(model)
+    runner = _Runner(model, floats)
     with torch.no_grad():
         runner.run(*example, enable_io_processing=False)
     return {str(spelled(size)): number for size, number in (*given, *runner.found)}
@@ -31,9 +32,13 @@ def open_sizes(model: fx.GraphModule, example: Sequence[Any]) -> Mapping[str, in
 class _Runner(fx.Interpreter):
     """Runs the graph and notes what open sizes come to."""
 
-    def __init__(self, model: fx.GraphModule) -> None:
+    def __init__(self, model: fx.GraphModule, floats: torch.dtype | None) -> None:
         super().__init__(model)
+        self.floats = floats
         self.found: list[tuple[torch.SymInt, int]] = []
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return as_read(super().get_attr(target, args, kwargs), self.floats)
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)

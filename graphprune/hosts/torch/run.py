@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from ...errors import ShapeError, first_line
 from ...ir.host import Array
+from .casting import as_read
 from .lift import draws, origin
 
 
@@ -31,9 +32,14 @@ def to_numpy(tensor: torch.Tensor) -> Array:
 
 
 def watch(
-    model: fx.GraphModule, inputs: Callable[[], Sequence[Any]], names: Iterable[str], known: Mapping[str, Array]
+    model: fx.GraphModule,
+    inputs: Callable[[], Sequence[Any]],
+    names: Iterable[str],
+    known: Mapping[str, Array],
+    floats: torch.dtype | None = None,
 ) -> dict[str, Array]:
-    """Values by name. Only what they need is run; ``known`` values are taken as they are."""
+    """Values by name. Only what they need is run; ``known`` values are taken as they are. ``floats``: what stored
+    floating point numbers are cast to where they are read, a tensor at a time."""
     seen = {name: known[name] for name in names if name in known}
     missing = set(names) - known.keys()
     if not missing:
@@ -48,7 +54,11 @@ def watch(
     last_use = {value: node for node in order for value in node.all_input_nodes}
     last = {node for node, value in env.items() if isinstance(value, torch.Tensor) and _turned(value)}
     for node in order:
-        env[node] = value = given[node] if node in given else _result(model, node, env, last)
+        if node.op == "get_attr":
+            if node.name in missing:
+                seen[node.name] = to_numpy(as_read(_get_attr(model, str(node.target)), floats))
+            continue  # read where it is used: what is cast would be held from here on
+        env[node] = value = given[node] if node in given else _result(model, node, env, last, floats)
         several = isinstance(value, (tuple, list))
         for k, part in enumerate(value if several else (value,)):  # named as torch_lift names them
             name = f"{node.name}#{k}" if k else node.name
@@ -60,11 +70,12 @@ def watch(
     return seen
 
 
-def outputs(model: fx.GraphModule, inputs: Sequence[Any]) -> list[Array]:
-    """The tensors that a model returns, node by node: for models that draw random numbers, see ``_drawing``."""
+def outputs(model: fx.GraphModule, inputs: Sequence[Any], floats: torch.dtype | None = None) -> list[Array]:
+    """The tensors that a model returns, node by node: for models that draw random numbers, see ``_drawing``, and for
+    those whose weights are cast where they are read, see ``watch``."""
     returned = pytree.tree_leaves(next(node for node in model.graph.nodes if node.op == "output").args)
     names = [arg.name for arg in returned if isinstance(arg, fx.Node) and isinstance(arg.meta.get("val"), torch.Tensor)]
-    seen = watch(model, lambda: inputs, names, {})
+    seen = watch(model, lambda: inputs, names, {}, floats)
     return [seen[name] for name in names]
 
 
@@ -116,18 +127,19 @@ def _convolves(node: fx.Node) -> bool:
     )
 
 
-def _result(model: fx.GraphModule, node: fx.Node, env: Mapping[fx.Node, Any], last: set[fx.Node]) -> Any:
+def _result(
+    model: fx.GraphModule, node: fx.Node, env: Mapping[fx.Node, Any], last: set[fx.Node], floats: torch.dtype | None
+) -> Any:
     """``last``: the nodes whose results have channels last, to which it is added."""
-    if node.op == "get_attr":
-        return _get_attr(model, str(node.target))
     if _has_channels_last(node, last):
         last.add(node)
 
     def read(arg: fx.Node) -> Any:
+        value = as_read(_get_attr(model, str(arg.target)), floats) if arg.op == "get_attr" else env[arg]
         if node not in last:
-            return env[arg].contiguous() if arg in last else env[arg]
+            return value.contiguous() if arg in last else value
         turned = arg is node.args[0] and _convolves(node)
-        return env[arg].contiguous(memory_format=torch.channels_last) if turned else env[arg]
+        return value.contiguous(memory_format=torch.channels_last) if turned else value
 
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), read)
     called: Any = node.target if callable(node.target) else _get_attr(model, node.target)
@@ -182,15 +194,16 @@ def _needed(
     return needed, list(read)
 
 
-def infer_shapes(model: fx.GraphModule, example: Sequence[Any]) -> bool:
+def infer_shapes(model: fx.GraphModule, example: Sequence[Any], floats: torch.dtype | None = None) -> bool:
     """Run the graph on fake tensors of the example's sizes and refresh the shape of every node; where sizes depend
     on data, on the example itself. Returns whether the graph had to change for it: views of what lies otherwise in
-    memory than it did (attention has kernels of different layouts) copy. Raises ShapeError."""
+    memory than it did (attention has kernels of different layouts) copy. ``floats``: see ``watch``. Raises
+    ShapeError."""
     try:
-        return _Shapes(model, example, FakeTensorMode()).infer()
+        return _Shapes(model, example, FakeTensorMode(), floats).infer()
     except _Unknown:
         with torch.random.fork_rng(devices=[]):
-            return _Shapes(model, example, None).infer()
+            return _Shapes(model, example, None, floats).infer()
 
 
 class _Unknown(Exception):
@@ -200,9 +213,15 @@ class _Unknown(Exception):
 class _Shapes(fx.Interpreter):
     """See ``infer_shapes``. Sizes that were dynamic stay dynamic: no edit changes what they depend on."""
 
-    def __init__(self, model: fx.GraphModule, example: Sequence[Any], mode: FakeTensorMode | None) -> None:
+    def __init__(
+        self,
+        model: fx.GraphModule,
+        example: Sequence[Any],
+        mode: FakeTensorMode | None,
+        floats: torch.dtype | None,
+    ) -> None:
         super().__init__(model)
-        self.mode = mode
+        self.mode, self.floats = mode, floats
         self.copies = False
         self._fakes: dict[Any, Any] = {}
         self.inputs = [self._own(x) for x in example]
@@ -245,10 +264,10 @@ class _Shapes(fx.Interpreter):
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         value = super().get_attr(target, args, kwargs)
         if self.mode is None or not isinstance(value, torch.Tensor):
-            return self._own(value)
+            return as_read(self._own(value), self.floats)
         key = value.shape, value.stride(), value.dtype, value.device  # those that are alike have one fake
         if key not in self._fakes:
-            self._fakes[key] = self._own(value)
+            self._fakes[key] = as_read(self._own(value), self.floats)
         return self._fakes[key]
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:

@@ -9,9 +9,14 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
 
 from ..errors import OutputError
+from .host import Array
 
 LARGE_BYTES = 1 << 29
 """Weights that are mapped and take more are large."""
@@ -47,6 +52,19 @@ class Room:
             self._shared = self._file(4 * FILE_BYTES)
         found, self._shared = self._shared[:size], self._shared[-(-size // ALIGNED) * ALIGNED :]
         return found
+
+    def put(self, array: Array) -> Array:
+        """A copy of an array there; one that is small stays as it is."""
+        if not self.wants(array.nbytes):
+            return array
+        made = self.empty(array.shape, array.dtype)
+        made[...] = array
+        return made
+
+    def empty(self, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
+        """An array there, to be written."""
+        size = prod(shape) * dtype.itemsize
+        return np.frombuffer(self.take(size), dtype, prod(shape)).reshape(shape)
 
     def _file(self, size: int) -> memoryview:
         try:
