@@ -168,7 +168,6 @@ def test_what_is_edited_keeps_its_digits_in_the_proof(tmp_path, everything_is_la
     assert np.array_equal(exact.parameter(name), fine) and exact._tensor(name).dtype == torch.float64
     exact.zero(name, 1, np.array([3]))
     assert not exact.parameter(name)[:, 3].any() and given.parameter(name)[:, 3].any()
-    exact.take(name, 1, np.arange(5))
     assert exact.shapes()  # what is stored in two dtypes is read in one
 
 
