@@ -42,11 +42,13 @@ def penalty_of(name: str, program: gp.Program, module: nn.Module, optimizer: Any
         "AdaSAP": lambda: train.AdaSAP(program, module),
         "DReSS": lambda: train.DReSS(known, module, optimizer),
         "GrowingRegularization": lambda: train.GrowingRegularization(known, module, strength=1 / run.steps),
+        "GReg2": lambda: train.GReg2(program, module, keep=keep, total_steps=run.steps),
         "Catalyst": lambda: train.Catalyst(program, module, optimizer, keep=keep, total_steps=run.steps),
         "BiP": lambda: train.BiP(program, module, optimizer, keep=keep, total_steps=run.steps),
         "Movement": lambda: train.Movement(program, module, optimizer, keep=keep, total_steps=2 * third),
         "SMCP": lambda: train.SMCP(program, module, optimizer, every=10, total_steps=run.steps),
         "LAPP": lambda: train.LAPP(program, module, optimizer, total_steps=run.steps),
+        "LAPP, bypass": lambda: train.LAPP(program, module, optimizer, total_steps=run.steps, bypass=0.3),
         "Polarization": lambda: train.Polarization(program, module, optimizer),
         "Consensus": lambda: train.Consensus(program, module, optimizer),
         "OnTheFly": lambda: train.OnTheFly(program, module, optimizer, keep=keep),
@@ -57,8 +59,9 @@ def penalty_of(name: str, program: gp.Program, module: nn.Module, optimizer: Any
 
 
 NAMES = (
-    *("none", "GroupLasso", "Slimming", "VAR", "AdaSAP", "DReSS", "GrowingRegularization", "Catalyst", "BiP"),
-    *("Movement", "SMCP", "LAPP", "Polarization", "Consensus", "OnTheFly", "StochasticMasks", "Transport"),
+    *("none", "GroupLasso", "Slimming", "VAR", "AdaSAP", "DReSS", "GrowingRegularization", "GReg2", "Catalyst", "BiP"),
+    *("Movement", "SMCP", "LAPP", "LAPP, bypass", "Polarization", "Consensus", "OnTheFly", "StochasticMasks"),
+    "Transport",
 )
 
 

@@ -39,7 +39,7 @@ class GReg2(Penalty):
         total_steps: int,
         keep: float | Mapping[str, float] = 0.5,
         picking: float = 0.25,
-        pressure: float = 0.1,
+        pressure: float = 0.01,
         ceiling: float = 1.0,
         **options: Any,
     ) -> None:

@@ -35,6 +35,7 @@ OPTIONS = {
     "GroupLasso": {},
     "Slimming": {},
     "GrowingRegularization": {},
+    "GReg2": {"total_steps": 8},
     "DReSS": {},
     "SMCP": {"every": 2},
     "LAPP": {},
