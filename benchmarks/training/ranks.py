@@ -20,7 +20,7 @@ import graphprune as gp
 from graphprune.cost.static import params
 
 from ..results import Results
-from .digits import held
+from .digits import X, held
 from .loop import mean
 from .rivals import perceptron, run_of
 
@@ -34,7 +34,6 @@ def one(options: argparse.Namespace, name: str, seed: int) -> dict[str, list[flo
     module, program = perceptron(seed)
     state = options.out / f"rivals-mlp-{seed}.pt"
     run_of(seed, 10).train(module, checkpoint=state, what=f"dense, seed {seed}")
-    learned = gp.train.Penalty(program, module).learned()
     whole, found = params(program.graph, program.host)(), dict[str, list[float]]()
 
     def add(what: str, cut: gp.Program) -> None:
@@ -42,7 +41,7 @@ def one(options: argparse.Namespace, name: str, seed: int) -> dict[str, list[flo
 
     if name == "one-shot":
         for size in SIZES:
-            cut = gp.run(ONE_SHOT.format(size), gp.load(module, learned.host.example()))
+            cut = gp.run(ONE_SHOT.format(size), gp.load(module, (X[:2],)))
             run_of(seed + 50, options.epochs).train(cut.model, what=f"{name} {size}, seed {seed}")
             add(str(size), cut)
         return found

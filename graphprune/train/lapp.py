@@ -13,6 +13,9 @@ from ..ir.program import Program
 from .gated import Gated
 from .method import AUTO
 
+CLOSED = 0.5
+"""When nothing of the bypass is left, as a share of the steps."""
+
 
 class LAPP(Gated):
     """m_i = sigmoid((||g_i|| / mean norm - t) / T) with one threshold t a group, and R = (MACs left -
@@ -22,9 +25,9 @@ class LAPP(Gated):
     ``temperature`` to ``cold`` over ``total_steps``, geometrically, where that is given; else it rests.
 
     ``bypass`` keeps information flowing through layers that become narrow: what a gate shuts out, 1 - m_i, is read
-    through a share of that size, one number a group that is trained along; the share that is open falls to nothing on a
-    line over ``total_steps``, so that nothing of it is left to cut [derived: the paper puts a light layer of its own
-    beside each, which stays in the network that is deployed; here the user's forward is left alone].
+    through a share of that size, one number a group that is trained along; what is open of it falls to nothing on a
+    line over the first half of ``total_steps``, so that nothing of it is left to cut [derived: the paper puts a light
+    layer of its own beside each, which stays in the network that is deployed; here the user's forward is left alone].
     Raises RecipeError for a bypass without ``total_steps``: it would stay.
     """
 
@@ -58,7 +61,7 @@ class LAPP(Gated):
         own = self.own_gates()
         if self.total_steps is None or "shares" not in self._parameters:
             return own
-        opened = 1 - min(int(self.steps) / self.total_steps, 1.0)
+        opened = 1 - min(int(self.steps) / (CLOSED * self.total_steps), 1.0)
         sizes = torch.tensor([group.size for group in self.channels.groups], device=own.device)
         return own + (1 - own) * opened * self.shares.clamp(0, 1).repeat_interleave(sizes)
 

@@ -90,7 +90,7 @@ def test_a_bypass_lets_through_what_gates_shut_out_and_closes():
         penalty.thresholds.fill_(50.0)  # all shut
     for step in range(12):
         penalty.impose()
-        share = 0.4 * max(1 - step / 10, 0)
+        share = 0.4 * max(1 - step / 5, 0)
         torch.testing.assert_close(module[2].weight.detach(), penalty.dense()["2.weight"] * share, rtol=1e-5, atol=1e-7)
         penalty.step()
     torch.testing.assert_close(penalty.gates(), penalty.own_gates())
