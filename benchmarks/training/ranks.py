@@ -26,7 +26,7 @@ from .rivals import perceptron, run_of
 
 SIZES = (0.5, 0.25, 0.1)
 ENERGIES = (0.02, 0.2, 0.4)
-ONE_SHOT = "factor{{share=none}},group{{only=*rank}},score,mask{{params={}x allocate=global}},propagate"
+ONE_SHOT = "factor{{share=none}},group{{only=*rank}},score,mask{{params={}x allocate=global floor=0}},propagate"
 
 
 def one(options: argparse.Namespace, name: str, seed: int) -> dict[str, list[float]]:

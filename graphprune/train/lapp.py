@@ -28,6 +28,7 @@ class LAPP(Gated):
     through a share of that size, one number a group that is trained along; what is open of it falls to nothing on a
     line over the first half of ``total_steps``, so that nothing of it is left to cut [derived: the paper puts a light
     layer of its own beside each, which stays in the network that is deployed; here the user's forward is left alone].
+    Digits gained nothing by it (docs/benchmarks.md, Training), so there is none by default.
     Raises RecipeError for a bypass without ``total_steps``: it would stay.
     """
 
