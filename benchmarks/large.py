@@ -24,18 +24,24 @@ from typing import Any
 import numpy as np
 
 LLAMAS: dict[str, dict[str, int]] = {
-    "0.5 GB": dict(hidden_size=1024, num_hidden_layers=16, intermediate_size=4096, num_attention_heads=16),
+    "0.6 GB": dict(hidden_size=1024, num_hidden_layers=19, intermediate_size=4096, num_attention_heads=16),
     "1.1 B": dict(hidden_size=2048, num_hidden_layers=22, intermediate_size=5632, num_attention_heads=32),
     "6 GB": dict(hidden_size=3072, num_hidden_layers=27, intermediate_size=8192, num_attention_heads=24),
 }
-VOCABULARY = {"0.5 GB": 8000, "1.1 B": 32000, "6 GB": 32000}
+VOCABULARY = {"0.6 GB": 8000, "1.1 B": 32000, "6 GB": 32000}
 SHARD_BYTES = 512 << 20
 EVERY_S = 0.005
+GIVEN = ("--no-verify", "--no-measure")
+MASK = "mask{params=0.7x allocate=global alike=layers},propagate"
+WITH_DATA = f"group{{only=*gate_proj*}},score{{by=obs}},{MASK},compensate{{bias=false}}"
 COMMANDS = {
     "inspect": ["inspect"],
-    "l2": ["compile", "--params", "0.7x", "--no-verify", "--no-measure"],
+    "l2": ["compile", "--params", "0.7x", *GIVEN],
     "l2, proof": ["compile", "--params", "0.7x", "--no-measure"],
+    "obs + lsq": ["compile", "--passes", WITH_DATA, *GIVEN],
+    "obs + lsq, proof": ["compile", "--passes", WITH_DATA, "--no-measure"],
 }
+SAMPLES, TOKENS = 64, 128
 
 
 @dataclass(frozen=True)
@@ -145,6 +151,13 @@ def onnx(path: Path, width: int = 2048, layers: int = 16) -> None:
     ir.save(ir.from_proto(model), path, external_data="weights.bin")
 
 
+def data(case: str, work: Path) -> Path:
+    """Random tokens."""
+    tokens = np.random.default_rng(0).integers(3, VOCABULARY[case], (SAMPLES, TOKENS))
+    np.savez(work / "data.npz", input_ids=tokens)
+    return work / "data.npz"
+
+
 def size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
@@ -153,7 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("cases", nargs="*", default=[*LLAMAS, "ONNX 1 GB"])
     parser.add_argument("--work", type=Path, default=Path("build/large"))
-    parser.add_argument("--commands", nargs="+", default=list(COMMANDS))
+    parser.add_argument("--commands", nargs="+", default=list(COMMANDS)[:3])
     parser.add_argument("--keep", action="store_true")
     args = parser.parse_args()
     print("| network | bytes | what | s | processor s | anonymous | resident | anonymous / bytes |")
@@ -169,6 +182,8 @@ def main() -> None:
             command = [sys.executable, "-m", "graphprune", *COMMANDS[what][:1], model, *COMMANDS[what][1:]]
             if what != "inspect":
                 command += ["-o", str(out)]
+            if "obs" in what:
+                command += ["--data", str(data(case, args.work))]
             held = run(command, args.work / "log.txt")
             shutil.rmtree(out, ignore_errors=True)
             times = f"{held.seconds:.1f} | {held.processor:.1f}"

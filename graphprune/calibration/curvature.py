@@ -12,7 +12,7 @@ from ..coupling.affine import affine
 from ..coupling.contractions import Contraction
 from ..ir.graph import Graph
 from ..ir.host import Array, Batch, Host
-from ..ir.large import Room
+from ..ir.large import Room, give_back
 from .activations import Walk
 from .least_squares import Covariance, draw, rows_wanted
 from .processes import count, mine, rank, sent, turns
@@ -71,6 +71,8 @@ def measured(
 
             sums = _summed(part, host, len(batches), values, seed)
             readings |= curvature(part, graph, host, sums, room).readings
+            if room is not None:
+                give_back()
     return Curvature({layer.op.name: readings[layer.op.name] for layer in found})
 
 

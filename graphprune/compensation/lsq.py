@@ -21,7 +21,7 @@ from ..coupling.groups import everything
 from ..ir.facts import Keep
 from ..ir.graph import Graph, Op, Value
 from ..ir.host import Array, Host
-from ..ir.large import Room, are_large
+from ..ir.large import Room, are_large, give_back
 from ..ir.program import Program
 from ..pipeline.bypass import Bypass
 from ..pipeline.correction import Addition, Correct, addition
@@ -69,6 +69,8 @@ def least_squares(program: Program, keep: Keep, biases: bool = True) -> tuple[Co
                 fit.layer(layer, theirs, mine)
             elif fit.shifts(layer):
                 fit.shift(layer, theirs, mine)
+            if fit.room is not None:
+                give_back()
         known = errors(*fit.outputs(theirs, mine, program.host))
     return no_worse(program, Correct(fit.weights, fit.biases), known)
 

@@ -6,8 +6,10 @@ pages of maps back when memory runs short, and reads them again when they are ne
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
+import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from math import prod
@@ -31,6 +33,15 @@ ALIGNED = 64
 def are_large(sizes: Iterable[int]) -> bool:
     """Whether weights of so many bytes each are."""
     return sum(sizes) > LARGE_BYTES
+
+
+def give_back() -> None:
+    """What was freed goes back to the system. glibc keeps it, in pieces that the arrays of the next layer do not fit
+    into, so that a walk through many layers would hold more with each."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:  # another libc
+            trim(0)
 
 
 class Room:

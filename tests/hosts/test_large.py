@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import platform
 import weakref
 from pathlib import Path
 
@@ -247,6 +248,21 @@ def test_what_shares_a_file_does_not_overlap(monkeypatch):
     for k, view in enumerate(views):
         view[:] = bytes([k]) * len(view)
     assert [(len(view), set(view)) for view in views] == [(size, {k}) for k, size in enumerate(sizes)]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="others have other allocators")
+def test_what_was_freed_is_given_back():
+    kept = [(np.ones(1 << 13), np.ones(1 << 7)) for _ in range(1000)]  # 64 kB each, and between them what stays
+    small = [one for _, one in kept]
+    del kept
+    before = anonymous()
+    large.give_back()
+    assert before - anonymous() > 40 << 20 and len(small) == 1000
+
+
+def anonymous() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
 
 
 def test_inspect_reads_no_weight_and_compile_checks_them(tmp_path, monkeypatch):
