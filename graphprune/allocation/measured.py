@@ -6,18 +6,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..axes.dim import find
-from ..calibration.batches import some
+from ..calibration.batches import samples, some
 from ..calibration.held_back import hold_back
 from ..calibration.outputs import Outputs, compared, distortion
 from ..calibration.processes import gathered, mine
-from ..ir.facts import Groups
+from ..ir.facts import Groups, Keep
 from ..ir.host import Array, Batch, Host
 from ..ir.program import Program
-from ..pipeline.factoring import undecided
+from ..pipeline.bypass import Bypass
+from ..pipeline.factoring import ranks, undecided
+from ..pipeline.recipe import Recipe
 from .repaired import Gone, Repaired
 
 SAMPLES, SAMPLES_BYTES = 24, 1 << 22
 """At most so many samples of the data, and no further batch once they take so much."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a network loses, and what of it went beside channels."""
+
+    lost: float
+    opened: str
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,7 @@ class Measured:
     repaired: Repaired
     batches: Sequence[Batch]
     whole: Outputs
+    told: str  # of the batches of all processes, for remarks
 
     @classmethod
     def of(cls, program: Program, groups: Groups) -> Measured:
@@ -38,12 +49,27 @@ class Measured:
         own = mine(batches)
         whole = gathered([program.host.watch(batch, outputs) for batch in own], len(batches))
         # the graph is the program's own: groups know its dims
-        return cls(Repaired.of(program, groups, rest.data if held else program.data), own, whole)
+        fitted = Repaired.of(program, groups, rest.data if held else program.data)
+        told = f"{sum(map(samples, batches))} samples{' that nothing was fitted to' if held else ''}"
+        return cls(fitted, own, whole, told)
 
     def lost(self, gone: Gone, known: Sequence[Mapping[str, Array]] | None = None) -> float:
         """The mean squared change of the outputs, as a share of their variance. ``known``: per batch, what the ops
         before the first that changes make."""
         return self._lost(self.repaired.without(gone), known)
+
+    def made(self, program: Program, keep: Keep) -> Made:
+        """As ``lost``, of the network that is cut and fitted as a whole to what layers were fitted to here."""
+        begun = program.seeing(self.repaired.data).learn(keep)
+        for step in Recipe.parse("propagate,compensate").steps:
+            begun = step.run(begun)
+        names, theirs = list(self.whole[0]), compared(begun.graph)
+        seen = (begun.host.watch(batch, theirs) for batch in self.batches)
+        renamed = [dict(zip(names, map(one.__getitem__, theirs), strict=True)) for one in seen]
+        gone = sum(len(edit.branches) for edit in begun.plan.of(Bypass))
+        factored = len(ranks(begun))
+        opened = f"{gone} branches go and {factored} layers become two"
+        return Made(distortion(self.whole, gathered(renamed, len(self.whole))), opened)
 
     def along(
         self, name: str, order: Array, stops: Sequence[int], known: Sequence[Mapping[str, Array]]
@@ -68,11 +94,11 @@ def _watched(
     return [host.watch(batch, names, known[k] if known else None) for k, batch in enumerate(batches)]
 
 
-def kinds(program: Program, groups: Groups) -> list[set[str]]:
-    """The names of those that are branches, ranks, and others, as far as there are any."""
-    ranks = {find(rank.dim) for rank in undecided(program)}
+def kinds(program: Program, groups: Groups) -> dict[str, set[str]]:
+    """The names of those that are branches, ranks, and others, which are called channels, as far as there are any."""
+    dims = {find(rank.dim) for rank in undecided(program)}
     found: dict[str, set[str]] = {}
     for group in groups:
-        kind = "branch" if group.branches else "rank" if group.dim in ranks else "channels"
+        kind = "branches" if group.branches else "ranks" if group.dim in dims else "channels"
         found.setdefault(kind, set()).add(group.name)
-    return list(found.values())
+    return found

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import ceil, gcd, lcm, prod
 from typing import Any, TypeVar
 
@@ -39,6 +39,7 @@ class Allocation:
     grain: int = 1  # survivors are rounded up to this multiple (of the whole axis)
     given: Mapping[str, int] = field(default_factory=dict)  # counts that the user gave, whatever floor and grain
     alike: Mapping[str, tuple[Group, ...]] = field(default_factory=dict)  # who keeps as many as a group, see ``tied``
+    remarks: list[str] = field(default_factory=list)  # what there is to say of the choice
 
     @property
     def each(self) -> Groups:
@@ -81,9 +82,9 @@ class Allocation:
 
     def prices(self, counts: Mapping[str, int], name: str, options: Array) -> Array:
         """See choice.Prices."""
-        if self._polynomials is not None:  # sums and products: all options at once
-            numbers = [float(counts[group.name]) for group in self.groups]
-            return _at(self._polynomials, self._number[name], numbers, options)
+        if self._polynomials is not None:  # sums and products: all options at once, and what others cost once
+            own = self.own_prices(counts, name, np.append(options, counts[name]))
+            return self._whole(tuple(counts[one] for one in self._names)) - own[-1] + own[:-1]
         return np.array([self.cost(self._cut({**counts, name: int(option)})) for option in options])
 
     def own_prices(self, counts: Mapping[str, int], name: str, options: Array) -> Array:
@@ -94,6 +95,16 @@ class Allocation:
         own, names = self._own[self._number[name]], self._names
         numbers = {k: float(counts[names[k]]) for part in own for one in part for factors in one.terms for k in factors}
         return _at(own, self._number[name], numbers, options)
+
+    @cached_property
+    def _whole(self) -> Callable[[tuple[int, ...]], float]:
+        """What everything costs at the counts of all groups; choices are looked at one by one around one of them."""
+
+        @lru_cache(maxsize=16)
+        def whole(counts: tuple[int, ...]) -> float:
+            return float(_at(self._polynomials or (), 0, counts, np.array(counts[:1]))[0])
+
+        return whole
 
     @property
     def tables(self) -> Tables | None:

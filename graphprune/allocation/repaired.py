@@ -155,35 +155,67 @@ class Repaired:
         reading = self._holder(gap, off)
         if reading is None:
             return None
-        key = reading.layer.op.name, gap.before.name, gap.behind.name
-        if key not in self._mends:
-            self._mends[key] = self._regressed(gap, reading)
+        if (key := _key(gap, reading)) not in self._mends:
+            self._regress([(gap, reading), *self._alone()])
         return self._mends[key]
 
-    def _regressed(self, gap: Gap, reading: Reading) -> Mend:
-        """What is missing before the gap, from what the layer reads; damped as the layer's covariance is."""
-        program, layer = self.program, reading.layer
+    def _alone(self) -> list[tuple[Gap, Reading]]:
+        """The gap of each group of branches by itself, as long as none is known."""
+        graph, found = self.program.graph, list[tuple[Gap, Reading]]()
+        for group in self.groups.values() if not self._mends else ():
+            off = dead(graph, group.branches) if group.branches else {}
+            each = ((gap, self._holder(gap, off)) for gap in gaps(graph, group.branches))
+            found += [(gap, reading) for gap, reading in each if reading is not None]
+        return found
+
+    def _regress(self, asked: Sequence[tuple[Gap, Reading]]) -> None:
+        """Of each gap what is missing before it, from what a layer reads; some of them in each pass over the data."""
+        each = [*{_key(gap, reading): _Missing(gap, reading, self.program) for gap, reading in asked}.items()]
+        for k in range(0, len(each), TOGETHER):
+            some = dict(each[k : k + TOGETHER])
+            names = sorted({name for one in some.values() for name in one.names})
+            for number, batch in enumerate(self.data):
+                seen = self.program.host.watch(batch, names)
+                for one in some.values():
+                    rng = np.random.default_rng([self.program.seed, number, self._place[one.reading.layer.op.name]])
+                    one.add(seen, rng, len(self.data))
+            self._mends.update({key: one.mend() for key, one in some.items()})
+
+
+TOGETHER = 8
+"""Gaps that are looked at in one pass over the data: what is read about each is in memory for a batch."""
+
+
+def _key(gap: Gap, reading: Reading) -> tuple[str, str, str]:
+    return reading.layer.op.name, gap.before.name, gap.behind.name
+
+
+class _Missing:
+    """What is missing before a gap, regressed on what a layer reads; damped as the layer's covariance is."""
+
+    def __init__(self, gap: Gap, reading: Reading, program: Program) -> None:
+        self.gap, self.reading, self.host, layer = gap, reading, program.host, reading.layer
+        self.names = {layer.value.name, gap.before.name, gap.behind.name}
         norm = program.graph.only_user(layer.out)
-        scale = affine(norm, program.host)[0] if norm is not None and norm.kind == "batch_norm" else np.ones(1)
-        scale = np.where(np.abs(scale) < SMALL * np.abs(scale).max(), np.inf, scale)
-        groups, outputs, inputs = layer.flat_matrix(program.host).shape
-        cross, total, count = np.zeros((groups, inputs, outputs)), np.zeros(groups * outputs), 0
-        names = sorted({layer.value.name, gap.before.name, gap.behind.name})
-        for number, batch in enumerate(self.data):
-            seen = program.host.watch(batch, names)
-            rng = np.random.default_rng([program.seed, number, self._place[layer.op.name]])
-            wanted = -(-rows_wanted(reading.mean.shape[1]) // len(self.data))
-            at = draw(rng, layer.positions(seen[layer.value.name]), wanted)
-            before, behind = (
-                layer.targets(seen[value.name], at).astype(np.float64) for value in (gap.before, gap.behind)
-            )
-            missing = (_as_before(behind, before, gap, program.host) - before) / scale
-            x = layer.rows(seen[layer.value.name], at) - reading.mean
-            parts = missing.reshape(len(missing), layer.groups, -1)
-            cross, total = cross + np.moveaxis(x, 0, 2) @ parts.swapaxes(0, 1), total + missing.sum(0)
-            count += len(missing)
-        weight = (reading.inverse @ (cross / count)).swapaxes(1, 2)
-        return Mend(layer.op.name, weight, total / count)
+        scale = affine(norm, self.host)[0] if norm is not None and norm.kind == "batch_norm" else np.ones(1)
+        self.scale = np.where(np.abs(scale) < SMALL * np.abs(scale).max(), np.inf, scale)
+        groups, outputs, inputs = layer.flat_matrix(self.host).shape
+        self.cross, self.total, self.count = np.zeros((groups, inputs, outputs)), np.zeros(groups * outputs), 0
+
+    def add(self, seen: Mapping[str, Array], rng: np.random.Generator, batches: int) -> None:
+        layer, gap = self.reading.layer, self.gap
+        wanted = -(-rows_wanted(self.reading.mean.shape[1]) // batches)
+        at = draw(rng, layer.positions(seen[layer.value.name]), wanted)
+        before, behind = (layer.targets(seen[value.name], at).astype(np.float64) for value in (gap.before, gap.behind))
+        missing = (_as_before(behind, before, gap, self.host) - before) / self.scale
+        x = layer.rows(seen[layer.value.name], at) - self.reading.mean
+        self.cross += np.moveaxis(x, 0, 2) @ missing.reshape(len(missing), layer.groups, -1).swapaxes(0, 1)
+        self.total += missing.sum(0)
+        self.count += len(missing)
+
+    def mend(self) -> Mend:
+        weight = (self.reading.inverse @ (self.cross / self.count)).swapaxes(1, 2)
+        return Mend(self.reading.layer.op.name, weight, self.total / self.count)
 
 
 SMALL = 1e-3

@@ -226,6 +226,10 @@ class Program:
         """The same program, whose passes tell ``progress`` how far they are."""
         return self._with(progress=progress)
 
+    def seeing(self, data: Sequence[Batch]) -> Program:
+        """The same program with other calibration data, and no loss."""
+        return self._with(data=data, loss=None)
+
     def ran(self, step: Step) -> Program:
         return self._with(history=(*self.history, step))
 

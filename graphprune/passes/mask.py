@@ -173,7 +173,7 @@ class Mask(Pass):
         have = left / whole
         if budget.exceeded(left):
             made = made.note(f"`{self.text()}`: {budget.told(left)}: `allocate={self.allocate}` comes to that")
-        made = made.note(*self._shared(made, remains))
+        made = made.note(*self._shared(made, remains), *problem.remarks)
         if have >= remains - min(NOTED, remains * methods()[self.allocate].near):
             return made
         less = any(len(agreed[name]) < len(kept) for name, kept in keep.items())

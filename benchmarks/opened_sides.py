@@ -1,0 +1,213 @@
+"""The contenders of benchmarks/opened.py: families of dims, published recipes, Torch-Pruning."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatch
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import graphprune as gp
+from graphprune.api import default_recipe
+from graphprune.backends import share as share_of_latency
+from graphprune.backends.onnxruntime.target import Onnx
+from graphprune.cost.static import macs, params
+from graphprune.driver.curve import begun
+from graphprune.ir.program import Program
+from graphprune.passes.mask import Mask
+from graphprune.pipeline.published import published
+from graphprune.pipeline.recipe import Recipe
+from graphprune.pipeline.run import run
+
+from .opened_tasks import TASKS, Task
+
+FIT = "mask{@ allocate=rd},propagate,compensate"
+FAMILIES = {
+    "branches": "group,branches{alone=true},score{branches=output},mask{@ allocate=stepwise},propagate,compensate",
+    "ranks": "factor{by=data},group{only=*rank},score,mask{@ allocate=rd floor=0},propagate,compensate",
+    "hidden size": "rms,rotate{untie=true},group{places=stream},score{by=obs},mask{@ floor=0},propagate,compensate",
+    "widths": f"group,score{{by=obs}},{FIT}",
+    "widths + branches": f"group,branches,score{{by=obs}},{FIT}",
+    "widths + ranks": f"factor{{by=data}},group,score{{by=obs}},{FIT}",
+    "all, rotated": f"rms,rotate{{untie=true}},factor{{by=data}},group,branches,score{{by=obs}},{FIT}",
+}
+"""Each by itself, and together in one budget by measured distortion; `all` is a recipe of its own."""
+THEIRS = "Torch-Pruning"
+CRITERIA: Mapping[str, Callable[[Any], Any]] = {
+    "l2": lambda tp: tp.importance.GroupMagnitudeImportance(p=2),
+    "lamp": lambda tp: tp.importance.LAMPImportance(),
+}
+EXPERTS = ("mone", "stun")
+"""Recipes for what no network here has."""
+NAMES = ("auto", *FAMILIES, *(name for name in published() if name not in EXPERTS), THEIRS)
+STEPS = 5
+"""Of a search for the largest budget within a latency."""
+COUNTED = (params, macs)
+
+
+def contenders(task: Task) -> list[str]:
+    return [name for name in NAMES if not task.names or name in ("auto", THEIRS, *task.names)]
+
+
+def recipe(name: str, unit: str, share: str) -> Recipe:
+    if name == "auto":
+        return default_recipe(unit, share, data=True)
+    if name in published():
+        return published()[name].recipe(unit, share)
+    return Recipe.parse(FAMILIES[name].replace("@", f"{unit}={share}"))
+
+
+@cache
+def program(on: str) -> Program:
+    return TASKS[on].program()
+
+
+@cache
+def _begun(on: str, text: str) -> tuple[Program, float]:
+    """A network that knows what is the same at all budgets of a recipe, and the processor time that it took."""
+    start = time.process_time()
+    made = begun(program(on), Recipe.parse(text), None)
+    return made, time.process_time() - start
+
+
+def pruned(on: str, steps: Recipe) -> tuple[Program, float]:
+    """The network after a recipe, and the processor time of it all; where it allocates by measured distortion, what is
+    measured is measured once for all budgets."""
+    masks = [step for step in steps.steps if isinstance(step, Mask)]
+    start, before, given = time.process_time(), 0.0, program(on)
+    if len(masks) == 1 and masks[0].allocate == "rd" and not masks[0].latency:
+        beginning = Recipe(steps.steps[: steps.steps.index(masks[0])]).text()
+        given, before = _begun(on, f"{beginning},mask{{{TASKS[on].unit}=0.5x allocate=rd}}")
+        start = time.process_time()
+    return run(steps, given), before + time.process_time() - start
+
+
+def measured(on: str, name: str, share: str) -> dict[str, Any]:
+    """What is left of a network, and what that is worth, once it has been written and read back."""
+    task, whole = TASKS[on], program(on)
+    if name == THEIRS:
+        return torch_pruning(on, share)
+    try:
+        done, seconds = pruned(on, recipe(name, task.unit, share))
+        return {**_worth(on, done), **_left(whole, done), "seconds": round(seconds, 1), **_opened(done)}
+    except gp.GraphpruneError as error:
+        return {"refused": str(error)[:300]}
+
+
+def at_latency(on: str, name: str, share: str) -> dict[str, Any]:
+    """The same of the largest budget that takes no more than a share of the latency in ONNX Runtime, one thread."""
+    task, goal = TASKS[on], float(share.rstrip("x"))
+    original, low, high = Onnx().runnable(program(on)), 0.1, 1.0
+    best: tuple[float, float] | None = None
+    try:
+        for _ in range(STEPS):
+            budget = (low + high) / 2
+            steps = recipe(name, task.unit, f"{budget:.3f}x").steps
+            try:
+                cut, _ = pruned(on, Recipe(tuple(step for step in steps if step.name != "compensate")))
+            except gp.BudgetError:
+                low = budget
+                continue
+            took = share_of_latency(original, Onnx().runnable(cut))
+            best, low, high = ((budget, took), budget, high) if took <= goal * 1.01 else (best, low, budget)
+        if best is None:
+            return {"refused": f"no budget from 0.1x on takes {share} of the latency"}
+        done, _ = pruned(on, recipe(name, task.unit, f"{best[0]:.3f}x"))
+        return {**_worth(on, done), **_left(program(on), done), "latency": round(best[1], 3)}
+    except gp.GraphpruneError as error:
+        return {"refused": str(error)[:300]}
+
+
+def _worth(on: str, done: Program) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"model{done.host.suffix}"
+        done.host.save(path)
+        read = gp.load(path, check=False).host
+        return TASKS[on].judge(*(partial(_first, host.run) for host in (read, done.source)))
+
+
+def _first(outputs: Callable[[Any], list[Any]], batch: Any) -> Any:
+    return outputs(batch)[0]
+
+
+def _left(whole: Program, done: Program) -> dict[str, float]:
+    return {
+        count.__name__: round(count(done.graph, done.host)() / count(whole.graph, whole.host)(), 4) for count in COUNTED
+    }
+
+
+def _opened(done: Program) -> dict[str, Any]:
+    """What went beside widths."""
+    steps: Any = done.plan["steps"]
+    gone = sum(len(step.get("branches", ())) for step in steps)
+    factored = sum(len(step["layers"]) for step in steps if "layers" in step)
+    return {"branches gone": gone, "factored": factored}
+
+
+# ---- Torch-Pruning -------------------------------------------------------------------------------------
+
+
+def torch_pruning(on: str, share: str) -> dict[str, Any]:
+    """The best of its criteria, global, at the largest ratio that meets the budget, counted as ours."""
+    task, found = TASKS[on], list[dict[str, Any]]()
+    start = time.process_time()
+    for criterion in CRITERIA:
+        try:
+            module, left = _largest(on, float(share.rstrip("x")), criterion)
+        except Exception as error:  # what it cannot do it says in many ways
+            return {"refused": f"{type(error).__name__}: {error}"[:300]}
+        worth = task.judge(partial(_called, module), partial(_first, program(on).source.run))
+        found.append({**worth, **left, "criterion": criterion})
+    best = max(found, key=lambda one: task.better * one[task.shown])
+    return {**best, "seconds": round(time.process_time() - start, 1)}
+
+
+def _largest(on: str, share: float, criterion: str) -> tuple[torch.nn.Module, dict[str, float]]:
+    low, high, best = 0.0, 1.0, None
+    for _ in range(8):
+        ratio = (low + high) / 2
+        module = _cut(on, criterion, ratio)
+        left = _left(program(on), gp.load(module, _example(on)))
+        fits = left[TASKS[on].unit] <= share
+        low, high = (low, ratio) if fits else (ratio, high)
+        best = (module, left) if fits else best
+    if best is None:
+        raise ValueError(f"no ratio comes to {share}x")
+    return best
+
+
+def _cut(on: str, criterion: str, ratio: float) -> torch.nn.Module:
+    import torch_pruning as tp
+
+    module = copy.deepcopy(TASKS[on].module()).eval()
+    for parameter in module.parameters():
+        parameter.requires_grad_(True)
+    frozen = [part for name, part in module.named_modules() if any(fnmatch(name, one) for one in TASKS[on].stays)]
+    heads = {
+        part: n
+        for name, part in module.named_modules()
+        for ending, n in TASKS[on].heads.items()
+        if name.endswith(ending)
+    }
+    pruner = tp.pruner.MetaPruner(
+        module, _example(on), importance=CRITERIA[criterion](tp), pruning_ratio=ratio, global_pruning=True,
+        ignored_layers=frozen, num_heads=heads, prune_num_heads=bool(heads), head_pruning_ratio=ratio,
+    )  # fmt: skip
+    pruner.step()
+    return module.eval()
+
+
+def _example(on: str) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.from_numpy(np.asarray(x[:2])) for x in program(on).data[0])
+
+
+def _called(module: torch.nn.Module, batch: Any) -> Any:
+    with torch.no_grad():
+        return module(*map(torch.from_numpy, batch)).numpy()
