@@ -50,6 +50,7 @@ class Stream:
     norms: list[Norm] = field(default_factory=list)
     writers: dict[str, Writer] = field(default_factory=dict)  # by parameter
     readers: dict[str, list[Contraction] | None] = field(default_factory=dict)  # of each norm; None: others too
+    plain: list[Contraction] = field(default_factory=list)  # readers with no norm between
     ties: dict[str, str] = field(default_factory=dict)  # by gather, the embedding that something else reads as well
     why: str = ""
 
@@ -226,9 +227,18 @@ class _Walk:
                     return why
             elif self._passes(op):
                 self.todo += op.outputs
+            elif (layer := self.reads.get(op.name)) is not None and self._plain(layer, value):
+                self.made.plain.append(layer)
             elif op.kind != "size":  # that does not look at what is there
                 return f"{op.where} reads it, which is no norm"
         return ""
+
+    def _plain(self, layer: Contraction, value: Value) -> bool:
+        """Whether a layer reads a value along the stream, with a weight of its own that writes another."""
+        weight = layer.op.inputs[1]
+        if weight is None or sum(find(dim) is self.made.dim for dim in weight.dims) != 1:
+            return False
+        return _reads(layer, value, self.made.dim)
 
     def _norm(self, norm: Norm) -> str:
         if norm in self.made.norms:
@@ -246,12 +256,7 @@ class _Walk:
         found = list[Contraction]()
         for op in self.graph.users(value):
             layer = self.reads.get(op.name)
-            if (
-                layer is not None
-                and layer.value is value
-                and layer.taps == layer.groups == 1
-                and find(layer.dim) is dim
-            ):
+            if layer is not None and _reads(layer, value, dim):
                 found.append(layer)
                 continue
             if op.kind == "size":
@@ -300,6 +305,19 @@ def _axis(value: Value | None, dim: Dim) -> int | None:
 def _others(value: Value, dim: Dim) -> list[Size]:
     """The sizes of the other axes."""
     return [one.size for one in value.dims if find(one) is not dim]
+
+
+def uncast(value: Value, graph: Graph) -> Value:
+    """What a value was before casts."""
+    maker = graph.maker(value)
+    while maker is not None and maker.attrs.get("function") in CASTS and maker.inputs[0] is not None:
+        value = maker.inputs[0]
+        maker = graph.maker(value)
+    return value
+
+
+def _reads(layer: Contraction, value: Value, dim: Dim) -> bool:
+    return layer.value is value and layer.taps == layer.groups == 1 and find(layer.dim) is dim
 
 
 def _embeds(op: Op) -> bool:

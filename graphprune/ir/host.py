@@ -96,6 +96,10 @@ class Host(Protocol):
     def untie(self, op: Op, operand: int) -> None:
         """Give an op a copy of its own of the parameter that it reads there."""
 
+    def insert_linear(self, op: Op, operand: int, weight: Array, beside: str) -> None:
+        """Put a linear layer without bias before an operand of an op, along its last axis. ``weight`` (outputs, inputs)
+        becomes the parameter `x.shortcut`, where the parameter ``beside``, whose dtype it has, is `x.weight`."""
+
     def insert_reindex(self, site: Site) -> None:
         """Put an op of the kind ``reindex`` there. It changes nothing until ``set_reindex``."""
 

@@ -53,8 +53,10 @@ class Rms(Pass):
 
 
 def _mixed(stream: Stream) -> str:
-    """An RMS norm sees the mean of what is written."""
+    """An RMS norm sees the mean of what is written, and so does a layer."""
     other = next((norm for norm in stream.norms if norm.kind != "layer_norm"), None)
+    if stream.plain:
+        return f"{stream.plain[0].op.where} reads it, which is no norm"
     return f"{other.where} reads it too" if other is not None else ""
 
 

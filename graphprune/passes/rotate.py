@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..coupling.streams import Stream, streams, untied
-from ..errors import ModelError
+from ..errors import ModelError, RecipeError, nearest
 from ..ir.host import Array, Host
 from ..ir.program import Program
 from ..pipeline.base import Pass
 from ..pipeline.rotation import Rotate as Rotation
-from ..pipeline.rotation import stays
+from ..pipeline.rotation import parted, stays
+
+PER = {"stream": "one rotation for a whole stream", "block": "one between any two sums, matrices on the shortcuts"}
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,16 @@ class Rotate(Pass):
     rewrites = True
     opens = True
 
+    per: str = "stream"  # one rotation a stream; or block: one between any two residual sums, matrices on shortcuts
     untie: bool = False  # an embedding whose weight the head has too becomes one of its own: it is larger then
+
+    def __post_init__(self) -> None:
+        if self.per not in PER:
+            raise RecipeError(f"`rotate`: `per` cannot be `{self.per}`", nearest(self.per, PER))
+
+    @classmethod
+    def choices(cls) -> Mapping[str, Mapping[str, str]]:
+        return {"per": PER}
 
     def wants_data(self) -> bool:
         return True
@@ -32,8 +44,10 @@ class Rotate(Pass):
         """One orthogonal Q a stream: writers Q' W, readers W diag(gamma) Q, norms' weights one. Its columns are the
         eigenvectors of the second moments of what the norms make, without their weight, over all norms and the
         calibration data, float64 (Ashkboos et al., SliceGPT, 2024, sections 3.2 and 3.3, with one Q for all blocks, so
-        that the shortcuts need no matrix). The sign of each makes its largest entry positive. A stream that cannot be
-        rotated stays, with a note. Raises ModelError where none can."""
+        that the shortcuts need no matrix). With ``per=block`` what is between two residual sums has one of its own, and
+        what a sum adds to goes through Q_l+1' Q_l on the shortcut, a layer that counts (section 3.3, figure 4); the
+        first sum and what is before it share one. The sign of each makes its largest entry positive. A stream that
+        cannot be rotated stays, with a note. Raises ModelError where none can."""
         host, notes = untied(program.host, "rms_norm") if self.untie else program.host, list[str]()
         found = list[Stream]()
         for stream in streams(host.lift()):
@@ -46,9 +60,15 @@ class Rotate(Pass):
                 "no residual stream can be rotated" + "".join(f"\n    {note}" for note in notes[:5]),
                 "those below RMS norms can, which nothing else reads",
             )
+        parts = tuple(stream.name for stream in found) if self.per == "block" else ()
+        if parts:
+            norms, host = {norm.name for stream in found for norm in stream.norms}, parted(host, parts)
+            found = [stream for stream in streams(host.lift()) if norms & {norm.name for norm in stream.norms}]
+            if len(found) == len(parts):
+                notes.append("`rotate{per=block}`: no stream has a second sum behind a norm, one rotation each is all")
         moments = _moments(host, found, program)
         made = {stream.name: _principal(moments[stream.name]) for stream in found}
-        return Rotation(made, self.untie).apply(program).note(*notes)
+        return Rotation(made, self.untie, parts).apply(program).note(*notes)
 
 
 def _moments(host: Host, found: list[Stream], program: Program) -> dict[str, Array]:

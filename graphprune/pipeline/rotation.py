@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 
-from ..coupling.streams import Stream, multiplied, streams, tied, untied
+from ..axes.dim import find
+from ..coupling.branches import Residual, residuals
+from ..coupling.streams import Stream, multiplied, streams, tied, uncast, untied
 from ..errors import RecipeError
 from ..ir.document import Entry
 from ..ir.host import Array, Host
@@ -20,12 +22,14 @@ APART = 1e-9
 
 @dataclass(frozen=True)
 class Rotate(Edit):
-    """By the name of its first norm, the orthogonal matrix of a stream: (coordinates, new coordinates)."""
+    """By the name of its first norm, the orthogonal matrix of a stream: (coordinates, new coordinates). ``parts``: the
+    streams, likewise, that came in parts before, each with a stream of its own, see ``parted``."""
 
     kind = "rotate"
 
     matrices: Mapping[str, Array]
     untie: bool = False
+    parts: tuple[str, ...] = ()
 
     @property
     def opens(self) -> bool:
@@ -34,7 +38,15 @@ class Rotate(Edit):
     def apply(self, program: Program) -> Program:
         hint = "is it the same model?"
         host = untied(program.host, "rms_norm") if self.untie else program.host.copy()
-        known = {stream.name: stream for stream in streams(host.lift()) if stream.norms}
+        known = _by_name(host)
+        for name in self.parts:
+            if name not in known:
+                raise RecipeError(f"the plan parts the stream of `{name}`, no norm of this model's streams", hint)
+            if why := stays(known[name]):
+                raise RecipeError(f"the plan parts the stream of `{name}`: {why}", hint)
+        if self.parts:
+            host = parted(host, self.parts)
+            known = _by_name(host)
         for name, matrix in self.matrices.items():
             if name not in known:
                 raise RecipeError(f"the plan rotates the stream of `{name}`, no norm of this model's streams", hint)
@@ -51,14 +63,41 @@ class Rotate(Edit):
         return self.apply(program)
 
     def content(self) -> dict[str, Any]:
-        return {"streams": list(self.matrices), "untie": self.untie, "weights": dict(self.matrices)}
+        parts = {"parts": list(self.parts)} if self.parts else {}
+        return {"streams": list(self.matrices), "untie": self.untie, **parts, "weights": dict(self.matrices)}
 
     @classmethod
     def read(cls, entry: Entry) -> Self:
-        parts = entry.table(("streams", "untie", "weights"))
+        parts = entry.table(("streams", "untie", "weights"), ("parts",))
         names = tuple(name.text() for name in parts["streams"].entries())
         arrays = parts["weights"].table(names)
-        return cls({name: arrays[name].array() for name in names}, parts["untie"].flag())
+        several = tuple(name.text() for name in parts["parts"].entries()) if "parts" in parts else ()
+        return cls({name: arrays[name].array() for name in names}, parts["untie"].flag(), several)
+
+
+def _by_name(host: Host) -> dict[str, Stream]:
+    return {stream.name: stream for stream in streams(host.lift()) if stream.norms}
+
+
+def parted(host: Host, names: Container[str]) -> Host:
+    """A copy in which, behind the first, every residual sum of the streams of these names reads what it adds to through
+    a layer of its own, which changes nothing yet: what lies between two sums is a stream then."""
+    graph, made = host.lift(), host.copy()
+    whole = {find(stream.dim): stream for stream in streams(graph) if stream.norms and stream.name in names}
+    runs: dict[str, list[tuple[Residual, str]]] = {}
+    for one in residuals(graph)[0]:
+        stream = whole.get(find(one.out.dims[-1]))
+        read = uncast(one.other, graph).name
+        norm = stream and next((norm for norm in stream.norms if uncast(norm.x, graph).name == read), None)
+        if stream is not None and norm is not None and (layers := stream.readers[norm.name]):
+            runs.setdefault(stream.name, []).append((one, layers[0].weight))
+    for name, run in runs.items():
+        size = next(int(stream.dim.size) for stream in whole.values() if stream.name == name)
+        for one, weight in run[1:]:
+            made.insert_linear(one.op, 1 - one.branch.operand, np.eye(size), weight)
+    made.own()
+    made.shapes()
+    return made
 
 
 def stays(stream: Stream) -> str:
@@ -86,3 +125,6 @@ def _rotated(host: Host, stream: Stream, matrix: Array) -> None:
             old = host.parameter(layer.weight)
             host.set_parameter(layer.weight, layer.tensor(layer.flat_matrix(host)[0] * gamma @ matrix, old.shape))
         host.set_parameter(norm.weight, np.full_like(stored, 1 - norm.shift))
+    for layer in stream.plain:
+        old = host.parameter(layer.weight)
+        host.set_parameter(layer.weight, layer.tensor(layer.flat_matrix(host)[0] @ matrix, old.shape))

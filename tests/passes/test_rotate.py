@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from test_rms import TOLERANCE, as_onnx
 from torch import nn
 
 import graphprune as gp
+from graphprune.cost.static import macs, params
 from graphprune.coupling.streams import multiplied, norms
 from graphprune.ir.facts import Groups
 from graphprune.ir.program import Program
@@ -26,6 +29,7 @@ from graphprune.pipeline.plan_file import read_plan, write_plan
 from graphprune.pipeline.replay import replay
 from graphprune.pipeline.rotation import Rotate
 
+PER_BLOCK = "rotate{per=block}"
 CUT = "group,score{by=variance over=writers},mask{channels=0.6x},propagate"
 RECIPES = {"words": "rms,rotate", "rms": "rotate", "tied": "rotate{untie=true}", "patches": "rms,rotate"}
 RECIPES["written"] = "rotate{untie=true}"
@@ -121,6 +125,71 @@ def test_each_part_of_the_rewrite_is_needed(monkeypatch: pytest.MonkeyPatch) -> 
         assert error() > 1e-3
 
 
+def shortcuts(program: Program) -> list[str]:
+    return [name for name in program.graph.parameters if "shortcut" in name]
+
+
+@pytest.mark.parametrize("net", ["rms torch", "tied torch", "written onnx", "words onnx", "patches torch"])
+def test_with_one_rotation_a_block_nothing_changes_and_each_has_a_hidden_size_of_its_own(net: str) -> None:
+    program, recipe = given(net), RECIPES[net.split()[0]]
+    many = recipe.replace("rotate{untie=true}", "rotate{per=block untie=true}")
+    many = many.removesuffix("rotate") + PER_BLOCK if many.endswith("rotate") else many
+    opened, one = gp.run(many, program), gp.run(recipe, program)
+    before, after = (host.run(program.host.example())[0] for host in (program.host, opened.host))
+    assert relative(before, after) <= TOLERANCE[program.host.kind]
+    sums = 1 if "patches" in net else 3  # of two blocks there are four, and the first shares what is before it
+    assert len(shortcuts(opened)) == sums == len(opened.plan.of(Rotate)[0].matrices) - 1
+    tokens = 5  # of a sample
+    for cost in (params, macs):  # the matrices on shortcuts count
+        more = cost(opened.graph, opened.host)() - cost(one.graph, one.host)()
+        assert more == sums * streams.WIDTH**2 * (1 if cost is params else tokens)
+    matrices = list(opened.plan.of(Rotate)[0].matrices.values())
+    for name, (first, second) in zip(shortcuts(opened), itertools.pairwise(matrices), strict=True):
+        expected = second.T @ first
+        assert any(np.allclose(opened.host.parameter(name), made, atol=1e-6) for made in (expected, expected.T))
+    groups = gp.run(f"{many},group{{places=stream}}", program).fact(Groups)
+    assert [group.size for group in groups] == [streams.WIDTH] * (sums + 1)
+    done = gp.run(f"{many},group{{places=stream}},score{{by=ifv}},mask{{channels=0.6x floor=0}},propagate", program)
+    assert all(check.holds for check in gp.verify(done))
+    assert all(max(done.graph.parameters[name].shape) <= 5 for name in shortcuts(done))  # narrower on both axes
+
+
+def test_a_stream_of_one_sum_has_one_rotation_and_that_is_said() -> None:
+    module, x = streams.words(nn.RMSNorm, depth=0)
+    done = gp.run(PER_BLOCK, gp.load(module, (x,), data=[x.numpy()]))
+    assert not shortcuts(done) and len(done.plan.of(Rotate)[0].matrices) == 1
+    assert "no stream has a second sum behind a norm" in done.notes[-1]
+    with pytest.raises(gp.GraphpruneError, match="`per` cannot be `blok`"):
+        gp.run("rotate{per=blok}", given("rms"))
+
+
+def test_each_part_of_the_rewrite_with_shortcuts_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = given("rms")
+    expected = program.host.run(program.host.example())[0]
+    edit = gp.run(PER_BLOCK, program).plan.of(Rotate)[0]
+
+    def error() -> float:
+        return relative(expected, edit.apply(program).host.run(program.host.example())[0])
+
+    assert error() < 1e-12
+    real_rotated, real_multiplied = rotation._rotated, multiplied
+
+    def without_shortcuts(host: Any, stream: Any, matrix: Any) -> None:
+        real_rotated(host, replace(stream, plain=[]), matrix)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rotation, "_rotated", without_shortcuts)
+        assert error() > 1e-3
+    for name in edit.matrices:
+
+        def flipped(host: Any, stream: Any, matrix: Any, name: str = name) -> None:
+            real_multiplied(host, stream, -matrix if stream.name == name else matrix)
+
+        with monkeypatch.context() as patch:  # the wrong sign of one matrix where its stream is written
+            patch.setattr(rotation, "multiplied", flipped)
+            assert error() > 1e-3, name
+
+
 @pytest.mark.parametrize("net", ["rms", "patches"])
 def test_the_hidden_size_may_be_permuted_everywhere_and_in_no_fewer_places(net: str) -> None:
     opened = gp.run(f"{RECIPES[net]},group", given(net))
@@ -163,6 +232,10 @@ def test_a_plan_with_a_wrong_matrix_is_refused(change: Any, message: str) -> Non
     step["weights"] = {name: change(matrix) for name, matrix in step["weights"].items()}
     with pytest.raises(gp.GraphpruneError, match=message):
         replay({"version": 2, "steps": [step], "parameters": {}}, given("rms").source)
+    parted = copy.deepcopy(gp.run(PER_BLOCK, given("rms")).plan.edits[0].step())
+    parted["parts"] = ["nothing"]
+    with pytest.raises(gp.GraphpruneError, match="parts the stream of `nothing`, no norm of this model"):
+        replay({"version": 2, "steps": [parted], "parameters": {}}, given("rms").source)
     step["streams"] = ["nothing"]
     step["weights"] = {"nothing": np.eye(8)}
     with pytest.raises(gp.GraphpruneError, match="no norm of this model"):

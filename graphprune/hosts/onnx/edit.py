@@ -252,6 +252,15 @@ def to_rms_norm(graph: ir.Graph, node: ir.Node, op: Op, standard: bool, keeps_bi
     drop_unread(graph, [bias])
 
 
+def insert_linear(graph: ir.Graph, node: ir.Node, k: int, weight: Array, of: str) -> None:
+    """See ir.Host.insert_linear."""
+    read, like = node.inputs[k], graph.initializers[of].dtype
+    assert read is not None and like is not None
+    made = make_tensor(graph, beside(of, "shortcut"), weight.T, like)
+    new = insert(graph, node, "MatMul", [read, made], f"{node.outputs[0].name}_shortcut", read.dtype, before=True)
+    node.replace_input_with(k, new.outputs[0])
+
+
 def untie(graph: ir.Graph, node: ir.Node, k: int) -> None:
     """See ir.Host.untie."""
     value = node.inputs[k]

@@ -269,6 +269,11 @@ class OnnxHost:
         edit.untie(self.model.graph, self._node(op), operand)
         self._nodes = None
 
+    def insert_linear(self, op: Op, operand: int, weight: Array, beside: str) -> None:
+        self._change()
+        edit.insert_linear(self.model.graph, self._node(op), operand, weight, beside)
+        self._nodes = None
+
     def insert_reindex(self, site: Site) -> None:
         self._change()
         node = self._by_output().get(site.op)

@@ -361,6 +361,15 @@ class TorchHost:
         node.replace_input_with(tied, own)
         self._stale = True
 
+    def insert_linear(self, op: Op, operand: int, weight: Array, beside: str) -> None:
+        node = self._node(op)
+        read = Reader(self._module).operands(node)[operand]
+        with self._module.graph.inserting_before(node):
+            made = self._new_parameter(beside, "shortcut", torch.from_numpy(weight))
+            new = pointwise(self._module.graph, torch.ops.aten.linear.default, read, made)
+        node.replace_input_with(read, new)
+        self._stale = True
+
     def insert_reindex(self, site: Site) -> None:
         node = self._find_node(site.op)
         insert(self._module.graph, node, Reader(self._module).operands(node)[site.operand], site)
