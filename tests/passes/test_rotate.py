@@ -190,28 +190,32 @@ def test_each_part_of_the_rewrite_with_shortcuts_is_needed(monkeypatch: pytest.M
             assert error() > 1e-3, name
 
 
-@pytest.mark.parametrize("net", ["rms", "patches"])
+@pytest.mark.parametrize("net", ["rms", "patches", "rms, per block"])
 def test_the_hidden_size_may_be_permuted_everywhere_and_in_no_fewer_places(net: str) -> None:
-    opened = gp.run(f"{RECIPES[net]},group", given(net))
-    (group,) = (one for one in opened.fact(Groups) if one.size == streams.WIDTH)
+    name, _, many = net.partition(", ")
+    opened = gp.run(f"{PER_BLOCK if many else RECIPES[net]},group{{places=stream}}", given(name))
+    groups = opened.fact(Groups).groups
+    assert len(groups) == (4 if many else 1)
     x = opened.host.example()
     expected = opened.host.run(x)[0]
-    ones = {member.parameter for member in group.members if (opened.host.parameter(member.parameter) == 1).all()}
-    assert len(ones) < len(group.members) / 2
-    for left_out in (None, *group.members):
-        host = opened.host.copy()
-        for member in group.members:
-            if member is not left_out:
-                host.take(member.parameter, member.axis, np.roll(np.arange(group.size), 1))
-        found = relative(expected, host.run(x)[0])
-        assert (found < 1e-9) == (left_out is None or left_out.parameter in ones), (left_out, found)
+    for group in groups:
+        ones = {member.parameter for member in group.members if (opened.host.parameter(member.parameter) == 1).all()}
+        assert len(ones) < len(group.members) / 2
+        for left_out in (None, *group.members):
+            host = opened.host.copy()
+            for member in group.members:
+                if member is not left_out:
+                    host.take(member.parameter, member.axis, np.roll(np.arange(group.size), 1))
+            found = relative(expected, host.run(x)[0])
+            assert (found < 1e-9) == (left_out is None or left_out.parameter in ones), (left_out, found)
 
 
-def test_a_plan_does_it_again_to_the_last_bit(tmp_path: Path) -> None:
-    done = gp.run(f"rms,rotate,{CUT}", given("words"))
+@pytest.mark.parametrize("rotate", ["rotate", PER_BLOCK])
+def test_a_plan_does_it_again_to_the_last_bit(rotate: str, tmp_path: Path) -> None:
+    done = gp.run(f"rms,{rotate},{CUT}", given("words"))
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        write_plan(tmp_path / name, gp.run(f"rms,rotate,{CUT}", given("words")).plan)
+        write_plan(tmp_path / name, gp.run(f"rms,{rotate},{CUT}", given("words")).plan)
     for file in ("plan.json", "plan.safetensors"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     source = given("words").source
