@@ -115,14 +115,14 @@ def sentences() -> list[Any]:
 
 
 @cache
-def _others() -> list[Any]:
+def held_out() -> list[Any]:
     """Of modules that are not calibrated on."""
     modules = ("random", "statistics", "shutil", "pathlib", "json", "csv", "socket", "threading", "subprocess")
     return _sentences(modules, 128)
 
 
 def embeddings(pruned: Outputs, whole: Outputs) -> dict[str, float]:
-    ours, theirs = (outputs(_others()).astype(np.float64) for outputs in (pruned, whole))
+    ours, theirs = (outputs(held_out()).astype(np.float64) for outputs in (pruned, whole))
     ours, theirs = (one / np.linalg.norm(one, axis=1, keepdims=True) for one in (ours, theirs))
     pairs = np.triu_indices(len(ours), 1)
     ranks = np.array([np.argsort(np.argsort((one @ one.T)[pairs])) for one in (ours, theirs)])

@@ -68,12 +68,12 @@ def of_cifar(options: argparse.Namespace) -> Setting:
 
 
 def of_minilm(options: argparse.Namespace) -> Setting:
-    from .. import opened
+    from .. import opened_tasks
 
-    program = opened.minilm()
+    program = opened_tasks.TASKS["minilm"].program()
     dense: Any = program.model
     ids, mask = (torch.from_numpy(x) for x in program.data[0])
-    sentences = [torch.from_numpy(x) for x in opened._sentences()]
+    sentences = [torch.from_numpy(x) for x in opened_tasks.held_out()]
     with torch.no_grad():
         theirs = dense(*sentences)
 

@@ -84,7 +84,8 @@ class Allocation:
         """See choice.Prices."""
         if self._polynomials is not None:  # sums and products: all options at once, and what others cost once
             own = self.own_prices(counts, name, np.append(options, counts[name]))
-            return self._whole(tuple(counts[one] for one in self._names)) - own[-1] + own[:-1]
+            made: Array = self._whole(tuple(counts[one] for one in self._names)) - own[-1] + own[:-1]
+            return made
         return np.array([self.cost(self._cut({**counts, name: int(option)})) for option in options])
 
     def own_prices(self, counts: Mapping[str, int], name: str, options: Array) -> Array:

@@ -199,13 +199,14 @@ def test_slicegpt_keeps_the_principal_directions_of_the_stream() -> None:
 
 def test_alds_has_the_least_largest_relative_error_of_all_ranks() -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(8, 9), nn.Tanh(), nn.Linear(9, 8), nn.Tanh(), nn.Linear(8, 10)).double().eval()
+    layers = [nn.Linear(8, 9), nn.Linear(9, 8), nn.Linear(8, 10)]
+    net = nn.Sequential(layers[0], nn.Tanh(), layers[1], nn.Tanh(), layers[2]).double().eval()
     with torch.no_grad():
-        for k, layer in enumerate(net[::2]):
+        for k, layer in enumerate(layers):
             u, s, v = torch.linalg.svd(layer.weight, full_matrices=False)
             layer.weight.copy_(u * (s * torch.linspace(1, 0.2 + 0.2 * k, len(s), dtype=torch.float64)) @ v)
     program = gp.load(net, (torch.zeros(2, 8, dtype=torch.float64),))
-    weights = [layer.weight.detach().numpy() for layer in net[::2]]
+    weights = [layer.weight.detach().numpy() for layer in layers]
     values = [np.linalg.svd(w, compute_uv=False) for w in weights]
     biases = sum(w.shape[0] for w in weights)
     budget = 0.7 * size(program)
