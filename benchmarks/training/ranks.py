@@ -3,8 +3,8 @@
     python -m benchmarks.training.ranks [--epochs 20] [--seeds 0 1 2] [--out DIR]
 
 From one trained network, all train for as many epochs; one-shot is cut before them, the others after, with no training
-behind the cut. ACIP's row of one run is cut to each size; TRP comes to sizes of its own. Interrupted, it goes on where
-it stopped.
+behind the cut. ACIP is trained for each size alone, and in one run for all of them; TRP comes to sizes of its own.
+Interrupted, it goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .loop import mean
 from .rivals import perceptron, run_of
 
 SIZES = (0.5, 0.25, 0.1)
-ENERGIES = (0.02, 0.2, 0.4)
+ENERGIES = (0.02, 0.05, 0.1)
 ONE_SHOT = "factor{{share=none}},group{{only=*rank}},score,mask{{params={}x allocate=global floor=0}},propagate"
 
 
@@ -50,7 +50,9 @@ def one(options: argparse.Namespace, name: str, seed: int) -> dict[str, list[flo
         run = run_of(seed + 50, options.epochs)
         optimizer = run.optimizer(module)
         kind: Any = gp.train.TRP if name == "TRP" else gp.train.ACIP
-        choice = {"energy" if name == "TRP" else "target": setting}
+        choice = {"energy": setting} if name == "TRP" else {"target": setting}
+        if name == "ACIP":
+            choice["nested"] = 0.0
         penalty = kind(program, module, optimizer, total_steps=run.steps, **choice)
         run.train(module, penalty, optimizer, what=f"{name} {setting}, seed {seed}")
         penalty.remove()

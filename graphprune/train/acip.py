@@ -36,8 +36,10 @@ class ACIP(Behind, Ranked):
     l1 to choose); under Adam, with gradients of mean zero as a trained network has them, a score shrinks as the
     reciprocal of the root mean square of its gate's gradient. Here that is its pace, and time runs so that ``target``
     is met when it shall be: no strength to choose, and no term in the loss. There weights rest but for low-rank
-    adapters; here whatever the optimizer trains is trained (``Recover`` is for few parameters). Larger models than
-    ``target`` have back what had gone, as it was when it went but for the optimizer's decay.
+    adapters, so that what had gone still fits when a larger model has it back; here whatever the optimizer trains is
+    trained, and therefore ``nested`` of the steps after ``target`` is met run at a larger size, drawn of all that there
+    were (as in nested dropout, Rippel et al. 2014); the last step leaves ``target``. BatchNorm's statistics are then of
+    many sizes: take them anew (``compensate{by=bn}``). Zero trains for ``target`` alone.
 
     Raises BudgetError where one rank a layer is more than ``target``.
     """
@@ -55,12 +57,13 @@ class ACIP(Behind, Ranked):
         *,
         total_steps: int,
         target: float = 0.5,
+        nested: float = 0.5,
         layers: str = "*",
         orders: str = "kernel",
     ) -> None:
         super().__init__(program, module, optimizer, layers=layers, orders=orders)
         self.need_optimizer()
-        self.total_steps, self.target = total_steps, target
+        self.total_steps, self.target, self.nested = total_steps, target, nested
         opened = self.channels.opened
         self.cost = params(opened.graph, opened.host, ranks=undecided(opened))
         self.dims = {group.name: group.dim for group in self.channels.groups}
@@ -83,16 +86,30 @@ class ACIP(Behind, Ranked):
     # ---- what runs -------------------------------------------------------------------------------
 
     def closed(self) -> bool:
-        """Whether ``target`` is met: from here on what runs is what will be cut."""
+        """Whether ``target`` is met."""
         return self._share(self.fell.isinf()) <= self.target
 
-    def chosen(self) -> Tensor:
-        """Per rank, whether it is there; in the end, all of a layer that is no smaller as two."""
+    def chosen(self, since: float = torch.inf) -> Tensor:
+        """Per rank, whether it is there where all are that had not gone by then; once ``target`` is met, all of a layer
+        that is no smaller as two."""
+        alive = self.fell >= since
         if not self.closed():
-            return self.fell.isinf()
-        alive = self.channels.split(self.fell.isinf()).values()
-        pairs = zip(self.channels.layers.values(), alive, strict=True)
+            return alive
+        pairs = zip(self.channels.layers.values(), self.channels.split(alive).values(), strict=True)
         return torch.cat([own if layer.pays(int(own.sum())) else torch.ones_like(own) for layer, own in pairs])
+
+    def size(self) -> float:
+        """Since when what has gone is left out at this step: an earlier time is a larger size."""
+        done, gone = int(self.steps), self.fell[self.fell.isfinite()].sort().values
+        rng = torch.Generator().manual_seed(done)  # the same on every rank, and in a resumed run
+        if (
+            not len(gone)
+            or done >= self.total_steps
+            or not self.closed()
+            or torch.rand((), generator=rng) >= self.nested
+        ):
+            return torch.inf
+        return float(gone[torch.randint(len(gone), (), generator=rng)])
 
     def running(self) -> dict[str, Tensor]:
         return self._through(self.dense())
@@ -111,7 +128,7 @@ class ACIP(Behind, Ranked):
         return out
 
     def _parts(self) -> dict[str, tuple[Tensor, Tensor]]:
-        masks = self.channels.split(self.chosen()).values()
+        masks = self.channels.split(self.chosen(self.size())).values()
         return {
             name: (self.get_buffer(f"basis{k}"), mask)
             for k, (name, mask) in enumerate(zip(self.channels.layers, masks, strict=True))
@@ -142,7 +159,7 @@ class ACIP(Behind, Ranked):
         done = int(self.steps)
         if done >= WARM * self.total_steps:
             self._shrink(max(round(CLOSED * self.total_steps) - done, 0) + 1)
-            self.impose()
+        self.impose()
 
     def _shrink(self, steps: int) -> None:
         """An equal part of the time that is left until the budget is met, in ``steps`` steps."""

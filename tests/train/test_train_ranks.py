@@ -185,6 +185,28 @@ def test_one_run_gives_nested_sizes_within_their_budgets():
         smaller = masked
 
 
+def test_after_the_target_is_met_larger_sizes_run_too_and_the_last_step_leaves_the_target():
+    module, x, y, program = start()
+    made = OPTIMIZERS["adam"](module)
+    penalty = gp.train.ACIP(program, module, made, total_steps=60, target=0.4, nested=0.5)
+    train(module, penalty, made, x, y, 36)
+    assert penalty.closed()
+    target = penalty.chosen()
+    fell, sizes = penalty.fell.clone(), []
+    for _ in range(24):
+        runs = penalty.chosen(penalty.size())
+        assert bool((runs >= target).all())
+        assert torch.linalg.matrix_rank(module.e.detach(), rtol=1e-9) == int(
+            penalty.channels.split(runs)["e_rank"].sum()
+        )
+        sizes.append(int(runs.sum()))
+        train(module, penalty, made, x, y, 1)
+    assert torch.equal(penalty.fell, fell)
+    assert 6 <= sum(size > int(target.sum()) for size in sizes) <= 18
+    assert len(set(sizes)) > 5
+    assert penalty.size() == torch.inf
+
+
 def test_the_gates_gradient_is_what_finite_differences_say():
     module, x, y, program = start()
     made = torch.optim.SGD(module.parameters(), lr=0.0)
