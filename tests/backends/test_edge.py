@@ -130,6 +130,17 @@ def test_build_sh_builds_what_was_not_linked(net: Program, tmp_path: Path) -> No
     assert error(target("c").load(tmp_path / "libmodel.so").run(batch), Onnx().run(net, batch)) <= TOLERANCE
 
 
+def test_the_loops_for_vectors_are_marked_and_no_others(made: Made) -> None:
+    lines = (made("c")[1].parent / "kernels.c").read_text().splitlines()
+    loops = [k for k, line in enumerate(lines) if "for (" in line]
+    assert loops
+    for at in loops:
+        indent = lines[at][: len(lines[at]) - len(lines[at].lstrip())]
+        end = lines.index(indent + "}", at)
+        inner = any("for (" in line for line in lines[at + 1 : end])
+        assert lines[at].lstrip().startswith("for (" if inner else "GP_LANES for ("), lines[at]
+
+
 def test_the_header_is_cpp_too(made: Made, tmp_path: Path) -> None:
     if not shutil.which("g++"):
         pytest.skip("no g++")

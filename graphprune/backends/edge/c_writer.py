@@ -129,7 +129,26 @@ def _portable(source: str) -> str:
     """TVM's C without TVM's headers."""
     body = re.sub(r"^#(include|define TVM_EXPORTS).*\n", "", source, flags=re.MULTILINE)
     body = re.sub(r"\.v_(ptr|int64|float64)\b", r".v.v_\1", body)  # C99 has no unnamed unions
-    return _PROLOGUE + re.sub(r'^#ifdef __cplusplus\nextern "C"\n#endif\n', "", body, flags=re.MULTILINE)
+    return _PROLOGUE + _lanes(re.sub(r'^#ifdef __cplusplus\nextern "C"\n#endif\n', "", body, flags=re.MULTILINE))
+
+
+_FOR = re.compile(r"( *)for \(int\d+_t (\w+) = 0; \2 < \d+; \+\+\2\) \{")
+
+
+def _lanes(source: str) -> str:
+    """Innermost loops marked, for GCC to leave them loops: the schedule made them as long as vectors are, and -O3
+    writes such loops out, number by number, before it looks for vectors."""
+    lines, waiting, marks = source.split("\n"), list[tuple[int, str]](), list[int]()
+    for number, line in enumerate(lines):
+        if found := _FOR.fullmatch(line):
+            waiting.append((number, found[1]))
+        elif waiting and line == waiting[-1][1] + "}":
+            start, _ = waiting.pop()
+            if not any("for (" in inner for inner in lines[start + 1 : number]):
+                marks.append(start)
+    for start in marks:
+        lines[start] = lines[start].replace("for (", "GP_LANES for (", 1)
+    return "\n".join(lines)
 
 
 _PROLOGUE = """\
@@ -143,6 +162,11 @@ _PROLOGUE = """\
 #include <string.h>
 #include "runtime.h"
 #define TVM_DLL
+#if defined(__GNUC__) && !defined(__clang__) && (defined(__SSE__) || defined(__ARM_NEON) || defined(__riscv_vector))
+#define GP_LANES _Pragma("GCC unroll 1")
+#else
+#define GP_LANES
+#endif
 void *TVMBackendAllocWorkspace(int device, int id, uint64_t bytes, int code, int bits);
 int TVMBackendFreeWorkspace(int device, int id, void *memory);
 """
@@ -159,7 +183,7 @@ _SCRIPT = """\
 # Builds libmodel.so and the program `run`. On the device itself: CC=cc sh build.sh
 set -e
 cd "$(dirname "$0")"
-: "${{CC:={cc}}}" "${{CFLAGS:=-O3 -fopenmp}}"
+: "${{CC:={cc}}}" "${{CFLAGS:=-O3 -ffp-contract=fast -fopenmp}}"
 $CC $CFLAGS -std=c99{flags} -fPIC -shared model.c runtime.c {kernels} -o libmodel.so -lm
 $CC $CFLAGS -std=c99{flags} run.c -o run -L. -lmodel -lm -Wl,-rpath,'$ORIGIN'
 """
@@ -170,7 +194,7 @@ _BARE = """\
 # Builds libmodel.a, the network and its weights.
 set -e
 cd "$(dirname "$0")"
-: "${{CC:={cc}}}" "${{CFLAGS:=-O3}}"
+: "${{CC:={cc}}}" "${{CFLAGS:=-O3 -ffp-contract=fast}}"
 case $CC in *-gcc) : "${{AR:=${{CC%gcc}}ar}}" ;; *) : "${{AR:=ar}}" ;; esac
 $CC $CFLAGS -std=c99{flags} -c model.c runtime.c {kernels} weights.s
 rm -f libmodel.a
