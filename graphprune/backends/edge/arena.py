@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
@@ -19,11 +19,22 @@ class Life:
 
 
 def offsets(lives: Sequence[Life]) -> list[int]:
-    """The offset in bytes of each: the largest first, each in the smallest hole that it fits into among those that
-    are placed and alive with it (greedy by size: Pisarchyk and Lee, Efficient Memory Management for Deep Neural Net
-    Inference, 2020, section 5)."""
+    """The offset in bytes of each. One after the other is placed in the smallest hole that it fits into among those
+    that are placed and alive with it: the largest first (greedy by size: Pisarchyk and Lee, Efficient Memory
+    Management for Deep Neural Net Inference, 2020, section 5), the longest alive first, and in order of their first
+    call; what takes the least is taken."""
+    orders: list[Callable[[int], tuple[int, ...]]] = [
+        lambda k: (-lives[k].size, lives[k].first, k),
+        lambda k: (lives[k].first - lives[k].last, -lives[k].size, k),
+        lambda k: (lives[k].first, -lives[k].size, k),
+    ]
+    placed = [_placed(lives, sorted(range(len(lives)), key=order)) for order in orders]
+    return min(placed, key=lambda at: extent(lives, at))
+
+
+def _placed(lives: Sequence[Life], order: Sequence[int]) -> list[int]:
     found: dict[int, int] = {}
-    for number in sorted(range(len(lives)), key=lambda k: (-lives[k].size, lives[k].first, k)):
+    for number in order:
         life = lives[number]
         taken = sorted((found[k], found[k] + lives[k].size) for k in found if lives[k].meets(life))
         best, room, end = None, 0, 0
