@@ -1,5 +1,6 @@
 """One thread to each test process: threads of several processes that wait for one another on the same
-cores cost more than they bring. And the zoo is whole in each, whichever files are collected there."""
+cores cost more than they bring. And the zoo is whole in each, whichever files are collected there. Examples of
+properties are the same in every run, and take the time that a busy machine takes."""
 
 from __future__ import annotations
 
@@ -10,3 +11,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch
 import deform  # noqa: F401
 import experts  # noqa: F401
 import kinds  # noqa: F401
+from hypothesis import settings
+
+settings.register_profile("graphprune", deadline=None, derandomize=True, max_examples=150)
+settings.load_profile("graphprune")

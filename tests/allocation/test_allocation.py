@@ -46,7 +46,7 @@ def brute(losses, cost, budget):
     return min((sum(losses[n][k] for n, k in counts.items()) for counts in fitting), default=None)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(menus, st.integers(0, 120))
 def test_one_count_per_group_is_chosen_as_brute_force_does(tables, budget):
     losses, costs = split(tables)
@@ -80,7 +80,7 @@ def test_a_long_list_of_states_is_thinned_within_the_budget():
     assert loss(exact) <= loss(thin) <= 1.01 * loss(exact)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.data())
 def test_coupled_costs_are_traded_within_the_budget_and_no_step_up_is_left(data):
     """A chain of layers that cost the product of neighbouring widths."""

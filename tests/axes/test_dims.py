@@ -6,17 +6,13 @@ from itertools import count
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from graphprune.axes import dim as dims
 from graphprune.axes.dim import Dim, find, freeze, leaves, mix, product, same, total
 from graphprune.axes.index import Index, coordinates
 from graphprune.errors import ShapeError
-
-settings.register_profile("graphprune", deadline=None, derandomize=True, max_examples=150)
-settings.load_profile("graphprune")
-
 
 # ---- brute force -------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import combinations, permutations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from graphprune.backends.edge.arena import Life, extent, offsets, peak
@@ -22,7 +22,6 @@ def test_what_is_alive_together_does_not_overlap_and_the_block_is_no_larger_than
     assert peak(lives) <= extent(lives, at) <= sum(life.size for life in lives)
 
 
-@settings(derandomize=True)
 @given(LIVES.filter(lambda lives: len(lives) <= 4))
 def test_of_few_it_is_near_the_best_order(lives):
     """The best over all orders of laying them down, each as low as it can be."""

@@ -250,7 +250,7 @@ class Random(nn.Module):
         return layer(x)
 
 
-@settings(max_examples=5, deadline=None, derandomize=True, database=None)
+@settings(max_examples=5, database=None)
 @given(
     moves=st.lists(st.sampled_from(MOVES), min_size=2, max_size=5),
     residual=st.lists(st.booleans(), min_size=5, max_size=5),

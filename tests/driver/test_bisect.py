@@ -104,7 +104,7 @@ def test_errors():
         bisect(program, "score")
 
 
-@settings(deadline=None, max_examples=200, derandomize=True)
+@settings(max_examples=200)
 @given(st.integers(1, 24), st.data())
 def test_the_least_set_fails_and_none_of_it_can_be_left_out(size, data):
     bad = data.draw(st.lists(st.sets(st.integers(0, size - 1), min_size=1, max_size=4), min_size=1, max_size=3))

@@ -7,7 +7,7 @@ from math import prod
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from graphprune.axes.dim import PRODUCT, SUM, find, leaves
@@ -18,10 +18,6 @@ from graphprune.coupling.relate import literals, relate, role
 from graphprune.errors import GraphpruneError, ShapeError
 from graphprune.ir.graph import Graph, Op, Value
 from graphprune.ops.rules import RULES, rule, table
-
-settings.register_profile("graphprune", deadline=None, derandomize=True, max_examples=150)
-settings.load_profile("graphprune")
-
 
 # ---- notation ----------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import nets
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from graphprune.allocation import METHODS as ALLOCATIONS
@@ -33,9 +33,6 @@ from graphprune.pipeline.base import Pass, passes
 from graphprune.pipeline.recipe import Recipe, make
 from graphprune.pipeline.run import run
 from graphprune.report.listing import entry
-
-settings.register_profile("graphprune", deadline=None, derandomize=True, max_examples=150)
-settings.load_profile("graphprune")
 
 ROOT = Path(__file__).parents[2]
 

@@ -414,7 +414,7 @@ def places(value, where=()):
 PLACES = st.deferred(lambda: st.sampled_from([where for where in places(document()) if where]))
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(PLACES, JUNK), min_size=1, max_size=2))
 def test_whatever_stands_anywhere_is_read_or_refused(changes):
     plan = document()
