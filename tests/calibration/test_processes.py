@@ -41,6 +41,7 @@ import numpy as np
 import torch.distributed as dist
 import graphprune as gp
 import net
+from graphprune.calibration import curvature
 
 rank, count, where, kind = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
 if count > 1:
@@ -49,6 +50,7 @@ data = np.load("data.npz")["x"]
 data = [data[k : k + 4] for k in range(0, len(data), 4)]
 try:
     for name, recipe in RECIPES.items():
+        curvature.SEGMENT_BYTES = 1 if name == "segments" else 1 << 29
         own = data if kind == "same" or not rank else data[::-1]
         made = gp.compile(*net.net(), recipe=recipe, data=own, out=f"{where}/{name}", measure=False)
     assert made.program.plan.edits
@@ -60,6 +62,7 @@ if count > 1:
 
 RECIPES = {
     "obs": "group,score{by=obs},mask{macs=0.6x allocate=rd},propagate,compensate",
+    "segments": "group,score{by=obs},mask{macs=0.6x allocate=rd},propagate,compensate",  # a layer at a time
     "moments": "group,score{by=wifv},mask{channels=0.6x},propagate,compensate{by=mean}",
     "branches": "group,branches{alone=true},score{branches=kl},mask{params=0.8x allocate=stepwise},propagate",
     "angles": "group,branches{alone=true},score{branches=angular},mask{params=0.8x allocate=global},propagate",
@@ -94,6 +97,21 @@ def test_two_processes_come_to_the_plan_of_one(tmp_path):
         for file in ("plan.json", *(path.name for path in (one / name).glob("*.safetensors"))):
             assert (two / name / file).read_bytes() == (one / name / file).read_bytes(), (name, file)
         assert {path.name for path in (two / name).iterdir()} == {path.name for path in (one / name).iterdir()}
+    assert (two / "segments" / "plan.json").read_bytes() == (one / "obs" / "plan.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_the_command_under_torchrun_writes_the_plan_that_it_writes_alone(tmp_path):
+    (tmp_path / "net.py").write_text(NET)
+    np.savez(tmp_path / "data.npz", x=np.random.default_rng(0).standard_normal((36, 3, 8, 8)).astype(np.float32))
+    run = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    for name, start in (("alone", []), ("two", run)):
+        command = [sys.executable, *start, "-m", "graphprune", "compile", "net:net", "--params", "0.7x"]
+        command += ["--data", "data.npz", "--no-measure", "-o", name]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+    for file in ("plan.json", "plan.safetensors"):
+        assert (tmp_path / "two" / file).read_bytes() == (tmp_path / "alone" / file).read_bytes()
 
 
 @pytest.mark.slow

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
+import numpy as np
 import pytest
 import torch
 
 import graphprune as gp
 from graphprune.errors import VerificationError
+from graphprune.pipeline.verify import _equal
 from graphprune.report.page import verified
 
 
@@ -22,6 +26,18 @@ def test_outputs_that_are_finite_nowhere_prove_nothing():
     program = gp.run("group,score,mask{channels=0.5x},propagate", gp.load(Undefined(), torch.randn(2, 4)))
     with pytest.raises(VerificationError, match="not finite on the example"):
         gp.verify(program)
+
+
+def test_weights_are_compared_to_the_last_number_without_copies_of_them():
+    a, b = np.full((3000, 3000), 0.5, np.float32), np.full((3000, 3000), 0.5)
+    a[7, 7] = b[7, 7] = np.nan
+    tracemalloc.start()
+    assert _equal(a, b)
+    assert tracemalloc.get_traced_memory()[1] < b.nbytes
+    tracemalloc.stop()
+    b[-1, -1] = np.nextafter(0.5, 1)
+    assert not _equal(a, b) and not _equal(a, a[:-1]) and not _equal(a, a.T[:, ::-1])
+    assert _equal(np.array(3), np.array(3)) and not _equal(np.array(3), np.array(4))
 
 
 @pytest.mark.parametrize(("bias", "shut"), [(-100.0, True), (1.0, False)])
