@@ -34,9 +34,12 @@ def key(on: str, share: str, name: str) -> str:
 
 
 def table(found: Mapping[str, Any], columns: Sequence[tuple[str, str]], prefix: str = "") -> str:
-    """A row a contender that has a result, a column a network and share; the best of each column is bold."""
+    """A row a contender that has a result, a column a network and share; the best of each column is bold. Nothing where
+    there is no result."""
     cells = {(on, share, name): found.get(prefix + key(on, share, name)) for on, share in columns for name in NAMES}
     columns = [(on, share) for on, share in columns if any(cells[on, share, name] for name in NAMES)]
+    if not columns:
+        return ""
     names = [name for name in NAMES if any(cells[on, share, name] for on, share in columns)]
     heads = (f"{on}, {TASKS[on].shown}, {prefix or TASKS[on].unit + ' '}{share}" for on, share in columns)
     lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(columns) + 1) + "|"]
@@ -78,11 +81,12 @@ def main() -> None:
                 results.get(f"latency {key(on, share, name)}", partial(at_latency, on, name, share))
     made = table(results.known, [(on, share) for on, task in TASKS.items() for share in task.shares])
     timed = table(results.known, [(on, share) for on in TASKS for share in BUDGETS], "latency ")
-    print(made, timed, sep="\n\n")
+    shown = "\n\n".join(filter(None, (made, timed)))
+    print(shown)
     if args.report:
         page = PAGE.read_text(encoding="utf-8")
         before, rest = page.split(START)
-        PAGE.write_text(f"{before}{START}\n\n{made}\n\n{timed}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
+        PAGE.write_text(f"{before}{START}\n\n{shown}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
 
 
 if __name__ == "__main__":

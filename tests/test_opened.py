@@ -39,4 +39,5 @@ def test_the_table_shows_what_is_there_and_marks_the_best_of_each_column() -> No
     assert rows["auto"] == rows["widths"] == ["0.500", "-"]
     assert rows["slicegpt"] == ["-", "cannot"]
     assert set(rows) == {"", "---", "all", "auto", "widths", "slicegpt"}
+    assert table(found, [("densenet40", "0.5x")]) == ""
     assert _cell(TASKS["vit"], {"accuracy": 80.0}, 80.0) == "**80.00**"
