@@ -192,10 +192,10 @@ def _digits() -> Any:
 
 
 @cache
-def vit() -> ViT:
+def vit(seed: int = 0, kind: type[ViT] = ViT) -> ViT:
     x, y, *_ = _digits()
-    torch.manual_seed(0)
-    model, epochs = ViT(), 30
+    torch.manual_seed(seed)
+    model, epochs = kind(), 30
     steps = epochs * (len(x) // 64)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)

@@ -100,6 +100,17 @@ class Host(Protocol):
         """Put a linear layer without bias before an operand of an op, along its last axis. ``weight`` (outputs, inputs)
         becomes the parameter `x.shortcut`, where the parameter ``beside``, whose dtype it has, is `x.weight`."""
 
+    def insert(self, before: Op, kind: str, inputs: Sequence[str], **attrs: Any) -> str:
+        """Put a new op of ``kind`` before another; returns the name of what it makes of the values of these names.
+        Kinds are those of rules.py with the attributes that such an op has there (``function`` of one or two operands
+        and a ``number``; shapes with -1 for what is open, and in ``expand`` for what stays), and ``constant``, an array
+        of the type of its operand; ``positions``, in order, of the ``best`` along the last axis, ``take`` of (x, ids)
+        the positions along axis 1 of each sample, ``mark`` of (x, ids) ones there."""
+
+    def connect(self, op: Op, operand: int, value: str) -> None:
+        """Let an op read another value as its operand of that number, which of attention may be one that it lacks: its
+        mask."""
+
     def insert_reindex(self, site: Site) -> None:
         """Put an op of the kind ``reindex`` there. It changes nothing until ``set_reindex``."""
 

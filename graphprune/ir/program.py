@@ -65,6 +65,7 @@ class Edit(ABC):
 
     kind: ClassVar[str]  # what ``edit`` says in plan.json
     fitted: ClassVar[bool] = False  # it holds what was fitted to the weights, and is wrong for any others
+    drops: ClassVar[bool] = False  # one that opens leaves out what is not of channels: it computes what `masked` does
 
     by: str = field(default="", kw_only=True)  # the pass that did it, as a recipe has it
 
@@ -88,8 +89,9 @@ class Edit(ABC):
 
     @property
     def opens(self) -> bool:
-        """Whether it leaves what is computed as it was, for dims that can be pruned after it: the model that plans
-        speak of, whose channels are masked, is the one with all such edits, which come before all others."""
+        """Whether it leaves what is computed as it was (but for what it ``drops``), for dims that can be pruned after
+        it: the model that plans speak of, whose channels are masked, is the one with all such edits, which come before
+        all others."""
         return False
 
     def check(self) -> None:  # noqa: B027 (most have nothing to check)

@@ -117,7 +117,7 @@ def slice_(op: Op) -> str:
 
 @rule("select")
 def select(op: Op) -> str:
-    """(x), ``axis``: one position of an axis, which goes away."""
+    """(x), ``axis``, ``index``: one position of an axis, which goes away."""
     rank = rank_of(op.inputs[0])
     axis = op.attrs["axis"] % rank
     names = axes_of(rank, {axis: "_"}).split()

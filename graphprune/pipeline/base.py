@@ -24,7 +24,7 @@ class Pass(Named):
     gives: ClassVar[tuple[type, ...]] = ()  # facts that it learns
     also: ClassVar[tuple[type, ...]] = ()  # facts that it learns besides, with some options
     rewrites: ClassVar[bool] = False  # it edits the host, which drops all facts
-    opens: ClassVar[bool] = False  # what it rewrites computes what it did, for groups that are found after it
+    opens: ClassVar[bool] = False  # what it rewrites is what is pruned then: see ir.program.Edit.opens
     carries: ClassVar[tuple[type, ...]] = ()  # facts that, known before it rewrites, are known of the result
 
     def __init_subclass__(cls) -> None:
@@ -97,6 +97,7 @@ def _built_in() -> dict[str, type[Pass]]:
         "rms",
         "rotate",
         "factor",
+        "tokens",
         "group",
         "branches",
         "score",

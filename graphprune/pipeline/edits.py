@@ -1,5 +1,5 @@
-"""The kinds of edits that a plan is made of: Cut and Reindex, Rotate (rotation.py), Factor (factoring.py), Bypass
-(bypass.py), Correct (correction.py), Rewrite (run.py), and those of other packages."""
+"""The kinds of edits that a plan is made of: Cut and Reindex, Rotate (rotation.py), Factor (factoring.py), Tokens
+(tokens.py), Bypass (bypass.py), Correct (correction.py), Rewrite (run.py), and those of other packages."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from .factoring import Factor
 from .recipe import Recipe
 from .rotation import Rotate
 from .run import Rewrite, run_pass
+from .tokens import Tokens
 
 Lists = Mapping[str, tuple[int, ...]]
 
@@ -33,7 +34,7 @@ Lists = Mapping[str, tuple[int, ...]]
 @cache
 def kinds() -> Mapping[str, type[Edit]]:
     """Every kind of edit by name: the built-in ones and those of the entry-point group ``graphprune.edits``."""
-    built_in: tuple[type[Edit], ...] = (Cut, Reindex, Rotate, Factor, Bypass, Correct, Rewrite)
+    built_in: tuple[type[Edit], ...] = (Cut, Reindex, Rotate, Factor, Tokens, Bypass, Correct, Rewrite)
     return {**plug_ins("graphprune.edits", "edit"), **{kind.kind: kind for kind in built_in}}
 
 

@@ -22,6 +22,7 @@ from ..hosts.torch.export import unwrapped
 from ..hosts.torch.host import TorchHost
 from ..hosts.torch.pretrained import is_pretrained
 from ..hosts.torch.state import kept
+from ..hosts.torch.widths import all_tokens
 from ..ir.graph import Graph
 from ..ir.host import Host
 from ..ir.program import Plan, Program
@@ -62,6 +63,7 @@ def cut(
     module = unwrapped(module)
     host = TorchHost.export(module, inputs)
     done = apply_plan(plan, host, allow_other_weights=allow_other_weights)
+    all_tokens(done)
     if any(edit.layers for edit in done.plan.of(Factor)):
         raise ModelError(
             "`factor` made two layers of one, which the module's own class has no place for", "take the GraphModule"

@@ -29,6 +29,7 @@ from .factor import split
 from .file import CHANGED, check_external, external, from_proto, read, write
 from .float32_reference import halves, widened
 from .inputs import bfloat16_values, feed, holes, some
+from .inserting import Inserter
 from .lift import lift
 from .literal_tracking import Written
 from .literals import Literals, pin
@@ -273,6 +274,31 @@ class OnnxHost:
         self._change()
         edit.insert_linear(self.model.graph, self._node(op), operand, weight, beside)
         self._nodes = None
+
+    def insert(self, before: Op, kind: str, inputs: Sequence[str], **attrs: Any) -> str:
+        self._change()
+        anchor, values = self._node(before), [self._value(name) for name in inputs]
+        dtype = next((value.dtype for value in values if value.dtype is not None), ir.DataType.FLOAT)
+        make = Inserter(self.model.graph, anchor, f"{before.name}_before", dtype, self._version())
+        made = make(kind, values, attrs)
+        self._nodes = None
+        return str(made.name)
+
+    def connect(self, op: Op, operand: int, value: str) -> None:
+        self._change()
+        node, old = self._node(op), op.inputs[operand] if operand < len(op.inputs) else None
+        there = [
+            k for k, held in enumerate(node.inputs) if held is not None and old is not None and held.name == old.name
+        ]
+        for k in there or [operand]:
+            edit.set_input(node, k, self._value(value))
+
+    def _value(self, name: str) -> ir.Value:
+        """A value by name."""
+        for held in (*self.model.graph.inputs, *self.model.graph.initializers.values()):
+            if held.name == name:
+                return held
+        return next(out for out in self._by_output()[name].outputs if out.name == name)
 
     def insert_reindex(self, site: Site) -> None:
         self._change()

@@ -38,6 +38,7 @@ from .factor import after, before, transposed, weight_of
 from .functional import Unsupported, functionalise
 from .gradients import differentiate
 from .initial_states import follow_inputs
+from .inserting import Inserter, respell
 from .lift import Reader, draws
 from .network import find, network
 from .open_sizes import open_sizes
@@ -71,6 +72,7 @@ class TorchHost:
         self._narrowed: list[Narrowed] = []
         self._sizes: Mapping[str, int] | None = None
         self._stale = False  # the graph was edited since its code was made
+        self._respell = self._shifted = False  # and what open sizes are made of: anywhere, since an op was put in
         self._borrowed: set[int] = set()  # tensors shared with the host this is a copy of
         self.room: Room | None = None  # for what is made of weights that are large
         self._floats: torch.dtype | None = None  # what weights that are large are cast to where they are read
@@ -370,6 +372,30 @@ class TorchHost:
         node.replace_input_with(read, new)
         self._stale = True
 
+    def insert(self, before: Op, kind: str, inputs: Sequence[str], **attrs: Any) -> str:
+        values = self._values()
+        if self._shifted:
+            respell(self._module, self._node(before), self._floats)
+            self._shifted = False
+        make = Inserter(self._module, self._node(before), self._constant)
+        self._stale = True
+        return make(kind, [values[name] for name in inputs], attrs).name
+
+    def connect(self, op: Op, operand: int, value: str) -> None:
+        node, new = self._node(op), self._values()[value]
+        old = Reader(self._module).operands(node)[operand]
+        if old is None:
+            set_argument(node, "attn_mask", new)
+        else:
+            node.replace_input_with(old, new)
+        self._stale = self._respell = self._shifted = True
+
+    def _values(self) -> dict[str, fx.Node]:
+        """The nodes that make values, by the names of these."""
+        nodes = self._module.graph.nodes
+        parts = {f"{node.args[0]}#{node.args[1]}": node for node in nodes if node.target is operator.getitem}
+        return {**{str(node.target) if node.op == "get_attr" else node.name: node for node in nodes}, **parts}
+
     def insert_reindex(self, site: Site) -> None:
         node = self._find_node(site.op)
         insert(self._module.graph, node, Reader(self._module).operands(node)[site.operand], site)
@@ -498,6 +524,10 @@ class TorchHost:
 
     def shapes(self) -> dict[str, tuple[Size, ...]]:
         self._sizes = None
+        if self._respell:
+            with refusing("shapes of the model cannot be inferred"):
+                respell(self._module, None, self._floats)
+            self._respell = self._shifted = False
         self._stale |= infer_shapes(self._module, self._example, self._floats)
         return {value.name: value.shape for value in Reader(self._module).graph().values() if value.shape is not None}
 

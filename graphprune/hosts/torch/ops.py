@@ -216,7 +216,7 @@ _enter("cat concat", lambda a: ("concat", _there(a["tensors"]), {"axis": a["dim"
 _enter("stack", lambda a: ("stack", list(a["tensors"]), {"axis": a["dim"]}))
 _enter("split split_with_sizes chunk", lambda a: ("split", [a["self"]], {"axis": a["dim"]}))
 _enter("unbind", lambda a: ("unbind", [a["self"]], {"axis": a["dim"]}))
-_enter("select", lambda a: ("select", [a["self"]], {"axis": a["dim"]}))
+_enter("select", lambda a: ("select", [a["self"]], {"axis": a["dim"], "index": a["index"]}))
 _enter(
     "slice",
     lambda a: (

@@ -80,6 +80,15 @@ _SIZES: Mapping[str, tuple[Sequence[int], Callable[[Op, Sequence[int]], dict[str
 first stored one of some operands."""
 
 
+def all_tokens(program: Program) -> None:
+    """Raises ModelError where tokens are dropped, which no class of the user's does."""
+    by = next((edit.by for edit in program.plan.edits if edit.drops), None)
+    if by is not None:
+        raise ModelError(
+            f"`{by}` drops tokens between blocks, which the module's own class has no place for", "take the GraphModule"
+        )
+
+
 def widths(program: Program) -> dict[str, Any]:
     """``tensors``: per name the shape it was made with and has now (of what no checkpoint holds, also which positions
     to ``keep``); ``layers``: the sizes to set, by module; ``eps``: the attribute to change, by its value, of modules
@@ -87,6 +96,7 @@ def widths(program: Program) -> dict[str, Any]:
 
     Raises ModelError where the network has something that the class has no place for.
     """
+    all_tokens(program)
     before, after = _tensors(program.source.model), _tensors(program.model)
     _check(program, before, after)
     saved = program.model.state_dict()
