@@ -9,12 +9,14 @@ places in every image. The tables are Markdown, for docs/benchmarks.md.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
 import graphprune as gp
 from graphprune.cost.static import macs
+from graphprune.ir.host import Host
 
 from .opened_tasks import ViT, digits, digits_right, vit
 
@@ -47,9 +49,14 @@ def measured(module: ViT) -> dict[tuple[str, float], tuple[float, float]]:
     for by in CHOICES:
         for share in SHARES:
             done = gp.run(f"tokens{{keep={share} after={AFTER} by={by}}}", program)
-            right = digits_right(lambda x, host=done.host: host.run(x)[0], lambda x: program.host.run(x)[0])
+            right = digits_right(_first(done.host), _first(program.host))
             found[by, share] = right["accuracy"], macs(done.graph, done.host)() / whole
     return found
+
+
+def _first(host: Host) -> Callable[[Sequence[Any]], Any]:
+    """The first output for a batch."""
+    return lambda batch: host.run(batch)[0]
 
 
 def table(name: str, seeds: Mapping[int, Mapping[tuple[str, float], tuple[float, float]]]) -> str:
