@@ -39,7 +39,8 @@ class Measured:
     repaired: Repaired
     batches: Sequence[Batch]
     whole: Outputs
-    told: str  # of the batches of all processes, for remarks
+    last: Sequence[Batch]  # all that nothing was fitted to, for the last choices, which are few
+    told: str  # of these, for remarks
 
     @classmethod
     def of(cls, program: Program, groups: Groups) -> Measured:
@@ -50,8 +51,9 @@ class Measured:
         whole = gathered([program.host.watch(batch, outputs) for batch in own], len(batches))
         # the graph is the program's own: groups know its dims
         fitted = Repaired.of(program, groups, rest.data if held else program.data)
-        told = f"{sum(map(samples, batches))} samples{' that nothing was fitted to' if held else ''}"
-        return cls(fitted, own, whole, told)
+        last = list(held or batches)
+        told = f"{sum(map(samples, last))} samples{' that nothing was fitted to' if held else ''}"
+        return cls(fitted, own, whole, last, told)
 
     def lost(self, gone: Gone, known: Sequence[Mapping[str, Array]] | None = None) -> float:
         """The mean squared change of the outputs, as a share of their variance. ``known``: per batch, what the ops
@@ -63,13 +65,14 @@ class Measured:
         begun = program.seeing(self.repaired.data).learn(keep)
         for step in Recipe.parse("propagate,compensate").steps:
             begun = step.run(begun)
-        names, theirs = list(self.whole[0]), compared(begun.graph)
-        seen = (begun.host.watch(batch, theirs) for batch in self.batches)
+        names, theirs, own = list(self.whole[0]), compared(begun.graph), mine(self.last)
+        seen = (begun.host.watch(batch, theirs) for batch in own)
         renamed = [dict(zip(names, map(one.__getitem__, theirs), strict=True)) for one in seen]
+        whole = gathered([program.host.watch(batch, names) for batch in own], len(self.last))
         gone = sum(len(edit.branches) for edit in begun.plan.of(Bypass))
         factored = len(ranks(begun))
         opened = f"{gone} branches go and {factored} layers become two"
-        return Made(distortion(self.whole, gathered(renamed, len(self.whole))), opened)
+        return Made(distortion(whole, gathered(renamed, len(self.last))), opened)
 
     def along(
         self, name: str, order: Array, stops: Sequence[int], known: Sequence[Mapping[str, Array]]
