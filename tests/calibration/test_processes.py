@@ -104,7 +104,7 @@ def test_two_processes_come_to_the_plan_of_one(tmp_path):
 def test_the_command_under_torchrun_writes_the_plan_that_it_writes_alone(tmp_path):
     (tmp_path / "net.py").write_text(NET)
     np.savez(tmp_path / "data.npz", x=np.random.default_rng(0).standard_normal((36, 3, 8, 8)).astype(np.float32))
-    run = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    run = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     for name, start in (("alone", []), ("two", run)):
         command = [sys.executable, *start, "-m", "graphprune", "compile", "net:net", "--params", "0.7x"]
         command += ["--data", "data.npz", "--no-measure", "-o", name]
