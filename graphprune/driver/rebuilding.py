@@ -43,7 +43,7 @@ def rebuilt(program: Program, module: Any, sizes: Any = None) -> Any:
     filled(program, module, widths(program) if sizes is None else sizes)
     if is_pretrained(module):
         tuple(configure(module))
-    compare(module, program.source, program, "rebuilt")
+    compare(module, program.origin, program, "rebuilt")
     return module
 
 

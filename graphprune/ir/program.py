@@ -164,6 +164,8 @@ class Program:
     history: tuple[Step, ...] = ()
     plan: Plan = field(default_factory=Plan)  # what was done to the source
     notes: tuple[str, ...] = ()  # what a pass left undone, and why
+    first: Host | None = None  # of a network that was compiled before: what the first time began with,
+    earlier: tuple[Parameters, ...] = ()  # and what was kept each time
     seed: int = 0
     progress: Callable[[str, int, int], None] = field(default=_quiet, compare=False)  # (what, done, total)
 
@@ -176,6 +178,11 @@ class Program:
     def model(self) -> Any:
         """The user's model as it is now: a torch.fx GraphModule or an onnx_ir.Model."""
         return self.host.model
+
+    @property
+    def origin(self) -> Host:
+        """The model as the user made it, however often it was compiled since."""
+        return self.source if self.first is None else self.first
 
     def __repr__(self) -> str:
         done = ",".join(step.text for step in self.history)
@@ -218,7 +225,8 @@ class Program:
     def afresh(self) -> Program:
         """The network as it is, as if it had been given like that: what is done from here on is proven against it,
         and planned for it. Facts stay."""
-        return self._with(source=self.host, history=(), plan=Plan())
+        earlier = (*self.earlier, self.plan.parameters)
+        return self._with(source=self.host, history=(), plan=Plan(), first=self.origin, earlier=earlier)
 
     def note(self, *notes: str) -> Program:
         """The same program with remarks for the report: what was left undone, and why."""

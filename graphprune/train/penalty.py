@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import ModelError, RecipeError, nearest
 from ..hosts.torch.export import unwrapped
 from ..ir.facts import Frozen, Groups
-from ..ir.program import Plan, Program
+from ..ir.program import Program
 from ..pipeline.recipe import Recipe
 from ..pipeline.run import run
 from .channels import Channels, parameters
@@ -85,7 +85,7 @@ def current(program: Program, module: nn.Module) -> Program:
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if name in tensors:
                 tensor.copy_(tensors[name].detach())
-    return replace(program, host=host, source=host, facts={}, history=(), plan=Plan(), notes=())
+    return replace(program.afresh(), host=host, source=host, facts={}, notes=())
 
 
 def shares_of(keep: float | Mapping[str, float], names: Iterable[str], who: str) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -230,3 +231,33 @@ def test_what_was_compiled_is_compiled_again(first: str) -> None:
     again = gp.apply(one.program, net)
     again = gp.apply(two.program, again.model)
     assert torch.equal(again.model(X), two.program.model(X))
+
+
+class Twice(nn.Module):
+    """A buffer that is not saved, and layers without a bias, each of a width of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 12, bias=False), nn.Linear(12, 24, bias=False)
+        self.c = nn.Linear(24, 3, bias=False)
+        self.register_buffer("gain", torch.arange(12.0) + 1, persistent=False)
+
+    def forward(self, x):
+        return self.c(torch.relu(self.b(torch.relu(self.a(x)) * self.gain)))
+
+
+@pytest.mark.parametrize("data", [False, True])  # with it the first compilation gives `b` a bias, the second leaves it
+@pytest.mark.parametrize("second", [{"a": 5}, {"b": 12}])
+def test_what_was_compiled_twice_is_rebuilt_from_the_class_as_it_was(second, data, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x, rows = torch.randn(4, 6), np.random.default_rng(0).standard_normal((64, 6)).astype(np.float32)
+    one = gp.compile(Twice().eval(), x, width={"a": 8}, data=rows if data else None, measure=False)
+    assert ("b.bias" in one.model.state_dict()) is data
+    two = gp.compile(replace(one.program, data=()), width=second, measure=False, out=tmp_path / "out")
+    want = two.model(x)
+    for made in (two, tmp_path / "out"):
+        mine = gp.rebuild(made, Twice())
+        torch.testing.assert_close(mine(x), want)
+        assert mine.a.out_features == len(mine.gain) == second.get("a", 8) and mine.b.out_features == second.get("b", 24)
+    found = json.loads((tmp_path / "out" / "widths.json").read_text())
+    assert found["tensors"]["a.weight"] == {"was": [12, 6], "is": [second.get("a", 8), 6]}

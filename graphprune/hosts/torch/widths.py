@@ -97,7 +97,7 @@ def widths(program: Program) -> dict[str, Any]:
     Raises ModelError where the network has something that the class has no place for.
     """
     all_tokens(program)
-    before, after = _tensors(program.source.model), _tensors(program.model)
+    before, after = _tensors(program.origin.model), _tensors(program.model)
     _check(program, before, after)
     saved = program.model.state_dict()
     changed: dict[str, Any] = {}
@@ -105,19 +105,28 @@ def widths(program: Program) -> dict[str, Any]:
         if shape != before.get(name):
             changed[name] = {"was": before.get(name), "is": shape}
             if name not in saved:
-                changed[name]["keep"] = {axis: one["keep"] for axis, one in program.plan.parameters[name].items()}
+                changed[name]["keep"] = _kept(program, name)
     gone = {name.rpartition(".")[0] for name in before.keys() - after.keys()}
     read = {value.name for op in program.graph.ops for value in op.inputs if value is not None}
     for owner in gone:
         if not owner or any(name.startswith(f"{owner}.") for name in read):
             raise _unfit(f"a part of `{owner}` is gone")
     layers = dict(_layers(program.graph, {name.rpartition(".")[0] for name in changed}))
-    if made := getattr(program.source, "pretrained", None):  # what is no layer of torch's keeps numbers too
+    if made := getattr(program.origin, "pretrained", None):  # what is no layer of torch's keeps numbers too
         sizes = {name: tuple(after.get(name, was)) for name, was in made.configuration.sizes.items()}
         for path, attribute, value in made.configuration.numbers(sizes):
             layers.setdefault(path, {}).setdefault(attribute, value)
-    eps = dict(_eps(program.source.lift(), program.graph))
+    eps = dict(_eps(program.origin.lift(), program.graph))
     return {"version": VERSION, "tensors": changed, "layers": layers, "eps": eps, "identity": sorted(gone)}
+
+
+def _kept(program: Program, name: str) -> dict[str, list[int]]:
+    """Per axis which positions of the class's own tensor are left, over all that was compiled in turn."""
+    kept: dict[str, list[int]] = {}
+    for parameters in (*program.earlier, program.plan.parameters):
+        for axis, one in parameters.get(name, {}).items():
+            kept[axis] = [kept[axis][k] for k in one["keep"]] if axis in kept else list(one["keep"])
+    return kept
 
 
 def _eps(before: Graph, after: Graph) -> Iterator[tuple[str, dict[str, float]]]:
@@ -134,7 +143,7 @@ def _tensors(model: fx.GraphModule) -> dict[str, list[int]]:
 
 
 def _check(program: Program, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    known = {op.name for op in program.source.lift().ops}
+    known = {op.name for op in program.origin.lift().ops}
     for op in program.graph.ops:
         if op.name not in known:
             raise _unfit(f"{op.where} is new")
