@@ -258,6 +258,7 @@ def test_what_was_compiled_twice_is_rebuilt_from_the_class_as_it_was(second, dat
     for made in (two, tmp_path / "out"):
         mine = gp.rebuild(made, Twice())
         torch.testing.assert_close(mine(x), want)
-        assert mine.a.out_features == len(mine.gain) == second.get("a", 8) and mine.b.out_features == second.get("b", 24)
+        assert mine.a.out_features == len(mine.gain) == second.get("a", 8)
+        assert mine.b.out_features == second.get("b", 24)
     found = json.loads((tmp_path / "out" / "widths.json").read_text())
     assert found["tensors"]["a.weight"] == {"was": [12, 6], "is": [second.get("a", 8), 6]}
