@@ -318,3 +318,17 @@ def test_an_onnx_model_is_loaded_as_one():
     assert program.host.kind == "onnx"
     assert max(check.error for check in gp.verify(program)) <= 1e-5
     assert isinstance(model, onnx.ModelProto)
+
+
+def test_an_input_that_only_says_how_often_is_read():
+    class Regulator(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = torch.nn.Linear(6, 12), torch.nn.Linear(12, 3)
+
+        def forward(self, x, times):
+            return self.last(torch.relu(torch.repeat_interleave(self.first(x), times, dim=0, output_size=9)))
+
+    program = gp.load(Regulator().eval(), (torch.randn(5, 6), torch.tensor([1, 2, 3, 2, 1])))
+    assert program.notes == ()
+    gp.verify(gp.run("group,score,mask{channels=0.5x},propagate", program))

@@ -195,6 +195,7 @@ def _parts(
     which were taken as which where no name said so."""
     if isinstance(data, (str, Path)):
         data = _file(Path(data), inputs, fixed)
+    data = _by_sample(data, inputs)
     if isinstance(data, Mapping) and _each_a_sample({name: np.shape(item) for name, item in data.items()}, inputs):
         data = list(data.values())
     alone = _is_array(data) or isinstance(data, Mapping)
@@ -225,6 +226,34 @@ def _parts(
         yield arrays if more else arrays[: len(inputs)]
     if empty:
         raise DataError("the calibration data is empty", "give a few hundred samples; no labels are needed")
+
+
+def _by_sample(data: Any, inputs: Sequence[Value]) -> Any:
+    """Lists of one array a sample, by input name or a tuple with one for each input, as one item a sample: sequences of
+    different length are no array. Raises DataError."""
+    names = [value.name for value in inputs]
+    if isinstance(data, Mapping):
+        columns = dict(data)
+    elif isinstance(data, tuple) and len(data) >= len(inputs) and all(isinstance(one, list) for one in data):
+        columns = dict(zip([*names, *map(str, range(len(data) - len(inputs)))], data, strict=True))
+    else:
+        return data
+    lists = {name: one for name, one in columns.items() if isinstance(one, (list, tuple)) and all(map(_is_array, one))}
+    if not any(lists.values()) or (isinstance(data, tuple) and all(len(one) == len(inputs) for one in data)):
+        return data  # of a tuple of lists of one array for each input, every list is an item
+    counts = {name: len(one) for name, one in columns.items() if name in lists or (_is_array(one) and one.ndim)}
+    if len(set(counts.values())) > 1:
+        raise DataError(
+            f"of the calibration data, {', '.join(f'`{name}` has {n}' for name, n in counts.items())} samples",
+            "one array for each sample in every list",
+        )
+    ranks = {value.name: len(value.shape or ()) for value in inputs}
+    batched = any(one[0].ndim == ranks.get(name) for name, one in lists.items())
+    items = [
+        {name: one[k] if name in lists or not batched else one[k : k + 1] for name, one in columns.items()}
+        for k in range(next(iter(counts.values())))
+    ]
+    return items if isinstance(data, Mapping) else [tuple(item.values()) for item in items]
 
 
 def _file(path: Path, inputs: Sequence[Value], fixed: Sequence[str]) -> Any:
@@ -391,6 +420,7 @@ class _Cutter:
         for item in items:
             arrays = [*_checked(item[: len(self.inputs)], self.inputs), *item[len(self.inputs) :]]
             same = same_for_all([array.shape for array in arrays[: len(self.inputs)]], self.inputs, self.named)
+            self._check_fixed(arrays)
             self.found.fixed = tuple(self.inputs[k].name for k in sorted(same))
             count = _samples(arrays, self.inputs, same)
             _paired(item[len(self.inputs) :], count)
@@ -423,6 +453,17 @@ class _Cutter:
                 f"{total} calibration samples do not fill one batch of {size}, which the model is bound to",
                 "give more, or a model whose batch axis is open",
             )
+
+    def _check_fixed(self, arrays: Sequence[Array]) -> None:
+        """Raises DataError where an input that is to be the same for every sample has samples that differ."""
+        firsts = [(value.shape or (None,))[0] for value in self.inputs]
+        for value, first, array in zip(self.inputs, firsts, arrays, strict=False):
+            samples = isinstance(first, str) and (firsts.count(first) > 1 or len(firsts) == 1)
+            if value.name in self.named and samples and len(array) > 1 and (array != array[:1]).any():
+                raise DataError(
+                    f"input `{value.name}` is to be the same for every sample, and its {len(array)} samples differ",
+                    f"leave `{value.name}` out of --fixed, or give one of them",
+                )
 
     @staticmethod
     def _rows(arrays: Sequence[Array], same: frozenset[int], start: int, stop: int) -> list[Array]:
@@ -529,4 +570,7 @@ def _other_layout(want: Sequence[object], have: Sequence[int]) -> str:
             turned = [have[k] for k in order]
             if all(n == m or not isinstance(n, int) for n, m in zip(want[1:], turned[1:], strict=True)):
                 return f"it looks like {what}: turn it round with numpy.transpose(x, {order})"
-    return "samples are on axis 0, the rest is as the model declares it; --input says other sizes"
+    return (
+        "samples are on axis 0, the rest is as the model declares it; --input says other sizes, and dynamic_shapes of "
+        "gp.load leaves an axis of a torch module open"
+    )

@@ -20,6 +20,7 @@ from ..passes.group import Group
 from ..passes.mask import Mask
 from ..pipeline.bypass import Bypass
 from ..pipeline.compare import Check
+from ..pipeline.correction import Correct
 from ..pipeline.edits import kept, original
 from ..pipeline.provenance import versions
 from ..pipeline.recipe import Recipe
@@ -80,7 +81,7 @@ class Compilation:
             "seed": done.seed,
             "machine": {"cpu": host_cpu(), "system": f"{platform.system()} {platform.machine()}"},
             "targets": {one.label: {**one.describe(), **_found(one, self.files)} for one in self.targets},
-            "notes": [*done.notes, *_left_out(self.targets), *_over(budget)],
+            "notes": [*done.notes, *_left_out(self.targets), *_over(source, done, budget)],
             "auto": auto,
             "network": layers(source, done, times),
             **({"time": {"target": target, "kinds": kinds(source, done, times)}} if times else {}),
@@ -142,13 +143,23 @@ def _budget(program: Program, done: Program, recipe: Recipe, groups: Groups) -> 
     return {**facts, "left": after} if wanted.absolute else facts
 
 
-def _over(budget: Mapping[str, Any]) -> list[str]:
-    """A note where more is left than was asked for: the cut holds its budget, passes after it may add biases."""
+def _over(program: Program, done: Program, budget: Mapping[str, Any]) -> list[str]:
+    """A note where more is left than was asked for, though the cut holds its budget: sizes that depend on data are
+    others in the pruned network, or passes after it added biases."""
     if not budget.get("got") or budget["got"] <= budget["share"] * (1 + 1e-9):
         return []
+    before, after = program.host.sizes(), done.host.sizes()
+    if moved := [name for name in before.keys() & after if before[name] != after[name]]:
+        why = (
+            f"sizes that depend on data ({len(moved)}) are others in the pruned network, which computes something else"
+        )
+    elif any(edit.bias for edit in done.plan.of(Correct)):
+        why = "passes after it gave layers a bias that had none"
+    else:
+        why = "what passes after it did is counted too"
     return [
-        f"{budget['unit']}={budget['asked']}: {budget['got']:.4g}x is left; the cut is within the budget, and passes "
-        "after it gave layers a bias that had none (ask for less to be within it)"
+        f"{budget['unit']}={budget['asked']}: {budget['got']:.4g}x is left; the cut is within the budget, and {why} "
+        "(ask for less to be within it)"
     ]
 
 

@@ -218,12 +218,14 @@ def repeat(op: Op) -> str:
 
 @rule("interleave")
 def interleave(op: Op) -> str:
-    """(x), ``axis``, ``times`` (None: one number a position): every position of an axis several times in a row."""
+    """(x, numbers?), ``axis``, ``times`` (None: the numbers, one a position): every position of an axis several times
+    in a row."""
     rank, times = rank_of(op.inputs[0]), op.attrs["times"]
     axis = op.attrs["axis"] % rank
     size = shape_of(op.inputs[0])[axis]
     if times is None or isinstance(size, str) or size == 1:
-        return f"{axes_of(rank, {axis: '1' if size == 1 else '_'})} -> {axes_of(rank, {axis: '_'})}"
+        numbers = "".join(f", {' '.join('_' * rank_of(value))}" for value in op.inputs[1:])
+        return f"{axes_of(rank, {axis: '1' if size == 1 else '_'})}{numbers} -> {axes_of(rank, {axis: '_'})}"
     return f"{axes_of(rank, {axis: 'x'})} -> {axes_of(rank, {axis: f'(x:{size} _:{times})'})} | shape=*"
 
 

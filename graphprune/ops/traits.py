@@ -111,9 +111,9 @@ TRAITS: dict[str, Traits] = {
     "reshape": Traits(latency="free", zeros="moved", along=True),
     "split": Traits(latency="free", zeros="moved"),
     **dict.fromkeys(("transpose", "if", "slice", "select", "unbind", "concat", "stack", "expand", "repeat"), _MOVES),
-    **dict.fromkeys(("interleave", "windows", "unfold", "fold"), _MOVES),
+    **dict.fromkeys(("windows", "unfold", "fold"), _MOVES),
     **dict.fromkeys(("gather", "gather_bags", "index"), Traits(zeros="written")),
-    **dict.fromkeys(("reshape_as", "take_along", "diagonal"), Traits(zeros="first")),
+    **dict.fromkeys(("reshape_as", "take_along", "diagonal", "interleave"), Traits(zeros="first")),
     **dict.fromkeys(("pad", "reindex", "pixel_shuffle", "pixel_unshuffle"), PLAIN),
     **dict.fromkeys(("scatter", "index_put", "put_along", "put_diagonal", "masked_scatter"), PLAIN),
     **dict.fromkeys(("nonzero", "masked_select", "unique", "topk", "sort", "one_hot", "count"), PLAIN),
@@ -126,9 +126,9 @@ def handed_on(op: Op, operand: int) -> bool:
     record = traits(op)
     if op.kind == "pointwise":
         return len(op.inputs) == 1 and op.attrs.get("function") in ("same", "cast")
-    if op.kind in ("index", "gather", "take_along", "sort"):
+    if op.kind in ("index", "gather", "take_along", "sort", "interleave"):
         return operand == 0
-    return record.zeros == "moved" or op.kind == "interleave"
+    return record.zeros == "moved"
 
 
 def traits(op: Op) -> Traits:

@@ -17,6 +17,7 @@ of a step that the scaler skips.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,12 @@ class Finished(type):
             made = super().__call__(*args, **options)
             made.enter()
             return made
+
+        @property
+        def __signature__(cls):
+            """The constructor's, for help()."""
+            whole = inspect.signature(cls.__init__)
+            return whole.replace(parameters=[*whole.parameters.values()][1:], return_annotation=inspect.Signature.empty)
 
 
 class Method(nn.Module, metaclass=Finished):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,6 +116,29 @@ def test_several_inputs_by_place_and_by_name():
         np.testing.assert_array_equal(joined(found, 0), ids)
         np.testing.assert_array_equal(joined(found, 1), mask.astype(np.float32))
         assert (found[0][0].dtype, found[0][1].dtype) == (np.int64, np.float32)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("form", ["names", "places"])
+def test_lists_of_one_array_a_sample_of_different_length(form: str, batched: bool) -> None:
+    inputs, lengths = [Value("ids", ("s0", "s1"), "int64"), Value("mask", ("s0", "s1"))], (3, 5, 4, 2)
+    columns: list[list[Any]] = [[np.arange(n) for n in lengths], [np.full(n, n, np.float32) for n in lengths]]
+    given = [[one[None] if batched else one for one in column] for column in columns]
+    found = batches(tuple(given) if form == "places" else {"mask": given[1], "ids": given[0]}, inputs)
+    assert [[array.shape for array in batch] for batch in found] == [[(1, n), (1, n)] for n in lengths]
+    for ids, mask, batch in zip(*columns, found, strict=True):
+        np.testing.assert_array_equal(batch[0][0], ids)
+        np.testing.assert_array_equal(batch[1][0], mask)
+
+
+def test_lists_of_samples_with_labels_beside_them() -> None:
+    inputs, lengths, labels = [Value("ids", ("s0", "s1"), "int64")], (3, 5, 4), np.array([7, 8, 9])
+    for ids in ([np.arange(n) for n in lengths], [np.arange(n)[None] for n in lengths]):
+        found, rest = with_rest({"ids": ids, "labels": labels}, inputs)
+        assert [batch[0].shape for batch in found] == [(1, 3), (1, 5), (1, 4)]
+        assert [one[0].tolist() for one in rest] == [[7], [8], [9]]
+    with pytest.raises(DataError, match="`ids` has 3, `mask` has 2 samples"):
+        batches({"ids": [np.arange(3)] * 3, "mask": [np.ones(3, np.float32)] * 2}, [*inputs, MASK])
 
 
 def test_dtypes_are_widened_and_narrowed_within_their_kind():

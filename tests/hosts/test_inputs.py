@@ -253,6 +253,14 @@ def test_positions_and_features_are_not_tried_at_the_lengths_of_sound() -> None:
     assert list(candidates(holes, {"n": 3, "t": 5, "m": 7})) == [{"n": 3, "t": 5, "m": 7}]
 
 
+def test_sizes_that_are_given_are_likely_those_of_other_inputs_too() -> None:
+    holes = [Value("image", ("a", 3, "h", "w")), Value("mask", ("b", 1, "i", "j"))]
+    first = next(candidates(holes, {"a": 1, "h": 24, "w": 48}))
+    assert (first["b"], first["i"], first["j"]) == (1, 24, 48)
+    tried = list(candidates(holes, {"a": 1, "h": 24, "w": 48}))
+    assert any((sizes["i"], sizes["j"]) == (32, 32) for sizes in tried)
+
+
 # ---- as the data has them ----------------------------------------------------------------------------
 
 
@@ -311,6 +319,21 @@ def test_what_is_the_same_for_every_sample_is_said_or_seen() -> None:
         program.host.run(program.data[1])
     with pytest.raises(DataError, match="no input `k` to be fixed"):
         gp.load(state_model(), data={"x": x, "h": h}, fixed=["k"])
+
+
+def test_what_differs_from_sample_to_sample_is_not_the_same_for_all() -> None:
+    inputs = [Value("x", ("n", 4)), Value("s", ("n", 3))]
+    data = {"x": filled(20, 4), "s": filled(20, 3)}
+    for fixed in (["s"], ["x", "s"]):
+        with pytest.raises(
+            DataError, match=f"`{fixed[0]}` is to be the same for every sample, and its 20 samples differ"
+        ):
+            batches(data, inputs, fixed)
+    (batch,) = batches({"x": data["x"], "s": data["s"][:1].repeat(20, 0)}, inputs, ["s"])
+    np.testing.assert_array_equal(batch[1], data["s"][:1].repeat(20, 0))
+    anchors = [Value("x", ("n", 4)), Value("anchors", ("m", 3))]  # no samples: an axis of their own
+    (batch,) = batches({"x": data["x"], "anchors": filled(7, 3)}, anchors, ["anchors"])
+    np.testing.assert_array_equal(batch[1], filled(7, 3))
 
 
 @pytest.mark.parametrize(

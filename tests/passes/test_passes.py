@@ -106,6 +106,30 @@ def macs(model, program):
     return counter.get_total_flops() / 2 / inputs[0].shape[0]
 
 
+class OwnKernels(torch.nn.Module):
+    """Every sample is convolved with a kernel of its own (CondConv): groups are samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.routing = torch.nn.Linear(3, 4)
+        self.kernels = torch.nn.Parameter(torch.randn(4, 12, 3, 3, 3))
+        self.last = torch.nn.Conv2d(12, 2, 1)
+
+    def forward(self, x):
+        samples = x.size(0)
+        routed = torch.sigmoid(self.routing(x.mean((2, 3))))
+        kernels = (routed @ self.kernels.flatten(1)).view(samples * 12, 3, 3, 3)
+        made = torch.nn.functional.conv2d(x.reshape(1, samples * 3, 8, 8), kernels, groups=samples, padding=1)
+        return self.last(torch.relu(made.view(samples, 12, 8, 8)))
+
+
+def test_what_is_left_of_channels_that_are_folded_into_samples_is_counted():
+    torch.manual_seed(0)
+    program = gp.load(OwnKernels().eval(), torch.randn(2, 3, 8, 8))
+    pruned = do("group,score,mask{channels=0.5x},propagate", program)
+    assert costs.macs(pruned.graph, pruned.host)() == macs(pruned.model, program) < macs(program.model, program) / 1.8
+
+
 # ---- mask --------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 
 import nets
@@ -467,3 +468,9 @@ def test_the_mask_rate_falls_in_two_steps():
 def test_ties_do_not_change_the_count():
     assert int(top(torch.ones(10), 0.3).sum()) == 3
     assert int(top(torch.zeros(3, 3), 0.01).sum()) == 1
+
+
+def test_help_says_what_a_method_takes():
+    assert list(inspect.signature(gp.train.Catalyst).parameters) == [
+        name for name in inspect.signature(gp.train.Catalyst.__init__).parameters if name != "self"
+    ]

@@ -24,25 +24,34 @@ _STRIDES = 1 << 16
 
 
 def candidates(holes: Sequence[Value], bound: Mapping[str, int], stride: int = 1) -> Iterator[dict[str, int]]:
-    """Every open size in numbers, likelier ones first; ``bound`` are those known. ``stride``: what a length may have
-    to be a multiple of. One candidate where nothing is open."""
+    """Every open size in numbers, likelier ones first; ``bound`` are those known, and likely on the same axis of other
+    inputs of as many axes. ``stride``: what a length may have to be a multiple of. One candidate where nothing is
+    open."""
     leading = {str(hole.shape[0]) for hole in holes if hole.shape and isinstance(hole.shape[0], str)}
     beside = {symbol for hole in holes if (symbol := _alone(hole)) is not None} - leading - set(bound)
     seen: list[dict[str, int]] = []
-    for image, length in _levels(stride):
-        for batch in (2, 1):
-            for states in (False, True) if leading and beside else (False,):  # whose batch is on another axis
-                sizes = dict(bound)
-                for hole in holes:
-                    for axis, n in enumerate(hole.shape or ()):
-                        if isinstance(n, str):
-                            most = _longest(hole)
-                            size = min(image, 640) if len(hole.shape or ()) > 3 else min(length, most)
-                            same = axis == 0 or (states and n in beside)
-                            sizes.setdefault(n, batch if same else size)
-                if sizes not in seen:
-                    seen.append(sizes)
-                    yield sizes
+    given = {
+        (len(hole.shape or ()), axis): bound[n]
+        for hole in holes
+        for axis, n in enumerate(hole.shape or ())
+        if isinstance(n, str) and n in bound
+    }
+    for like in (given, {}) if given else ({},):
+        for image, length in _levels(stride):
+            for batch in (2, 1):
+                for states in (False, True) if leading and beside else (False,):  # whose batch is on another axis
+                    sizes = dict(bound)
+                    for hole in holes:
+                        for axis, n in enumerate(hole.shape or ()):
+                            if isinstance(n, str):
+                                most = _longest(hole)
+                                size = min(image, 640) if len(hole.shape or ()) > 3 else min(length, most)
+                                same = axis == 0 or (states and n in beside)
+                                likely = batch if same else size
+                                sizes.setdefault(n, like.get((len(hole.shape or ()), axis), likely))
+                    if sizes not in seen:
+                        seen.append(sizes)
+                        yield sizes
 
 
 def _levels(stride: int) -> Iterator[tuple[int, int]]:

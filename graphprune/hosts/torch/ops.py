@@ -253,7 +253,10 @@ _enter(
     "repeat_interleave.self_int",
     lambda a: ("interleave", [a["self"]], {"axis": a["dim"], "times": a["repeats"]}),
 )
-_enter("repeat_interleave.self_Tensor", lambda a: ("interleave", [a["self"]], {"axis": a["dim"], "times": None}))
+_enter(
+    "repeat_interleave.self_Tensor",
+    lambda a: ("interleave", [a["self"], a["repeats"]], {"axis": a["dim"], "times": None}),
+)
 _enter(
     "tile",
     lambda a: ("repeat", [a["self"]], {"repeats": [1] * (rank_of(a["self"]) - len(a["dims"])) + list(a["dims"])}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from ...errors import ShapeError, first_line
 from ...ir.host import Array
 from .casting import as_read
 from .lift import draws, origin
+from .open_sizes import given_sizes
 
 
 def to_numpy(tensor: torch.Tensor) -> Array:
@@ -224,6 +226,8 @@ class _Shapes(fx.Interpreter):
         self.mode, self.floats = mode, floats
         self.copies = False
         self._fakes: dict[Any, Any] = {}
+        holes = [node for node in model.graph.nodes if node.op == "placeholder"]
+        self._symbols = {size.node.expr: number for size, number in given_sizes(holes, example)}
         self.inputs = [self._own(x) for x in example]
 
     def _own(self, value: Any) -> Any:
@@ -249,7 +253,8 @@ class _Shapes(fx.Interpreter):
             raise ShapeError(f"{origin(n)} ({n.target}): shapes disagree after the cut: {first_line(error)}") from error
         if n.op == "call_function" and "val" in n.meta:
             old, spec = pytree.tree_flatten(n.meta["val"])  # a list, where a saved program was read: not value's tuple
-            n.meta["val"] = pytree.tree_unflatten(map(_resized, old, pytree.tree_leaves(value)), spec)
+            new = pytree.tree_leaves(value)
+            n.meta["val"] = pytree.tree_unflatten(map(partial(_resized, self._symbols), old, new), spec)
         return value
 
     def _run(self, n: fx.Node) -> Any:
@@ -281,11 +286,20 @@ class _Shapes(fx.Interpreter):
         return torch.empty_like(x)
 
 
-def _resized(old: Any, new: Any) -> Any:
-    """The old fake tensor with the new static sizes."""
+def _resized(symbols: Mapping[Any, int], old: Any, new: Any) -> Any:
+    """The old fake tensor with the new sizes."""
     if not isinstance(old, torch.Tensor) or not isinstance(new, torch.Tensor):
         return old
-    sizes = [n if str(o).isdigit() else o for o, n in zip(old.shape, new.shape, strict=True)]  # 6 may be a SymInt
+    sizes = [_size(symbols, o, n) for o, n in zip(old.shape, new.shape, strict=True)]
     if list(old.shape) == sizes:
         return old
     return old.new_empty(sizes)
+
+
+def _size(symbols: Mapping[Any, int], old: Any, new: Any) -> Any:
+    """A size that is dynamic stays so, times what was cut of it where channels are folded into it (12 channels times
+    samples). ``symbols``: what those of the inputs' sizes are."""
+    if str(old).isdigit():  # 6 may be a SymInt
+        return new
+    was = old.node.expr.subs(symbols)
+    return old * int(new) // int(was) if was.is_Integer and was and int(was) != new else old
