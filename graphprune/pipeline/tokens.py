@@ -8,8 +8,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..coupling.tokens import Attention, Reading, heads, tokens
+from ..coupling.attentions import Attention, heads
+from ..coupling.token_readings import Reading
 from ..coupling.tokens import Tokens as Found
+from ..coupling.tokens import tokens
 from ..errors import RecipeError
 from ..ir.document import Entry
 from ..ir.graph import Op
