@@ -18,7 +18,7 @@ from ..axes.dim import Dim, find, freeze, leaves, mix
 from ..axes.notation import fed
 from ..ir.graph import Choice, Graph, Masker, Op, Value, WrittenNorm
 from ..ops.traits import traits
-from .norms import CASTS, rms_norms, statistics
+from .norms import CASTS, means, statistics
 
 Axes = frozenset[tuple[str, int]]
 """Parameter axes: (name, axis number)."""
@@ -29,7 +29,7 @@ _DEPTH = 200  # ops to look back through; further away nothing is tried
 
 def settle(graph: Graph) -> None:
     """Freeze what cannot be masked, and note in ``graph.maskers`` what masks a contraction."""
-    search, norms, written = _Search(graph), statistics(graph), rms_norms(graph)
+    search, norms, written = _Search(graph), statistics(graph), means(graph)
     for op in graph.ops:
         relation = graph.relations[op.name]
         if op.kind == "reindex":
@@ -53,9 +53,9 @@ def settle(graph: Graph) -> None:
             elif len({id(value) for value in operands}) > 1:
                 _contraction(op, dim, operands, search)
             elif op.name in written:
-                _written_norm(op, *written[op.name], search)
+                _written_norm(op, written[op.name], search)
             elif op.name in norms:
-                mix(dim, op.where)
+                _across(op, op.inputs[0] if op.attrs["function"] in ("sum", "norm") else None, dim, search)
             elif not _adds_nothing(op, dim, search):
                 freeze(dim, f"{op.where} reduces over it")
 
@@ -135,14 +135,14 @@ def _norm(op: Op, dim: Dim, search: _Search) -> None:
     _across(op, x if own else None, dim, search)
 
 
-def _written_norm(op: Op, x: Value, norm: WrittenNorm, search: _Search) -> None:
-    _across(op, x, norm.dim, search)
+def _written_norm(op: Op, norm: WrittenNorm, search: _Search) -> None:
+    _across(op, op.inputs[0], norm.dim, search)
     if not any(leaf.mixed for leaf in leaves(norm.dim)):
         search.graph.norms.append(norm)
 
 
 def _across(op: Op, x: Value | None, dim: Dim, search: _Search) -> None:
-    """What makes ``x`` zero at the positions of a dim that an op takes a mean over; where nothing does, it mixes."""
+    """What makes ``x`` zero at the positions of a dim that an op adds up; where nothing does, it mixes."""
     for leaf in leaves(dim):
         found = search(x, leaf) if x is not None and not leaf.frozen and not leaf.mixed else None
         if found is None:

@@ -88,13 +88,13 @@ def share(dim: Dim, index: Index) -> float:
 
 def rescaled(graph: Graph, index: Index) -> dict[str, tuple[float, float]]:
     """What to multiply weights by, and then add, whose op divides by a mean over an axis of which less is left: those
-    of RMS norms.
+    of RMS norms, and of others that are written out.
 
     Of n of d channels, the others zero, sum(x^2) / d + eps is (n / d) (sum(x^2) / n + eps d / n)."""
     found = {}
     for norm in graph.norms:
         if index.touches(norm.dim):
-            factor = share(norm.dim, index) ** -0.5
+            factor = share(norm.dim, index) ** norm.power
             found[norm.weight] = factor, (factor - 1) * norm.shift
     for op in graph.ops:
         dims = graph.relations[op.name].dims
@@ -104,8 +104,8 @@ def rescaled(graph: Graph, index: Index) -> dict[str, tuple[float, float]]:
 
 
 def raised(graph: Graph, index: Index) -> dict[str, float]:
-    """What the ops that add to a mean of squares are to add now, by name: see ``rescaled``."""
-    touched = {norm.eps: share(norm.dim, index) for norm in graph.norms if index.touches(norm.dim)}
+    """What the ops that add to a mean, or a power of it, are to add now, by name: see ``rescaled``."""
+    touched = {norm.eps: share(norm.dim, index) ** norm.eps_power for norm in graph.norms if index.touches(norm.dim)}
     return {op.name: op.attrs["plus"] / touched[op.name] for op in graph.ops if op.name in touched}
 
 

@@ -11,7 +11,7 @@ from ..axes.dim import Dim, Size, find
 from ..ir.graph import Graph, Op, Value
 from ..ir.host import Array, Host
 from .contractions import Contraction, contractions
-from .norms import CASTS, rms_norms
+from .norms import CASTS, written_norms
 
 MOVES = ("reshape", "transpose", "slice", "select", "expand", "concat", "split", "unbind", "stack", "repeat", "gather")
 """Ops that move positions about, where they leave the stream's axis alone."""
@@ -21,7 +21,8 @@ ONE_BY_ONE = frozenset(MOVES) - {"concat", "stack"}
 
 @dataclass(frozen=True)
 class Norm:
-    """A norm along one axis, an op of its own or written out in several, of which ``op`` applies the weight."""
+    """A norm along one axis, the last but for some that are written out in several ops, of which ``op`` applies the
+    weight."""
 
     kind: str  # layer_norm or rms_norm
     op: Op
@@ -31,7 +32,8 @@ class Norm:
     weight: str
     shift: float = 0.0  # what is added to the weight before
     bias: str | None = None
-    within: frozenset[Op] = frozenset()  # the ops of one that is written out
+    axis: int = -1
+    within: tuple[Op, ...] = ()  # the ops of one that is written out, in order of execution
 
     @property
     def name(self) -> str:
@@ -40,6 +42,10 @@ class Norm:
     @property
     def where(self) -> str:
         return self.op.where
+
+    @property
+    def dim(self) -> Dim:
+        return find(self.x.dims[self.axis])
 
 
 @dataclass
@@ -75,19 +81,19 @@ def streams(graph: Graph) -> Iterator[Stream]:
     there = norms(graph)
     for norm in there:
         if norm.name not in known:
-            found = _Walk(graph, reads, there, Stream(find(norm.x.dims[-1]))).stream(norm)
+            found = _Walk(graph, reads, there, Stream(norm.dim)).stream(norm)
             known |= {one.name for one in found.norms} | {norm.name}
             yield found
 
 
 def norms(graph: Graph) -> list[Norm]:
-    """Those along the last axis with a weight of their own, in order of execution."""
+    """Those along one axis, in order of execution."""
     ops, found = {op.name: op for op in graph.ops}, dict[str, Norm]()
-    for x, one in rms_norms(graph).values():
-        op = ops[one.op]
-        if find(one.dim) is find(x.dims[-1]):
-            eps, out = float(ops[one.eps].attrs["plus"]), op.outputs[0]
-            found[one.op] = Norm("rms_norm", op, x, out, eps, one.weight, one.shift, None, _between(graph, x, op))
+    for one in written_norms(graph):
+        eps = float(ops[one.norm.eps].attrs["plus"]) if one.norm.eps else 0.0
+        beta, axis = one.bias.name if one.bias is not None else None, one.axis - len(one.x.dims)
+        within, (gamma, shift) = _between(graph, one.x, one.last), (one.norm.weight, one.norm.shift)
+        found[one.op.name] = Norm(one.kind, one.op, one.x, one.out, eps, gamma, shift, beta, axis, within)
     for op in graph.ops:
         weight, bias = (*op.inputs[1:], None, None)[:2]
         if op.kind in ("layer_norm", "rms_norm") and op.attrs["trailing"] == 1 and op.inputs[0] is not None:
@@ -98,7 +104,7 @@ def norms(graph: Graph) -> list[Norm]:
     return [found[op.name] for op in graph.ops if op.name in found]
 
 
-def _between(graph: Graph, x: Value, last: Op) -> frozenset[Op]:
+def _between(graph: Graph, x: Value, last: Op) -> tuple[Op, ...]:
     """The ops from a value to one that comes of it, casts of the value that others read left out."""
     found, todo = {last}, [last]
     while todo:
@@ -108,7 +114,7 @@ def _between(graph: Graph, x: Value, last: Op) -> frozenset[Op]:
                 found.add(maker)
             if maker is not None and maker not in todo and value is not None and not value.constant:
                 todo.append(maker)
-    return frozenset(found)
+    return tuple(op for op in graph.ops if op in found)
 
 
 def multiplied(host: Host, stream: Stream, matrix: Array) -> None:
@@ -246,7 +252,7 @@ class _Walk:
         if not norm.weight:
             return f"{norm.where} has no weight of its own along one axis"
         self.made.norms.append(norm)
-        self.made.readers[norm.name] = self._layers(norm.out, find(norm.out.dims[-1]))
+        self.made.readers[norm.name] = self._layers(norm.out, find(norm.out.dims[norm.axis]))
         return ""
 
     def _layers(self, value: Value, dim: Dim) -> list[Contraction] | None:

@@ -161,9 +161,10 @@ class Masker:
 
 @dataclass(frozen=True)
 class WrittenNorm:
-    """An RMS norm over ``dim`` that is written out in ops: the names of the one that takes the mean of squares, of the
-    one that adds a number to it (its attribute ``plus``), of the parameter that, ``shift`` added to it, scales what
-    comes out, and of the op that applies it."""
+    """A norm over ``dim`` that is written out in ops: the names of the one that takes the mean, of the one that adds a
+    number to it (its attribute ``plus``; empty: none does), of the parameter that, ``shift`` added to it, scales what
+    comes out, and of the op that applies it. What the weight scales goes with ``power`` of the mean (RMSNorm: -1/2),
+    what the number is added to with ``eps_power``."""
 
     dim: Dim
     mean: str
@@ -171,6 +172,8 @@ class WrittenNorm:
     weight: str
     op: str
     shift: float = 0.0
+    power: float = -0.5
+    eps_power: float = 1.0
 
 
 @dataclass(frozen=True)

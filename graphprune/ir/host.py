@@ -93,6 +93,10 @@ class Host(Protocol):
     def to_rms_norm(self, op: Op, keeps_bias: bool) -> None:
         """Make a layer norm along one axis an RMS norm of the same weight and eps. Its bias goes, or is added after."""
 
+    def to_mean_square(self, op: Op) -> None:
+        """Make an op that takes a variance along one axis take the mean of squares. Nobody may read its mean, if it
+        gives that as well. Only where ``lift`` finds such ops."""
+
     def untie(self, op: Op, operand: int) -> None:
         """Give an op a copy of its own of the parameter that it reads there."""
 

@@ -102,7 +102,8 @@ TRAITS: dict[str, Traits] = {
     "rotary": PLAIN,
     # single positions, windows, axes
     "pointwise": Traits(zeros="declared", elementwise=True, along=True),
-    **dict.fromkeys(("pool", "resize", "reduce"), Traits(along=True)),
+    **dict.fromkeys(("pool", "resize"), Traits(along=True)),
+    "reduce": Traits(zeros="declared", along=True),
     "along": Traits(zeros="declared"),
     **dict.fromkeys(("as_complex", "as_real"), _MOVES),
     **dict.fromkeys(("glu", "grid_sample", "dynamic_quantize", "opaque", "distance", "similarity"), PLAIN),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..coupling.streams import Stream, multiplied, streams, tied, untied
+from ..coupling.streams import Norm, Stream, multiplied, streams, tied, untied
 from ..errors import ModelError
 from ..ir.host import Host
 from ..ir.program import Program
@@ -66,7 +66,23 @@ def _rewrite(host: Host, stream: Stream) -> None:
     for norm in stream.norms:
         layers = stream.readers[norm.name]
         if norm.bias is not None and layers is not None:
-            beta = host.parameter(norm.bias).astype(np.float64)
+            beta = host.parameter(norm.bias).astype(np.float64).ravel()
             for layer in layers:
                 host.add_bias(layer.op, layer.flat_matrix(host)[0] @ beta)
-        host.to_rms_norm(norm.op, keeps_bias=layers is None)
+        if norm.within:
+            _uncentre(host, norm, keeps_bias=layers is None)
+        else:
+            host.to_rms_norm(norm.op, keeps_bias=layers is None)
+
+
+def _uncentre(host: Host, norm: Norm, keeps_bias: bool) -> None:
+    """Leave out of a norm that is written out what takes the mean away, of what has none any more."""
+    last = norm.within[-1]
+    for op in norm.within:
+        if op.attrs.get("function") == "sub":
+            host.remove(op)
+    for op in norm.within:
+        if op.attrs.get("function") == "var":
+            host.to_mean_square(op)
+    if norm.bias is not None and not keeps_bias:
+        host.remove(last, stays=next(k for k, value in enumerate(last.inputs) if value in norm.op.outputs))

@@ -106,6 +106,8 @@ def stays(stream: Stream) -> str:
         return stream.why
     layer_norm = next((norm for norm in stream.norms if norm.kind == "layer_norm"), None)
     others = next((norm for norm in stream.norms if stream.readers[norm.name] is None), None)
+    if any(norm.axis != -1 for norm in stream.norms):
+        return f"{stream.norms[0].where} norms another axis than the last"
     if layer_norm is not None:
         return f"{layer_norm.where} is no RMS norm; `rms` before it makes one of it where that is exact"
     if why := tied(stream, "rotate"):

@@ -245,9 +245,9 @@ def _resize_layers(module: nn.Module, done: Program) -> Undo:
 
 
 def _norms(module: nn.Module, before: Graph, after: Graph) -> list[tuple[nn.Module, str, float]]:
-    """The eps of each RMS norm that a class of the user's own writes out, as the attribute that it is, where the plan
+    """The eps of each norm that a class of the user's own writes out, as the attribute that it is, where the plan
     changes it. Raises ModelError where none is."""
-    old, new = ({norm.weight: _plus(graph, norm.eps) for norm in graph.norms} for graph in (before, after))
+    old, new = ({one.weight: _plus(graph, one.eps) for one in graph.norms if one.eps} for graph in (before, after))
     found = []
     for name in (name for name in old if name in new and old[name] != new[name]):
         path = name.rpartition(".")[0]
@@ -256,7 +256,7 @@ def _norms(module: nn.Module, before: Graph, after: Graph) -> list[tuple[nn.Modu
         if len(mine) != 1:
             raise ModelError(
                 f"{type(module).__name__} cannot be cut in place: of {old[name]:g}, which the norm of `{name}` adds to "
-                f"a mean of squares, {new[name]:g} is to become, and `{path}` has no attribute that is it",
+                f"a mean, {new[name]:g} is to become, and `{path}` has no attribute that is it",
                 "make it one (`self.eps`), `group{freeze=...}` the hidden size, or train the GraphModule, "
                 "`program.model`",
             )

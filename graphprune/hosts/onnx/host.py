@@ -265,6 +265,10 @@ class OnnxHost:
         edit.to_rms_norm(self.model.graph, self._node(op), op, self._version() >= 23, keeps_bias)
         self._nodes = None
 
+    def to_mean_square(self, op: Op) -> None:
+        """See ir.Host.to_mean_square: ONNX has no op that takes a variance alone."""
+        raise ModelError(f"{op.where} takes no variance")
+
     def untie(self, op: Op, operand: int) -> None:
         self._change()
         edit.untie(self.model.graph, self._node(op), operand)

@@ -292,6 +292,7 @@ def _reduce(c: Call) -> Reading:
     functions = {f"Reduce{name}": name.lower() for name in ("Max", "Mean", "Min", "Sum")}
     function = {**functions, "ReduceL2": "norm"}.get(c.node.op_type)
     known = {"function": function} if function else {}
+    known |= {"zero": "first"} if function in ("mean", "sum", "norm", "max", "min") else {}
     return "reduce", [c.input(0)], {"axes": axes, "keepdim": bool(c.attr("keepdims", 1)), **known}
 
 

@@ -354,6 +354,19 @@ class TorchHost:
             self._sweep(given["bias"])
         self._stale = True
 
+    def to_mean_square(self, op: Op) -> None:
+        node, aten = self._node(op), torch.ops.aten
+        given, axes = arguments(node), [int(axis) for axis in op.attrs["axes"]]
+        value = next((user for user in node.users if user.target is operator.getitem), node)
+        with self._module.graph.inserting_before(node):
+            squares = pointwise(self._module.graph, aten.square.default, given["self"])
+        with self._module.graph.inserting_after(node):
+            mean = self._module.graph.call_function(aten.mean.dim, (squares, axes, op.attrs["keepdim"]))
+        mean.meta.update(value.meta)
+        value.replace_all_uses_with(mean)
+        self._sweep(value)
+        self._stale = True
+
     def untie(self, op: Op, operand: int) -> None:
         node = self._node(op)
         tied = Reader(self._module).operands(node)[operand]

@@ -137,7 +137,7 @@ class Reader:
             attrs = {**attrs, **FUNCTIONS[name](given)}
         if kind == "prelu" and nodes[1].meta["val"].numel() == 1:
             kind = "pointwise"  # one slope for all channels
-        if kind in ("pointwise", "along") and name in ZERO and (ZERO[name] != "both" or len(nodes) == 2):
+        if kind in ("pointwise", "along", "reduce") and name in ZERO and (ZERO[name] != "both" or len(nodes) == 2):
             attrs = {**attrs, "zero": ZERO[name]}
         return kind, nodes, _concrete(kind, node, attrs)
 

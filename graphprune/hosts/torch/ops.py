@@ -56,6 +56,18 @@ def _clip(a: Args) -> dict[str, Any]:
     return {"function": "clip", "low": low, "high": high}
 
 
+def _variance(a: Args) -> dict[str, Any]:
+    """``population``: divided by how many there are."""
+    whole = a.get("correction", 1) == 0 if "correction" in a else not a["unbiased"]
+    return {"function": "var", **({"population": True} if whole else {})}
+
+
+def _norm(a: Args) -> dict[str, Any]:
+    """One to which zeros add nothing."""
+    order = a.get("p", a.get("ord"))
+    return {"function": "norm"} if order is None or order > 0 else {}
+
+
 def _windows(a: Args) -> dict[str, Any]:
     """Where a convolution's windows lie: ``stride`` and ``dilation`` per spatial axis, ``pads`` before
     and after each."""
@@ -111,11 +123,12 @@ ZERO = {  # see the rule of pointwise; what is not listed may make something of 
         "lift_fresh_copy neg relu relu_ round sign silu sin sqrt square tanh to true_divide type_as "
         "real imag conj _conj conj_physical resolve_conj _neg_view resolve_neg sgn cumsum flip diff "
         "fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft fft_ifft2 fft_rfft2 fft_irfft2 "
-        "fft_fftn fft_ifftn fft_rfftn fft_irfftn fft_fftshift fft_ifftshift roll rot90".split(),
+        "fft_fftn fft_ifftn fft_rfftn fft_irfftn fft_fftshift fft_ifftshift roll rot90 "
+        "sum mean norm linalg_vector_norm amax amin".split(),
         "first",
     ),
 }
-"""Where the result of a pointwise op, or of one along other axes, is zero for sure."""
+"""Where the result of a pointwise op, or of one along or over other axes, is zero for sure."""
 _BY_FUNCTION = {
     "abs": "abs",
     "neg": "neg",
@@ -123,8 +136,7 @@ _BY_FUNCTION = {
     "square": "square",
     "sqrt": "sqrt",
     "rsqrt": "rsqrt",
-    "norm": "norm linalg_vector_norm",
-    "var": "var std var_mean std_mean",
+    "var": "std std_mean",
     "tanh": "tanh tanh_",
     "mul": "mul mul_ multiply",
     "same": "alias clone contiguous detach detach_ lift_fresh lift_fresh_copy",
@@ -140,6 +152,14 @@ _BY_FUNCTION = {
     "upsample_linear1d upsample_bilinear2d upsample_trilinear3d",
 }
 _POWERS: dict[Any, str] = {2: "square", 0.5: "sqrt", -0.5: "rsqrt"}
+
+
+def _pow(a: Args) -> dict[str, Any]:
+    exponent = a["exponent"]
+    function = {"function": _POWERS[exponent]} if exponent in _POWERS else {}
+    return {**function, **({"zero": "first"} if isinstance(exponent, (int, float)) and exponent > 0 else {})}
+
+
 FUNCTIONS: dict[str, Callable[[Args], dict[str, Any]]] = {
     **{name: _just(function) for function, names in _BY_FUNCTION.items() for name in names.split()},
     **dict.fromkeys("sub sub_ subtract".split(), lambda a: _scaled(a, "sub")),
@@ -149,7 +169,10 @@ FUNCTIONS: dict[str, Callable[[Args], dict[str, Any]]] = {
         "dropout dropout_ feature_dropout alpha_dropout".split(),
         lambda a: {"function": "unknown" if a["train"] else "same"},
     ),
-    "pow": lambda a: {"function": _POWERS[a["exponent"]]} if a["exponent"] in _POWERS else {},
+    **dict.fromkeys(("var", "var_mean"), _variance),
+    **dict.fromkeys(("norm", "linalg_vector_norm"), _norm),
+    "addcmul": lambda a: {"function": "addcmul"} if a["value"] == 1 else {},
+    "pow": _pow,
     **dict.fromkeys(
         "div div_ divide true_divide".split(), lambda a: {} if a.get("rounding_mode") else {"function": "div"}
     ),

@@ -92,7 +92,7 @@ def all_tokens(program: Program) -> None:
 def widths(program: Program) -> dict[str, Any]:
     """``tensors``: per name the shape it was made with and has now (of what no checkpoint holds, also which positions
     to ``keep``); ``layers``: the sizes to set, by module; ``eps``: the attribute to change, by its value, of modules
-    that write an RMS norm out; ``identity``: modules that do nothing any more. Names are those of the user's class.
+    that write a norm out; ``identity``: modules that do nothing any more. Names are those of the user's class.
 
     Raises ModelError where the network has something that the class has no place for.
     """
@@ -133,7 +133,7 @@ def _eps(before: Graph, after: Graph) -> Iterator[tuple[str, dict[str, float]]]:
     """Of the norms that the class writes out."""
     was, now = ({op.name: float(op.attrs.get("plus", 0)) for op in graph.ops} for graph in (before, after))
     for norm in after.norms:
-        if was[norm.eps] != now[norm.eps]:
+        if norm.eps and was[norm.eps] != now[norm.eps]:
             yield norm.weight.rpartition(".")[0], {"was": was[norm.eps], "is": now[norm.eps]}
 
 
