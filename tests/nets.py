@@ -867,9 +867,20 @@ class Rms(nn.Module):
     def __init__(self, size: int, eps: float, way: str = "cast") -> None:
         super().__init__()
         self.weight, self.variance_epsilon, self.way = nn.Parameter(torch.ones(size)), eps, way
+        self.size, self.scale = size, size**-0.5
 
     def forward(self, x):
         eps = self.variance_epsilon
+        if self.way == "sum":
+            return x / torch.sqrt((x * x).sum(-1, keepdim=True) / self.size + eps) * self.weight
+        if self.way == "length":
+            return F.normalize(x, dim=-1, eps=eps) / self.scale * self.weight
+        if self.way == "clamped":
+            return x / (torch.norm(x, dim=-1, keepdim=True) * self.scale).clamp(min=eps) * self.weight
+        if self.way == "added":
+            return self.weight * (x / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) * self.scale + eps))
+        if self.way == "root":  # the number is added to the root, and the weight comes first
+            return self.weight * x / (x.pow(2).mean(-1).sqrt() + eps)[..., None]
         if self.way == "cast":
             wide = x.to(torch.promote_types(x.dtype, torch.float32))
             return self.weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
@@ -889,6 +900,60 @@ class Written(Llama):
         norms = {"norm1": Rms(6, 0.1), "norm2": Rms(6, 0.3, "divide"), "last": Rms(6, 0.4, "shift")}
         for name, norm in {**norms, "qn": Rms(3, 0.2, "invert"), "kn": Rms(3, 0.2)}.items():
             setattr(self, name, norm)
+
+
+@net(
+    lambda: (torch.tensor([[1, 4, 2, 0], [3, 3, 5, 6]]),),
+    {name.replace("k.", "q."): size for name, size in STREAM.items()},
+    {"head": OUTPUT},
+)
+class Lengths(Llama):
+    """The same by sums and lengths, which do not notice the zeros; the smallest length that counts is often met."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        norms = {"norm1": Rms(6, 0.1, "sum"), "norm2": Rms(6, 1.5, "length"), "last": Rms(6, 0.6, "clamped")}
+        for name, norm in {**norms, "qn": Rms(3, 0.2, "added"), "kn": Rms(3, 0.3, "root")}.items():
+            setattr(self, name, norm)
+
+
+class Responses(nn.Module):
+    """Global response normalisation as ConvNeXt V2 has it (channels last), as timm does, and weight first."""
+
+    def __init__(self, size: int, eps: float, way: str) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps, self.way = (
+            nn.Parameter(torch.ones(size)),
+            nn.Parameter(torch.ones(size)),
+            eps,
+            way,
+        )
+
+    def forward(self, x):
+        if self.way == "last":
+            length = torch.norm(x, p=2, dim=(1, 2), keepdim=True)
+            return self.weight * (x * (length / (length.mean(dim=-1, keepdim=True) + self.eps))) + self.bias + x
+        weight, bias = self.weight.view(1, -1, 1, 1), self.bias[None, :, None, None]
+        if self.way == "timm":
+            length = x.norm(p=2, dim=(2, 3), keepdim=True)
+            return x + torch.addcmul(bias, weight, x * (length / (length.mean(dim=1, keepdim=True) + self.eps)))
+        length = x.pow(2).sum((2, 3), keepdim=True).sqrt()
+        return x + weight * x * (length / (length.mean(1, keepdim=True) + self.eps)) + bias
+
+
+@net(image(), {"stem": 8, "conv": 6, "up": 7}, {"stem.weight[1]": INPUT, "head": OUTPUT})
+class Respond(nn.Module):
+    """Global response normalisation, spelt in three ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first = nn.Conv2d(3, 8, 3), Responses(8, 0.3, "timm")
+        self.conv, self.second = nn.Conv2d(8, 6, 3), Responses(6, 0.2, "weight")
+        self.up, self.third, self.head = nn.Linear(6, 7), Responses(7, 0.5, "last"), nn.Linear(7, 3)
+
+    def forward(self, x):
+        x = self.second(F.gelu(self.conv(self.first(F.relu(self.stem(x))))))
+        return self.head(self.third(F.gelu(self.up(x.permute(0, 2, 3, 1)))).mean((1, 2)))
 
 
 @net(

@@ -22,6 +22,25 @@ class Written(nn.Module):
         return (1 + self.weight) * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
 
 
+class Spelt(nn.Module):
+    """A LayerNorm written out, in one of three ways; with one eps as with another."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = nn.Parameter(torch.empty(width)), nn.Parameter(torch.empty(width)), eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.eps == 0.3:
+            mean = x.mean(-1, keepdim=True)
+            squares = (x - mean).pow(2).mean(-1, keepdim=True)
+            return self.weight * ((x - mean) / torch.sqrt(squares + self.eps)) + self.bias
+        if self.eps == 0.2:
+            var, mean = torch.var_mean(x, -1, unbiased=False, keepdim=True)
+            return (x - mean) * torch.rsqrt(var + self.eps) * self.weight + self.bias
+        rest = x - x.mean(-1, keepdim=True)
+        return rest / (x.var(-1, keepdim=True, correction=0) + self.eps) ** 0.5 * self.weight + self.bias
+
+
 class Block(nn.Module):
     """Attention and MLP, each behind a norm, the second with a layer scale."""
 

@@ -210,7 +210,9 @@ def _reason(leaf: Dim, normalised: bool, given: Set[Dim]) -> str | None:
     if find(leaf).frozen and leaf not in given:
         return leaf.frozen
     if leaf.mixed and not normalised:
-        return f"{leaf.mixed} normalises across it (`group{{normalised=true}}` prunes it all the same)"
+        return (
+            f"{leaf.mixed} normalises across it (`group{{normalised=true}}` with `--no-verify` prunes it all the same)"
+        )
     return None
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import io
+
 import nets
+import numpy as np
 import onnx
 import pytest
 import torch
 import torch.nn.functional as F
 from kinds import Around
+from torch import nn
 
 import graphprune as gp
 from graphprune.coupling.groups import find_groups
+from graphprune.ir.facts import Groups, Keep
 
 
 def rms(h):
@@ -51,7 +57,7 @@ def test_a_norm_in_torch_ops(inside):
     graph = gp.load(nets.randomise(Net()).eval(), torch.randn(2, 5, 4)).graph
     reason = {dim.name: dim.reason for dim in find_groups(graph).frozen}.get("enter", "")
     offered = "enter" in {group.name for group in find_groups(graph, normalised=True)}
-    if inside is others:
+    if inside in (length, others):  # to a length, what is zero adds nothing
         assert not reason and offered
     else:
         norm = inside not in (gate, centre)
@@ -77,3 +83,48 @@ def test_a_layer_norm_in_onnx_ops():
     graph = gp.load(onnx.parser.parse_model(LAYER_NORM)).graph
     assert [group.size for group in find_groups(graph, normalised=True)] == [2]
     assert any("normalises across it" in dim.reason for dim in find_groups(graph).frozen)
+
+
+@pytest.mark.parametrize("name", ["Lengths", "Respond"])
+@pytest.mark.parametrize("dynamo", [False, True], ids=["trace", "dynamo"])
+def test_what_is_exported_to_onnx_has_the_same_groups(name, dynamo):
+    module = copy.deepcopy(nets.module(name)).float()
+    inputs = tuple(x.float() if x.is_floating_point() else x for x in nets.ZOO[name].inputs())
+    file = io.BytesIO()
+    given = torch.onnx.export(module, inputs, None if dynamo else file, dynamo=dynamo, opset_version=18)
+    model = given.model_proto if dynamo else onnx.load_from_string(file.getvalue())
+    known = gp.run("group", gp.load(model))
+    traced = name == "Lengths" and not dynamo  # there attention computes with the width of its heads
+    expected = {one: size for one, size in nets.ZOO[name].prunable.items() if not (traced and one == "q.1")}
+    assert sorted(group.size for group in known.fact(Groups)) == sorted(expected.values())
+    done = gp.run("score,mask{channels=0.6x},propagate", known)
+    assert all(check.holds for check in gp.verify(done))
+
+
+@pytest.mark.parametrize(
+    ("norm", "weight", "eps"),
+    [
+        (nets.Rms(6, 0.3, "sum"), 1, 1),
+        (nets.Rms(6, 0.3, "clamped"), 1, 1),
+        (nets.Rms(6, 0.3, "divide"), 1.5**0.5, 1.5),
+        (nets.Rms(6, 0.3, "root"), 1.5**0.5, 1.5**0.5),
+        (nets.Responses(6, 0.3, "weight"), 1.5, 1.5),
+    ],
+    ids=lambda given: getattr(given, "way", None),
+)
+def test_four_of_six_channels_and_what_makes_up_for_their_share(norm, weight, eps):
+    image = norm.way == "weight"
+    first, last = (nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1)) if image else (nn.Linear(3, 6), nn.Linear(6, 2))
+    module = nets.randomise(nn.Sequential(first, norm, last).double().eval())
+    before, kept = module[1].weight.detach().clone(), np.array([5, 0, 2, 3])
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64) if image else torch.randn(4, 3, dtype=torch.float64)
+    known = gp.run("group", gp.load(module, (x,)))
+    done = gp.run("propagate", known.learn(Keep({"0": kept})))
+    assert done.host.parameter("1.weight") == pytest.approx(before[kept].numpy() * weight)
+    added = [op.attrs["plus"] for op in done.graph.ops if "plus" in op.attrs]
+    assert added == ([] if norm.way == "clamped" else [pytest.approx(0.3 * eps)])
+    assert all(check.holds for check in gp.verify(done))
+    with torch.no_grad():
+        module[0].weight[[1, 4]], module[0].bias[[1, 4]] = 0, 0
+        module[2].weight[:, [1, 4]] = 0
+    assert nets.relative_error(nets.outputs(module, (x,)), nets.outputs(done.model, (x,))) <= 1e-12

@@ -36,6 +36,8 @@ def given(net: str) -> Program:
         "tied": lambda: streams.words(tied=True),
         "patches": streams.patches,
         "pooled": lambda: streams.patches(pooled=True),
+        "spelt": lambda: streams.words(streams.Spelt),
+        "first": first,
     }[kind]()
     return gp.load(module, (x,)) if host == "torch" else gp.load(as_onnx(module, x))
 
@@ -49,6 +51,53 @@ def as_onnx(module: nn.Module, x: torch.Tensor) -> onnx.ModelProto:
 
 TOLERANCE = {"torch": 1e-12, "onnx": 1e-5}
 NETS = ("words torch", "words onnx", "tied torch", "patches torch", "patches onnx", "pooled torch")
+SPELT = ("spelt torch", "spelt onnx", "first torch", "first onnx")
+
+
+class First(nn.Module):
+    """A LayerNorm of channels that come first, as ConvNeXt has it behind its stem."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.head = nn.Conv2d(3, 8, 2, 2), nn.Conv2d(8, 6, 1), nn.Linear(6, 3)
+        self.weight, self.bias = nn.Parameter(torch.empty(8)), nn.Parameter(torch.empty(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        u = x.mean(1, keepdim=True)
+        s = (x - u).pow(2).mean(1, keepdim=True)
+        x = (x - u) / torch.sqrt(s + 0.2)
+        x = self.weight[:, None, None] * x + self.bias[:, None, None]
+        out: torch.Tensor = self.head(torch.relu(self.conv(x)).mean((2, 3)))
+        return out
+
+
+def first() -> tuple[nn.Module, torch.Tensor]:
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return nets.randomise(First().double().eval()), x
+
+
+@pytest.mark.parametrize("net", SPELT)
+def test_one_that_is_written_out_becomes_an_rms_norm_that_is(net: str) -> None:
+    program = given(net)
+    opened = gp.run("rms", program)
+    assert not any(op.attrs.get("function") in ("sub", "var") for op in opened.graph.ops)
+    before, after = (host.run(program.host.example())[0] for host in (program.host, opened.host))
+    assert relative(before, after) <= TOLERANCE[program.host.kind]
+    assert not any(group.size == streams.WIDTH for group in gp.run("group", program).fact(Groups))
+    done = gp.run(f"rms,{CUT}", program)
+    (hidden,) = {len(done.host.parameter(norm.weight).ravel()) for norm in done.graph.norms}
+    assert hidden == 5
+    assert all(check.holds for check in gp.verify(done))
+
+
+def test_channels_that_come_first_are_not_rotated() -> None:
+    with pytest.raises(gp.GraphpruneError, match="norms another axis than the last"):
+        gp.run("rms,rotate", gp.load(*as_call(*first()), data=[np.random.default_rng(0).standard_normal((4, 3, 6, 6))]))
+
+
+def as_call(module: nn.Module, x: torch.Tensor) -> tuple[nn.Module, tuple[torch.Tensor]]:
+    return module, (x,)
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -69,7 +118,7 @@ def test_nothing_changes_and_then_the_hidden_size_goes(net: str) -> None:
     assert hidden.shape == ((streams.WIDTH,) if "pooled" in net else (5,))  # what leaves the network stays
 
 
-@pytest.mark.parametrize("net", ["words torch", "patches torch", "patches onnx"])
+@pytest.mark.parametrize("net", ["words torch", "patches torch", "patches onnx", "spelt torch", "first onnx"])
 def test_the_hidden_size_may_be_permuted_everywhere_and_in_no_fewer_places(net: str) -> None:
     opened = gp.run("rms,group", given(net))
     (group,) = (one for one in opened.fact(Groups) if one.size == streams.WIDTH)
