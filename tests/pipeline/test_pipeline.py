@@ -39,11 +39,16 @@ ROOT = Path(__file__).parents[2]
 
 # ---- text and TOML -----------------------------------------------------------------------------------
 
-PASSES = "branches compensate dead factor fold group loosen mask propagate reorder rms rotate score".split()
+PASSES = "branches compensate dead factor fold group loosen mask propagate reorder rms rotate score tokens".split()
 SHARES = st.floats(0.01, 0.99).map(lambda x: f"{x:.3g}x")
 OPTIONS = {
     "rms": {"untie": st.booleans()},
-    "rotate": {"untie": st.booleans()},
+    "rotate": {"untie": st.booleans(), "per": st.sampled_from(["stream", "block"])},
+    "tokens": {
+        "keep": st.sampled_from(["0.5x", "1x", "12"]),
+        "after": st.sampled_from(["1", "4"]),
+        "by": st.sampled_from(["attention", "flow", "random"]),
+    },
     "factor": {
         "layers": st.sampled_from(["*", "fc|layer1.*"]),
         "by": st.sampled_from(["weights", "data"]),
