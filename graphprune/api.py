@@ -293,7 +293,7 @@ def rebuild(made: Artifact | Program | str | os.PathLike[str], module: Any) -> A
     in the folder does the same. Raises ModelError where the class has no place for what was made, or its forward
     does not go by its layers' sizes; the instance is then of no more use.
     """
-    from .driver.rebuilding import rebuilt
+    from .driver.rebuilding import rebuilt, why_not
     from .hosts.torch.host import TorchHost
 
     made = made.program if isinstance(made, Artifact) else made
@@ -305,6 +305,8 @@ def rebuild(made: Artifact | Program | str | os.PathLike[str], module: Any) -> A
     folder = place if place.is_dir() else place.parent
     widths = folder / "widths.json"
     if not widths.exists():
+        if why := why_not(folder):
+            raise ModelError(f"{folder}: {why}", "the network itself is in model.pt2: torch.export.load")
         raise ModelError(f"{widths}: no such file", "compile a module with out=, or save the artifact")
     host = TorchHost.load(folder / "model.pt2")
     return rebuilt(Program(host=host, source=host), module, json.loads(widths.read_text(encoding="utf-8")))

@@ -48,17 +48,20 @@ def model_file(folder: Path, program: Program) -> Path:
 
 def write(folder: Path, program: Program, report: dict[str, Any]) -> None:
     """plan.json (with plan.safetensors), report.json and report.html; of a module widths.json and what goes with it."""
+    from ..report.next_steps import UNWRITTEN
     from ..report.page import render
     from .rebuilding import write_widths
 
+    notes = []
     if program.host.trainable and (why := write_widths(folder, program, values=not once(program))):
-        report["notes"] = [*report["notes"], f"no widths.json was written: {why}"]
+        notes.append(f"{UNWRITTEN}: {why}")
     if pretrained(program) and (why := write_pretrained(folder, program)):
-        report["notes"] = [*report["notes"], f"nothing that from_pretrained loads was written: {why}"]
+        notes.append(f"nothing that from_pretrained loads was written: {why}")
         if once(program):
             program.host.save(model_file(folder, program), about=provenance(program))
     elif once(program):
-        report["notes"] = [*report["notes"], ONCE]
+        notes.append(ONCE)
+    report["notes"] = [*report["notes"], *(note for note in notes if note not in report["notes"])]  # saved once before
 
     about = {"model": report["model"], "recipe": report["recipe"], "seed": program.seed}
     write_plan(folder, replace(program.plan, about=about))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,7 +82,7 @@ def write_pretrained(folder: Path, program: Program) -> str | None:
     from ..hosts.torch.pretrained import made_from
     from ..hosts.torch.widths import widths
     from ..train.inplace import compare
-    from .rebuilding import filled, weights
+    from .rebuilding import filled, twin, weights
 
     made = pretrained(program)
     assert made is not None
@@ -101,8 +100,7 @@ def write_pretrained(folder: Path, program: Program) -> str | None:
         if found is None and gone:
             return f"no configuration of {kind.__name__} has these widths in the blocks that are left"
         if found is None:
-            shared = {id(tensor): tensor for tensor in (*made.model.parameters(), *made.model.buffers())}
-            full = filled(program, copy.deepcopy(made.model, shared), sizes, assign=True)
+            full = filled(program, twin(made.model), sizes, assign=True)
             compare(full, program.source, program, "rebuilt")
         else:
             full = made_from(kind, told(found, made.model), state, made.model.dtype)

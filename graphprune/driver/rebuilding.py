@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 from ..errors import GraphpruneError, ModelError
 from ..ir.program import Program
+from ..report.next_steps import UNWRITTEN
 
 
 def write_widths(folder: Path, program: Program, values: bool = True) -> str | None:
     """Write ``widths.json``, ``weights.pt`` (a state dict; with ``values``) and ``rebuild.py``, with which plain torch
     makes the user's own class at the new widths. Returns why nothing was written where the class has no place for what
-    was made."""
+    was made or, tried on the module that was given, does not compute it."""
     import torch
 
     from ..hosts.torch import rebuild
@@ -22,6 +24,8 @@ def write_widths(folder: Path, program: Program, values: bool = True) -> str | N
 
     try:
         found = widths(program)
+        if values and (module := _as_given(program)) is not None:
+            rebuilt(program, module, found, assign=True)
     except ModelError as error:
         return error.message
     (folder / "widths.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -32,15 +36,52 @@ def write_widths(folder: Path, program: Program, values: bool = True) -> str | N
     return None
 
 
-def rebuilt(program: Program, module: Any, sizes: Any = None) -> Any:
+def why_not(folder: Path) -> str:
+    """What the report of a folder without widths.json says of that."""
+    report = folder / "report.json"
+    notes = json.loads(report.read_text(encoding="utf-8")).get("notes", ()) if report.is_file() else ()
+    return next((note for note in notes if UNWRITTEN in note), "")
+
+
+def _as_given(program: Program) -> Any:
+    """A twin of the module that was given; None where there is none, it has none, it is not as it was, or what it
+    computes is no two times the same."""
+    from ..train.unread import tensors
+
+    given = getattr(program.origin, "module", None)
+    if given is None or program.graph.draws:
+        return None
+    then, now = (
+        {name: (tensor.shape, tensor.dtype, tensor.device) for name, tensor in tensors(module)}
+        for module in (program.origin.model, given)
+    )
+    if any(then[name] != now[name] for name in then.keys() & now.keys()):
+        return None  # cut in place since, or moved
+    try:
+        return twin(given)
+    except Exception:  # a class may hold what cannot be copied, a lock
+        return None
+
+
+def twin(module: Any) -> Any:
+    """A copy on the same tensors, but for those that removing a parametrization writes into."""
+    from ..train.unread import tensors
+
+    shared = [tensor for name, tensor in tensors(module) if "parametrizations" not in name.split(".")]
+    shared += [value for part in module.modules() for value in vars(part).values() if hasattr(value, "data_ptr")]
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
+
+
+def rebuilt(program: Program, module: Any, sizes: Any = None, assign: bool = False) -> Any:
     """``module`` at the widths of ``program`` and with its weights, proven to compute the same on the example inputs.
-    ``sizes``: those of widths.json, where the program has no source to compare with. Raises ModelError."""
+    ``sizes``: those of widths.json, where the program has no source to compare with; ``assign`` as for ``filled``.
+    Raises ModelError."""
     from ..hosts.torch.configuration import configure
     from ..hosts.torch.pretrained import is_pretrained
     from ..hosts.torch.widths import widths
     from ..train.inplace import compare
 
-    filled(program, module, widths(program) if sizes is None else sizes)
+    filled(program, module, widths(program) if sizes is None else sizes, assign)
     if is_pretrained(module):
         tuple(configure(module))
     compare(module, program.origin, program, "rebuilt")
@@ -52,6 +93,10 @@ def filled(program: Program, module: Any, sizes: Any, assign: bool = False) -> A
     tensors. Raises ModelError."""
     from ..hosts.torch.rebuild import resized
 
+    fresh = "give a fresh instance of the class that was compiled, made with the same arguments"
+    literal = (
+        "make it one (`self.eps`), `group{freeze=...}` the hidden size, or keep the network, torch.save(program.model)"
+    )
     try:
         resized(module, sizes).load_state_dict(weights(program, sizes), assign=assign)
     except GraphpruneError:
@@ -59,7 +104,7 @@ def filled(program: Program, module: Any, sizes: Any, assign: bool = False) -> A
     except Exception as error:  # whatever the class's own attributes raise
         raise ModelError(
             f"{type(module).__name__} cannot be rebuilt: {' '.join(str(error).split())[:300]}",
-            "give a fresh instance of the class that was compiled, made with the same arguments",
+            literal if isinstance(error, ValueError) else fresh,
         ) from error
     return module
 

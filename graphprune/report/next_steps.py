@@ -7,6 +7,9 @@ from typing import Any
 
 Step = Mapping[str, str]
 
+UNWRITTEN = "no widths.json was written"
+"""How the note begins that says why."""
+
 
 def steps(report: Mapping[str, Any]) -> list[Step]:
     """To load, to train on and to deploy what lies in the folder of the report: a title and code each."""
@@ -18,7 +21,7 @@ def _model(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "Load it, anywhere that ONNX runs:", _session("model.onnx")
         return
     yield "Load it, where torch is and nothing else:", 'model = torch.export.load("model.pt2").module()'
-    if not any("no widths.json was written" in note for note in report.get("notes", ())):
+    if not any(UNWRITTEN in note for note in report.get("notes", ())):
         yield (
             "Your own class at the new widths, to train on (in this folder; graphprune is not needed):",
             "from rebuild import rebuild\n\n"

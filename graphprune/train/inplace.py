@@ -251,12 +251,13 @@ def _norms(module: nn.Module, before: Graph, after: Graph) -> list[tuple[nn.Modu
     found = []
     for name in (name for name in old if name in new and old[name] != new[name]):
         path = name.rpartition(".")[0]
+        where = path or type(module).__name__
         layer = module.get_submodule(path)
         mine = [key for key, value in vars(layer).items() if type(value) is float and value == old[name]]
         if len(mine) != 1:
             raise ModelError(
                 f"{type(module).__name__} cannot be cut in place: of {old[name]:g}, which the norm of `{name}` adds to "
-                f"a mean, {new[name]:g} is to become, and `{path}` has no attribute that is it",
+                f"a mean, {new[name]:g} is to become, and `{where}` has no attribute that is it",
                 "make it one (`self.eps`), `group{freeze=...}` the hidden size, or train the GraphModule, "
                 "`program.model`",
             )

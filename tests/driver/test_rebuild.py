@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +17,8 @@ import pytest
 import torch
 from alone import WITHOUT
 from torch import nn
+from torch.nn.utils import parametrizations as new
+from torch.nn.utils import spectral_norm, weight_norm
 
 import graphprune as gp
 
@@ -262,3 +267,106 @@ def test_what_was_compiled_twice_is_rebuilt_from_the_class_as_it_was(second, dat
         assert mine.b.out_features == second.get("b", 24)
     found = json.loads((tmp_path / "out" / "widths.json").read_text())
     assert found["tensors"]["a.weight"] == {"was": [12, 6], "is": [second.get("a", 8), 6]}
+
+
+class Drawn(Twice):
+    def forward(self, x):
+        return super().forward(x + torch.randn_like(x))
+
+
+class Normed(nn.Module):
+    """An RMS norm written out, its eps in forward, its weight the network's own or of a part."""
+
+    def __init__(self, inner: bool = False) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(6, 16), nn.Linear(16, 3)
+        self.weight = None if inner else nn.Parameter(torch.ones(16))
+        self.norm = nn.PReLU(16) if inner else None
+
+    def forward(self, x):
+        x, weight = self.stem(x), self.weight if self.norm is None else self.norm.weight
+        return self.head(x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-2) * weight)
+
+
+class Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(6, 16), nn.Linear(16, 3)
+        self.layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+
+    def forward(self, x):
+        return self.head(self.layer(self.stem(x)))
+
+
+@pytest.mark.parametrize(
+    ("net", "why"),
+    [
+        (Normed, "Normed cannot be rebuilt: `Normed` has no attribute that is its eps, 0.01"),
+        (lambda: Normed(inner=True), "Normed cannot be rebuilt: `norm` has no attribute that is its eps, 0.01"),
+        (Encoder, "Encoder cannot be rebuilt: its forward raises RuntimeError"),
+    ],
+)
+def test_files_that_cannot_work_are_not_written_and_the_report_says_why(net, why, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    made = gp.compile(net().eval(), torch.randn(2, 5, 6), macs=0.5, measure=False, verify=False, out=tmp_path / "a")
+    made.save(tmp_path / "b")
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        files = {path.name for path in folder.iterdir()}
+        assert not files & {"widths.json", "weights.pt", "rebuild.py"} and "model.pt2" in files
+        notes = json.loads((folder / "report.json").read_text())["notes"]
+        assert sum(note.startswith(f"no widths.json was written: {why}") for note in notes) == 1
+        with pytest.raises(gp.GraphpruneError, match=re.escape(why)):
+            gp.rebuild(folder, net())
+    with pytest.raises(gp.GraphpruneError, match=re.escape(why)):
+        gp.rebuild(made, net())
+
+
+class Parametrized(nn.Module):
+    """Weights that are computed at every call, by all ways that torch has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = weight_norm(nn.Conv1d(4, 16, 3, padding=1))
+        self.b = spectral_norm(nn.ConvTranspose1d(16, 12, 4, 2, 1))
+        self.c = new.weight_norm(nn.Conv1d(12, 10, 3))
+        self.d = new.spectral_norm(nn.Conv1d(10, 8, 3))
+        self.rnn = new.weight_norm(nn.GRU(8, 12, batch_first=True), "weight_hh_l0")
+        self.head = nn.Linear(12, 1)
+
+    def forward(self, x):
+        for layer in (self.a, self.b, self.c, self.d):
+            x = torch.relu(layer(x))
+        return self.head(self.rnn(x.mT)[0])
+
+
+def test_parametrizations_are_baked_and_what_was_given_stays_as_it_was(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = Parametrized().train(), torch.randn(2, 4, 12)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    made = gp.compile(net, x, macs=0.5, measure=False, verify=False, out=tmp_path / "out")
+    assert not any("widths.json" in note for note in made.report["notes"])
+    now, want = net.state_dict(), made.model(x)
+    assert now.keys() == before.keys() and all(torch.equal(now[name], before[name]) for name in now)
+    assert net.training and type(net.c).__name__ == "ParametrizedConv1d"
+    for one in (made, tmp_path / "out"):
+        torch.testing.assert_close(gp.rebuild(one, Parametrized()).eval()(x), want)
+    spec = importlib.util.spec_from_file_location("alone", tmp_path / "out" / "rebuild.py")
+    alone = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(alone)
+    mine = alone.rebuild(Parametrized(), tmp_path / "out")
+    mine.load_state_dict(torch.load(tmp_path / "out" / "weights.pt"))
+    torch.testing.assert_close(mine.eval()(x), want)
+
+
+def test_a_module_that_is_not_as_it_was_says_nothing_of_its_class(tmp_path: Path) -> None:
+    """Cut in place since, of a class that holds what has no copy, or that draws random numbers."""
+    x, net = torch.randn(4, 6), Twice().eval()
+    made = gp.compile(net, x, channels=0.5, measure=False)
+    gp.apply(made, net, x, in_place=True)
+    held = Twice().eval()
+    vars(held)["lock"] = threading.Lock()
+    for k, one in enumerate((made, gp.compile(held, x, channels=0.5, measure=False))):
+        mine = gp.rebuild(one.save(tmp_path / f"out{k}"), Twice())
+        torch.testing.assert_close(mine(x), one.model(x))
+    drawn = gp.compile(Drawn().eval(), x, channels=0.5, measure=False, out=tmp_path / "drawn")
+    assert not any("widths.json" in note for note in drawn.report["notes"])

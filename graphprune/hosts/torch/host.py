@@ -67,6 +67,7 @@ class TorchHost:
         self._module = model
         self.notes: tuple[str, ...] = ()
         self.pretrained: Pretrained | None = None  # of a folder of transformers
+        self.module: torch.nn.Module | None = None  # the user's own, that it was traced from
         self.baked: Mapping[str, tuple[str, ...]] = {}  # see baked.bake
         self._example = list(example)
         self._narrowed: list[Narrowed] = []
@@ -94,7 +95,7 @@ class TorchHost:
         module = unwrapped(module)
         check_loaded(module)
         host = cls.from_exported(trace(module, inputs, dynamic_shapes))
-        host.notes = (*host.notes, *modes(module))
+        host.module, host.notes = module, (*host.notes, *modes(module))
         return host
 
     @classmethod

@@ -9,11 +9,14 @@ What ``forward`` has written in it (``x.view(2, 64)``) is for you to change.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNormLoadStateDictPreHook
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -25,6 +28,8 @@ def rebuild(model: M, folder: str | Path = ".") -> M:
 
 def resized(model: M, widths: Any) -> M:
     """The same from what is in the file."""
+    for name in widths.get("baked", ()):
+        _bake(model, name)
     new: dict[int, torch.Tensor] = {}
     for name, tensor in widths["tensors"].items():
         path, _, leaf = name.rpartition(".")
@@ -50,8 +55,24 @@ def resized(model: M, widths: Any) -> M:
         layer = model.get_submodule(path)
         mine = [name for name, value in vars(layer).items() if type(value) is float and value == eps["was"]]
         if len(mine) != 1:
-            raise ValueError(f"`{path}` has no attribute that is its eps, {eps['was']:g}: it is to be {eps['is']:g}")
+            where = f"`{path or type(model).__name__}`"
+            raise ValueError(f"{where} has no attribute that is its eps, {eps['was']:g}: it is to be {eps['is']:g}")
         setattr(layer, mine[0], eps["is"])
     for path in widths["identity"]:  # a norm that went into the layer before it
         model.set_submodule(path, nn.Identity())
     return model
+
+
+def _bake(model: nn.Module, name: str) -> None:
+    """Make a weight plain that ``weight_norm`` and its kin compute at every call."""
+    path, _, leaf = name.rpartition(".")
+    layer = model.get_submodule(path)
+    if parametrize.is_parametrized(layer, leaf):
+        parametrize.remove_parametrizations(layer, leaf)
+    for remove in (remove_weight_norm, remove_spectral_norm):  # torch's older hooks
+        with suppress(ValueError):  # it is none of that kind
+            remove(layer, leaf)
+    hooks = layer._load_state_dict_pre_hooks
+    for key, hook in list(hooks.items()):  # which torch leaves there, and which asks for what is gone
+        if isinstance(getattr(hook, "hook", hook), SpectralNormLoadStateDictPreHook):
+            del hooks[key]

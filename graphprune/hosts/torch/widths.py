@@ -92,7 +92,8 @@ def all_tokens(program: Program) -> None:
 def widths(program: Program) -> dict[str, Any]:
     """``tensors``: per name the shape it was made with and has now (of what no checkpoint holds, also which positions
     to ``keep``); ``layers``: the sizes to set, by module; ``eps``: the attribute to change, by its value, of modules
-    that write a norm out; ``identity``: modules that do nothing any more. Names are those of the user's class.
+    that write a norm out; ``identity``: modules that do nothing any more; ``baked``: weights that the class
+    computes by a parametrization (weight_norm), and that are plain here. Names are those of the user's class.
 
     Raises ModelError where the network has something that the class has no place for.
     """
@@ -117,7 +118,8 @@ def widths(program: Program) -> dict[str, Any]:
         for path, attribute, value in made.configuration.numbers(sizes):
             layers.setdefault(path, {}).setdefault(attribute, value)
     eps = dict(_eps(program.origin.lift(), program.graph))
-    return {"version": VERSION, "tensors": changed, "layers": layers, "eps": eps, "identity": sorted(gone)}
+    found = {"version": VERSION, "tensors": changed, "layers": layers, "eps": eps, "identity": sorted(gone)}
+    return {**found, "baked": sorted(getattr(program.origin, "baked", ()))}
 
 
 def _kept(program: Program, name: str) -> dict[str, list[int]]:
