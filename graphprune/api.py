@@ -42,6 +42,7 @@ from .passes.mask import Mask
 from .pipeline.base import Progress
 from .pipeline.compare import Check
 from .pipeline.edits import Cut
+from .pipeline.fingerprint import fingerprint
 from .pipeline.instrument import Instrument
 from .pipeline.plan_file import read_plan
 from .pipeline.plan_reader import as_plan
@@ -254,14 +255,16 @@ def apply(
     the example inputs may be left out.
 
     A plan is for the weights it was made from; ``allow_other_weights`` keeps the same channels of others, which a
-    plan with fitted weights cannot.
+    plan with fitted weights cannot. Of a program it is done to the model as it is now where the plan was made from
+    that (of what was compiled again), else to the model as it was given.
 
     Raises RecipeError if the plan is none or does not fit the model, ModelError where it cannot be cut in place.
     """
     if in_place and "torch" not in origins(model):
         raise ModelError(f"in_place cuts an nn.Module, not a {type(model).__name__}", "leave out in_place")
-    plan = plan.program if isinstance(plan, Artifact) else plan
+    plan, follows = plan.program if isinstance(plan, Artifact) else plan, False
     if isinstance(plan, Program):
+        follows = any(plan.earlier)
         if example_inputs is None and "torch" in origins(model) and not plan.source.trainable:
             raise ModelError(
                 "the program was made from an ONNX model, whose examples a module does not take",
@@ -277,9 +280,14 @@ def apply(
             from .train.inplace import cut
 
             return cut(made, model, example_inputs, optimizer, allow_unread, allow_other_weights)
-        host = model.source if isinstance(model, Program) else as_host(model, example_inputs)
-        return apply_plan(made, host, allow_other_weights=allow_other_weights)
+        if not isinstance(model, Program):
+            return apply_plan(made, as_host(model, example_inputs), allow_other_weights=allow_other_weights)
+        given = model.afresh() if model.plan and fingerprint(model) == made.fingerprint else model
+        done = apply_plan(made, given.source, allow_other_weights=allow_other_weights)
+        return replace(done, first=given.first, earlier=given.earlier)
     except RecipeError as error:
+        if follows:
+            error.hint = "it follows the plan of an earlier compilation: apply that one first, and this to its result"
         if isinstance(plan, (str, Path)):
             error.message = f"{plan}: {error.message}"
         raise

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import graphprune as gp
-from graphprune.errors import DataError, ModelError
+from graphprune.errors import DataError, ModelError, RecipeError
 
 RECIPE = "group,score,mask{channels=0.5x},propagate"
 IMAGES = np.random.default_rng(0).standard_normal((2, 3, 5, 7)).astype(np.float32)
@@ -112,3 +112,22 @@ def test_a_compiled_module_is_the_module_in_it(tmp_path):
     torch.testing.assert_close(gp.rebuild(tmp_path / "out", copy.deepcopy(module))(x), want)
     gp.apply(tmp_path / "out", compiled, x, in_place=True)
     torch.testing.assert_close(compiled(x), want)
+
+
+def test_a_plan_of_what_was_compiled_again_is_applied_to_the_first_result() -> None:
+    x = torch.randn(4, 6)
+    net = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 3)).eval()
+    one = gp.compile(net, x, width={"0": 8}, measure=False)
+    two = gp.compile(one.program, width={"2": 12}, measure=False)
+    done = gp.apply(two, one.program)
+    assert torch.equal(done.model(x), two.model(x))
+    torch.testing.assert_close(gp.rebuild(done, copy.deepcopy(net))(x), two.model(x))
+    assert torch.equal(gp.apply(one, one.program).model(x), one.model(x))  # of what is there, or was given
+    assert torch.equal(gp.apply(two, two.program).model(x), two.model(x))
+    for model in (net, two.model):
+        with pytest.raises(
+            RecipeError, match="hint: it follows the plan of an earlier compilation: apply that one first"
+        ):
+            gp.apply(two, model, x)
+    with pytest.raises(RecipeError, match=r"other weights(.|\n)*hint: apply it to the model that it was made from"):
+        gp.apply(one, one.model, x)
