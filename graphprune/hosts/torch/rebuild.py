@@ -68,6 +68,9 @@ def _bake(model: nn.Module, name: str) -> None:
     path, _, leaf = name.rpartition(".")
     layer = model.get_submodule(path)
     if parametrize.is_parametrized(layer, leaf):
+        kind = type(layer)  # that of its copies too, and torch takes the weight off it
+        own = {key: value for key, value in vars(kind).items() if key not in ("__dict__", "__weakref__")}
+        layer.__class__ = type(kind.__name__, kind.__bases__, own)
         parametrize.remove_parametrizations(layer, leaf)
     for remove in (remove_weight_norm, remove_spectral_norm):  # torch's older hooks
         with suppress(ValueError):  # it is none of that kind
