@@ -10,7 +10,7 @@ from typing import Any
 
 from ..axes.dim import find
 from ..errors import ModelError
-from ..ir.graph import Graph, Value
+from ..ir.graph import Graph, Op, Value
 from ..ir.host import Host
 from .attentions import Attention, attentions
 from .token_axis import TokenAxis, signature
@@ -78,6 +78,8 @@ def _tokens(
     if not isinstance(size, int):
         raise ModelError(f"how many tokens `{x.name}` has, is open")
     first, last = _around(graph, axis, x)
+    if first + last >= size:
+        raise ModelError(f"all {size} tokens of `{x.name}` are class tokens, registers or text")
     readers = Readers(graph, host, axis, moving, size, first, last, left or [size] * len(after))
     for at, op in enumerate(graph.ops):
         number = sum(place.at < at for place in places) - 1
@@ -130,16 +132,23 @@ def _around(graph: Graph, axis: TokenAxis, x: Value) -> tuple[int, int]:
             own, named = [_source(graph, value) for value in parts], 0
             while named < len(parts) and own[named] == "weights":
                 first, named = first + sizes[named], named + 1
-            for number in range(len(parts) - 1, named, -1):
+            ends = [_around(graph, _own_axis(part, op.attrs["axis"]), part) for part in parts]
+            first += ends[named][0] if named < len(parts) else 0
+            for number in range(len(parts) - 1, named - 1, -1):
                 if own[number] == "inputs":
+                    last += ends[number][1]
                     break
-                last += sizes[number]
+                last += sizes[number] if number > named else 0
             break
         before = [value for value in op.inputs if value is not None and not value.constant and axis.of(value)]
         if not before:
             break
         x = before[0]
     return first, last
+
+
+def _own_axis(value: Value, axis: int) -> TokenAxis:
+    return TokenAxis({signature(value.dims[axis]): 0})
 
 
 def _source(graph: Graph, value: Value) -> str:
@@ -150,7 +159,25 @@ def _source(graph: Graph, value: Value) -> str:
             return "inputs"
         if op.kind == "gather" and op.inputs[0] is not None and op.inputs[0].constant:
             return "text"
+        if op.kind == "slice" and _stays(graph, op):
+            return "weights"
         if op.kind not in ("expand", "reshape", "repeat", "pointwise") or op.inputs[0] is None:
             return "inputs"
         value = op.inputs[0]
     return "weights"
+
+
+def _stays(graph: Graph, op: Op) -> bool:
+    """Whether a slice takes of (batch, tokens, width) the first alone that are of weights: class tokens, behind which
+    registers are put."""
+    x, (axes, starts, ends) = op.inputs[0], (op.attrs[name] for name in ("axes", "starts", "ends"))
+    if (
+        x is None
+        or len(x.dims) != 3
+        or [axis % 3 for axis in axes] != [1]
+        or starts != [0]
+        or set(op.attrs["steps"]) != {1}
+    ):
+        return False
+    first, _ = _around(graph, _own_axis(x, 1), x)
+    return isinstance(ends[0], int) and 0 < ends[0] <= first

@@ -314,6 +314,56 @@ def test_a_mask_that_forgets_an_attention_is_noticed(monkeypatch: pytest.MonkeyP
     assert len(seen) == 2
 
 
+class Joined(Block):
+    """The same with one linear for queries, keys and values, taken apart by an op of three outputs."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__("fused")
+        self.double()
+        self.load_state_dict(block.state_dict())
+        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
+        for name, weight in self.qkv.named_parameters():
+            weight.data = torch.cat([getattr(layer, name) for layer in (self.q, self.k, self.v)]).detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = self.qkv(self.norm1(x)).reshape(b, n, 3, HEADS, -1).permute(2, 0, 3, 1, 4).unbind()
+        x = x + self.o(self.attended(q, k, v).transpose(1, 2).reshape(x.shape))
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+def test_queries_keys_and_values_of_one_linear_are_as_those_of_three() -> None:
+    joined = copy.deepcopy(module("fused"))
+    joined.blocks = nn.ModuleList(map(Joined, module("fused").blocks)).eval()  # type: ignore[arg-type]
+    recipe = "tokens{keep=4 after=2 by=flow}"
+    wanted = gp.run(recipe, program("fused torch")).host.run([X.numpy()])[0]
+    done = gp.run(recipe, gp.load(joined, (X[:2],), data=[X.numpy()]))
+    assert relative(wanted, done.host.run([X.numpy()])[0]) <= 1e-12
+    assert all(check.holds for check in gp.verify(done))
+
+
+class Registers(Encoder):
+    """Two registers between the class token and patches, or last, put there when places have been added."""
+
+    def __init__(self, last: bool) -> None:
+        super().__init__()
+        self.last, self.registers = last, nn.Parameter(torch.zeros(1, 2, WIDTH))
+
+    def embed(self, x: Tensor) -> Tensor:
+        x = super().embed(x)
+        registers = self.registers.expand(len(x), -1, -1)
+        return torch.cat((x, registers) if self.last else (x[:, :1], registers, x[:, 1:]), 1)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_registers_stay_with_a_class_token_that_has_its_place(last: bool) -> None:
+    given = gp.load(randomise(Registers(last).double().eval()), (X[:2],), data=[X.numpy()])
+    done = gp.run("tokens{keep=4 after=2}", given)
+    shapes = [op.outputs[0].shape or () for op in done.graph.ops if op.kind == "concat"]
+    assert [shape[1] for shape in shapes] == [PATCHES + 1, PATCHES + 3, 4 + 3]
+    assert all(check.holds for check in gp.verify(done))
+
+
 class Odd(nn.Module):
     """Two attentions of an image's tokens, the second of which, or the head, reads them in its own way."""
 

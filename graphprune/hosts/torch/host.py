@@ -407,7 +407,11 @@ class TorchHost:
     def _values(self) -> dict[str, fx.Node]:
         """The nodes that make values, by the names of these."""
         nodes = self._module.graph.nodes
-        parts = {f"{node.args[0]}#{node.args[1]}": node for node in nodes if node.target is operator.getitem}
+        parts = {
+            f"{node.args[0]}#{node.args[1]}" if node.args[1] else str(node.args[0]): node
+            for node in nodes
+            if node.target is operator.getitem
+        }
         return {**{str(node.target) if node.op == "get_attr" else node.name: node for node in nodes}, **parts}
 
     def insert_reindex(self, site: Site) -> None:
