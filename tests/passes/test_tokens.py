@@ -465,7 +465,7 @@ weight %head.weight:2x2
 %softmax_1:Nx3x3 = along(%matmul_2) axes=[-1] function=softmax
 %matmul_3:Nx3x2 = matmul(%softmax_1, %add)
 %add_1:Nx3x2 = pointwise(%add, %matmul_3) function=add zero=both
-%mean:Nx2 = reduce(%add_1) axes=[1] function=mean keepdim=False
+%mean:Nx2 = reduce(%add_1) axes=[1] function=mean keepdim=False zero=first
 %linear:Nx2 = linear(%mean, %head.weight, %head.bias)
 output %linear
 """
@@ -479,7 +479,7 @@ weight %head.weight:2x2
 %matmul_1:Nx3x2 = matmul(%softmax, %x)
 %add:Nx3x2 = pointwise(%x, %matmul_1) function=add zero=both
 %reshape_default:Nx1x3x3 = reshape(%softmax)
-%mean_dim:Nx3 = reduce(%reshape_default) axes=[1, 2] function=mean keepdim=False
+%mean_dim:Nx3 = reduce(%reshape_default) axes=[1, 2] function=mean keepdim=False zero=first
 %slice_tensor:Nx3 = slice(%mean_dim) axes=[1] ends=[3] starts=[0] steps=[1]
 %topk_default:Nx3, %topk_default#1:Nx3 = topk(%slice_tensor) axis=-1 best=3
 %sort_default:Nx3, %sort_default#1:Nx3 = sort(%topk_default#1) axes=[-1]
@@ -492,7 +492,7 @@ weight %head.weight:2x2
 %softmax_1:Nx3x3 = along(%matmul_2) axes=[-1] function=softmax
 %matmul_3:Nx3x2 = matmul(%softmax_1, %gather_default)
 %add_1:Nx3x2 = pointwise(%gather_default, %matmul_3) function=add zero=both
-%mean:Nx2 = reduce(%add_1) axes=[1] function=mean keepdim=False
+%mean:Nx2 = reduce(%add_1) axes=[1] function=mean keepdim=False zero=first
 %linear:Nx2 = linear(%mean, %head.weight, %head.bias)
 output %linear
 """
