@@ -20,7 +20,7 @@ from ..ir.program import Edit, Parameters, Program
 
 CHOICES = ("attention", "flow", "random")
 PAST = 0.5
-"""What the flow through earlier blocks weighs against that through a block and all before it: FlowCut, algorithm 1."""
+"""What the flow through earlier blocks weighs against that through a block and all before it: FlowCut."""
 
 
 @dataclass(frozen=True)
@@ -141,9 +141,9 @@ class _Making:
     def scores(self, number: int, alive: Sequence[str] = ()) -> str:
         """(batch, tokens that may be dropped): the larger, the sooner it stays.
 
-        ``attention``: what the class token attends to, a mean over heads (EViT, Liang et al. 2022, section 3.2);
+        ``attention``: what the class token attends to, a mean over heads (EViT, Liang et al. 2022);
         where there is none, the last token of text (FastV, Chen et al. 2024), or else all tokens alike.
-        ``flow``: FlowCut (Tong et al. 2025, section 4): that, and how alike values are to the class token's
+        ``flow``: FlowCut (Tong et al. 2025): that, and how alike values are to the class token's
         (softmax of v_class v_j, a mean over heads), each to a sum of one, times the L1 norm of the mean over heads of
         its value; halved with every block that follows. ``random``: the same places in every sample."""
         there = self.edit.after[number]

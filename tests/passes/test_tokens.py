@@ -334,7 +334,7 @@ class Joined(Block):
 
 def test_queries_keys_and_values_of_one_linear_are_as_those_of_three() -> None:
     joined = copy.deepcopy(module("fused"))
-    joined.blocks = nn.ModuleList(map(Joined, module("fused").blocks)).eval()  # type: ignore[arg-type]
+    joined.blocks = nn.ModuleList(map(Joined, module("fused").blocks)).eval()
     recipe = "tokens{keep=4 after=2 by=flow}"
     wanted = gp.run(recipe, program("fused torch")).host.run([X.numpy()])[0]
     done = gp.run(recipe, gp.load(joined, (X[:2],), data=[X.numpy()]))
