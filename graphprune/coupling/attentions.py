@@ -29,10 +29,13 @@ class Attention:
 
 
 def attentions(graph: Graph) -> Iterator[tuple[int, Attention, Dim]]:
-    """Every attention of tokens to one another, the number of its op, and the axis of its keys."""
+    """Every attention of tokens to one another, the number of its op, and the axis of its keys. Raises ModelError where
+    one is causal."""
     softmaxes = dict[Value, Value]()
     for at, op in enumerate(graph.ops):
         if op.kind == "attention":
+            if op.attrs.get("causal"):
+                raise ModelError(f"no tokens can be dropped: {op.where} is causal: its first token attends to no other")
             q, k, v = op.inputs[:3]
             assert q is not None and k is not None and v is not None
             width, given = q.dims[-1].size, op.attrs.get("scale")

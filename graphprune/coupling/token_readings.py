@@ -144,6 +144,8 @@ class Readers:
         x = op.inputs[0]
         assert x is not None
         gone = [axis % len(x.dims) for axis in op.attrs["axes"]] or range(len(x.dims))
+        if 0 in gone and any(axis not in (0, *gone) for axis, _ in self.axis.of(x)):
+            raise ModelError(f"{op.where} computes along samples, of which each keeps tokens of its own")
         for axis, alone in self.axis.of(x):
             if axis in gone:
                 if not alone or op.attrs.get("function") not in POOLS or not self._by_sample(x):

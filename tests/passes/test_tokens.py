@@ -384,6 +384,11 @@ class Odd(nn.Module):
             x = x + self.mix(x.transpose(1, 2)).transpose(1, 2)
         if self.how == "sum":
             x = x + x @ (x.transpose(1, 2) @ x)
+        if self.how == "samples":
+            x = x - x.mean(0)
+        if self.how == "causal":
+            heads = x[:, None]
+            x = x + F.scaled_dot_product_attention(heads, heads, heads, is_causal=True)[:, 0]
         if self.how == "all":
             return self.head(x)
         if self.how == "var":
@@ -399,6 +404,8 @@ REFUSED = {
     "sum": "matmul_4 (matmul) adds tokens up, and not by shares of attention",
     "all": "`linear`, an output, has all tokens",
     "one": "select (select) picks a token by its number",
+    "samples": "mean (reduce) computes along samples, of which each keeps tokens of its own",
+    "causal": "scaled_dot_product_attention (attention) is causal: its first token attends to no other",
     "var": "var (reduce) computes along tokens, and is no mean, sum or maximum of them",
 }
 

@@ -43,7 +43,8 @@ def _attention(c: Call) -> Reading:
     many, few = _fixed(c.shape(0)[1], "its heads"), _fixed(c.shape(1)[1], "its heads")
     if many % few:
         raise Unreadable(f"`Attention` has {many} heads of queries and {few} of keys")
-    return "attention", [c.input(k) for k in range(3 + (c.input(3) is not None))], _scale(c)
+    causal = {"causal": True} if c.attr("is_causal", 0) else {}
+    return "attention", [c.input(k) for k in range(3 + (c.input(3) is not None))], {**_scale(c), **causal}
 
 
 def _packed_heads(

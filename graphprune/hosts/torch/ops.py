@@ -324,7 +324,11 @@ _enter("cdist _cdist_forward", lambda a: ("distance", [a["x1"], a["x2"]], {}))
 _enter("cosine_similarity", lambda a: ("similarity", [a["x1"], a["x2"]], {"axis": a["dim"]}))
 _enter(
     "scaled_dot_product_attention",
-    lambda a: ("attention", [a["query"], a["key"], a["value"], a["attn_mask"]], {"scale": a["scale"]}),
+    lambda a: (
+        "attention",
+        [a["query"], a["key"], a["value"], a["attn_mask"]],
+        {"scale": a["scale"], **({"causal": True} if a["is_causal"] else {})},
+    ),
 )
 _enter("pixel_shuffle", lambda a: ("pixel_shuffle", [a["self"]], {"factor": a["upscale_factor"]}))
 _enter("pixel_unshuffle", lambda a: ("pixel_unshuffle", [a["self"]], {"factor": a["downscale_factor"]}))
