@@ -25,7 +25,7 @@ from .cifar import DATA
 
 PAGE = Path("docs/benchmarks.md")
 START, END = "<!-- c code: written by python -m benchmarks.c_code -->", "<!-- end of c code -->"
-NETWORKS = ("version-RFB-320", "yunet26", "ppocr_cls", "crepe_tiny")
+NETWORKS = ("version-RFB-320", "version-slim-320_simplified", "yunet26", "crepe_tiny")
 ROUNDS, RUNS = 15, 10
 AVX2 = {"CFLAGS": "-O3 -march=x86-64-v3 -ffp-contract=fast -fopenmp"}
 
