@@ -16,7 +16,7 @@ import numpy as np
 from ..ir.graph import Graph, Value
 from ..ir.host import Array, Batch, Host
 
-LIMIT_BYTES = 1 << 27
+LIMIT_BYTES = 3 << 25
 
 
 class Values(Mapping[str, Array]):
