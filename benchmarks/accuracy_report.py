@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .cifar import TRAINED
+from .results import between
 
 Results = Mapping[tuple[str, str, str], Mapping[str, Any]]
 BUDGETS = ("0.7x", "0.5x", "0.3x")
@@ -24,17 +25,10 @@ def report(results: Results, folder: Path) -> None:
     tables += [_grid(results, name) for name in ("resnet56", "densenet40")]
     text = "\n\n".join(table for table in tables if table)
     (folder / "tables.md").write_text(text + "\n", encoding="utf-8")
-    _insert("\n\n".join(table for table in tables[:4] if table))
+    between(PAGE, START, END, "\n\n".join(table for table in tables[:4] if table))
     print(text)
     for name in TRAINED:
         _plot(results, name, folder)
-
-
-def _insert(text: str) -> None:
-    """The main tables, between the marks in docs/benchmarks.md."""
-    page = PAGE.read_text(encoding="utf-8")
-    before, rest = page.split(START, 1)
-    PAGE.write_text(f"{before}{START}\n\n{text}\n\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
 
 
 def value(results: Results, name: str, budget: str, contender: str) -> float | None:

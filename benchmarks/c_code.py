@@ -22,6 +22,7 @@ import graphprune as gp
 from graphprune.backends.edge.target import Edge
 
 from .cifar import DATA
+from .results import between
 
 PAGE = Path("docs/benchmarks.md")
 START, END = "<!-- c code: written by python -m benchmarks.c_code -->", "<!-- end of c code -->"
@@ -81,9 +82,7 @@ def main() -> None:
         lines.append(row(path))
         print(lines[-1], flush=True)
     if not options.models:
-        before, rest = PAGE.read_text().split(START, 1)
-        table = "\n".join(lines)
-        PAGE.write_text(f"{before}{START}\n\n{table}\n\n{END}{rest.split(END, 1)[1]}")
+        between(PAGE, START, END, "\n".join(lines))
 
 
 if __name__ == "__main__":

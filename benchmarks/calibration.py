@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from .cifar import DATA, MEAN, STD, accuracy, calibration, images, network, normalised
+from .results import between
 
 RESULTS = Path("docs/calibration.jsonl")
 START, END = "<!-- calibration: written by python -m benchmarks.calibration -->", "<!-- end of calibration -->"
@@ -173,12 +174,6 @@ def table(path: Path) -> str:
     return "\n".join(out)
 
 
-def insert(text: str) -> None:
-    page = PAGE.read_text()
-    before, rest = page.split(START, 1)
-    PAGE.write_text(f"{before}{START}\n\n{text}\n\n{END}{rest.split(END, 1)[1]}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", default=[], help="cases that contain this (default: all)")
@@ -206,7 +201,7 @@ def main() -> None:
             file.write(line + "\n")
     print(table(options.results))
     if options.results == RESULTS:
-        insert(table(RESULTS))
+        between(PAGE, START, END, table(RESULTS))
 
 
 if __name__ == "__main__":

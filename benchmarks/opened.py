@@ -19,7 +19,7 @@ from typing import Any
 
 from .opened_sides import NAMES, THEIRS, at_latency, contenders, measured, recipe
 from .opened_tasks import TASKS, Task
-from .results import Results
+from .results import Results, between
 
 RESULTS, PAGE = Path("build/opened.json"), Path("docs/benchmarks.md")
 START, END = "<!-- opened: written by python -m benchmarks.opened --report -->", "<!-- end of opened -->"
@@ -84,9 +84,7 @@ def main() -> None:
     shown = "\n\n".join(filter(None, (made, timed)))
     print(shown)
     if args.report:
-        page = PAGE.read_text(encoding="utf-8")
-        before, rest = page.split(START)
-        PAGE.write_text(f"{before}{START}\n\n{shown}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
+        between(PAGE, START, END, shown)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,12 @@ from pathlib import Path
 from typing import Any
 
 
+def between(page: Path, start: str, end: str, text: str) -> None:
+    """Put a text between two marks of a page, in place of what is there."""
+    before, rest = page.read_text(encoding="utf-8").split(start, 1)
+    page.write_text(f"{before}{start}\n\n{text}\n\n{end}{rest.split(end, 1)[1]}", encoding="utf-8")
+
+
 class Results:
     """What ``path`` holds, by key; the file is written whole after each addition."""
 

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from .cifar import DATA
-from .results import Results
+from .results import Results, between
 
 RESULTS, PAGE = Path("docs/scale.json"), Path("docs/benchmarks.md")
 START, END = "<!-- scale: written by python -m benchmarks.scale -->", "<!-- end of scale -->"
@@ -115,8 +115,7 @@ def main() -> None:
             results.get(key, partial(_run, key))
     print(table(results))
     if options.results == RESULTS:
-        before, rest = PAGE.read_text().split(START, 1)
-        PAGE.write_text(f"{before}{START}\n\n{table(results)}\n\n{END}{rest.split(END, 1)[1]}")
+        between(PAGE, START, END, table(results))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from math import prod
 
 import onnx_ir as ir
@@ -36,22 +37,20 @@ def candidates(holes: Sequence[Value], bound: Mapping[str, int], stride: int = 1
         for axis, n in enumerate(hole.shape or ())
         if isinstance(n, str) and n in bound
     }
-    for like in (given, {}) if given else ({},):
-        for image, length in _levels(stride):
-            for batch in (2, 1):
-                for states in (False, True) if leading and beside else (False,):  # whose batch is on another axis
-                    sizes = dict(bound)
-                    for hole in holes:
-                        for axis, n in enumerate(hole.shape or ()):
-                            if isinstance(n, str):
-                                most = _longest(hole)
-                                size = min(image, 640) if len(hole.shape or ()) > 3 else min(length, most)
-                                same = axis == 0 or (states and n in beside)
-                                likely = batch if same else size
-                                sizes.setdefault(n, like.get((len(hole.shape or ()), axis), likely))
-                    if sizes not in seen:
-                        seen.append(sizes)
-                        yield sizes
+    likes = (given, {}) if given else ({},)
+    turned = (False, True) if leading and beside else (False,)  # states whose batch is on another axis
+    for like, (image, length), batch, states in product(likes, _levels(stride), (2, 1), turned):
+        sizes = dict(bound)
+        for hole in holes:
+            rank, most = len(hole.shape or ()), _longest(hole)
+            for axis, n in enumerate(hole.shape or ()):
+                if isinstance(n, str):
+                    size = min(image, 640) if rank > 3 else min(length, most)
+                    same = axis == 0 or (states and n in beside)
+                    sizes.setdefault(n, like.get((rank, axis), batch if same else size))
+        if sizes not in seen:
+            seen.append(sizes)
+            yield sizes
 
 
 def _levels(stride: int) -> Iterator[tuple[int, int]]:

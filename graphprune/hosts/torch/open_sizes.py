@@ -16,8 +16,7 @@ from .lift import spelled
 def open_sizes(model: fx.GraphModule, example: Sequence[Any], floats: torch.dtype | None = None) -> Mapping[str, int]:
     """By the spelling of every open size in the graph. Most follow from the inputs' sizes by arithmetic; where
     some do not (sizes that depend on data), the model is run. ``floats``: see casting.as_read."""
-    holes = [node for node in model.graph.nodes if node.op == "placeholder"]
-    given = given_sizes(holes, example)
+    given = given_sizes(model, example)
     wanted = {str(spelled(size)): size for node in model.graph.nodes for size in _open(node.meta.get("val"))}
     symbols = {size.node.expr: number for size, number in given}
     numbers = {text: size.node.expr.subs(symbols) for text, size in wanted.items()}
@@ -29,8 +28,9 @@ def open_sizes(model: fx.GraphModule, example: Sequence[Any], floats: torch.dtyp
     return {str(spelled(size)): number for size, number in (*given, *runner.found)}
 
 
-def given_sizes(holes: Sequence[fx.Node], example: Sequence[Any]) -> list[tuple[torch.SymInt, int]]:
+def given_sizes(model: fx.GraphModule, example: Sequence[Any]) -> list[tuple[torch.SymInt, int]]:
     """The open sizes of inputs, with what they are in an example."""
+    holes = [node for node in model.graph.nodes if node.op == "placeholder"]
     return [pair for node, value in zip(holes, example, strict=True) for pair in _pairs(node.meta.get("val"), value)]
 
 

@@ -226,8 +226,7 @@ class _Shapes(fx.Interpreter):
         self.mode, self.floats = mode, floats
         self.copies = False
         self._fakes: dict[Any, Any] = {}
-        holes = [node for node in model.graph.nodes if node.op == "placeholder"]
-        self._symbols = {size.node.expr: number for size, number in given_sizes(holes, example)}
+        self._symbols = {size.node.expr: number for size, number in given_sizes(model, example)}
         self.inputs = [self._own(x) for x in example]
 
     def _own(self, value: Any) -> Any:
