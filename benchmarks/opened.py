@@ -1,10 +1,10 @@
 """Families of dims: what is left of trained networks at a share of their size, without training.
 
-    python -m benchmarks.opened [NAME ...] [--on minilm stories ...] [--shares 0.5x] [--latency 0.6x]
+    python -m benchmarks.opened [NAME ...] [--on minilm stories ...] [--budgets macs=0.5x] [--latency 0.6x]
     python -m benchmarks.opened --report
 
 Contenders: every family of dims by itself, all of them in one budget, `auto`, the published recipes, Torch-Pruning
-where it runs. Each result is in build/opened.json as soon as it is there, so that a run goes on where it stopped;
+where it runs. Each result is in docs/opened.json as soon as it is there, so that a run goes on where it stopped;
 --report puts the tables into docs/benchmarks.md. With --latency, budgets are those at which a contender takes that
 share of the network's time in ONNX Runtime. The networks, and what a result is worth: benchmarks/opened_tasks.py.
 """
@@ -12,45 +12,58 @@ share of the network's time in ONNX Runtime. The networks, and what a result is 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .opened_sides import NAMES, THEIRS, at_latency, contenders, measured, recipe
-from .opened_tasks import TASKS, Task
+from .opened_tasks import BUDGETS, TASKS, Task
 from .results import Results, between
 
-RESULTS, PAGE = Path("build/opened.json"), Path("docs/benchmarks.md")
+RESULTS, PAGE = Path("docs/opened.json"), Path("docs/benchmarks.md")
 START, END = "<!-- opened: written by python -m benchmarks.opened --report -->", "<!-- end of opened -->"
 AT_LATENCY = ("auto", "all", "ranks", "branches")
-BUDGETS = ("0.7x", "0.5x")
-"""Of latency."""
+LATENCIES = ("0.7x", "0.5x")
 
 
-def key(on: str, share: str, name: str) -> str:
+def key(on: str, budget: str, name: str) -> str:
     """Contenders of one recipe have one result."""
-    return f"{on} {share} {THEIRS if name == THEIRS else recipe(name, TASKS[on].unit, share).text()}"
+    return f"{on} {budget} {THEIRS if name == THEIRS else recipe(name, budget).text()}"
 
 
-def table(found: Mapping[str, Any], columns: Sequence[tuple[str, str]], prefix: str = "") -> str:
-    """A row a contender that has a result, a column a network and share; the best of each column is bold. Nothing where
-    there is no result."""
-    cells = {(on, share, name): found.get(prefix + key(on, share, name)) for on, share in columns for name in NAMES}
-    columns = [(on, share) for on, share in columns if any(cells[on, share, name] for name in NAMES)]
-    if not columns:
+def timed(on: str, share: str, name: str) -> str:
+    return f"latency {share} {key(on, 'macs=0.5x', name)}"
+
+
+def table(found: Mapping[str, Any], on: str, columns: Mapping[str, Callable[[str], str]]) -> str:
+    """Of one network, a row a contender that has a result, a column a budget (which says the key of a result);
+    the best of each column is bold. Nothing where there is no result."""
+    task = TASKS[on]
+    cells = {(budget, name): found.get(made(name)) for budget, made in columns.items() for name in contenders(task)}
+    shown = [budget for budget in columns if any(cells[budget, name] for name in contenders(task))]
+    if not shown:
         return ""
-    names = [name for name in NAMES if any(cells[on, share, name] for on, share in columns)]
-    heads = (f"{on}, {TASKS[on].shown}, {prefix or TASKS[on].unit + ' '}{share}" for on, share in columns)
-    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(columns) + 1) + "|"]
-    best = {}
-    for on, share in columns:
-        worth = [one[TASKS[on].shown] for name in names if TASKS[on].shown in (one := cells[on, share, name] or {})]
-        best[on, share] = max(worth, key=lambda x: TASKS[on].better * x, default=None)
+    names = [name for name in contenders(task) if any(cells[budget, name] for budget in shown)]
+    lines = [f"| {on}, {task.shown} | " + " | ".join(shown) + " |", "|---" * (len(shown) + 1) + "|"]
+    worth = {
+        budget: [one[task.shown] for name in names if task.shown in (one := cells[budget, name] or {})]
+        for budget in shown
+    }
+    best = {budget: max(each, key=lambda x: task.better * x, default=None) for budget, each in worth.items()}
     for name in names:
-        row = [_cell(TASKS[on], cells[on, share, name], best[on, share]) for on, share in columns]
-        lines.append(f"| {name} | {' | '.join(row)} |")
+        lines.append(f"| {name} | {' | '.join(_cell(task, cells[budget, name], best[budget]) for budget in shown)} |")
     return "\n".join(lines)
+
+
+def tables(found: Mapping[str, Any]) -> str:
+    made = []
+    for on, task in TASKS.items():
+        made.append(
+            table(found, on, {budget: partial(key, on, budget) for budget in sorted({*BUDGETS, *task.more})[::-1]})
+        )
+        made.append(table(found, on, {f"latency {share}": partial(timed, on, share) for share in LATENCIES}))
+    return "\n\n".join(filter(None, made))
 
 
 def _cell(task: Task, one: Mapping[str, Any] | None, best: float | None) -> str:
@@ -64,8 +77,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}")
     parser.add_argument("--on", nargs="+", choices=list(TASKS), default=list(TASKS))
-    parser.add_argument("--shares", nargs="+", help="by default those of each network")
-    parser.add_argument("--latency", nargs="*", help=f"shares of the latency, by default {' '.join(BUDGETS)}")
+    parser.add_argument("--budgets", nargs="+", help=f"by default {' '.join(BUDGETS)} and what a network has beside")
+    parser.add_argument("--latency", nargs="*", help=f"shares of the latency, by default {' '.join(LATENCIES)}")
     parser.add_argument("--report", action="store_true", help="write the tables")
     args = parser.parse_args()
     if unknown := set(args.names) - {*NAMES}:
@@ -73,15 +86,13 @@ def main() -> None:
     results = Results(RESULTS)
     for on in () if args.report else args.on:
         if args.latency is None:
-            for share in args.shares or TASKS[on].shares:
+            for budget in args.budgets or (*TASKS[on].more, *BUDGETS):
                 for name in args.names or contenders(TASKS[on]):
-                    results.get(key(on, share, name), partial(measured, on, name, share))
-        for share in () if args.latency is None else args.latency or BUDGETS:
+                    results.get(key(on, budget, name), partial(measured, on, name, budget))
+        for share in () if args.latency is None else args.latency or LATENCIES:
             for name in args.names or AT_LATENCY:
-                results.get(f"latency {key(on, share, name)}", partial(at_latency, on, name, share))
-    made = table(results.known, [(on, share) for on, task in TASKS.items() for share in task.shares])
-    timed = table(results.known, [(on, share) for on in TASKS for share in BUDGETS], "latency ")
-    shown = "\n\n".join(filter(None, (made, timed)))
+                results.get(timed(on, share, name), partial(at_latency, on, name, share))
+    shown = tables(results.known)
     print(shown)
     if args.report:
         between(PAGE, START, END, shown)

@@ -53,15 +53,19 @@ COUNTED = (params, macs)
 
 
 def contenders(task: Task) -> list[str]:
-    return [name for name in NAMES if not task.names or name in ("auto", THEIRS, *task.names)]
+    """Torch-Pruning is for modules that say which of their layers must stay."""
+    theirs = (THEIRS,) if task.stays else ()
+    ours = task.names or NAMES[:-1]
+    return [name for name in NAMES if name in ("auto", *ours, *theirs)]
 
 
-def recipe(name: str, unit: str, share: str) -> Recipe:
+def recipe(name: str, budget: str) -> Recipe:
+    unit, share = budget.split("=")
     if name == "auto":
         return default_recipe(unit, share, data=True)
     if name in published():
         return published()[name].recipe(unit, share)
-    return Recipe.parse(FAMILIES[name].replace("@", f"{unit}={share}"))
+    return Recipe.parse(FAMILIES[name].replace("@", budget))
 
 
 @cache
@@ -77,25 +81,26 @@ def _begun(on: str, text: str) -> tuple[Program, float]:
     return made, time.process_time() - start
 
 
-def pruned(on: str, steps: Recipe) -> tuple[Program, float]:
+def pruned(on: str, steps: Recipe, unit: str) -> tuple[Program, float]:
     """The network after a recipe, and the processor time of it all; where it allocates by measured distortion, what is
     measured is measured once for all budgets."""
     masks = [step for step in steps.steps if isinstance(step, Mask)]
     start, before, given = time.process_time(), 0.0, program(on)
     if len(masks) == 1 and masks[0].allocate == "rd" and not masks[0].latency:
         beginning = Recipe(steps.steps[: steps.steps.index(masks[0])]).text()
-        given, before = _begun(on, f"{beginning},mask{{{TASKS[on].unit}=0.5x allocate=rd}}")
+        given, before = _begun(on, f"{beginning},mask{{{unit}=0.5x allocate=rd}}")
         start = time.process_time()
     return run(steps, given), before + time.process_time() - start
 
 
-def measured(on: str, name: str, share: str) -> dict[str, Any]:
+def measured(on: str, name: str, budget: str) -> dict[str, Any]:
     """What is left of a network, and what that is worth, once it has been written and read back."""
-    task, whole = TASKS[on], program(on)
+    unit, share = budget.split("=")
     if name == THEIRS:
-        return torch_pruning(on, share)
+        return torch_pruning(on, unit, float(share.rstrip("x")))
+    whole = program(on)
     try:
-        done, seconds = pruned(on, recipe(name, task.unit, share))
+        done, seconds = pruned(on, recipe(name, budget), unit)
         return {**_worth(on, done), **_left(whole, done), "seconds": round(seconds, 1), **_opened(done)}
     except gp.GraphpruneError as error:
         return {"refused": str(error)[:300]}
@@ -103,15 +108,15 @@ def measured(on: str, name: str, share: str) -> dict[str, Any]:
 
 def at_latency(on: str, name: str, share: str) -> dict[str, Any]:
     """The same of the largest budget that takes no more than a share of the latency in ONNX Runtime, one thread."""
-    task, goal = TASKS[on], float(share.rstrip("x"))
+    goal = float(share.rstrip("x"))
     original, low, high = Onnx().runnable(program(on)), 0.1, 1.0
     best: tuple[float, float] | None = None
     try:
         for _ in range(STEPS):
             budget = (low + high) / 2
-            steps = recipe(name, task.unit, f"{budget:.3f}x").steps
+            steps = recipe(name, f"macs={budget:.3f}x").steps
             try:
-                cut, _ = pruned(on, Recipe(tuple(step for step in steps if step.name != "compensate")))
+                cut, _ = pruned(on, Recipe(tuple(step for step in steps if step.name != "compensate")), "macs")
             except gp.BudgetError:
                 low = budget
                 continue
@@ -119,7 +124,7 @@ def at_latency(on: str, name: str, share: str) -> dict[str, Any]:
             best, low, high = ((budget, took), budget, high) if took <= goal * 1.01 else (best, low, budget)
         if best is None:
             return {"refused": f"no budget from 0.1x on takes {share} of the latency"}
-        done, _ = pruned(on, recipe(name, task.unit, f"{best[0]:.3f}x"))
+        done, _ = pruned(on, recipe(name, f"macs={best[0]:.3f}x"), "macs")
         return {**_worth(on, done), **_left(program(on), done), "latency": round(best[1], 3)}
     except gp.GraphpruneError as error:
         return {"refused": str(error)[:300]}
@@ -154,13 +159,13 @@ def _opened(done: Program) -> dict[str, Any]:
 # ---- Torch-Pruning -------------------------------------------------------------------------------------
 
 
-def torch_pruning(on: str, share: str) -> dict[str, Any]:
+def torch_pruning(on: str, unit: str, share: float) -> dict[str, Any]:
     """The best of its criteria, global, at the largest ratio that meets the budget, counted as ours."""
     task, found = TASKS[on], list[dict[str, Any]]()
     start = time.process_time()
     for criterion in CRITERIA:
         try:
-            module, left = _largest(on, float(share.rstrip("x")), criterion)
+            module, left = _largest(on, unit, share, criterion)
         except Exception as error:  # what it cannot do it says in many ways
             return {"refused": f"{type(error).__name__}: {error}"[:300]}
         worth = task.judge(partial(_called, module), partial(_first, program(on).source.run))
@@ -169,13 +174,13 @@ def torch_pruning(on: str, share: str) -> dict[str, Any]:
     return {**best, "seconds": round(time.process_time() - start, 1)}
 
 
-def _largest(on: str, share: float, criterion: str) -> tuple[torch.nn.Module, dict[str, float]]:
+def _largest(on: str, unit: str, share: float, criterion: str) -> tuple[torch.nn.Module, dict[str, float]]:
     low, high, best = 0.0, 1.0, None
     for _ in range(8):
         ratio = (low + high) / 2
         module = _cut(on, criterion, ratio)
         left = _left(program(on), gp.load(module, _example(on)))
-        fits = left[TASKS[on].unit] <= share
+        fits = left[unit] <= share
         low, high = (low, ratio) if fits else (ratio, high)
         best = (module, left) if fits else best
     if best is None:
@@ -186,7 +191,8 @@ def _largest(on: str, share: float, criterion: str) -> tuple[torch.nn.Module, di
 def _cut(on: str, criterion: str, ratio: float) -> torch.nn.Module:
     import torch_pruning as tp
 
-    module = copy.deepcopy(TASKS[on].module()).eval()
+    module = copy.deepcopy(TASKS[on].network())
+    assert isinstance(module, torch.nn.Module)  # files are not its
     for parameter in module.parameters():
         parameter.requires_grad_(True)
     frozen = [part for name, part in module.named_modules() if any(fnmatch(name, one) for one in TASKS[on].stays)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 pytest.importorskip("onnxruntime")
-from benchmarks.opened import _cell, key, table
+from benchmarks.opened import _cell, key, tables, timed
 from benchmarks.opened_sides import NAMES, THEIRS, contenders, recipe
 from benchmarks.opened_tasks import TASKS
 
@@ -13,31 +13,37 @@ from benchmarks.opened_tasks import TASKS
 @pytest.mark.parametrize("on", TASKS)
 def test_every_contender_of_a_network_is_a_recipe_for_its_budget(on: str) -> None:
     names = contenders(TASKS[on])
-    assert {*TASKS[on].names, "auto", THEIRS} <= {*names} <= {*NAMES}
+    assert {*TASKS[on].names, "auto"} <= {*names} <= {*NAMES}
+    assert (THEIRS in names) == bool(TASKS[on].stays)
     assert {"mone", "stun"}.isdisjoint(names)  # no network here has experts
     for name in names:
-        if name != THEIRS:
-            assert f"{TASKS[on].unit}=0." in recipe(name, TASKS[on].unit, "0.5x").text()
+        for budget in ("macs=0.5x", "params=0.7x"):
+            if name != THEIRS:
+                assert budget.rstrip("x") in recipe(name, budget).text()
 
 
 def test_contenders_of_one_recipe_have_one_result() -> None:
-    assert key("stories", "0.7x", "auto") == key("stories", "0.7x", "widths")
-    assert len({key("stories", "0.7x", name) for name in NAMES}) == len(NAMES) - 1
+    assert key("stories", "params=0.7x", "auto") == key("stories", "params=0.7x", "widths")
+    assert len({key("stories", "params=0.7x", name) for name in NAMES}) == len(NAMES) - 1
 
 
 def test_the_table_shows_what_is_there_and_marks_the_best_of_each_column() -> None:
     found = {
-        key("stories", "0.7x", "all"): {"kl": 0.25},
-        key("stories", "0.7x", "widths"): {"kl": 0.5},
-        key("vit", "0.5x", "all"): {"accuracy": 90.0},
-        key("vit", "0.5x", "slicegpt"): {"refused": "no stream"},
+        key("stories", "params=0.7x", "all"): {"kl": 0.25},
+        key("stories", "params=0.7x", "widths"): {"kl": 0.5},
+        key("stories", "macs=0.5x", "slicegpt"): {"refused": "no stream"},
+        timed("stories", "0.5x", "all"): {"kl": 0.75},
+        key("vit", "macs=0.5x", "all"): {"accuracy": 90.0},
     }
-    made = table(found, [("stories", "0.7x"), ("stories", "0.5x"), ("vit", "0.5x")])
-    rows = {cells[0]: cells[1:] for cells in ([c.strip() for c in line.split("|")[1:-1]] for line in made.splitlines())}
-    assert rows[""] == ["stories, kl, params 0.7x", "vit, accuracy, macs 0.5x"]
-    assert rows["all"] == ["**0.250**", "**90.00**"]
+    first, second, third = tables(found).split("\n\n")
+    rows = {
+        cells[0]: cells[1:] for cells in ([c.strip() for c in line.split("|")[1:-1]] for line in first.splitlines())
+    }
+    assert rows["stories, kl"] == ["params=0.7x", "macs=0.5x"]
+    assert rows["all"] == ["**0.250**", "-"]
     assert rows["auto"] == rows["widths"] == ["0.500", "-"]
     assert rows["slicegpt"] == ["-", "cannot"]
-    assert set(rows) == {"", "---", "all", "auto", "widths", "slicegpt"}
-    assert table(found, [("densenet40", "0.5x")]) == ""
+    assert set(rows) == {"stories, kl", "---", "all", "auto", "widths", "slicegpt"}
+    assert second.splitlines() == ["| stories, kl | latency 0.5x |", "|---|---|", "| all | **0.750** |"]
+    assert third.splitlines()[-1] == "| all | **90.00** |"
     assert _cell(TASKS["vit"], {"accuracy": 80.0}, 80.0) == "**80.00**"
