@@ -11,6 +11,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch
 import deform  # noqa: F401
 import experts  # noqa: F401
 import kinds  # noqa: F401
+import listed_experts  # noqa: F401
 from hypothesis import settings
 
 settings.register_profile("graphprune", deadline=None, derandomize=True, max_examples=150)

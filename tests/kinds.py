@@ -79,8 +79,9 @@ class Masked(Around):
 
 @net(
     vectors(7, 4),
-    {"enter": 6, "experts.0": 5, "experts.1": 5, "experts.2": 5},
-    {"gate": "eq (pointwise) computes with numbers of its positions", "leave": OUTPUT},
+    {"enter": 6, "gate": 3, "experts.0": 5, "experts.1": 5, "experts.2": 5},
+    {"leave": OUTPUT},
+    router={"gate": "gate.weight"},
 )
 class Experts(nn.Module):
     """A mixture of experts: the two that a gate chooses for a token."""

@@ -62,7 +62,7 @@ class Covariance:
         """The covariance (groups, inputs, inputs) and the mean (groups, inputs)."""
         off = self.off
         assert self._about is not None
-        made = self._square / self.rows
+        made = self._square / max(self.rows, 1)
         for k in range(0, self.size, STRIPE):  # a matrix of its own is as large
             made[:, k : k + STRIPE] -= off[:, k : k + STRIPE, None] * off[:, None, :]
         return made, off + self._about
@@ -70,7 +70,7 @@ class Covariance:
     @property
     def off(self) -> Array:
         """How far the mean is from what is taken off."""
-        off: Array = self._sum / self.rows
+        off: Array = self._sum / max(self.rows, 1)
         return off
 
     @property
@@ -171,8 +171,8 @@ def draw(rng: np.random.Generator, positions: int, wanted: int) -> Array | None:
 
 
 def _mean(x: Array) -> Array:
-    """Of the first rows, in the precision of all."""
-    mean: Array = x[:BLOCK].mean(0, np.float64).astype(x.dtype)
+    """Of the first rows, in the precision of all; zeros where there are none, as for an expert that nobody chose."""
+    mean: Array = (x[:BLOCK].sum(0, dtype=np.float64) / max(len(x[:BLOCK]), 1)).astype(x.dtype)
     return mean
 
 

@@ -16,7 +16,7 @@ from ..calibration.before_norms import preimage
 from ..calibration.least_squares import NormalEquations, draw, rows_wanted
 from ..coupling.affine import affine
 from ..coupling.branches import Gap, gaps
-from ..coupling.contractions import Contraction, contractions
+from ..coupling.contractions import Contraction, contractions, counted
 from ..coupling.groups import everything
 from ..ir.facts import Keep
 from ..ir.graph import Graph, Op, Value
@@ -114,11 +114,13 @@ class _Fit:
             cut = cut or (bool(self.gaps) and _read(op) != _read(before))
             if cut or any(value is not None and value.name in changed for value in op.inputs):
                 changed |= {out.name for out in op.outputs}
+        rows = counted(self.graph)
         return [
             layer
             for layer in contractions(self.graph)
             if layer.op.name in self.whole_place
             and layer.op.attrs.get("beta", 1)
+            and layer.out.name not in rows
             and (layer.out.name in changed or (layer.own and self._target(layer).gap is not None))
         ]
 

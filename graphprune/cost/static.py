@@ -11,7 +11,7 @@ from math import prod
 from types import MappingProxyType
 from typing import Any
 
-from ..axes.dim import LEAF, Dim, Size, count, find, leaves
+from ..axes.dim import LEAF, Dim, Size, count, find, leaves, product
 from ..errors import ShapeError
 from ..ir.facts import Group
 from ..ir.graph import Graph, Op, Rank, Value
@@ -85,20 +85,37 @@ def length_of(dim: Dim, kept: Mapping[Dim, Any], sizes: Mapping[str, int]) -> An
     """How many positions an axis has when each leaf in ``kept`` has that many: arrays where ``kept`` has."""
     dim = find(dim)
     if dim.kind != LEAF:
-        return count(dim, lambda leaf: kept[leaf] if leaf in kept else evaluate(leaf.size, sizes))
-    return kept[dim] if dim in kept else evaluate(dim.size, sizes)
+        return count(dim, lambda leaf: kept[leaf] if leaf in kept else _evaluate(leaf.size, sizes))
+    return kept[dim] if dim in kept else _evaluate(dim.size, sizes)
+
+
+_ONE = "1/"
+
+
+def _evaluate(size: Size, sizes: Mapping[str, int]) -> float:
+    """A size in numbers, or a share of one: see ``gates``."""
+    if isinstance(size, str) and size.startswith(_ONE):
+        return 1 / int(size.removeprefix(_ONE))
+    return evaluate(size, sizes)
 
 
 Gates = Mapping[str, tuple[Dim, ...]]
-"""By op, the dims of size one without which it is not there: see Group.branches."""
+"""By op, the factors that say how much of it is there: see ``gates``."""
 
 
 def gates(graph: Graph, groups: Iterable[Group]) -> Gates:
-    """Of every group of branches its dim, on each op that only those branches are for."""
+    """Of every group of branches its dim of size one, on each op that only those branches are for. Of an axis whose
+    positions have ops of their own (Graph.lanes) its size, by what it was, on each of these ops: which of
+    them stay is not known, so that each counts with the share that is left of all."""
     found: dict[str, tuple[Dim, ...]] = {}
     for group in groups:
         for name in dead(graph, group.branches) if group.branches else ():
             found[name] = (*found.get(name, ()), group.dim)
+    for lanes in graph.lanes:
+        for branches in lanes.ends.values():
+            share = product([lanes.dim, Dim(f"{_ONE}{lanes.dim.size}")])
+            for name in dead(graph, branches):
+                found[name] = (*found.get(name, ()), share)
     return found
 
 

@@ -63,8 +63,9 @@ def residuals(graph: Graph) -> tuple[tuple[Residual, ...], tuple[Frozen, ...]]:
     found: list[Residual] = []
     frozen: list[Frozen] = []
     behind = _Behind(graph)
+    lanes = {branch.op for one in graph.lanes for own in one.ends.values() for branch in own}
     for op in graph.ops:
-        if not adds(op):
+        if not adds(op) or op.name in lanes:
             continue
         mine, stay = [], []
         for operand in (0, 1):

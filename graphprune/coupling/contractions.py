@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..axes.dim import Dim
+from ..axes.dim import Dim, Size
 from ..errors import ModelError
 from ..ir.graph import Graph, Op, Value
 from ..ir.host import Array, Host
@@ -175,6 +176,23 @@ def contractions(graph: Graph, *, own: bool = False) -> list[Contraction]:
             groups = int(op.attrs["groups"]) if conv else 1
             found.append(Contraction(op, x, axis, weight.name, out, out_axis, shape, groups, alone, plain))
     return found
+
+
+def counted(graph: Graph) -> frozenset[str]:
+    """Values, by name, with an axis that is as long as data says: in another network other rows may be there."""
+    said, found = set[str](), set[str]()
+    for op in graph.ops:
+        for out in op.outputs:
+            symbols = {part for size in out.shape or () for part in _symbols(size)}
+            if op.kind in ("nonzero", "masked_select", "unique"):
+                said |= symbols
+            if not said.isdisjoint(symbols):
+                found.add(out.name)
+    return frozenset(found)
+
+
+def _symbols(size: Size) -> list[str]:
+    return re.findall(r"[A-Za-z_]\w*", size) if isinstance(size, str) else []
 
 
 def _as_stored(op: Op, graph: Graph) -> bool:

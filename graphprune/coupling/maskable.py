@@ -11,7 +11,7 @@ is never picked there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ..axes.dim import Dim, find, freeze, leaves, mix
@@ -27,8 +27,9 @@ _PRODUCTS = ("matmul", "einsum", "fused_matmul")
 _DEPTH = 200  # ops to look back through; further away nothing is tried
 
 
-def settle(graph: Graph) -> None:
-    """Freeze what cannot be masked, and note in ``graph.maskers`` what masks a contraction."""
+def settle(graph: Graph, lanes: Container[str] = ()) -> None:
+    """Freeze what cannot be masked, and note in ``graph.maskers`` what masks a contraction. ``lanes``: ops that take
+    single positions."""
     search, norms, written = _Search(graph), statistics(graph), means(graph)
     for op in graph.ops:
         relation = graph.relations[op.name]
@@ -43,6 +44,8 @@ def settle(graph: Graph) -> None:
             _running(op, graph)
         for name, dim in relation.dims.items():
             if name in relation.outputs or name in relation.picks or (choice and find(choice.dim) is find(dim)):
+                continue
+            if op.name in lanes:
                 continue
             operands = [value for k, _ in relation.inputs[name] if (value := op.inputs[k]) is not None]
             constants = [value for value in operands if value.constant]
@@ -97,6 +100,11 @@ def _adds_nothing(op: Op, dim: Dim, search: _Search) -> bool:
 def maskable(graph: Graph, value: Value, leaf: Dim) -> bool:
     """Whether zeros in parameters can make ``value`` zero at a position of ``leaf``."""
     return _Search(graph)(value, leaf) is not None
+
+
+def never(graph: Graph, value: Value, leaf: Dim) -> bool:
+    """Whether a value is zero where a position of ``leaf`` is never chosen, with no parameter zeroed."""
+    return _Search(graph)(value, leaf) == frozenset()
 
 
 def silencers(graph: Graph, value: Value) -> tuple[int, dict[tuple[str, int], Dim]]:

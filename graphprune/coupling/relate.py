@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import zip_longest
 from typing import Any
 
@@ -15,6 +15,8 @@ from ..ir.facts import Role
 from ..ir.graph import Graph, Op, Relation, Value, around
 from ..ops.rules import table
 from ..ops.traits import handed_on
+from .lanes import Lane, candidates
+from .lanes import settle as settle_lanes
 from .maskable import settle
 
 
@@ -23,14 +25,34 @@ def relate(graph: Graph) -> Graph:
 
     Raises ShapeError, naming op, rule, axis and both sizes, where one axis has two sizes.
     """
+    own, refused = candidates(graph), dict[str, tuple[Lane, str]]()
+    while True:
+        _relate(graph, own, refused)
+        if not own:
+            return graph
+        unfit = settle_lanes(graph, own)
+        if not unfit:
+            return graph
+        refused |= {name: (own[name], why) for name, why in unfit.items() if why}
+        own = {name: lane for name, lane in own.items() if name not in unfit}
+
+
+def _relate(graph: Graph, own: Mapping[str, Lane], refused: Mapping[str, tuple[Lane, str]]) -> None:
+    """``own``: the ops that take or join single positions of axes that may go; ``refused``: those that do so of axes
+    that may not, and why."""
+    for known in (graph.maskers, graph.norms, graph.choices, graph.lanes):
+        known.clear()
     for value in graph.values():
         value.dims, value.picks = tuple(Dim(size) for size in value.shape or ()), None
     for value in graph.inputs:
         for dim in value.dims:  # what is cut of an input is a fixed list of positions, which no open axis has
             freeze(dim, "graph input", outside=isinstance(dim.size, int))
     for op in graph.ops:
+        lane, why = refused.get(op.name, (None, ""))
+        if lane is not None and (axis := lane.dim(op)) is not None:
+            freeze(axis, why)
         try:
-            graph.relations[op.name] = _apply(op)
+            graph.relations[op.name] = _apply(op, own.get(op.name))
         except ShapeError as error:
             error.around = around(graph, op)
             raise
@@ -41,8 +63,7 @@ def relate(graph: Graph) -> Graph:
             freeze(value.picks, "numbers of its positions reach the graph output")
     for op in graph.ops:
         _freeze_computed(op, graph.relations[op.name])
-    settle(graph)
-    return graph
+    settle(graph, own)
 
 
 def role(op: Op, relation: Relation, name: str) -> Role | None:
@@ -140,9 +161,9 @@ def _freeze_all(values: list[Value], reason: str) -> None:
             freeze(dim, reason)
 
 
-def _apply(op: Op) -> Relation:
+def _apply(op: Op, lane: Lane | None = None) -> Relation:
     values = [value for value in (*op.inputs, *op.outputs) if value is not None]
-    rule = table().get(op.kind)
+    rule = lane.rule if lane is not None else table().get(op.kind)
     unknown = [value.name for value in values if value.shape is None]
     if rule is None or unknown:
         why = f"the shape of {unknown[0]} is not known" if unknown else f"no rule for `{op.kind}`"
@@ -164,7 +185,8 @@ def _carry_picks(op: Op, binder: _Binder) -> dict[str, tuple[int, ...]]:
             continue
         if name is not None:
             found[name] += (k,)
-            same(binder.dims[name], value.picks or binder.dims[name], f"{op.where}, axis `{name}`")
+            own = binder.dims.setdefault(name, value.picks or Dim(1))
+            same(own, value.picks or own, f"{op.where}, axis `{name}`")
         elif value.picks is not None and not handed_on(op, k):
             freeze(value.picks, f"{op.where} computes with numbers of its positions")
     for value, name in zip(op.outputs, outputs, strict=False):

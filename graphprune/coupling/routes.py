@@ -6,24 +6,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..axes.dim import Dim, find, leaves
-from ..ir.graph import Graph, Op, Value
+from ..ir.graph import Graph, Lanes, Op, Value
 from ..ops.traits import traits
 
 
 @dataclass(frozen=True)
 class Route:
     """What experts make. ``dim``: their axis, all of it. ``ids``: the numbers of those that are chosen; the rows of
-    ``made`` are in the order of these, flattened. Where all experts are computed, ``made`` has ``dim`` as that axis."""
+    ``made`` are in the order of these, flattened. Where all experts are computed, ``made`` has ``dim`` as that axis;
+    where each has ops of its own, there is one of each, in order."""
 
     dim: Dim
-    made: Value
+    made: Value | tuple[Value, ...]
     ids: Value | None = None
     axis: int = 0
 
 
 def experts(graph: Graph) -> frozenset[Dim]:
-    """The leaves of axes that something is chosen or weighed of, and weights are picked or multiplied by."""
-    return graph.weighed & {leaf for route in _routes(graph) for leaf in leaves(route.dim)}
+    """The leaves of axes that something is chosen or weighed of, and weights are picked or multiplied by, or whose
+    positions have ops of their own."""
+    own = {find(lanes.dim) for lanes in graph.lanes}
+    return frozenset(own) | (graph.weighed & {leaf for route in _routes(graph) for leaf in leaves(route.dim)})
 
 
 def routes(graph: Graph) -> list[Route]:
@@ -50,6 +53,7 @@ def chosen(graph: Graph, dim: Dim) -> Value | None:
 
 
 def _routes(graph: Graph) -> Iterator[Route]:
+    yield from (Route(lanes.dim, _alone(graph, lanes)) for lanes in graph.lanes)
     for op in graph.ops:
         relation = graph.relations[op.name]
         if op.kind in ("index", "gather") and op.inputs[0] is not None and op.inputs[0].constant:
@@ -61,6 +65,20 @@ def _routes(graph: Graph) -> Iterator[Route]:
             yield Route(relation.dims["e"], op.outputs[0], ids)
         elif traits(op).zeros == "written" and len(op.inputs) > 1:
             yield from _batched(op)
+
+
+def _alone(graph: Graph, lanes: Lanes) -> tuple[Value, ...]:
+    """What is made for each position, before it is weighed, added to what others make or joined with it."""
+    ops = {op.name: op for op in graph.ops}
+    found = []
+    for _, branches in sorted(lanes.ends.items()):
+        value = ops[branches[-1].op].inputs[branches[-1].operand]
+        assert value is not None
+        maker = graph.maker(value)
+        factors = maker.inputs if maker is not None and maker.attrs.get("function") == "mul" else ()
+        whole = [factor for factor in factors if factor is not None and factor.shape == value.shape]
+        found.append(whole[0] if len(whole) == 1 else value)
+    return tuple(found)
 
 
 def _multiplied(graph: Graph, op: Op) -> Value | None:

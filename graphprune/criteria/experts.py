@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from ..axes.dim import find
@@ -86,17 +88,12 @@ def _spread(scoring: Scoring, route: Route) -> Array:
     are computed, they are all of its tokens, and the number is the sum of its shares."""
     graph, host, size = scoring.program.graph, scoring.program.host, int(find(route.dim).size)
     share = chosen(graph, route.dim)
-    names = sorted({value.name for value in (route.made, route.ids, share) if value is not None})
+    made = route.made if isinstance(route.made, tuple) else (route.made,)
+    names = sorted({value.name for value in (*made, route.ids, share) if value is not None})
     count, used, total, squares = np.zeros(size), np.zeros(size), np.zeros((size, 1)), np.zeros(size)
     for batch in scoring.program.data:
         seen = host.watch(batch, names)
-        rows = seen[route.made.name].astype(np.float64)
-        if route.ids is None:
-            rows = np.moveaxis(rows, route.axis, 0).reshape(-1, rows.shape[-1])
-            ids = np.repeat(np.arange(size), len(rows) // size)
-        else:
-            ids = seen[route.ids.name].astype(np.intp).ravel()
-            rows = rows.reshape(len(ids), -1)
+        rows, ids = _rows_of(seen, route, size)
         total = total + _sums(ids, rows, size)
         squares += np.bincount(ids, np.square(rows).sum(1), size)
         count += np.bincount(ids, minlength=size)
@@ -104,8 +101,22 @@ def _spread(scoring: Scoring, route: Route) -> Array:
     number = np.maximum(count, 1)
     variance = (squares - np.square(total).sum(1) / number) / np.maximum(count - 1, 1)
     often = used if share is not None else count
-    made: Array = often * np.sqrt(np.maximum(variance, 0))
-    return made
+    spread: Array = often * np.sqrt(np.maximum(variance, 0))
+    return spread
+
+
+def _rows_of(seen: Mapping[str, Array], route: Route, size: int) -> tuple[Array, Array]:
+    """What experts made, a row each, and the number of the expert that made it."""
+    if isinstance(route.made, tuple):
+        each = [seen[value.name].astype(np.float64) for value in route.made]
+        parts = [rows.reshape(-1, rows.shape[-1]) for rows in each]
+        return np.concatenate(parts), np.repeat(np.arange(size), [len(rows) for rows in parts])
+    rows = seen[route.made.name].astype(np.float64)
+    if route.ids is None:
+        rows = np.moveaxis(rows, route.axis, 0).reshape(-1, rows.shape[-1])
+        return rows, np.repeat(np.arange(size), len(rows) // size)
+    ids = seen[route.ids.name].astype(np.intp).ravel()
+    return rows.reshape(len(ids), -1), ids
 
 
 def _sums(ids: Array, rows: Array, size: int) -> Array:

@@ -56,7 +56,8 @@ class Graph:
     """Ops in execution order. ``parameters``: every weight, buffer and constant tensor by name.
     ``relations``: what the rules said of each op, by op name. ``maskers``: what masks a dim that no
     weight reads (queries with keys). ``norms``: those that are written out. ``choices``: what weighs positions of a dim
-    against one another. Ops may be appended while it is built; afterwards it stays as it is."""
+    against one another. ``lanes``: axes whose positions have ops of their own. Ops may be appended while it is built;
+    afterwards it stays as it is."""
 
     ops: list[Op]
     inputs: list[Value]
@@ -66,6 +67,7 @@ class Graph:
     maskers: list[Masker] = field(default_factory=list)
     norms: list[WrittenNorm] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
+    lanes: list[Lanes] = field(default_factory=list)
     _known: _UseDef | None = field(default=None, init=False, repr=False)
 
     def maker(self, value: Value) -> Op | None:
@@ -225,6 +227,18 @@ class Branch:
 
     op: str
     operand: int
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """An axis whose positions have ops of their own. By op, by name, that takes single positions of it, which, one an
+    output, and that joins single positions to it, which, one an operand. ``ends``: for every position what of it is
+    added to, or joined with, what others make: without these nothing is left of it."""
+
+    dim: Dim
+    takes: Mapping[str, tuple[int, ...]]
+    joins: Mapping[str, tuple[int, ...]]
+    ends: Mapping[int, tuple[Branch, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

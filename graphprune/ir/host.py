@@ -122,6 +122,14 @@ class Host(Protocol):
         """Replace a ``reindex`` op by the concatenation of ``pieces``: by nothing where that is all of its
         operand, a slice where it is a run, else by a gather."""
 
+    def take_single(self, op: Op, at: Sequence[int]) -> None:
+        """Let an op that takes single positions of an axis (select, unbind, a split or slice into ones), or that
+        compares with the number of one, take these, one an output; -1 where nobody reads that output any more."""
+
+    def join(self, op: Op, operands: Sequence[int]) -> None:
+        """Let an op that joins its operands (stack, concat) join those of these numbers, in that order. What only the
+        others were for goes along."""
+
     def remove(self, op: Op, stays: int = 0) -> None:
         """Drop an op; its readers read its input number ``stays`` instead, and what only the others were for, ops and
         parameters, goes along."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..axes.dim import find
 from ..axes.index import Index
+from ..coupling.lanes import thin
 from ..coupling.relate import literals, raised, rescaled
 from ..errors import RecipeError, ShapeError
 from ..ir.facts import Groups, Keep, Order
@@ -63,6 +64,7 @@ class Propagate(Pass):
                 host.set_literal(op, "plus", eps[op.name])
         for op, pieces in selections(graph, index, order):
             host.set_reindex(op, pieces)
+        thin(graph, host, index)
         notes += _narrowed(graph, host, index)
         host.own()
         _compare(graph, host, index)

@@ -22,7 +22,7 @@ from ...ir.large import Room, are_large
 from ..boundary import refusing
 from ..example import Given, given
 from ..narrowed import Narrowed, narrowed
-from . import edit
+from . import edit, lanes
 from .choices import look, opened, take_known
 from .control_flow import Closed, flat, graphs_of
 from .factor import split
@@ -325,6 +325,16 @@ class OnnxHost:
     def _version(self) -> int:
         versions = self.model.graph.opset_imports
         return versions.get("", versions.get("ai.onnx", 1))
+
+    def take_single(self, op: Op, at: Sequence[int]) -> None:
+        self._change()
+        lanes.take_single(self.model.graph, self._node(op), op, at, self._version())
+        self._nodes = None
+
+    def join(self, op: Op, operands: Sequence[int]) -> None:
+        self._change()
+        lanes.join(self.model.graph, self._node(op), operands)
+        self._nodes = None
 
     def remove(self, op: Op, stays: int = 0) -> None:
         self._change()

@@ -52,8 +52,12 @@ def _pointwise(c: Call) -> Reading:
     number = _number(c) if c.node.op_type in ("Add", "Pow") else None
     if number is not None and c.node.op_type == "Add":
         known["plus"] = number
+    if c.node.op_type == "Equal" and (one := _number(c)) is not None and one.is_integer():
+        known["equals"] = int(one)
     if c.node.op_type == "Pow" and number in _POWERS:
         return "pointwise", [c.input(0)], {"function": _POWERS[number], **({"zero": "first"} if number > 0 else {})}
+    if c.node.op_type == "Where" and _zeros(c, 2):
+        known["zero"] = "any"
     if c.node.op_type == "Cast":
         known |= _cast(c)
     return "pointwise", list(c.inputs), {**known, **({"zero": zero} if zero else {})}
@@ -63,6 +67,13 @@ def _cast(c: Call) -> dict[str, Any]:
     x, out = c.input(0), c.outputs[0]
     whole = x is not None and out is not None and x.dtype.startswith("int") and out.dtype in ("int32", "int64")
     return {"function": "cast"} if out is not None and ("float" in out.dtype or whole) else {}
+
+
+def _zeros(c: Call, k: int) -> bool:
+    """Whether an input is a constant that is zero."""
+    value = c.node.inputs[k]
+    tensor = constant_tensor(value) if value is not None else None
+    return tensor is not None and tensor.size == 1 and not tensor.numpy().any()
 
 
 def _number(c: Call) -> float | None:
@@ -187,6 +198,14 @@ def _slice(c: Call) -> Reading:
     return "slice", [c.input(0)], {"axes": axes, "starts": starts, "ends": ends, "steps": steps}
 
 
+def _gather(c: Call) -> Reading:
+    x, number, axis = c.input(0), c.node.inputs[1], c.attr("axis", 0)
+    tensor = constant_tensor(number) if number is not None else None
+    if tensor is not None and not len(tensor.shape) and x is not None and not x.constant:
+        return "select", [x], {"axis": axis, "index": int(tensor.numpy())}
+    return "gather", [x, c.input(1)], {"axis": axis}
+
+
 def _pad(c: Call) -> Reading:
     rank = len(c.shape(0))
     flat = c.numbers(1, "pads")
@@ -256,14 +275,14 @@ _enter("Concat", lambda c: ("concat", list(c.inputs), {"axis": c.attr("axis", 1)
 _enter("Split", lambda c: ("split", [c.input(0)], {"axis": c.attr("axis", 0)}))
 _enter("Slice", _slice)
 _enter("Pad", _pad)
-_enter("Gather", lambda c: ("gather", [c.input(0), c.input(1)], {"axis": c.attr("axis", 0)}))
+_enter("Gather", _gather)
 _enter("GatherElements", lambda c: ("take_along", [c.input(0), c.input(1)], {"axis": c.attr("axis", 0)}))
 _enter("GatherND", _gather_nd)
 _enter("GridSample", lambda c: ("grid_sample", [c.input(0), c.input(1)], {}))
 _enter("Col2Im", _col2im)
 _enter("Reshape Flatten Squeeze Unsqueeze", _reshape)
 _enter("Transpose", lambda c: ("transpose", [c.input(0)], {"perm": list(c.attr("perm", range(len(c.shape(0)))[::-1]))}))
-_enter("Expand", lambda c: ("expand", [c.input(0)], {}))
+_enter("Expand", lambda c: ("expand", [c.input(0)], {"value": 0} if _zeros(c, 0) else {}))
 _enter("Tile", _tile)
 _enter("Resize Upsample", _resize)
 _enter("Range", lambda c: ("create", [], {}))

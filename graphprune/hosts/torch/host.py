@@ -29,6 +29,7 @@ from ...ir.large import Room
 from ..boundary import refusing
 from ..example import given
 from ..narrowed import Narrowed, narrowed
+from . import lanes
 from .baked import bake, note
 from .casting import as_read, cast_graph, wider
 from .conditions import both_run, choices
@@ -437,6 +438,16 @@ class TorchHost:
         node.meta["val"] = value
         return node
 
+    def take_single(self, op: Op, at: Sequence[int]) -> None:
+        lanes.take_single(self._node(op), at)
+        self._stale = True
+
+    def join(self, op: Op, operands: Sequence[int]) -> None:
+        for node in lanes.join(self._node(op), operands):
+            if not node.users:
+                self._sweep(node)
+        self._stale = True
+
     def remove(self, op: Op, stays: int = 0) -> None:
         node = self._node(op)
         source = Reader(self._module).operands(node)[stays]
@@ -462,7 +473,7 @@ class TorchHost:
             for source in sources:
                 if source.op in ("call_function", "get_attr") and all(map(_asserts, source.users)):
                     for user in list(source.users):
-                        graph.erase_node(user)
+                        _erase(user)
                     todo.append(source)
 
     def _node(self, op: Op) -> fx.Node:
@@ -600,5 +611,15 @@ def _states(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _asserts(node: fx.Node) -> bool:
-    """Whether a node only checks what it reads, which does not keep that alive."""
-    return "_assert" in str(node.target)
+    """Whether a node only checks what it reads, or a size of it, which does not keep that alive."""
+    if node.op != "call_function" or "_assert" in str(node.target):
+        return node.op == "call_function"
+    number = not isinstance(node.meta.get("val"), (torch.Tensor, tuple, list))
+    return (number or node.target is operator.getitem) and all(map(_asserts, node.users))
+
+
+def _erase(node: fx.Node) -> None:
+    """Drop a node and all that reads it."""
+    for user in list(node.users):
+        _erase(user)
+    node.graph.erase_node(node)

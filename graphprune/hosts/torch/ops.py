@@ -160,6 +160,10 @@ def _pow(a: Args) -> dict[str, Any]:
     return {**function, **({"zero": "first"} if isinstance(exponent, (int, float)) and exponent > 0 else {})}
 
 
+def _zero(value: Any) -> bool:
+    return isinstance(value, (int, float)) and value == 0
+
+
 FUNCTIONS: dict[str, Callable[[Args], dict[str, Any]]] = {
     **{name: _just(function) for function, names in _BY_FUNCTION.items() for name in names.split()},
     **dict.fromkeys("sub sub_ subtract".split(), lambda a: _scaled(a, "sub")),
@@ -173,6 +177,8 @@ FUNCTIONS: dict[str, Callable[[Args], dict[str, Any]]] = {
     **dict.fromkeys(("norm", "linalg_vector_norm"), _norm),
     "addcmul": lambda a: {"function": "addcmul"} if a["value"] == 1 else {},
     "pow": _pow,
+    "eq": lambda a: {"equals": a["other"]} if isinstance(a["other"], int) else {},
+    "where": lambda a: {"zero": "any"} if _zero(a["other"]) else {},
     **dict.fromkeys(
         "div div_ divide true_divide".split(), lambda a: {} if a.get("rounding_mode") else {"function": "div"}
     ),
