@@ -20,6 +20,7 @@ from graphprune.backends import share as share_of_latency
 from graphprune.backends.onnxruntime.target import Onnx
 from graphprune.cost.static import macs, params
 from graphprune.driver.curve import begun
+from graphprune.driver.latency_search import to_latency
 from graphprune.ir.program import Program
 from graphprune.passes.mask import Mask
 from graphprune.pipeline.published import published
@@ -39,6 +40,8 @@ FAMILIES = {
     "all, rotated": f"rms,rotate{{untie=true}},factor{{by=data}},group,branches,score{{by=obs}},{FIT}",
 }
 """Each by itself, and together in one budget by measured distortion; `all` is a recipe of its own."""
+BY_DISTORTION = {"branches": f"group,branches{{alone=true}},score{{branches=output}},{FIT}"}
+"""Where a family is allocated by something else, and a latency is not."""
 THEIRS = "Torch-Pruning"
 CRITERIA: Mapping[str, Callable[[Any], Any]] = {
     "l2": lambda tp: tp.importance.GroupMagnitudeImportance(p=2),
@@ -47,8 +50,6 @@ CRITERIA: Mapping[str, Callable[[Any], Any]] = {
 EXPERTS = ("mone", "stun")
 """Recipes for what no network here has."""
 NAMES = ("auto", *FAMILIES, *(name for name in published() if name not in EXPERTS), THEIRS)
-STEPS = 5
-"""Of a search for the largest budget within a latency."""
 COUNTED = (params, macs)
 
 
@@ -107,25 +108,16 @@ def measured(on: str, name: str, budget: str) -> dict[str, Any]:
 
 
 def at_latency(on: str, name: str, share: str) -> dict[str, Any]:
-    """The same of the largest budget that takes no more than a share of the latency in ONNX Runtime, one thread."""
-    goal = float(share.rstrip("x"))
-    original, low, high = Onnx().runnable(program(on)), 0.1, 1.0
-    best: tuple[float, float] | None = None
+    """The same within a share of the latency in ONNX Runtime, one thread, that is measured anew once all is done."""
+    whole, target, start = program(on), Onnx(), time.process_time()
     try:
-        for _ in range(STEPS):
-            budget = (low + high) / 2
-            steps = recipe(name, f"macs={budget:.3f}x").steps
-            try:
-                cut, _ = pruned(on, Recipe(tuple(step for step in steps if step.name != "compensate")), "macs")
-            except gp.BudgetError:
-                low = budget
-                continue
-            took = share_of_latency(original, Onnx().runnable(cut))
-            best, low, high = ((budget, took), budget, high) if took <= goal * 1.01 else (best, low, budget)
-        if best is None:
-            return {"refused": f"no budget from 0.1x on takes {share} of the latency"}
-        done, _ = pruned(on, recipe(name, f"macs={best[0]:.3f}x"), "macs")
-        return {**_worth(on, done), **_left(program(on), done), "latency": round(best[1], 3)}
+        found = to_latency(whole, recipe(name, f"latency={share}"), target)
+        done, seconds = found.program, time.process_time() - start
+        took = {
+            "latency": round(share_of_latency(target.runnable(whole), target.runnable(done)), 3),
+            "predicted": round(found.facts["predicted_ms"] / found.facts["whole_ms"], 3),
+        }
+        return {**_worth(on, done), **_left(whole, done), **took, "seconds": round(seconds, 1), **_opened(done)}
     except gp.GraphpruneError as error:
         return {"refused": str(error)[:300]}
 

@@ -80,7 +80,8 @@ def agreed(problem: Allocation, menus: Mapping[str, Menu], choose: Choose, measu
 
 def _keep(problem: Allocation, counts: Counts) -> Keep:
     everyone, scores = problem.everyone(counts), problem.program.fact(Scores)
-    return Keep({group.name: best_of(scores[group], everyone[group.name]) for group in problem.each})
+    keep = {group.name: best_of(scores[group], everyone[group.name]) for group in problem.each}
+    return Keep(keep, whole=problem.whole_layers(counts))
 
 
 def _beside(menus: Mapping[str, Menu], counts: Counts, lost: Callable[[Counts], float]) -> dict[str, Menu]:

@@ -80,6 +80,10 @@ class Allocation:
     def price(self, counts: Mapping[str, int]) -> float:
         return float(self.cost(self._cut(counts)))
 
+    def whole_layers(self, counts: Mapping[str, int]) -> frozenset[str] | None:
+        """See Keep.whole."""
+        return self.cost.whole_layers(self._cut(counts))
+
     def prices(self, counts: Mapping[str, int], name: str, options: Array) -> Array:
         """See choice.Prices."""
         if self._polynomials is not None:  # sums and products: all options at once, and what others cost once

@@ -55,6 +55,11 @@ class Cost:
         such sum."""
         return ((self,),)
 
+    def whole_layers(self, kept: Mapping[Dim, float]) -> frozenset[str] | None:
+        """Of the layers that may be whole or two, by the name of their first op, those that are whole at that; None
+        where it knows none."""
+        return None
+
     def _fold(self, free: frozenset[Dim]) -> Iterator[tuple[float, Term]]:
         """The terms with all that ``free`` does not change as one number; those of the same dims are one."""
         numbers: dict[tuple[int, ...], float] = {}
@@ -70,15 +75,21 @@ class Cost:
 
 @dataclass(frozen=True)
 class Either(Cost):
-    """The same, and of every layer that is factored the lesser of its two parts and the whole."""
+    """The same, and of every layer that is factored the lesser of its two parts and the whole. ``layers``: the names
+    of their first ops."""
 
     pairs: tuple[tuple[Cost, Cost], ...] = ()
+    layers: tuple[str, ...] = ()
 
     def __call__(self, kept: Mapping[Dim, float] | None = None) -> float:
         return sum((min(two(kept), whole(kept)) for two, whole in self.pairs), super().__call__(kept))
 
     def parts(self) -> tuple[tuple[Cost, ...], ...]:
         return ((Cost(self.unit, self.terms, self.sizes, self.scale),), *self.pairs)
+
+    def whole_layers(self, kept: Mapping[Dim, float]) -> frozenset[str]:
+        each = zip(self.layers, self.pairs, strict=True)
+        return frozenset(name for name, (two, whole) in each if whole(kept) <= two(kept))
 
 
 def length_of(dim: Dim, kept: Mapping[Dim, Any], sizes: Mapping[str, int]) -> Any:
@@ -156,7 +167,7 @@ def _of_tensors(plain: Cost, tensors: Mapping[str, Term], graph: Graph, gates: G
         read = graph.parameters[_weight(graph, ops[rank.inner])].dims
         whole = [(*_without(rank, read), *_without(rank, outer)) for outer in outers]
         pairs.append(([inner, *outers], whole))
-    return _lesser(replace(plain, terms=tuple(terms.values())), pairs)
+    return _lesser(replace(plain, terms=tuple(terms.values())), pairs, ranks)
 
 
 def _weight(graph: Graph, op: Op) -> str:
@@ -169,12 +180,13 @@ def _without(rank: Rank, term: Term) -> Term:
     return tuple(dim for dim in term if find(dim) is not find(rank.dim))
 
 
-def _lesser(plain: Cost, pairs: Sequence[tuple[Sequence[Term], Sequence[Term]]]) -> Cost:
+def _lesser(plain: Cost, pairs: Sequence[tuple[Sequence[Term], Sequence[Term]]], ranks: Sequence[Rank]) -> Cost:
     """With the layers of ``pairs``: what their parts cost, and what they cost whole."""
     if not pairs:
         return plain
     made = [(replace(plain, terms=tuple(two)), replace(plain, terms=tuple(whole))) for two, whole in pairs]
-    return Either(plain.unit, plain.terms, plain.sizes, plain.scale, tuple(made))
+    names = tuple(rank.outers[0] for rank in ranks)
+    return Either(plain.unit, plain.terms, plain.sizes, plain.scale, tuple(made), names)
 
 
 def _common(gates: Sequence[tuple[Dim, ...]]) -> tuple[Dim, ...]:
@@ -202,7 +214,7 @@ def macs(graph: Graph, host: Host, gates: Gates = MappingProxyType({}), ranks: S
         two = [term(rank.inner, inner), *map(term, rank.outers, outers)]
         pairs.append((two, list(map(term, rank.outers, wholes))))
     terms = [term(name, one) for name, each in found.items() for one in each]
-    return _lesser(Cost("MACs", tuple(terms), host.sizes(), 1 / samples(graph, host)), pairs)
+    return _lesser(Cost("MACs", tuple(terms), host.sizes(), 1 / samples(graph, host)), pairs, ranks)
 
 
 def samples(graph: Graph, host: Host) -> int:

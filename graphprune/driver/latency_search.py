@@ -16,11 +16,13 @@ from ..cost.latency.model import LatencyModel, points
 from ..cost.latency.table import Table
 from ..errors import BudgetError
 from ..ir.facts import Groups, Latency, Losses, Scores
+from ..ir.host import Host
 from ..ir.program import Program
 from ..passes.mask import Mask
 from ..pipeline.base import Pass, Progress
 from ..pipeline.bypass import Bypass
 from ..pipeline.edits import Cut
+from ..pipeline.factoring import undecided
 from ..pipeline.instrument import Instrument
 from ..pipeline.recipe import Recipe
 from ..pipeline.run import run
@@ -69,7 +71,9 @@ def recorded(
     to be measured. ``table``: that one instead of the cached one. ``program`` knows its Groups."""
     table = Table.cached(on.key(threads)) if table is None else table
     groups = program.fact(Groups)
-    missing = table.missing(points(program.graph, program.host, groups, mask.menus(program), mask.grain))
+    menus, ranks = mask.menus(program), undecided(program)
+    wanted = points(program.graph, program.host, groups, menus, mask.grain, ranks, _whole(program))
+    missing = table.missing(wanted)
     done = 0
     for found in on.time_ops(missing, threads=threads) if missing else ():
         table.add(found)
@@ -190,7 +194,14 @@ def _left(best: Round, text: str, goal: float, rounds: Sequence[Round], blind: b
 
 def _model(scored: Program, table: Table, whole_ms: float | None, on: Target) -> LatencyModel:
     groups = scored.fact(Groups)
-    return LatencyModel.of(scored.graph, scored.host, groups, table, whole_ms, on.label)
+    ranks = undecided(scored)
+    return LatencyModel.of(scored.graph, scored.host, groups, table, whole_ms, on.label, ranks, _whole(scored))
+
+
+def _whole(program: Program) -> Host | None:
+    """What a share of the latency is of, where dims were opened since."""
+    edits = program.plan.edits
+    return program.source if edits and all(edit.opens for edit in edits) else None
 
 
 def _reachable(mask: Mask, scored: Program, model: LatencyModel, goal: float) -> Mask:
@@ -201,10 +212,11 @@ def _reachable(mask: Mask, scored: Program, model: LatencyModel, goal: float) ->
 
 
 def _counts(program: Program, groups: Groups) -> dict[str, int]:
-    """What was kept of every group."""
+    """What was kept of every group: everything of the rank of a layer that stays whole."""
     gone = {branch for edit in program.plan.of(Bypass) for branch in edit.branches}
     gates = {gate.name: int(not gone.issuperset(gate.branches)) for gate in groups.gates}
-    return {**{name: len(kept) for edit in program.plan.of(Cut) for name, kept in edit.keep.items()}, **gates}
+    whole = {group.name: group.size for group in groups.channels}
+    return {**whole, **{name: len(kept) for edit in program.plan.of(Cut) for name, kept in edit.keep.items()}, **gates}
 
 
 def importance(groups: Groups, scores: Scores, counts: Mapping[str, int]) -> float:

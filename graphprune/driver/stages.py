@@ -191,13 +191,16 @@ def _read_curvature(content: Mapping[str, Any], arrays: Arrays, step: Pass, prog
 
 
 def _keep(fact: Keep, arrays: Arrays) -> dict[str, Any]:
-    flags = {"exact": fact.exact, "constant": fact.constant}
+    flags: dict[str, Any] = {"exact": fact.exact, "constant": fact.constant}
+    if fact.whole is not None:
+        flags["whole"] = sorted(fact.whole)
     return {"keep": _put(arrays, fact.keep), "blank": _put(arrays, fact.blank), **flags}
 
 
 def _read_keep(content: Mapping[str, Any], arrays: Arrays, step: Pass, program: Program) -> Keep:
     kept, blank = (_take(content[name], arrays) for name in ("keep", "blank"))
-    return Keep(kept, blank, content["exact"], content["constant"])
+    whole = frozenset(content["whole"]) if "whole" in content else None
+    return Keep(kept, blank, content["exact"], content["constant"], whole)
 
 
 _WRITE: Mapping[type, Callable[[Any, Arrays], dict[str, Any]]] = {

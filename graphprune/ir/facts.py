@@ -145,12 +145,15 @@ class Keep:
     the gaps between the channels that a reader takes, so that it takes a run. A channel that is listed
     twice is made twice. ``exact``: what goes counts for nothing, so that the cut network computes what the
     original does; with ``constant`` once `compensate{by=mean}` has added the part of what never changes to biases.
+    ``whole``: of the layers that became two, by the name of their first op, those that are one again, whatever is kept
+    of their ranks; None: those that are no smaller as two.
     """
 
     keep: Mapping[str, Indices]
     blank: Mapping[str, Indices] = field(default_factory=dict)
     exact: bool = False
     constant: bool = False
+    whole: frozenset[str] | None = None
 
     def index(self, groups: Groups) -> Index:
         """The same, as a function from any axis to its surviving positions."""

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..allocation import METHODS, OF_ALIKE, OF_BRANCHES, Allocation, methods
-from ..allocation.choice import Menu, Prices, trade
+from ..allocation.choice import Menu, Prices
 from ..allocation.fill import fill
+from ..allocation.knapsack import lost
 from ..allocation.problem import best, tied, without_frozen_likes
-from ..allocation.rd import losses
+from ..allocation.timed import Timed, menu, within
 from ..axes.dim import factors, find, terms
-from ..axes.index import Indices
 from ..cost.budget import Amount, amount
 from ..cost.latency.model import LatencyModel
 from ..cost.static import Cost
@@ -37,8 +37,6 @@ COMPARING = ("global", "lamp", "greedy", "knapsack")
 NOTED = 0.02
 """Of the whole: what may be left of a budget without a word."""
 ALIKE = {"no": "every group has a count of its own", "layers": "the same layer of all blocks keeps as many"}
-FOLLOWED = 6
-"""Choices among readers, each with what the last one left of the layers that they read."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,7 @@ class Mask(Pass):
         self._check_gates(program.fact(Groups))
         self._check_ranks(program)
         if unit == "latency":
-            return program.learn(Keep(self._within(program)))
+            return self._within(program)
         scores, links = program.fact(Scores), self._links(program)
         free = links.free() if self.alike == "no" else without_frozen_likes(links.free())
         groups = replace(free, groups=(*free, *gates))
@@ -162,13 +160,14 @@ class Mask(Pass):
         chosen, sums, alike = (groups, scores, {}) if self.alike == "no" else tied(groups, scores)
         problem = Allocation(program, chosen, sums, priced, remains * whole, unit, self.floor, self.grain, given, alike)
         counts = methods()[self.allocate].counts(problem)
-        lost = {g.name: _cut(sums[g], sorted({*problem.menu(g), counts[g.name]})) for g in chosen}
-        counts = problem.everyone(fill(lost, problem.prices, problem.budget, counts, problem.own_prices))
+        menus = lost(problem, {g.name: sorted({*problem.menu(g), counts[g.name]}) for g in chosen})
+        counts = problem.everyone(fill(menus, problem.prices, problem.budget, counts, problem.own_prices))
+        stay = problem.whole_layers(counts)
         keep = {group.name: best(scores[group], counts[group.name]) for group in groups}
         keep = {**links.complete(keep), **{gate.name: keep[gate.name] for gate in gates}}
         agreed = agree(program, keep, scores, cost, links.steps, self.target) if self.unconstrained == "mixed" else keep
         budget = Budget(unit, problem.budget, whole)
-        made = program.learn(Keep(agreed)).learn(budget)
+        made = program.learn(Keep(agreed, whole=stay)).learn(budget)
         left = cost({group.dim: len(agreed[group.name]) for group in program.fact(Groups) if group.name in agreed})
         have = left / whole
         if budget.exceeded(left):
@@ -177,7 +176,7 @@ class Mask(Pass):
         if have >= remains - min(NOTED, remains * methods()[self.allocate].near):
             return made
         less = any(len(agreed[name]) < len(kept) for name, kept in keep.items())
-        why = "readers that agree take less" if less else _next(lost, problem.prices, counts, whole, "x")
+        why = "readers that agree take less" if less else _next(menus, problem.prices, counts, whole, "x")
         return made.note(f"{unit}={getattr(self, unit)}: {have:.3g}x is kept, for {why}")
 
     def _whole(self, program: Program, unit: str, now: float) -> float:
@@ -220,32 +219,18 @@ class Mask(Pass):
     def _check_ranks(self, program: Program) -> None:
         """Whether ranks can be chosen so. Raises RecipeError."""
         dims = {find(rank.dim) for rank in undecided(program)}
-        if dims and self.latency:
-            raise RecipeError(
-                "`mask{latency=...}` has no prices of layers that stay whole", "budget MACs or parameters"
-            )
+        compared = self.allocate in COMPARING or (self.latency and self.allocate != "rd")
         both = len({group.dim in dims for group in program.fact(Groups).channels}) == 2
-        if both and self.allocate in COMPARING:
+        if both and compared:
             raise RecipeError(
                 f"`mask{{allocate={self.allocate}}}` cannot weigh channels against ranks, whose scores are others",
                 "take allocate=rd, which measures both alike, or `group{only=*rank}`",
             )
 
     def menus(self, program: Program) -> dict[str, list[int]]:
-        """The counts that each group may keep where a latency table prices them: floor and grain applied, and
-        for axes so narrow that the floor is below the grain its halves, down to four."""
-        problem, found = self._unpriced(program), {}
-        for group in problem.groups:
-            if group.name in problem.given:
-                found[group.name] = [problem.given[group.name]]
-                continue
-            halves, least = list[int](), max(4.0, self.floor * group.size)
-            half = problem.steps[group.name] / 2
-            while half >= least and half == int(half):
-                halves.append(int(half))
-                half /= 2
-            found[group.name] = sorted({*halves, *problem.menu(group)})
-        return found
+        """The counts that each group may keep where a latency table prices them."""
+        problem = self._unpriced(program)
+        return {group.name: menu(problem, group) for group in problem.groups}
 
     def _unpriced(self, program: Program) -> Allocation:
         nothing, groups = Cost("", (), {}), program.fact(Groups)
@@ -287,51 +272,30 @@ class Mask(Pass):
     def _links(self, program: Program) -> Links:
         return Links(program.graph, program.fact(Groups).channels, self._unpriced(program).steps)
 
-    def _within(self, program: Program) -> dict[str, Indices]:
-        """The channels with the least score lost whose predicted latency is within the budget."""
+    def _within(self, program: Program) -> Program:
+        """Chosen by a model of the target. Raises RecipeError where none is known."""
         if not program.knows(LatencyModel):
             raise RecipeError(
                 f"`mask{{latency={self.latency}}}` needs a LatencyModel, which says what channels cost on a target",
                 "graphprune compile --latency makes one",
             )
-        model, menus = program.fact(LatencyModel), self.menus(program)
-        budget, least = model.budget_ms(self.latency), model.total_ms({name: own[0] for name, own in menus.items()})
-        if least > budget:
-            raise BudgetError(
-                f"latency={self.latency} cannot be reached on {model.target}: with every group at its floor "
-                f"{least:.3g} ms remain of {model.whole_ms:.3g} ms ({least / model.whole_ms:.2f}x)",
-                "lower `floor` or `grain`, or see `graphprune inspect` for what is frozen",
-            )
-        links = self._links(program)
-        gates, scores = program.fact(Groups).gates, program.fact(Scores)
+        model, links, groups = program.fact(LatencyModel), self._links(program), program.fact(Groups)
         channels = links.free()
-        groups = replace(channels, groups=(*channels, *gates))
-        lost = self._losses(program, groups, {group.name: menus[group.name] for group in groups})
-        keep: dict[str, Indices] = {}
-        left: dict[str, int] = {}  # of the groups that follow from the choice
-        spend, under = budget, 0.0
-        for _ in range(FOLLOWED if links.followers else 1):
-            prices = _beside(model, left)
-            try:
-                counts = fill(lost, prices, spend, trade(lost, prices, spend))
-            except BudgetError:
-                if keep:
-                    break
-                raise
-            chosen = {group.name: best(scores[group], counts[group.name]) for group in groups}
-            made = links.complete({group.name: chosen[group.name] for group in channels})
-            made |= {gate.name: chosen[gate.name] for gate in gates}
-            total = model.total_ms({name: len(kept) for name, kept in made.items()})
-            if under < total <= budget * (1 + 1e-9) or not keep:
-                keep, under = made, total if total <= budget else under
-            left = {name: len(made[name]) for name in links.followers if name in made}
-            spend *= budget / total
-        return keep
-
-    def _losses(self, program: Program, groups: Groups, menus: Mapping[str, Sequence[int]]) -> dict[str, Menu]:
-        if self.allocate == "rd":
-            return dict(losses(program, groups, menus))
-        return {group.name: _cut(program.fact(Scores)[group], menus[group.name]) for group in groups}
+        problem = Timed(
+            program,
+            replace(channels, groups=(*channels, *groups.gates)),
+            program.fact(Scores),
+            Cost("ms", (), {}),
+            model.budget_ms(self.latency),
+            "latency",
+            self.floor,
+            self.grain,
+            self._given(groups),
+            model=model,
+            asked=self.latency,
+        )
+        keep = within(problem, links, distortion=self.allocate == "rd")
+        return program.learn(keep).note(*problem.remarks)
 
 
 def _products(program: Program) -> Iterator[tuple[str, str, float]]:
@@ -356,12 +320,6 @@ def _width(text: str, name: str, groups: Groups) -> int:
     return count
 
 
-def _cut(scores: Indices, counts: Sequence[int]) -> dict[int, float]:
-    """The sum of the scores that go when so many channels stay."""
-    lost = np.concatenate([[0.0], np.cumsum(np.sort(scores))])
-    return {count: float(lost[len(scores) - count]) for count in counts}
-
-
 def _next(lost: Mapping[str, Menu], prices: Prices, counts: Mapping[str, int], whole: float, sign: str) -> str:
     """What the cheapest step of any group would come to."""
     steps = {name: next((k for k in sorted(menu) if k > counts[name]), 0) for name, menu in lost.items()}
@@ -370,8 +328,3 @@ def _next(lost: Mapping[str, Menu], prices: Prices, counts: Mapping[str, int], w
         return "every group is whole"
     least, name, count = min(each)
     return f"one more step of any group exceeds it: {count} channels of `{name}`, the cheapest, make {least:.3g}{sign}"
-
-
-def _beside(model: LatencyModel, left: Mapping[str, int]) -> Prices:
-    """The model's prices, what is left of some groups being known."""
-    return lambda counts, group, options: model.prices({**left, **counts}, group, options)

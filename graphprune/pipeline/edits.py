@@ -56,9 +56,9 @@ class Cut(Edit):
         return cls(keeps, blank, dict(sorted(order.sinks.items())), keep.exact, keep.constant)
 
     def fact(self) -> Keep:
-        """The same as a fact."""
+        """The same as a fact. Which layers are whole is in the plan already: it makes two of the others alone."""
         keep, blank = ({name: np.asarray(at, np.intp) for name, at in x.items()} for x in (self.keep, self.blank))
-        return Keep(keep, blank, self.exact, self.constant)
+        return Keep(keep, blank, self.exact, self.constant, whole=frozenset())
 
     def apply(self, program: Program) -> Program:
         groups = everything(program.graph)

@@ -135,14 +135,13 @@ def undecided(program: Program) -> tuple[Rank, ...]:
 
 
 def settled(program: Program) -> Program:
-    """The program, right before a cut, in which those layers are as they were given of which so much of the rank stays
-    that one weight is no larger than two: keeping it whole is a choice as well, and exact."""
+    """The program, right before a cut, in which those layers are as they were given that stay whole (``Keep.whole``):
+    that is a choice as well, and exact."""
     groups, keep = program.fact(Groups), program.fact(Keep)
     index, ops = keep.index(groups.channels), {op.name: op for op in program.graph.ops}
     whole, gone = set[str](), set[str]()
     for rank in undecided(program):
-        inner, *outers = (_count(ops[name], index) for name in (rank.inner, *rank.outers))
-        if inner + sum(outers) >= inner * sum(outers) // len(index(rank.dim)) ** 2:
+        if rank.outers[0] in keep.whole if keep.whole is not None else _no_smaller(rank, ops, index):
             whole.add(rank.outers[0])
             gone |= {group.name for group in groups if group.dim is find(rank.dim)}
     if not whole:
@@ -159,6 +158,12 @@ def settled(program: Program) -> Program:
     for fact in (replace(again, groups=stay, made=groups.made), replace(keep, keep=kept), *order):
         made = made.learn(fact)
     return made
+
+
+def _no_smaller(rank: Rank, ops: Mapping[str, Op], index: Index) -> bool:
+    """Whether so much of the rank stays that one weight is no larger than two."""
+    inner, *outers = (_count(ops[name], index) for name in (rank.inner, *rank.outers))
+    return inner + sum(outers) >= inner * sum(outers) // len(index(rank.dim)) ** 2
 
 
 def _count(op: Op, index: Index) -> int:

@@ -236,7 +236,7 @@ def test_the_users_own_module_has_no_place_for_two_layers() -> None:
         ("factor{layers=nothing}", "no layer can be factored"),
         ("factor,group,score,mask{macs=0.5x allocate=global}", "cannot weigh channels against ranks"),
         ("factor,group,loosen", "does not follow `factor`"),
-        ("factor,group,score,mask{latency=0.5x}", "no prices of layers that stay whole"),
+        ("factor,group,score,mask{latency=0.5x}", "cannot weigh channels against ranks"),
     ],
 )
 def test_what_cannot_be_is_refused(recipe: str, message: str) -> None:

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from ...axes.dim import Dim
 from ...ir.facts import Groups
-from ...ir.graph import Graph
+from ...ir.graph import Graph, Rank
 from ...ir.host import Host
 from ..budget import amount
 from ..static import gates
 from .table import Point, Table, grid
 from .tabulated import Counts, Sheet
-from .workload import Family, Widths, works
+from .workload import Family, Widths, Work, works
 
 Array = NDArray[Any]
 Menus = Mapping[str, Sequence[int]]
@@ -37,16 +37,28 @@ class LatencyModel:
 
     @classmethod
     def of(
-        cls, graph: Graph, host: Host, groups: Groups, table: Table, whole_ms: float | None, target: str
+        cls,
+        graph: Graph,
+        host: Host,
+        groups: Groups,
+        table: Table,
+        whole_ms: float | None,
+        target: str,
+        ranks: Sequence[Rank] = (),
+        given: Host | None = None,
     ) -> LatencyModel:
         """The model of a network whose points are all in ``table``, scaled to the whole as measured (None:
-        it could not be, the sum stands).
+        it could not be, the sum stands). ``ranks``: of the layers that may be whole or factored. ``given``: the network
+        that is the whole, where dims were opened in this one.
         Raises DataError where a family is missing."""
-        found = works(graph, host, gates(graph, groups))
-        surfaces = {work.family: table.surface(work.family) for work in found}
-        made = cls(Sheet(found, surfaces, {g.name: g.dim for g in groups}, host.sizes()), 0.0, target)
-        whole = made.sum({}) if whole_ms is None else whole_ms
-        return replace(made, whole_ms=whole, scale=whole / made.sum({}))
+
+        def sheet(found: Sequence[Work], dims: Mapping[str, Dim], sizes: Mapping[str, int]) -> Sheet:
+            return Sheet(found, {one.family: table.surface(one.family) for one in found}, dims, sizes)
+
+        found = sheet(works(graph, host, gates(graph, groups), ranks), {g.name: g.dim for g in groups}, host.sizes())
+        total = float((found if given is None else sheet(works(given.lift(), given), {}, given.sizes())).each({}).sum())
+        whole = total if whole_ms is None else whole_ms
+        return cls(found, whole, target, whole / total)
 
     def sum(self, counts: Counts, without: Container[str] = ()) -> float:
         each = self.sheet.each(counts)
@@ -60,6 +72,10 @@ class LatencyModel:
         """Predicted microseconds when the groups' dims keep so many positions; ``without``: ops left out."""
         counts = {name: lengths[dim] for name, dim in self.sheet.dims.items() if dim in lengths}
         return 1e3 * (self.scale * self.sum(counts, without) + self.offset_ms)
+
+    def whole_layers(self, counts: Counts) -> frozenset[str]:
+        """See Keep.whole."""
+        return self.sheet.whole_layers(counts)
 
     def per_op(self, counts: Counts) -> dict[str, float]:
         """Milliseconds of every op, scaled like the whole; an op's parts added up."""
@@ -93,16 +109,25 @@ class LatencyModel:
         return asked.number if asked.absolute else asked.number * self.whole_ms
 
 
-def points(graph: Graph, host: Host, groups: Groups, menus: Menus, grain: int) -> list[Point]:
-    """What a table must hold for a search over ``menus``."""
-    sizes = host.sizes()
+def points(
+    graph: Graph,
+    host: Host,
+    groups: Groups,
+    menus: Menus,
+    grain: int,
+    ranks: Sequence[Rank] = (),
+    given: Host | None = None,
+) -> list[Point]:
+    """What a table must hold for a search over ``menus``, see LatencyModel.of."""
     least = {group.dim: min(menus[group.name]) for group in groups}
+    found = [(work, host.sizes()) for work in works(graph, host, ranks=ranks)]
+    found += [(work, given.sizes()) for work in works(given.lift(), given)] if given is not None else []
     ranges: dict[Family, list[tuple[Widths, Widths]]] = {}
-    for work in works(graph, host):
+    for work, sizes in found:
         low, high = work.widths(least, sizes), work.widths({}, sizes)
         pair = ((int(low[0]), max(1, round(low[1]))), (int(high[0]), max(1, round(high[1]))))
         ranges.setdefault(work.family, []).append(pair)
-    return [point for family, found in ranges.items() for point in _grid(family, found, grain)]
+    return [point for family, pairs in ranges.items() for point in _grid(family, pairs, grain)]
 
 
 def _grid(family: Family, found: Sequence[tuple[Widths, Widths]], grain: int) -> Iterator[Point]:

@@ -20,7 +20,8 @@ Counts = Mapping[str, float]
 
 class Sheet:
     """Milliseconds of ``works`` by the surfaces of their families. ``dims``: the groups' axes, by name;
-    ``sizes``: of dynamic symbols. Groups that are not among the counts asked for keep everything."""
+    ``sizes``: of dynamic symbols. Groups that are not among the counts asked for keep everything. A layer that may be
+    whole or two takes the lesser of both, whole where they are equal: the works of the other take nothing."""
 
     def __init__(
         self,
@@ -33,6 +34,10 @@ class Sheet:
         families = {family: k for k, family in enumerate(dict.fromkeys(work.family for work in works))}
         self._surfaces = [surfaces[family] for family in families]
         self._family = np.array([families[work.family] for work in works], int)
+        self._layers = tuple(dict.fromkeys(work.layer for work in works if work.layer))
+        numbers = {layer: k for k, layer in enumerate(self._layers)}
+        self._layer = np.array([numbers.get(work.layer, -1) for work in works], int)
+        self._whole = np.array([work.whole for work in works], int)
         self._number = {name: k for k, name in enumerate(dims)}
         variables = {dim: Polynomial({(k,): 1.0}) for k, dim in enumerate(dims.values())}
         widths = [Polynomial.of(width) for work in works for width in work.widths(variables, sizes)]
@@ -41,12 +46,19 @@ class Sheet:
         self._at = self._full
         everything = np.arange(len(self.works))
         self._widths = self._evaluated(everything)
-        self._ms = self._priced(everything, self._widths)
+        self._ms = self._taken(everything, self._widths)
 
     def each(self, counts: Counts) -> Array:
         """Milliseconds of every work."""
         self._move(counts)
         return self._ms
+
+    def whole_layers(self, counts: Counts) -> frozenset[str]:
+        """The layers that are whole, of those that may be two."""
+        self._move(counts)
+        everything = np.arange(len(self.works))
+        taken = self._whole_less(everything, self._priced(everything, self._widths))
+        return frozenset(layer for layer, whole in zip(self._layers, taken, strict=True) if whole)
 
     def sums(self, counts: Counts, group: str, options: Array) -> Array:
         """Milliseconds of all works with ``group`` at each of ``options``."""
@@ -60,7 +72,7 @@ class Sheet:
         row = np.searchsorted(works, self._row[terms] // 3) * 3 + self._row[terms] % 3
         widths = np.repeat(self._widths[works].reshape(-1, 1), change.shape[1], 1)
         np.add.at(widths, row, change)
-        moved = self._priced(works, widths.reshape(len(works), 3, -1))
+        moved = self._taken(works, widths.reshape(len(works), 3, -1))
         return np.asarray(self._ms.sum() - self._ms[works].sum() + moved.sum(0))
 
     def _tabulate(self, widths: Sequence[Polynomial], groups: int) -> None:
@@ -73,7 +85,7 @@ class Sheet:
         filled = [[*product, *[groups] * (most - len(product))] for _, product, _ in terms]
         self._factors = np.array(filled, int).reshape(len(terms), most)
         self._holding = [np.flatnonzero((self._factors == g).any(1)) for g in range(groups)]
-        self._touched = [np.unique(self._row[terms] // 3) for terms in self._holding]
+        self._touched = [self._with_others(np.unique(self._row[terms] // 3)) for terms in self._holding]
 
     def _move(self, counts: Counts) -> None:
         """To other counts: the works that they touch are priced anew."""
@@ -88,7 +100,7 @@ class Sheet:
         works = np.unique(np.concatenate([self._touched[g] for g in changed]))
         self._widths[works] = self._evaluated(works)
         self._ms = self._ms.copy()  # whoever asked before may hold it
-        self._ms[works] = self._priced(works, self._widths[works])
+        self._ms[works] = self._taken(works, self._widths[works])
 
     def _evaluated(self, works: Array) -> Array:
         """Inner width, outer width and repetitions of some works."""
@@ -97,6 +109,27 @@ class Sheet:
         terms = np.flatnonzero(chosen[self._row // 3])
         values = self._scale[terms] * self._at[self._factors[terms]].prod(1)
         return np.bincount(self._row[terms], values, 3 * len(self.works)).reshape(-1, 3)[works]
+
+    def _with_others(self, works: Array) -> Array:
+        """Some works with all of the layers that they are of."""
+        layers = self._layer[works]
+        return np.union1d(works, np.flatnonzero(np.isin(self._layer, layers[layers >= 0])))
+
+    def _taken(self, works: Array, widths: Array) -> Array:
+        """As ``_priced``, nothing of what is not chosen. Of a layer all works are there, or none."""
+        ms, layer = self._priced(works, widths), self._layer[works]
+        own = layer >= 0
+        if own.any():
+            chosen = self._whole[works][own].reshape(-1, *[1] * (ms.ndim - 1))
+            ms[own] *= self._whole_less(works, ms)[layer[own]] == chosen
+        return ms
+
+    def _whole_less(self, works: Array, ms: Array) -> Array:
+        """Of every layer whether it takes no longer whole."""
+        own = self._layer[works] >= 0
+        sums = np.zeros((len(self._layers), 2, *ms.shape[1:]))
+        np.add.at(sums, (self._layer[works][own], self._whole[works][own]), ms[own])
+        return np.asarray(sums[:, 1] <= sums[:, 0])
 
     def _priced(self, works: Array, widths: Array) -> Array:
         """Milliseconds of works at ``widths``: one of each, or one for each option."""

@@ -6,14 +6,14 @@ table per family serves every op of every network that is alike.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from types import MappingProxyType
 from typing import Any
 
 from ...axes.dim import Dim
-from ...ir.graph import Graph, Op, Value
+from ...ir.graph import Graph, Op, Rank, Value
 from ...ir.host import Host
 from ...ops.macs import Product
 from ...ops.traits import traits
@@ -49,7 +49,8 @@ class Work:
     """One op: its family, and the axes that its widths are. ``times``: axes along which the same work
     repeats (heads, tokens), relative to ``per`` repetitions in the family, and of branches that may go their dims of
     size one (cost.static.gates). ``streams``: the axes of all that
-    is read and written, of an op that does nothing else."""
+    is read and written, of an op that does nothing else. ``layer``: the first op of a layer that may be one or two: it
+    takes the works of the ``whole``, or the others."""
 
     op: str  # its name
     family: Family
@@ -58,6 +59,8 @@ class Work:
     times: tuple[Dim, ...] = ()
     per: int = 1
     streams: tuple[tuple[Dim, ...], ...] = ()
+    layer: str = ""
+    whole: bool = False
 
     def widths(self, kept: Mapping[Dim, Any], sizes: Mapping[str, int]) -> tuple[Any, Any, Any]:
         """Inner width, outer width and repetitions; arrays where ``kept`` holds arrays."""
@@ -70,16 +73,33 @@ class Work:
         return length(self.inner), length(self.outer), length(self.times) / self.per
 
 
-def works(graph: Graph, host: Host, gates: Gates = MappingProxyType({})) -> list[Work]:
+def works(graph: Graph, host: Host, gates: Gates = MappingProxyType({}), ranks: Sequence[Rank] = ()) -> list[Work]:
     """Every op that takes time of its own. Element-wise ops on what one conv or product makes for them
-    alone are part of it, as compilers fuse them."""
+    alone are part of it, as compilers fuse them. ``ranks``: of the layers that may be whole or factored."""
     sizes, fused = host.sizes(), _fused(graph)
+    layers = {name: rank.outers[0] for rank in ranks for name in (rank.inner, *rank.outers)}
     out: list[Work] = []
     for op in graph.ops:
         if op.name not in fused and op.outputs and not op.outputs[0].constant and op.outputs[0].shape is not None:
-            here = gates.get(op.name, ())
-            out.extend(replace(work, times=(*work.times, *here)) for work in _keyed(op, graph, sizes))
-    return out
+            out += (replace(work, layer=layers.get(op.name, "")) for work in _keyed(op, graph, sizes))
+    out += (work for rank in ranks for work in _wholes(rank, graph, sizes))
+    return [replace(work, times=(*work.times, *gates.get(work.op, ()))) for work in out]
+
+
+def _wholes(rank: Rank, graph: Graph, sizes: Mapping[str, int]) -> Iterator[Work]:
+    """The layers that a rank stands for, as they were."""
+    ops = {op.name: op for op in graph.ops}
+    first = ops[rank.inner]
+    for name in rank.outers:
+        op, read = ops[name], first.inputs[0]
+        if op.kind == "conv":
+            assert read is not None
+            taps = (_kernel(one, sizes) for one in (first, op))
+            made = _conv(op, sizes, read, [a * b for a, b in zip(*taps, strict=True)])
+        else:
+            (made,), (before,) = _keyed(op, graph, sizes), _keyed(first, graph, sizes)
+            made = replace(made, inner=before.inner)
+        yield replace(made, layer=rank.outers[0], whole=True)
 
 
 def _keyed(op: Op, graph: Graph, sizes: Mapping[str, int]) -> Iterator[Work]:
@@ -114,12 +134,18 @@ def _numbers(dims: tuple[Dim, ...], sizes: Mapping[str, int]) -> list[int]:
     return [int(length_of(dim, {}, sizes)) for dim in dims]
 
 
-def _conv(op: Op, sizes: Mapping[str, int]) -> Work:
-    x, weight, y = op.inputs[0], op.inputs[1], op.outputs[0]
-    assert x is not None and weight is not None
-    groups, channels = int(op.attrs["groups"]), len(y.dims) - (len(weight.dims) - 2) - 1
+def _kernel(op: Op, sizes: Mapping[str, int]) -> list[int]:
+    weight = op.inputs[1]
+    assert weight is not None
+    return _numbers(weight.dims[2:], sizes)
+
+
+def _conv(op: Op, sizes: Mapping[str, int], read: Value | None = None, taps: Sequence[int] = ()) -> Work:
+    """``read`` and ``taps``: another input and kernel than the op has."""
+    x, kernel, y = read or op.inputs[0], taps or _kernel(op, sizes), op.outputs[0]
+    assert x is not None
+    groups, channels = int(op.attrs["groups"]), len(y.dims) - len(kernel) - 1
     inside, outside = _numbers(x.dims[channels + 1 :], sizes), _numbers(y.dims[channels + 1 :], sizes)
-    kernel = _numbers(weight.dims[2:], sizes)
     if op.kind == "conv_transpose":  # as many products as a convolution of its input
         outside = inside
     batch = prod(_numbers(y.dims[:channels], sizes))
