@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +12,7 @@ import nets
 import numpy as np
 import pytest
 import torch
+from known import Known, Sleeper, alone
 from residual import transformer
 from torch import nn
 
@@ -21,7 +21,7 @@ from graphprune.backends.best import Best
 from graphprune.backends.measure import Runnable, settled
 from graphprune.backends.onnxruntime.target import Onnx
 from graphprune.backends.onnxruntime.time_ops import geometry, shapes
-from graphprune.backends.target import Target, target
+from graphprune.backends.target import target
 from graphprune.cost.latency.model import LatencyModel, points
 from graphprune.cost.latency.table import Surface, Table, grid
 from graphprune.cost.latency.tabulated import Sheet
@@ -29,7 +29,6 @@ from graphprune.cost.latency.workload import Family, works
 from graphprune.driver.latency_search import recorded, to_latency
 from graphprune.errors import BudgetError, DataError, RecipeError, TargetError
 from graphprune.ir.facts import Groups, Keep, Latency, Scores
-from graphprune.ir.host import Array, Batch
 from graphprune.ir.program import Program
 from graphprune.passes.mask import Mask
 from graphprune.pipeline.bypass import Bypass
@@ -65,74 +64,6 @@ def program() -> Program:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("GRAPHPRUNE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-# ---- a target whose latencies are known ----------------------------------------------------------------
-
-
-def seconds_of(family: Family, inner: float, outer: float) -> float:
-    """A staircase like a real target's: channels are rounded up to 16, and every op has a cost of its own."""
-    rounded = [16 * -(-n // 16) for n in (inner, outer)]
-    if family.kind == "stream":
-        return 1e-4 * outer
-    spatial = np.prod(family.sizes[2::3]) ** 2 if family.kind == "conv" else 1
-    return 0.01 + 1e-7 * spatial * rounded[0] * rounded[1]
-
-
-@dataclass(frozen=True)
-class Known(Target):
-    """Takes ``factor`` times what its ops take alone, and ``extra`` ms."""
-
-    name: ClassVar[str] = "known"
-    log: ClassVar[list[int]] = []  # how many points each call timed
-    factor: float = 1.3
-    extra: float = 0.05
-    blind: bool = False
-
-    def time_ops(self, points: Sequence[Any], *, threads: int = 1) -> Iterator[dict[Any, Latency]]:
-        self.log.append(len(points))
-        for start in range(0, len(points), 10):
-            yield {p: Latency(seconds_of(p[0], *p[1]), 0.0, 5, threads, "known") for p in points[start : start + 10]}
-
-    def unmeasured(self) -> str | None:
-        return "it is only a table" if self.blind else None
-
-    def runnable(self, program: Program, *, threads: int = 1) -> Runnable:
-        return _Sleeper(self.factor * alone(program) + self.extra, threads)
-
-
-class _Sleeper(Runnable):
-    def __init__(self, ms: float, threads: int) -> None:
-        super().__init__("known", threads, [])
-        self.ms = ms
-
-    def bind(self, batch: Batch) -> Any:
-        raise AssertionError
-
-    def run(self, batch: Batch) -> list[Array]:
-        raise AssertionError
-
-
-def alone(program: Program) -> float:
-    """The sum over ops, as ``Known`` has it, of a program as it is."""
-    total = 0.0
-    for work in works(program.graph, program.host):
-        inner, outer, times = work.widths({}, program.host.sizes())
-        total += seconds_of(work.family, inner, outer) * times
-    return total
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measurements without a clock."""
-
-    def measured(calls: dict[str, _Sleeper], *_: Any, **__: Any) -> dict[str, Latency]:
-        return {name: Latency(call.ms, 0.0, 5, call.threads, "known") for name, call in calls.items()}
-
-    for where in ("driver.latency_search", "backends.best"):
-        monkeypatch.setattr(f"graphprune.{where}.interleave", measured)
-    monkeypatch.setattr("graphprune.driver.latency_search.share", lambda original, other: other.ms / original.ms)
-    Known.log.clear()
 
 
 def recipe(budget: str, grain: int = 16) -> Recipe:
@@ -367,7 +298,7 @@ class Picky(Known):
     def runnable(self, program: Program, *, threads: int = 1) -> Runnable:
         works_ = [work.widths({}, program.host.sizes()) for work in works(program.graph, program.host)]
         odd = any(width % 16 for inner, outer, _ in works_ for width in (inner, outer) if width > 10)
-        return _Sleeper((2.0 if odd else 1.0) * alone(program), threads)
+        return Sleeper((2.0 if odd else 1.0) * alone(program), threads)
 
 
 def beside(original: Any, other: Any, **_: Any) -> dict[str, Latency]:
@@ -570,7 +501,7 @@ class Overrated(Known):
 
     def runnable(self, program: Program, *, threads: int = 1) -> Runnable:
         ms = alone(program)
-        return _Sleeper(ms if ms > self.extra else ms / 2, threads)
+        return Sleeper(ms if ms > self.extra else ms / 2, threads)
 
 
 def test_a_budget_below_the_tables_floor_is_measured_before_it_is_refused(program: Program, clock: None) -> None:
