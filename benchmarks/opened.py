@@ -5,8 +5,9 @@
 
 Contenders: every family of dims by itself, all of them in one budget, `auto`, the published recipes, Torch-Pruning
 where it runs. Each result is in docs/opened.json as soon as it is there, so that a run goes on where it stopped;
---report puts the tables into docs/benchmarks.md. With --latency, budgets are those at which a contender takes that
-share of the network's time in ONNX Runtime. The networks, and what a result is worth: benchmarks/opened_tasks.py.
+--report puts the tables into docs/benchmarks.md. With --latency, budgets are shares of the network's time in ONNX
+Runtime, and what goes is chosen by tables of what ops take there (`mask{latency=...}`). The networks, and what a result
+is worth: benchmarks/opened_tasks.py.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def key(on: str, budget: str, name: str) -> str:
 
 
 def timed(on: str, share: str, name: str) -> str:
-    return f"latency {share} {key(on, 'macs=0.5x', name)}"
+    return key(on, f"latency={share}", name)
 
 
 def table(found: Mapping[str, Any], on: str, columns: Mapping[str, Callable[[str], str]]) -> str:

@@ -66,7 +66,8 @@ def recipe(name: str, budget: str) -> Recipe:
         return default_recipe(unit, share, data=True)
     if name in published():
         return published()[name].recipe(unit, share)
-    return Recipe.parse(FAMILIES[name].replace("@", budget))
+    steps = BY_DISTORTION.get(name, FAMILIES[name]) if unit == "latency" else FAMILIES[name]
+    return Recipe.parse(steps.replace("@", budget))
 
 
 @cache

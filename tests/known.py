@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pytest
 
 from graphprune.backends.measure import Runnable
 from graphprune.backends.target import Target
@@ -88,3 +90,12 @@ def alone(program: Program, ms: Ms = steps) -> float:
 def measured(calls: dict[str, Sleeper], *_: Any, **__: Any) -> dict[str, Latency]:
     """``interleave`` without a clock."""
     return {name: Latency(call.ms, 0.0, 5, call.threads, "known") for name, call in calls.items()}
+
+
+def without_a_clock(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measurements are what targets say, and tables are kept in a folder."""
+    monkeypatch.setenv("GRAPHPRUNE_CACHE", str(folder))
+    for where in ("driver.latency_search", "backends.best"):
+        monkeypatch.setattr(f"graphprune.{where}.interleave", measured)
+    monkeypatch.setattr("graphprune.driver.latency_search.share", lambda original, other: other.ms / original.ms)
+    Known.log.clear()

@@ -12,7 +12,7 @@ import nets
 import numpy as np
 import pytest
 import torch
-from known import Known, Sleeper, alone
+from known import Known, Sleeper, alone, without_a_clock
 from residual import transformer
 from torch import nn
 
@@ -64,6 +64,11 @@ def program() -> Program:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("GRAPHPRUNE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_a_clock(tmp_path / "cache", monkeypatch)
 
 
 def recipe(budget: str, grain: int = 16) -> Recipe:
