@@ -34,7 +34,7 @@ def key(on: str, budget: str, name: str) -> str:
 
 
 def timed(on: str, share: str, name: str) -> str:
-    return key(on, f"latency={share}", name)
+    return f"{on} latency={share} {name}"
 
 
 def table(found: Mapping[str, Any], on: str, columns: Mapping[str, Callable[[str], str]]) -> str:
