@@ -8,7 +8,7 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 
@@ -22,6 +22,13 @@ Progress = Callable[[str, int, int], None]
 SAMPLE_SECONDS = 0.005  # shorter samples measure the clock and the scheduler
 FEWEST = 3  # repeats, whatever the budget: fewer have no spread
 
+
+OF_RANGE = 0.93
+"""The standard error of a median: so much of the interquartile range over the root of the count, of normal samples."""
+
+NO_SLOWER = 1.02
+"""What another model may take of the original's time and still be called no slower, beside what the measurement is
+uncertain by."""
 
 MOST_THREADS = 64
 """What may be asked for on any machine, however few cores it has (a device may have more)."""
@@ -65,6 +72,25 @@ class Runnable(ABC):
         if self._bound is None:
             self._bound = self.bind(self.example)
         return self._bound()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models timed in turns. ``share``: what the second takes of the first one's time, which is also the quotient
+    of the two medians; ``error``: its standard error."""
+
+    before: Latency
+    after: Latency
+    error: float = 0.0
+
+    @property
+    def share(self) -> float:
+        return self.after.median_ms / self.before.median_ms
+
+    @property
+    def slower(self) -> bool:
+        """Whether the second takes longer, beyond what may be and two standard errors."""
+        return self.share > NO_SLOWER + 2 * self.error
 
 
 def interleave(
@@ -114,20 +140,31 @@ def _samples(
     return samples
 
 
-def beside(original: Runnable, other: Runnable, repeats: int = 101, *, seconds: float = 4.0) -> dict[str, Latency]:
-    """The latencies ``before`` and ``after``. The quotient of their medians is what ``other`` takes of the original's
-    time: the median over rounds of what their samples, taken one after the other, say, since what slows the machine for
-    longer than that slows both."""
-    samples = _samples({"before": original, "after": other}, repeats, seconds)
-    before, after = _latency("before", original, samples["before"], 1), _latency("after", other, samples["after"], 1)
-    taken = median(late / early for early, late in zip(samples["before"], samples["after"], strict=True))
-    return {"before": before, "after": replace(after, median_ms=taken * before.median_ms)}
+def beside(
+    original: Callable[[], object],
+    other: Callable[[], object],
+    repeats: int = 101,
+    *,
+    seconds: float = 4.0,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Two models compared: what ``other`` takes of the original's time is the median over rounds of what their samples,
+    taken one after the other, say, since what slows the machine for longer than that slows both. Every latency that a
+    report or a command prints beside another comes from here. Arguments as for ``interleave``."""
+    samples = _samples({"before": original, "after": other}, repeats, seconds, progress)
+    before = _latency("before", original, samples["before"], threads)
+    after = _latency("after", other, samples["after"], threads)
+    taken = [late / early for early, late in zip(samples["before"], samples["after"], strict=True)]
+    low, middle, high = quantiles(taken, n=4, method="inclusive")
+    return Comparison(
+        before, replace(after, median_ms=middle * before.median_ms), OF_RANGE * (high - low) / len(taken) ** 0.5
+    )
 
 
 def share(original: Runnable, other: Runnable, repeats: int = 101, *, seconds: float = 4.0) -> float:
     """What ``other`` takes of the original's time, by ``beside``."""
-    times = beside(original, other, repeats, seconds=seconds)
-    return times["after"].median_ms / times["before"].median_ms
+    return beside(original, other, repeats, seconds=seconds).share
 
 
 def _warm_up(call: Callable[[], object]) -> tuple[int, float]:

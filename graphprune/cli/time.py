@@ -72,16 +72,16 @@ def bench(a: Path, b: Path, threads: int, repeats: int, as_json: bool, inputs: d
       graphprune bench model.onnx out/model.onnx
       graphprune bench out/tvm out/onnx --threads 2 --repeats 200
     """
-    from ..backends.measure import interleave
+    from ..backends.measure import beside
     from ..backends.target import runnable
     from ..report.listing import compared
 
     with progress() as told:
         told("reading the models", 0, 1)
-        calls = {name: runnable(path, threads=threads, inputs=inputs) for name, path in (("a", a), ("b", b))}
-        measured = interleave(calls, repeats, threads=threads, progress=told)
+        first, second = (runnable(path, threads=threads, inputs=inputs) for path in (a, b))
+        measured = beside(first, second, repeats, seconds=5.0, threads=threads, progress=told)
     if as_json:
-        sides = {side: {"model": str(path), **vars(measured[side])} for side, path in (("a", a), ("b", b))}
-        echo_json({**sides, "b_over_a": measured["b"].median_ms / measured["a"].median_ms})
+        sides = {"a": {"model": str(a), **vars(measured.before)}, "b": {"model": str(b), **vars(measured.after)}}
+        echo_json({**sides, "b_over_a": measured.share, "error": measured.error})
         return
-    echo(compared((str(a), measured["a"]), (str(b), measured["b"])))
+    echo(compared((str(a), measured.before), (str(b), measured.after), measured.error))

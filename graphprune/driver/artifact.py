@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..backends.measure import Runnable, beside
+from ..backends.measure import Runnable
 from ..backends.target import Target
 from ..errors import VerificationError
-from ..ir.facts import Latency
 from ..ir.host import Array
 from ..ir.program import Program
 from ..pipeline.base import Progress
@@ -20,8 +19,35 @@ from ..pipeline.compare import Check, compare
 from ..pipeline.plan_file import write_plan
 from ..pipeline.provenance import provenance
 from .configured import once, pretrained, write_pretrained
+from .measured import Measured, latencies
 
 ONCE = "weights are large, and written once, as from_pretrained loads them: there is no model.pt2 and no weights.pt"
+
+
+@dataclass(frozen=True)
+class Code:
+    """What a program became: each target's main file, its code ready to run, and how that compares with the original's;
+    empty where nothing was written, loaded or measured."""
+
+    files: Mapping[str, Path] = field(default_factory=dict)
+    ready: Mapping[str, Runnable] = field(default_factory=dict)
+    measured: Measured = field(default_factory=dict)
+
+
+def coded(
+    folder: Path | None,
+    source: Program,
+    program: Program,
+    targets: Sequence[Target],
+    threads: int,
+    load: bool,
+    measure: bool,
+    progress: Progress | None,
+) -> Code:
+    """The code of ``program``, written into ``folder`` where there is one, and measured beside that of ``source``."""
+    files = emit(folder, program, targets, progress) if folder is not None else {}
+    ready = loaded(program, targets, files, threads) if load else {}
+    return Code(files, ready, latencies(source, program, targets, ready, progress, threads) if measure else {})
 
 
 def emit(folder: Path, program: Program, targets: Sequence[Target], progress: Progress | None) -> dict[str, Path]:
@@ -113,27 +139,6 @@ def _alike(label: str, expected: Sequence[Array], found: Sequence[Array]) -> Che
     """All that can be told of code that draws random numbers of its own."""
     same = [(a.shape, a.dtype) for a in expected] == [(b.shape, b.dtype) for b in found]
     return Check(f"code for {label}: shapes alone, it draws random numbers", 0.0 if same else float("inf"), 0.0)
-
-
-def latencies(
-    source: Program,
-    program: Program,
-    targets: Sequence[Target],
-    code: Mapping[str, Runnable],
-    progress: Progress | None,
-    threads: int = 1,
-) -> dict[str, dict[str, Latency]]:
-    """``{target: {"before": ..., "after": ...}}``, the two side by side on each target."""
-    out = {}
-    for number, one in enumerate(targets):
-        if one.unmeasured():
-            continue
-        # A device behind RPC runs what is sent to it, not what this machine could load.
-        after = one.runnable(program, threads=threads) if one.options().get("rpc") else code[one.label]
-        if progress:
-            progress(f"measure {one.label}", number, len(targets))
-        out[one.label] = beside(one.runnable(source, threads=threads), after)
-    return out
 
 
 def profiled(

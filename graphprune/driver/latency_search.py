@@ -15,7 +15,7 @@ from ..cost.budget import amount
 from ..cost.latency.model import LatencyModel, points
 from ..cost.latency.table import Table
 from ..errors import BudgetError
-from ..ir.facts import Groups, Latency, Losses, Scores
+from ..ir.facts import Groups, Losses, Scores
 from ..ir.host import Host
 from ..ir.program import Program
 from ..passes.mask import Mask
@@ -27,12 +27,11 @@ from ..pipeline.instrument import Instrument
 from ..pipeline.recipe import Recipe
 from ..pipeline.run import run
 from ..reorder.per_reader import Links
+from .measured import NEAR, REACHED
 
 ROUNDS = 4
-CLOSE = (0.97, 1.015)
+CLOSE = (NEAR, 1.015)
 """Measured over wanted where the search stops."""
-ALLOWED = 1.03
-"""Measured over wanted that still counts as reached: what the measurement itself is uncertain by."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ def to_latency(
         try:
             chosen = run(Recipe((first, *recipe.steps[at + 1 :])), scored.learn(model), instruments=instruments)
         except BudgetError:
-            if any(one.measured_ms <= ALLOWED * goal for one in rounds):
+            if any(one.measured_ms <= REACHED * goal for one in rounds):
                 break  # what was corrected says that nothing can do what has been done
             raise
         counts = _counts(chosen, groups)
@@ -162,6 +161,8 @@ def to_latency(
         "importance": best.importance,
         "not_measured": blind,
         "rounds": [{k: v for k, v in vars(one).items() if k != "program"} for one in rounds],
+        "taken": next(k for k, one in enumerate(rounds) if one is best),
+        "spent": len(rounds) == ROUNDS,
         "table": {
             "path": str(table.path or ""),
             "points": sum(map(len, table.points.values())),
@@ -169,27 +170,7 @@ def to_latency(
         },
         "ops": _ops(model, best, groups, on, threads),
     }
-    remarks = [table.remark(), _left(best, mask.latency, goal, rounds, bool(blind))]
-    return Outcome(best.program.note(*filter(None, remarks)), facts)
-
-
-def settled(facts: Mapping[str, Any], times: Mapping[str, Latency]) -> dict[str, Any]:
-    """The facts of a search once its result was measured anew, beside the original: a report has one number for one
-    thing. A goal that is a share is one of what the original took now; what was predicted was so as well."""
-    whole, scale = times["before"].median_ms, times["before"].median_ms / facts["whole_ms"]
-    goal = facts["goal_ms"] * (1 if facts["absolute"] else scale)
-    predicted, measured = facts["predicted_ms"] * scale, times["after"].median_ms
-    return {**facts, "whole_ms": whole, "goal_ms": goal, "predicted_ms": predicted, "measured_ms": measured}
-
-
-def _left(best: Round, text: str, goal: float, rounds: Sequence[Round], blind: bool) -> str:
-    """Why less than the goal is taken, where it is noticeably less."""
-    taken = best.predicted_ms if blind else best.measured_ms
-    if taken >= CLOSE[0] * goal:
-        return ""
-    step = "by the table one more step of any group exceeds it"
-    why = step if len(rounds) < ROUNDS else f"{ROUNDS} rounds of choosing and measuring came no nearer"
-    return f"latency={text}: {taken:.3g} ms {'predicted' if blind else 'measured'} of {goal:.3g} ms, for {why}"
+    return Outcome(best.program.note(*filter(None, [table.remark()])), facts)
 
 
 def _model(scored: Program, table: Table, whole_ms: float | None, on: Target) -> LatencyModel:
@@ -227,7 +208,7 @@ def importance(groups: Groups, scores: Scores, counts: Mapping[str, int]) -> flo
 
 def _best(rounds: Sequence[Round], goal: float, text: str, on: Target) -> Round:
     """Of those that reach the goal the one that loses least. Raises BudgetError where none does."""
-    reached = [one for one in rounds if one.measured_ms <= ALLOWED * goal]
+    reached = [one for one in rounds if one.measured_ms <= REACHED * goal]
     if not reached:
         least = min(one.measured_ms for one in rounds)
         raise BudgetError(
@@ -238,10 +219,17 @@ def _best(rounds: Sequence[Round], goal: float, text: str, on: Target) -> Round:
     return min(reached, key=lambda one: one.loss)
 
 
+def _adding_up(each: Mapping[str, float], whole: float) -> dict[str, float]:
+    total = sum(each.values()) or 1.0
+    return {name: ms * whole / total for name, ms in each.items()}
+
+
 def _ops(model: LatencyModel, best: Round, groups: Groups, on: Target, threads: int) -> list[dict[str, Any]]:
-    """Every op's latency: in the original and the result as the table says, and as the target measured it."""
+    """Every op's latency: in the original and the result, as the table shares the whole out among them, and as the
+    target counts it."""
     counts = _counts(best.program, groups)
-    before, after = model.per_op({}), model.per_op(counts)
+    before = _adding_up(model.per_op({}), model.whole_ms)
+    after = _adding_up(model.per_op(counts), best.predicted_ms)
     measured = {} if on.unmeasured() else on.profile(best.program, threads=threads)
     return [
         {"op": name, "before_ms": before[name], "predicted_ms": after[name], "measured_ms": measured.get(name)}

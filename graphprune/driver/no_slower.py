@@ -5,13 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
-from ..backends.measure import Runnable, share
-from ..backends.target import Target
+from ..backends.measure import Comparison
 from ..errors import BudgetError
-from ..ir.facts import Latency
 from ..ir.program import Program
 from ..passes.loosen import Loosen
 from ..passes.mask import Mask
@@ -20,28 +17,29 @@ from ..pipeline.base import Pass, Progress
 from ..pipeline.instrument import Instrument
 from ..pipeline.recipe import Recipe
 from ..pipeline.run import run
+from .measured import Measured, worst
 
-ALLOWED = 1.02
-"""Measured over the original's latency that counts as no slower: what a measurement is uncertain by."""
-
-Measure = Callable[[Program, Program], float]
-"""What the second program takes of the first one's time."""
+GRAINS = (1.0, 2.0, 4.0, 0.5, 0.25)
+"""Of the grain that a target likes, in the order in which they are tried: coarser ones, and where a budget has no room
+for the grain itself, finer ones."""
 
 
 @dataclass(frozen=True)
-class Guarded:
-    """A program that is no slower than the original, the recipe that made it, and what was measured on the way
-    (plain data, for the report)."""
+class Tried:
+    """A program, the recipe that made it, and how its code compares with the original's, by target."""
 
     program: Program
     recipe: Recipe
-    facts: Mapping[str, Any]
+    measured: Measured
 
+    @property
+    def worst(self) -> Comparison:
+        return self.measured[worst(self.measured)]
 
-def slower(times: Mapping[str, Latency]) -> bool:
-    """Whether what is ``after`` takes longer than what was ``before``, beyond what the measurements spread."""
-    before, after = times["before"], times["after"]
-    return after.median_ms - ALLOWED * before.median_ms > max(before.spread_ms, after.spread_ms)
+    @property
+    def slower(self) -> bool:
+        """On any target."""
+        return any(one.slower for one in self.measured.values())
 
 
 def chooses(recipe: Recipe) -> bool:
@@ -51,58 +49,67 @@ def chooses(recipe: Recipe) -> bool:
 
 def guarded(
     program: Program,
-    done: Program,
-    recipe: Recipe,
-    on: Target,
+    given: Tried,
+    grain: int,
+    write: Callable[[Program], Measured],
     *,
-    threads: int = 1,
     progress: Progress | None = None,
-    measure: Measure | None = None,
     instruments: Sequence[Instrument] = (),
     perform: Callable[[Pass, Program], Program] | None = None,
-) -> Guarded:
-    """``done``, what ``recipe`` made of ``program``, if the target measures it at most 2 % slower; else the first
-    that is of: the same with widths that the target likes, twice and four times as coarse; where readers choose for
-    themselves with widths that it likes, with no copies (readers take all, and multiply the
-    rest by zero), and with readers that agree. The fastest where all are slower."""
-    ratio = partial(measure, program) if measure else _timed(on.runnable(program, threads=threads), on, threads)
-    tried = [(ratio(done), recipe, done)]
-    milder = _less_free(recipe, on.grain) if chooses(recipe) else _coarser(recipe, on.grain)
-    for text in milder if tried[0][0] > ALLOWED else ():
+) -> tuple[Tried, Mapping[str, Any]]:
+    """``given``, what a recipe made of ``program``, where it is no slower; else the first that is none of: the same
+    with widths that the target likes, multiples of ``grain``, coarser and finer; where readers choose for themselves
+    with widths that it likes, with no copies (readers take all, and multiply the rest by zero), and with readers that
+    agree. Where all are slower, the fastest. ``write``: writes a program's code and measures that, so that what is
+    returned is what was written last. Also plain data for the report, empty where nothing was slower."""
+    if not given.slower:
+        return given, {}
+    tried = [given]
+    milder = (_less_free if chooses(given.recipe) else _coarser)(given.recipe, grain)
+    for text in milder:
         if progress:
-            progress(f"no slower than it was on {on.label}", len(tried), 3)
+            progress(f"no slower than it was on {worst(given.measured)}", 0, 1)
         try:
             made = run(text, program, progress, instruments, perform)
         except BudgetError:  # not within the budget at these widths
             continue
-        tried.append((ratio(made), text, made))
-        if tried[-1][0] <= ALLOWED:
+        tried.append(Tried(made, text, write(made)))
+        if not tried[-1].slower:
             break
-    best = tried[-1] if tried[-1][0] <= ALLOWED else min(tried, key=lambda one: one[0])
-    rounds = [{"recipe": text.text(), "share": round(taken, 4)} for taken, text, _ in tried]
-    facts = {"target": on.label, "share": round(best[0], 4), "tried": rounds}
-    return Guarded(best[2], best[1], facts)
+    best = tried[-1]
+    if best.slower:
+        best = min(tried, key=lambda one: one.worst.share)
+        if best is not tried[-1]:  # whose code was written last
+            at = tried.index(best)
+            best = tried[at] = replace(best, measured=write(best.program))
+    return best, _told(best, tried)
 
 
-def _timed(original: Runnable, on: Target, threads: int) -> Callable[[Program], float]:
-    return lambda made: share(original, on.runnable(made, threads=threads))
+def _told(best: Tried, tried: Sequence[Tried]) -> dict[str, Any]:
+    rounds = [{"recipe": one.recipe.text(), "share": one.worst.share, "error": one.worst.error} for one in tried]
+    return {
+        "target": worst(best.measured),
+        "share": best.worst.share,
+        "slower": best.slower,
+        "tried": rounds,
+    }
 
 
 def _coarser(recipe: Recipe, grain: int) -> Iterator[Recipe]:
-    known = recipe
-    for factor in (1, 2, 4):
-        wide = _wide(recipe, factor * grain)
-        if wide != known:
+    known = {recipe}
+    for factor in GRAINS:
+        wide = _wide(recipe, int(factor * grain))
+        if wide not in known:
             yield wide
-        known = wide
+        known.add(wide)
 
 
 def _less_free(recipe: Recipe, grain: int) -> Iterator[Recipe]:
     wide = _wide(recipe, grain)
     yield wide
     yield _changed(wide, Reorder, menu="view|constrain")
-    agreed = _changed(wide, Mask, unconstrained="no")
-    yield Recipe(tuple(step for step in agreed.steps if not isinstance(step, Loosen)))
+    agreed = _changed(recipe, Mask, unconstrained="no")
+    yield from _coarser(Recipe(tuple(step for step in agreed.steps if not isinstance(step, Loosen))), grain)
 
 
 def _wide(recipe: Recipe, grain: int) -> Recipe:

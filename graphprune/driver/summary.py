@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..backends.measure import Comparison
 from ..backends.target import Target, host_cpu
 from ..cost import static as costs
 from ..cost.units import UNITS, cost
 from ..coupling.groups import find_groups
 from ..ir.facts import Group as Found
-from ..ir.facts import Groups, Latency
+from ..ir.facts import Groups
 from ..ir.host import Batch
 from ..ir.program import Program
 from ..passes.group import Group
@@ -27,20 +28,21 @@ from ..pipeline.recipe import Recipe
 from ..report import branches
 from .closeness import closeness
 from .layers import Times, kinds, layers
+from .measured import Measured, distance, slower
 
 
 @dataclass(frozen=True)
 class Compilation:
-    """How ``source`` became ``done``. ``checks``: None where nothing was proved; ``measured``: by target, before and
-    after; ``profile``: a target and what its ops take, if one tells; ``files``: the main file of each target's code,
-    where it was written."""
+    """How ``source`` became ``done``. ``checks``: None where nothing was proved; ``measured``: at the end, by target;
+    ``profile``: a target and what its ops take, if one tells; ``files``: the main file of each target's code, where it
+    was written."""
 
     source: Program
     done: Program
     recipe: Recipe
     targets: Sequence[Target]
     checks: Sequence[Check] | None
-    measured: Mapping[str, Mapping[str, Latency]]
+    measured: Measured
     profile: tuple[str, Times] | None
     files: Mapping[str, Path]
 
@@ -67,8 +69,8 @@ class Compilation:
             "model": model,
             "data": data,
             "host": done.host.kind,
-            "before": _side(source, {name: times["before"] for name, times in self.measured.items()}),
-            "after": _side(done, {name: times["after"] for name, times in self.measured.items()}),
+            "before": _side(source, {name: asdict(one.before) for name, one in self.measured.items()}),
+            "after": _side(done, {name: _after(one) for name, one in self.measured.items()}),
             "sizes": _sizes(source),
             "groups": _groups(done, groups),
             "frozen": [asdict(dim) for dim in groups.frozen],
@@ -81,7 +83,13 @@ class Compilation:
             "seed": done.seed,
             "machine": {"cpu": host_cpu(), "system": f"{platform.system()} {platform.machine()}"},
             "targets": {one.label: {**one.describe(), **_found(one, self.files)} for one in self.targets},
-            "notes": [*done.notes, *_left_out(self.targets), *_over(source, done, budget)],
+            "notes": [
+                *done.notes,
+                *_left_out(self.targets),
+                *_over(source, done, budget),
+                *slower(self.measured),
+                *(distance(more["latency"]) if more.get("latency") else ()),
+            ],
             "auto": auto,
             "network": layers(source, done, times),
             **({"time": {"target": target, "kinds": kinds(source, done, times)}} if times else {}),
@@ -196,14 +204,18 @@ def _sizes(program: Program) -> dict[str, list[int]]:
     return {value.name: list(map(int, array.shape)) for value, array in pairs}
 
 
-def _side(program: Program, measured: Mapping[str, Latency]) -> dict[str, Any]:
-    per_target = {name: asdict(latency) for name, latency in measured.items()}
+def _after(one: Comparison) -> dict[str, Any]:
+    """The latency of the result, and what it is of the original's."""
+    return {**asdict(one.after), "share": one.share, "share_error": one.error}
+
+
+def _side(program: Program, per_target: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "params": int(costs.params(program.graph, program.host)()),
         "macs": round(costs.macs(program.graph, program.host)()),
         "weights_bytes": costs.weights_bytes(program.graph),
         "latency_ms": next(iter(per_target.values()), None),
-        "per_target": per_target,
+        "per_target": dict(per_target),
     }
 
 

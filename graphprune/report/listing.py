@@ -37,18 +37,17 @@ def _axis(member: Member) -> str:
     return str(member) if find(member.dim).kind == LEAF else f"{member} = {member.dim!r}"
 
 
-def compared(a: tuple[str, Latency], b: tuple[str, Latency]) -> str:
-    """Two measurements, and how the second compares with the first."""
+def compared(a: tuple[str, Latency], b: tuple[str, Latency], error: float) -> str:
+    """Two measurements in turns, and how the second compares with the first; ``error``: of the ratio."""
     width = max(len(name) for name, _ in (a, b))
     lines = [
         f"{name:<{width}}  median {duration(one.median_ms)}, interquartile range {duration(one.spread_ms)}, "
         f"{one.repeats} repeats, {one.threads} {'thread' if one.threads == 1 else 'threads'}, {one.target}"
         for name, one in (a, b)
     ]
-    ratio = b[1].median_ms / a[1].median_ms
-    return "\n".join(
-        [*lines, f"ratio {ratio:.3f}x: {b[0]} is {speed(dataclasses.asdict(a[1]), dataclasses.asdict(b[1]))}"]
-    )
+    ratio, before, after = b[1].median_ms / a[1].median_ms, dataclasses.asdict(a[1]), dataclasses.asdict(b[1])
+    told = speed(before, {**after, "share_error": error})
+    return "\n".join([*lines, f"ratio {ratio:.3f}x ± {error:.3f}: {b[0]} is {told}"])
 
 
 Entry = Mapping[str, Any]

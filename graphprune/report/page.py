@@ -91,6 +91,7 @@ def _per_target(side: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 def _latency_row(target: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     slow, fast = before["median_ms"], after["median_ms"]
     spreads = f"{duration(before['spread_ms'])} and {duration(after['spread_ms'])}"
+    error = f"; ratio ± {after['share_error']:.3f}" if "share_error" in after else ""
     return {
         "label": f"latency, {target}",
         "before": duration(slow),
@@ -98,7 +99,7 @@ def _latency_row(target: str, before: Mapping[str, Any], after: Mapping[str, Any
         "remains": ratio(slow, fast),
         "share": fast / slow if slow else None,
         "exact": f"{slow} ms to {fast} ms",
-        "note": f"median of {after['repeats']}, {_threads(after['threads'])}; interquartile range {spreads}",
+        "note": f"median of {after['repeats']}, {_threads(after['threads'])}; interquartile range {spreads}{error}",
     }
 
 
@@ -107,9 +108,11 @@ def _threads(threads: int) -> str:
 
 
 def speed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """How the two latencies compare, in words; a difference within the spread is called none."""
+    """How the two latencies compare, in words; a difference within what the measurement is uncertain by is called
+    none: two standard errors of the ratio, or the spread where they were not measured in turns."""
     slow, fast = before["median_ms"], after["median_ms"]
-    if abs(slow - fast) <= max(before["spread_ms"], after["spread_ms"]) or not (slow and fast):
+    unsure = 2 * after["share_error"] * slow if "share_error" in after else max(before["spread_ms"], after["spread_ms"])
+    if abs(slow - fast) <= unsure or not (slow and fast):
         return "as fast as before (within the spread)"
     return f"{slow / fast:.2f} times as fast" if fast < slow else f"{fast / slow:.2f} times as slow"
 
@@ -136,7 +139,11 @@ def targeted(report: Report) -> list[str]:
         return []
     facts = report["latency"]
     took = facts["measured_ms"]
-    found = f"not measured ({facts['not_measured']})" if took is None else f"measured {duration(took)}"
+    found = (
+        f"not measured ({facts['not_measured']})"
+        if took is None
+        else f"measured {duration(took)} ({ratio(facts['whole_ms'], took)})"
+    )
     rounds = f"{len(facts['rounds'])} round{'' if len(facts['rounds']) == 1 else 's'}"
     return [
         f"latency {facts['budget']} on {facts['target']}: goal {duration(facts['goal_ms'])}, predicted "
@@ -147,9 +154,9 @@ def targeted(report: Report) -> list[str]:
 def _less_slow(facts: Mapping[str, Any]) -> str:
     first, *others = facts["tried"]
     given = f"the recipe as it was given took {first['share']:.2f}x of the original's time on {facts['target']}"
-    if facts["share"] == first["share"]:
-        tried = f"and {len(others)} coarser ones no less" if others else "and no coarser one is within the budget"
-        return f"Slower than the original, or level within what measurements spread: {given}, {tried}."
+    if facts["slower"]:
+        tried = f"and {len(others)} milder ones were slower too" if others else "and no milder one is within the budget"
+        return f"SLOWER than the original: this one takes {facts['share']:.2f}x of its time; {given}, {tried}."
     return f"So that it is not slower than the original: {given}, and this one {facts['share']:.2f}x."
 
 

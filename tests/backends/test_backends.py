@@ -9,6 +9,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import nn
 
 import graphprune as gp
 from graphprune.backends import Target, interleave, runnable, share, target, targets
+from graphprune.backends.measure import beside
 from graphprune.backends.onnxruntime.target import Onnx
 from graphprune.backends.torch import Torch
 from graphprune.backends.tvm import winograd
@@ -212,6 +214,18 @@ def test_a_share_is_of_samples_side_by_side(sleeper: Callable[..., Callable[[], 
     half = [0.5 * one for one in pace]
     half[5] = 1.0
     assert share(sleeper(pace, log, "a"), sleeper([0.006] * 4 + half[4:], log, "b"), 7) == pytest.approx(0.5)
+
+
+def test_the_error_of_a_share_is_what_its_ratios_leave_open(sleeper: Callable[..., Callable[[], None]]) -> None:
+    """Ratios of 1.1, 1.15, 1.2, 1.2, 1.25 and 1.3 beside a clock that goes at any pace: quartiles 1.1625 and 1.2375."""
+    log: list[str] = []
+    pace = [0.006, 0.012, 0.024, 0.006, 0.018, 0.006]
+    ratios = [1.2, 1.1, 1.3, 1.15, 1.25, 1.2]
+    late = [one * ratio for one, ratio in zip(pace, ratios, strict=True)]
+    found = beside(sleeper([0.008] * 4 + pace, log, "a"), sleeper([0.008] * 4 + late, log, "b"), 6, threads=2)
+    assert found.share == pytest.approx(1.2) and found.error == pytest.approx(0.93 * 0.075 / 6**0.5)
+    assert found.slower and found.before.repeats == 6 and found.after.threads == 2
+    assert not replace(found, error=0.1).slower, "1.2 is within twice of it"
 
 
 def test_measure_gives_a_latency_of_the_target(residual: Program) -> None:

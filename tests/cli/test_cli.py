@@ -310,7 +310,7 @@ def test_bench_compares_two_models() -> None:
     well("compile cli_nets:net --channels 0.5x --no-verify -o other")
     output = well("bench out/model.pt2 other/model.pt2 --repeats 5").stdout
     assert len(re.findall(r"median [^,]+ ms, interquartile range [^,]+ ms, 5 repeats, 1 thread", output)) == 2, output
-    assert re.search(r"^ratio \d+\.\d{3}x: other/model.pt2 is ", output, re.MULTILINE)
+    assert re.search(r"^ratio \d+\.\d{3}x ± \d+\.\d{3}: other/model.pt2 is ", output, re.MULTILINE)
 
 
 # ---- progress --------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,15 +19,16 @@ from torch import nn
 
 import graphprune as gp
 from graphprune.backends.best import Best
-from graphprune.backends.measure import Runnable, settled
+from graphprune.backends.measure import Comparison, Runnable, settled
 from graphprune.backends.onnxruntime.target import Onnx
 from graphprune.backends.onnxruntime.time_ops import geometry, shapes
-from graphprune.backends.target import target
+from graphprune.backends.target import Target, target
 from graphprune.cost.latency.model import LatencyModel, points
 from graphprune.cost.latency.table import Surface, Table, grid
 from graphprune.cost.latency.tabulated import Sheet
 from graphprune.cost.latency.workload import Family, works
 from graphprune.driver.latency_search import recorded, to_latency
+from graphprune.driver.measured import distance
 from graphprune.errors import BudgetError, DataError, RecipeError, TargetError
 from graphprune.ir.facts import Groups, Keep, Latency, Scores
 from graphprune.ir.program import Program
@@ -35,7 +37,7 @@ from graphprune.pipeline.bypass import Bypass
 from graphprune.pipeline.edits import Cut
 from graphprune.pipeline.recipe import Recipe
 from graphprune.pipeline.run import run
-from graphprune.report.page import targeted
+from graphprune.report.page import comparison, targeted
 
 
 class Net(nn.Module):
@@ -306,40 +308,115 @@ class Picky(Known):
         return Sleeper((2.0 if odd else 1.0) * alone(program), threads)
 
 
-def beside(original: Any, other: Any, **_: Any) -> dict[str, Latency]:
-    """At twice the pace of the search."""
-    return {"before": Latency(2 * original.ms, 0.0, 5, 1, "known"), "after": Latency(2 * other.ms, 0.0, 5, 1, "known")}
+@pytest.fixture
+def compiled(clock: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """`gp.compile` on a target whose code takes so many ms as it says; ``pace`` has what each measurement of a result
+    is multiplied by, in turns, once where it is over."""
+
+    def compile(program: Program, on: Target, pace: Sequence[float] = (), **options: Any) -> Any:
+        left = list(pace)
+
+        def beside(original: Any, other: Any, **_: Any) -> Comparison:
+            factor = left.pop(0) if left else 1.0
+            before, after = (Latency(ms, 0.0, 5, 1, "known") for ms in (2 * original.ms, 2 * factor * other.ms))
+            return Comparison(before, after, 0.01)
+
+        monkeypatch.setattr("graphprune.driver.measured.beside", beside)
+        monkeypatch.setattr(type(on), "unable", lambda self: None)
+        made = gp.compile(program, targets=[on, *options.pop("more", ())], verify=False, **options)
+        assert not left, "measured less often than was said"
+        return made
+
+    return compile
 
 
-def test_a_report_has_one_number_for_one_thing(program: Program, clock: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was measured at the end is what the search is told by; shares stay what they were."""
-    monkeypatch.setattr("graphprune.driver.artifact.beside", beside)
-    monkeypatch.setattr(Known, "unable", lambda self: None)
+def test_a_report_has_one_number_for_one_thing(program: Program, compiled: Callable[..., Any]) -> None:
+    """What was measured at the end, at half of the search's pace, is what the search is told by, wherever the report
+    speaks of it; shares stay what they were."""
     found = {}
     for budget in ("0.6x", "150ms"):
-        report = gp.compile(program, latency=budget, targets=[Known()], verify=False).report
+        report = compiled(program, Known(), latency=budget).report
         found[budget] = facts = report["latency"]
-        assert facts["measured_ms"] == report["after"]["per_target"]["known"]["median_ms"]
-        assert facts["whole_ms"] == report["before"]["per_target"]["known"]["median_ms"]
-        assert facts["rounds"][-1]["predicted_ms"] == pytest.approx(facts["predicted_ms"] / 2)
+        before, after = (report[side]["per_target"]["known"] for side in ("before", "after"))
+        assert facts["measured_ms"] == after["median_ms"] == facts["rounds"][facts["taken"]]["measured_ms"]
+        assert facts["whole_ms"] == before["median_ms"]
+        assert after["share"] == after["median_ms"] / before["median_ms"] and after["share_error"] == 0.01
+        assert facts["rounds"][facts["taken"]]["predicted_ms"] == facts["predicted_ms"]
+        for side, whole in (("before_ms", facts["whole_ms"]), ("predicted_ms", facts["predicted_ms"])):
+            assert sum(op[side] for op in facts["ops"]) == pytest.approx(whole)
+        (row,) = [row for row in comparison(report) if row["label"] == "latency, known"]
+        assert f"measured {row['after']} ({row['remains']})" in targeted(report)[0]
+        for note in report["notes"]:
+            assert " ms " not in note or f"{facts['measured_ms']:.3g} ms measured of {facts['goal_ms']:.3g} ms" in note
     assert found["0.6x"]["goal_ms"] == pytest.approx(0.6 * found["0.6x"]["whole_ms"])
     assert found["150ms"]["goal_ms"] == pytest.approx(150)
 
 
+def test_a_latency_that_is_not_reached_at_the_end_is_told(program: Program, compiled: Callable[..., Any]) -> None:
+    report = compiled(program, Known(), pace=[1.4], latency="0.6x").report
+    share = report["after"]["per_target"]["known"]["share"]
+    assert 0.75 < share < 0.9
+    (note,) = [note for note in report["notes"] if "NOT reached" in note]
+    assert note.startswith("latency=0.6x") and f"{report['latency']['measured_ms']:.3g} ms measured of" in note
+    assert f"({share:.2f}x)" in targeted(report)[0]
+    assert not any("NOT reached" in note for note in compiled(program, Known(), latency="0.6x").report["notes"])
+
+
+STEPS = "group,score,mask{macs=0.8x},propagate"
+
+
 def test_a_recipe_that_makes_a_network_slower_keeps_multiples_of_what_the_target_likes(
-    program: Program, monkeypatch: pytest.MonkeyPatch
+    program: Program, compiled: Callable[..., Any]
 ) -> None:
-    monkeypatch.setattr("graphprune.driver.artifact.beside", beside)
-    monkeypatch.setattr(Known, "unable", lambda self: None)
-    monkeypatch.setattr("graphprune.driver.no_slower.share", lambda original, other: other.ms / original.ms)
-    steps = "group,score,mask{macs=0.8x},propagate"
-    done = gp.compile(program, recipe=steps, targets=[Picky()], verify=False)
+    done = compiled(program, Picky(), recipe=STEPS)
     assert done.report["recipe"] == "group,score,mask{macs=0.8x grain=16},propagate"
     first, second = done.report["fallback"]["tried"]
     assert first["share"] > 1 > second["share"] == done.report["fallback"]["share"]
+    assert second["share"] == done.report["after"]["per_target"]["known"]["share"]
     assert targeted(done.report)[0].startswith("So that it is not slower")
     assert all(len(keep) % 16 == 0 for keep in done.program.plan.of(Cut)[0].keep.values())
-    assert "fallback" not in gp.compile(program, recipe=steps, targets=[Known()], verify=False).report
+    assert "fallback" not in compiled(program, Known(), recipe=STEPS).report
+    assert not any("SLOWER" in note for note in done.report["notes"])
+
+
+def test_where_a_budget_has_no_room_for_the_grain_a_finer_one_is_tried(
+    program: Program, compiled: Callable[..., Any]
+) -> None:
+    """At multiples of 16 half of the layers are more than a twentieth."""
+    steps = "group,score,mask{macs=0.05x floor=0.0},propagate"
+    with pytest.raises(BudgetError):
+        run(Recipe.parse(steps.replace("}", " grain=16}")), program)
+    done = compiled(program, Picky(), pace=[40.0], recipe=steps)
+    assert [one["recipe"] for one in done.report["fallback"]["tried"]] == [
+        steps,
+        "group,score,mask{macs=0.05x floor=0.0 grain=8},propagate",
+    ]
+
+
+def test_what_is_slower_at_every_grain_says_so(program: Program, compiled: Callable[..., Any]) -> None:
+    """The fastest is handed out, measured once more, and told as what it is; so is what has a grain of the user's."""
+    pace = [10.0, 3.0, 5.0, 4.0]  # as given, at multiples of 2 and 4, and at those of 2 again
+    report = compiled(program, Known(), pace=pace, recipe=STEPS).report
+    share = report["after"]["per_target"]["known"]["share"]
+    assert report["recipe"] == "group,score,mask{macs=0.8x grain=2},propagate"
+    assert share == report["fallback"]["share"] == report["fallback"]["tried"][1]["share"] > 2
+    assert any("SLOWER than the original on known: " in note and f"({share:.2f}x" in note for note in report["notes"])
+    assert targeted(report)[0].startswith(f"SLOWER than the original: this one takes {share:.2f}x")
+    own = compiled(program, Known(), pace=[3.0], macs="0.8x", grain=4).report
+    assert "fallback" not in own and any("SLOWER" in note for note in own["notes"])
+
+
+def test_of_several_targets_none_may_be_slower(program: Program, compiled: Callable[..., Any]) -> None:
+    @dataclass(frozen=True)
+    class Other(Known):
+        name: ClassVar[str] = "other"
+
+    def unable(self: Target) -> None:
+        return None
+
+    Other.unable = unable  # type: ignore[method-assign]
+    report = compiled(program, Known(), pace=[1.0, 3.0], recipe=STEPS, more=[Other()]).report
+    assert report["fallback"]["target"] and len(report["fallback"]["tried"]) == 2
 
 
 def test_what_is_written_is_what_was_chosen_at_last(
@@ -347,8 +424,10 @@ def test_what_is_written_is_what_was_chosen_at_last(
 ) -> None:
     """Code for a target and the proof are those of the coarser recipe."""
     asked = [1.5, 0.9]
-    monkeypatch.setattr("graphprune.api.slower", lambda times: True)
-    monkeypatch.setattr("graphprune.driver.no_slower.share", lambda original, other: asked.pop(0))
+    monkeypatch.setattr(
+        "graphprune.driver.measured.beside",
+        lambda *_: Comparison(Latency(1.0, 0.0, 5, 1, "onnx"), Latency(asked.pop(0), 0.0, 5, 1, "onnx")),
+    )
     out, steps = tmp_path / "out", "group,score,mask{macs=0.8x},propagate"
     made = gp.compile(program, recipe=steps, targets=["onnx"], out=out)
     assert not asked and made.report["recipe"] == f"group,score,mask{{macs=0.8x grain={Onnx.grain}}},propagate"
@@ -606,8 +685,8 @@ def test_a_latency_budget_is_filled_by_the_table(program: Program) -> None:
 
 def test_the_report_says_why_less_than_the_latency_is_taken(program: Program, clock: None) -> None:
     """Widths in steps of 64 are few."""
-    outcome = to_latency(program, recipe("0.97x", 64), Known())
-    taken = outcome.facts["measured_ms"]
-    assert taken < 0.97 * outcome.facts["goal_ms"]
-    (note,) = [note for note in outcome.program.notes if note.startswith("latency=0.97x: ")]
-    assert f"{taken:.3g} ms measured of {outcome.facts['goal_ms']:.3g} ms, for " in note
+    facts = to_latency(program, recipe("0.97x", 64), Known()).facts
+    taken = facts["measured_ms"]
+    assert taken < 0.97 * facts["goal_ms"]
+    (note,) = distance(facts)
+    assert note.startswith(f"latency=0.97x: {taken:.3g} ms measured of {facts['goal_ms']:.3g} ms, for ")

@@ -327,6 +327,13 @@ def test_a_difference_within_the_spread_is_called_none(before: float, after: flo
     assert speed(latency(before, 0.1, "t"), latency(after, 0.05, "t")) == words
 
 
+def test_in_turns_the_error_of_the_ratio_decides_and_not_the_spread() -> None:
+    """Samples of a busy machine spread more than their ratios do."""
+    slow, fast = latency(1.0, 0.3, "t"), latency(0.9, 0.3, "t")
+    assert speed(slow, {**fast, "share_error": 0.04}) == "1.11 times as fast"
+    assert speed(slow, {**fast, "share_error": 0.06}) == "as fast as before (within the spread)"
+
+
 def test_growth_is_shown_as_such() -> None:
     report = changed()
     report["after"]["weights_bytes"] = 2 * report["before"]["weights_bytes"]
