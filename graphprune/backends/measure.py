@@ -27,8 +27,7 @@ OF_RANGE = 0.93
 """The standard error of a median: so much of the interquartile range over the root of the count, of normal samples."""
 
 NO_SLOWER = 1.02
-"""What another model may take of the original's time and still be called no slower, beside what the measurement is
-uncertain by."""
+"""What another model may take of the original's time and still be called no slower."""
 
 MOST_THREADS = 64
 """What may be asked for on any machine, however few cores it has (a device may have more)."""
@@ -89,8 +88,8 @@ class Comparison:
 
     @property
     def slower(self) -> bool:
-        """Whether the second takes longer, beyond what may be and two standard errors."""
-        return self.share > NO_SLOWER + 2 * self.error
+        """Whether the second takes longer: by more than may be, and by more than two standard errors."""
+        return self.share > max(NO_SLOWER, 1 + 2 * self.error)
 
 
 def interleave(

@@ -272,7 +272,7 @@ def table(report: Report) -> str:
         if len(text[-1]) + 3 + len(line[4]) <= COLUMNS:
             text[-1] = f"{text[-1]}   {line[4]}".rstrip()
         else:
-            text.append(f"  {line[4]}")
+            text.append(fill(line[4], COLUMNS, initial_indent="  ", subsequent_indent="  ", **_WORDS))
     auto = [f"Recipe: auto, which is {report['recipe']}"] if report.get("auto") else []
     said = [*close(report), verified(report), *budget(report), *counted(report), *targeted(report)]
     wrapped = [fill(one, COLUMNS, subsequent_indent="  ", **_WORDS) for one in said]
