@@ -1,9 +1,16 @@
-"""Accuracy of latency-targeted and of MACs-targeted pruning at equal measured latency, trained CIFAR-10 networks.
+"""Accuracy at equal measured latency, trained CIFAR-10 networks: readers that agree or choose, latency or MACs.
 
-    python -m benchmarks.equal_latency [--out docs/equal.json] [--network resnet20 ...] [--budget 0.6x ...]
+    python -m benchmarks.equal_latency readers [--target ort] [--network resnet20 ...] [--budget 0.6x ...]
+    python -m benchmarks.equal_latency macs    [--network resnet20 ...] [--budget 0.6x ...]
+    python -m benchmarks.equal_latency --table          # both tables into docs/benchmarks.md
 
-ONNX Runtime, one thread, batch 1; all sides with the default criterion (512 training images), least squares
-after the cut and no training; the latency side with the default allocation, by measured distortion. The MACs
+One thread, batch 1; all sides with the default criterion (512 training images), least squares
+after the cut and no training; latencies with the default allocation, by measured distortion.
+
+``readers``: readers of the same channels agree (constrained), choose each for itself (unconstrained), choose where
+that is predicted to pay (mixed), and what `compile --latency` makes of it by itself (auto).
+
+``macs``: in ONNX Runtime; the latency side is constrained. The MACs
 sides take the largest budget (bisection) whose measured latency is no more than what the latency side was
 measured at, with widths in multiples of 16 or of 8, whichever keeps more. Accuracy is that of the exported model
 on the test images. Resumable: what ``--out`` holds is not run again.
@@ -12,6 +19,7 @@ on the test images. Resumable: what ``--out`` holds is not run again.
 from __future__ import annotations
 
 import argparse
+import functools
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -22,7 +30,9 @@ import torch
 import graphprune as gp
 from graphprune.allocation.rd import measured_losses
 from graphprune.backends import share
+from graphprune.backends.measure import beside
 from graphprune.backends.onnxruntime.target import Onnx
+from graphprune.backends.target import target
 from graphprune.driver.latency_search import to_latency
 from graphprune.errors import BudgetError
 from graphprune.ir.facts import Groups
@@ -32,8 +42,11 @@ from graphprune.pipeline.run import run
 
 from .cifar import TRAINED, calibration, images, network, normalised
 from .latency import within
-from .results import Results
+from .results import Results, between
 
+PAGE = Path("docs/benchmarks.md")
+MODES = {"constrained": "", "unconstrained": "unconstrained=readers", "mixed": "unconstrained=mixed"}
+BUDGETS = ("0.8x", "0.6x", "0.4x")
 GRAINS = (Onnx.grain, Onnx.grain // 2)
 SIDES = {"global": "one threshold", "knapsack": "knapsack", "rd": "distortion"}
 SCORE, REPAIR = "group,score{by=obs}", "propagate,compensate"
@@ -50,6 +63,41 @@ def accuracy(program: Program, batch: int = 250) -> float:
     x, model = normalised(pixels), Onnx().runnable(program)
     found = [model.run([x[k : k + batch]])[0].argmax(1) for k in range(0, len(x), batch)]
     return 100 * float((np.concatenate(found) == labels).mean())
+
+
+def by_readers(name: str, on: str, budget: str, side: str) -> dict[str, Any]:
+    """What of the latency is taken, and the accuracy."""
+    aim = target(on)
+    with tempfile.TemporaryDirectory() as folder:
+        program = load(name, Path(folder))
+        try:
+            if side == "auto":
+                made = gp.compile(program, latency=budget, targets=[aim], verify=False, cache=False).program
+            else:
+                loose = f" {MODES[side]} target={aim.name}" if MODES[side] else ""
+                order = f"reorder{{target={aim.name}}}," if MODES[side] else ""
+                mask = f"mask{{latency={budget} allocate=rd grain={aim.grain}{loose}}},{order}{REPAIR}"
+                made = to_latency(program, Recipe.parse(f"{SCORE},{mask}"), aim).program
+        except BudgetError as error:
+            return {"error": str(error.message)}
+        took = beside(aim.runnable(program), aim.runnable(made), seconds=8.0)
+        return {"latency": took.share, "error of it": took.error, "accuracy": accuracy(made)}
+
+
+def readers_table(rows: dict[str, dict[str, Any]]) -> str:
+    """A row per network, target and budget: of every side the share of the latency and top-1 in percent."""
+    sides = (*MODES, "auto")
+    lines = [f"| network, target, budget | {' | '.join(sides)} |", f"|---|{'---|' * len(sides)}"]
+    for key in dict.fromkeys(key.rpartition(", ")[0] for key in rows if key.rpartition(", ")[2] in sides):
+        cells = []
+        for side in sides:
+            row = rows.get(f"{key}, {side}")
+            if row is None:
+                cells.append("")
+            else:
+                cells.append("not reached" if "error" in row else f"{row['latency']:.3f}x, {row['accuracy']:.2f}")
+        lines.append(f"| {key} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def one(name: str, budget: str) -> dict[str, Any]:
@@ -88,6 +136,8 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         f"|---|---|---|{'---|' * len(SIDES)}",
     ]
     for key, row in rows.items():
+        if key.count(", ") > 1:
+            continue
         if "error" in row:
             lines.append(f"| {key} | | {row['error']} |{' |' * len(SIDES)}")
             continue
@@ -101,17 +151,31 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("what", nargs="?", choices=("readers", "macs"))
     parser.add_argument("--out", type=Path, default=Path("docs/equal.json"))
     parser.add_argument("--network", action="append", choices=TRAINED)
     parser.add_argument("--budget", action="append")
-    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--target", default="ort", help="of `readers`: ort, cpu")
+    parser.add_argument("--table", action="store_true", help="write the tables into the page")
     given = parser.parse_args()
-    results = Results(given.out)
-    for name in [] if given.table else given.network or TRAINED:
-        for budget in given.budget or ["0.6x"]:
-            if (key := f"{name}, {budget}") not in results:
-                results.add(key, one(name, budget))
-    print(table(results.known))
+    results, networks = Results(given.out), given.network or TRAINED
+    if given.what == "macs":
+        for name in networks:
+            for budget in given.budget or ["0.6x"]:
+                results.get(f"{name}, {budget}", functools.partial(one, name, budget))
+    if given.what == "readers":
+        label = target(given.target).label
+        for name in networks:
+            for budget in given.budget or BUDGETS:
+                for side in (*MODES, "auto"):
+                    job = functools.partial(by_readers, name, given.target, budget, side)
+                    results.get(f"{name}, {label}, {budget}, {side}", job)
+    tables = {"readers": readers_table(results.known), "macs": table(results.known)}
+    for what, text in tables.items():
+        print(text)
+        if given.table:
+            start = f"<!-- equal {what}: written by python -m benchmarks.equal_latency --table -->"
+            between(PAGE, start, f"<!-- end of equal {what} -->", text)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from .cost.units import UNITS
 from .driver.artifact import Code, check_code, coded, emit, profiled, write
 from .driver.closeness import Evaluate, closeness, figures
 from .driver.configured import pretrained, unsaid
+from .driver.contenders import nearest
 from .driver.dump import dumped
 from .driver.latency_search import has_latency, recorded, to_latency
 from .driver.measured import Measured, settled
@@ -488,7 +489,10 @@ def compile(
         if own is not None:
             steps, (done, facts) = own, attempt(own)
         else:
-            steps, (done, facts) = _aligned(program, unit, text, widest, control, attempt)
+            aligned = _aligned(program, unit, text, widest, control, attempt)
+            if unit == "latency" and not pretrained(program):  # whose class has no place for selections
+                aligned = nearest(program, aligned, chosen[0], judged, attempt)
+            steps, (done, facts) = aligned
         if processes.count() > 1:
             processes.check_plan(json.dumps(dict(done.plan), default=repr))
         made = Code()

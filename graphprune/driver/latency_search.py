@@ -108,7 +108,8 @@ def to_latency(
     on = on.searched(program, threads=threads)
     # where a reader's width is its own, so is its cost: what comes before the mask is done once
     scored = run(Recipe((*recipe.steps[:at], *mask.before())), program, progress, instruments, perform)
-    mask = replace(mask, unconstrained="no")
+    if mask.unconstrained != "mixed":
+        mask = replace(mask, unconstrained="no")
     table, fresh = recorded(scored, on, mask, threads=threads, table=table, progress=progress)
     blind = on.unmeasured()
     original = None if blind else on.runnable(program, threads=threads)

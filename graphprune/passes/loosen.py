@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..calibration.curvature import Curvature
 from ..coupling.groups import everything
 from ..errors import RecipeError
 from ..ir.facts import Groups, Keep, Scores
@@ -24,6 +25,7 @@ class Loosen(Pass):
     needs = (Groups,)
     gives = (Groups,)
     carries = (Scores,)
+    also = (Curvature,)  # where scores are made anew by what learns it
     rewrites = True
 
     writers: bool = False  # also after every writer that shares channels in a sum

@@ -106,10 +106,6 @@ class Mask(Pass):
                 f"say what remains: one of {', '.join(f'{unit}=0.5x' for unit in UNITS)}",
             )
         unit, text = next(iter(given.items()))
-        if unit == "latency" and self.unconstrained == "mixed":
-            raise RecipeError(
-                "`mask`: `unconstrained=mixed` decides by MACs, not by latency", "take readers or both, or budget MACs"
-            )
         return unit, amount(text, unit)
 
     @classmethod
@@ -165,7 +161,7 @@ class Mask(Pass):
         stay = problem.whole_layers(counts)
         keep = {group.name: best(scores[group], counts[group.name]) for group in groups}
         keep = {**links.complete(keep), **{gate.name: keep[gate.name] for gate in gates}}
-        agreed = agree(program, keep, scores, cost, links.steps, self.target) if self.unconstrained == "mixed" else keep
+        agreed = agree(program, keep, scores, links.steps, self.target, cost) if self.unconstrained == "mixed" else keep
         budget = Budget(unit, problem.budget, whole)
         made = program.learn(Keep(agreed, whole=stay)).learn(budget)
         left = cost({group.dim: len(agreed[group.name]) for group in program.fact(Groups) if group.name in agreed})
@@ -295,6 +291,8 @@ class Mask(Pass):
             asked=self.latency,
         )
         keep = within(problem, links, distortion=self.allocate == "rd")
+        if self.unconstrained == "mixed":
+            keep = replace(keep, keep=agree(program, keep.keep, problem.scores, links.steps, self.target))
         return program.learn(keep).note(*problem.remarks)
 
 

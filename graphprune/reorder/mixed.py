@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from ..axes.dim import PRODUCT, find, terms
+from ..axes.dim import PRODUCT, Dim, find, terms
 from ..axes.index import Indices
-from ..cost.static import Cost
 from ..ir.facts import Groups, Scores
 from ..ir.program import Program
 from .access import MENU, Pricing
@@ -21,14 +20,19 @@ Lists = Mapping[str, Indices]
 
 
 def agree(
-    program: Program, keep: Lists, scores: Scores, budget: Cost, steps: Mapping[str, int], target: str = ""
+    program: Program,
+    keep: Lists,
+    scores: Scores,
+    steps: Mapping[str, int],
+    target: str = "",
+    budget: Callable[[Mapping[Dim, float]], float] = lambda lengths: 0.0,
 ) -> dict[str, Indices]:
     """``keep`` with the readers of some segments made to agree.
 
     Per segment: of every block the fewest channels (in multiples of ``steps``), the best by the sum of all
     readers' scores, that keep as much of that sum as the readers keep with lists of their own. That is taken
     where it is predicted to be no slower on ``target`` (computing, copies and concatenations; the host's own by
-    default) and costs no more of the budget.
+    default) and costs no more of the budget, if there is one beside time.
     """
     groups = program.fact(Groups)
     prices = PRICES[target or program.host.native_target]

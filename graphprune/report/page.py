@@ -147,8 +147,18 @@ def targeted(report: Report) -> list[str]:
     rounds = f"{len(facts['rounds'])} round{'' if len(facts['rounds']) == 1 else 's'}"
     return [
         f"latency {facts['budget']} on {facts['target']}: goal {duration(facts['goal_ms'])}, predicted "
-        f"{duration(facts['predicted_ms'])}, {found}; {facts['importance']:.1%} of the importance kept, {rounds}."
+        f"{duration(facts['predicted_ms'])}, {found}; {facts['importance']:.1%} of the importance kept, {rounds}.",
+        *([_contest(facts["contenders"])] if "contenders" in facts else []),
     ]
+
+
+def _contest(contenders: Sequence[Mapping[str, Any]]) -> str:
+    agreed, free = (one["change"] for one in contenders)
+    taken = "chooses channels of its own where that pays" if free < agreed else "takes the same channels as others"
+    return (
+        f"Each reader {taken}: at that latency outputs change by {min(agreed, free):.1%} on samples held back, and by "
+        f"{max(agreed, free):.1%} otherwise."
+    )
 
 
 def _less_slow(facts: Mapping[str, Any]) -> str:
