@@ -451,7 +451,7 @@ class Fork(nn.Module):
         return torch.cat([reader(x) for reader in self.readers], 1)
 
 
-@pytest.mark.parametrize("mode", ["readers", "both", "mixed"])
+@pytest.mark.parametrize("mode", ["readers", "both"])
 def test_readers_with_widths_of_their_own_keep_to_a_latency(clock: None, mode: str) -> None:
     torch.manual_seed(0)
     program, on = gp.load(Fork().eval(), torch.randn(1, 3, 16, 16)), Known()
@@ -460,8 +460,8 @@ def test_readers_with_widths_of_their_own_keep_to_a_latency(clock: None, mode: s
         for more in ("", f" unconstrained={mode}")
     )
     assert alone(loose.program) < alone(program) and gp.verify(loose.program)
-    facts, least = loose.facts, 0.8 if mode == "mixed" else 0.85  # readers that agree again leave something over
-    assert least * facts["goal_ms"] <= facts["measured_ms"] <= 1.03 * facts["goal_ms"]
+    facts = loose.facts
+    assert 0.85 * facts["goal_ms"] <= facts["measured_ms"] <= 1.03 * facts["goal_ms"]
     assert abs(facts["predicted_ms"] / facts["measured_ms"] - 1) < 0.1
     widths = [len(kept) for step in loose.program.plan["steps"] for kept in step.get("keep", {}).values()]
     assert len(set(widths)) > 1 and loose.program.plan != alike.program.plan
