@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
 import zipfile
+from contextlib import nullcontext
 
 import nets
 import numpy as np
@@ -17,7 +19,9 @@ from torch import nn
 import graphprune as gp
 from graphprune.coupling.groups import find_groups
 from graphprune.errors import ModelError, OutputError, ShapeError
+from graphprune.hosts.torch.edit import narrow_to_slice
 from graphprune.hosts.torch.host import TorchHost
+from graphprune.hosts.torch.regions import write_out
 from graphprune.ir.program import Program
 from graphprune.pipeline import verify as proof
 from graphprune.pipeline.recipe import Recipe
@@ -524,3 +528,34 @@ def test_shapes_are_inferred_and_a_norm_of_another_width_is_refused():
     shapes = host.shapes()
     assert {shapes[op.outputs[0].name][1:] for op in host.lift().ops} == {(5, 6, 6)}
     assert host.run([IMAGES.numpy()])[0].shape == (2, 5, 6, 6)
+
+
+class Watching(nn.Module):
+    """Knows whether Python's collector ran in its forward."""
+
+    def __init__(self, fails: bool = False) -> None:
+        super().__init__()
+        self.linear, self.fails, self.collecting = nn.Linear(4, 3), fails, list[bool]()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.collecting.append(gc.isenabled())
+        if self.fails:
+            raise ValueError("no")
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_is_collected_while_a_module_is_traced(fails: bool) -> None:
+    """Walking over what tracing makes took a fifth of it."""
+    module = Watching(fails).eval()
+    with pytest.raises(ModelError) if fails else nullcontext():
+        TorchHost.export(module, torch.randn(2, 4))
+    assert module.collecting and not any(module.collecting) and gc.isenabled()
+
+
+def test_a_graph_in_which_nothing_is_rewritten_is_not_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.no_grad():
+        model = torch.export.export(nn.Linear(4, 3), (torch.randn(2, 4),)).module(check_guards=False)
+    monkeypatch.setattr(type(model), "recompile", lambda self: pytest.fail("compiled again"))
+    assert write_out(model, True) == []
+    narrow_to_slice(model)

@@ -86,6 +86,7 @@ def _split_sizes(node: fx.Node, value: Sequence[int]) -> None:
 
 def narrow_to_slice(model: fx.GraphModule) -> None:
     """``narrow`` made ``slice``: what is the whole axis then stays so when the axis is cut."""
+    changed = False
     for node in model.graph.nodes:
         if node.target is _ATEN.narrow.default:
             named = arguments(node)
@@ -94,7 +95,9 @@ def narrow_to_slice(model: fx.GraphModule) -> None:
                 end = sys.maxsize if start < 0 and start + length == 0 else start + length
                 node.target = _ATEN.slice.Tensor
                 node.args, node.kwargs = (named["self"], named["dim"], start, end), {}
-    model.recompile()
+                changed = True
+    if changed:
+        model.recompile()
 
 
 def _slice(name: str) -> Callable[[fx.Node, Sequence[int | None]], None]:

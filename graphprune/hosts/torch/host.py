@@ -95,7 +95,8 @@ class TorchHost:
         torch.compile and DistributedDataParallel. Raises ModelError."""
         module = unwrapped(module)
         check_loaded(module)
-        host = cls.from_exported(trace(module, inputs, dynamic_shapes))
+        with paused():
+            host = cls.from_exported(trace(module, inputs, dynamic_shapes))
         host.module, host.notes = module, (*host.notes, *modes(module))
         return host
 

@@ -28,7 +28,8 @@ def write_out(model: fx.GraphModule, branches: bool) -> list[str]:
     """Rewrite the graph of ``model`` without regions that can be written out, from the innermost on; ``branches``:
     also without those of a ``cond`` that decides when it is run. Returns what there is to say of it."""
     notes: dict[str, None] = {}
-    for node in list(model.graph.nodes):
+    before = list(model.graph.nodes)
+    for node in before:
         region = _region(node)
         if region is not None:
             body: fx.GraphModule = _get_attr(model, str(region[0].target))
@@ -40,8 +41,9 @@ def write_out(model: fx.GraphModule, branches: bool) -> list[str]:
                 notes.update(dict.fromkeys(write_out(body, branches)))
             if all(map(can_open, both)):
                 _open(model, node, both)
-    model.graph.lint()
-    model.recompile()
+    if list(model.graph.nodes) != before:
+        model.graph.lint()
+        model.recompile()
     return list(notes)
 
 
