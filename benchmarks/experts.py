@@ -21,7 +21,7 @@ from examples.digits import digits
 EXPERTS, CHOSEN, WIDTH, INNER, LAYERS = 8, 2, 32, 32, 2
 EPOCHS, BATCH, BALANCE = 20, 64, 0.01
 LEFT = (6, 4, 3)
-SCORES = ("random", "l1", "l2", "stun", "mone", "taylor")
+SCORES = ("random", "l1", "l2", "stun", "mone", "taylor", "diep")
 X, Y, X_HELD, Y_HELD = digits()
 
 
@@ -97,8 +97,11 @@ def cut(module: nn.Module, score: str, left: int, seed: int) -> float:
     """Accuracy in percent of held-out digits with so many experts a layer."""
     program = gp.load(module, (X[:2],), data=(X[:512], Y[:512]), loss=F.cross_entropy, seed=seed)
     share = f"{left / EXPERTS}x"
-    steps = f"group{{places=experts}},score{{by={score}}},mask{{channels={share} allocate=uniform}},propagate"
-    pruned = gp.run(steps, program)
+    rest = f"mask{{channels={share} allocate=uniform}},propagate"
+    if score == "diep":
+        pruned = gp.run(rest, gp.train.diep(program, keep=left / EXPERTS))
+    else:
+        pruned = gp.run(f"group{{places=experts}},score{{by={score}}},{rest}", program)
     gp.verify(pruned)
     return accuracy(pruned.model)
 

@@ -48,7 +48,10 @@ def tokens(graph: Graph, after: Sequence[int], left: Sequence[int] | None, host:
     all of it behind each; None: all. Raises ModelError with what stands in the way."""
     found, reasons = dict[Any, list[tuple[int, Attention]]](), list[str]()
     for at, attention, axis in attentions(graph):
-        found.setdefault(signature(axis), []).append((at, attention))
+        if (why := _windowed(graph, attention)) is not None:
+            reasons.append(why)
+        else:
+            found.setdefault(signature(axis), []).append((at, attention))
     for mine, blocks in found.items():
         try:
             return _tokens(graph, TokenAxis({mine: 0}), blocks, after, left, host)
@@ -90,6 +93,18 @@ def _tokens(
         if value in readers.known:
             raise ModelError(f"`{value.name}`, an output, has all tokens")
     return Tokens(size, first, last, tuple(one for _, one in blocks), tuple(places), tuple(readers.readings))
+
+
+def _windowed(graph: Graph, attention: Attention) -> str | None:
+    """Why an attention is none of all tokens of a sample: there are more of its first axis than there are samples."""
+    samples = {find(value.dims[0]).size for value in graph.inputs if value.dims}
+    many = find(attention.values.dims[0]).size
+    if len(attention.values.dims) != 4 or many in samples:
+        return None
+    folded = any(str(many).endswith(f"*{one}") for one in samples if isinstance(one, str)) or (
+        isinstance(many, int) and any(isinstance(one, int) and many % one == 0 for one in samples)
+    )
+    return f"{attention.op.where} attends within windows of tokens, folded into samples" if folded else None
 
 
 def _moving(graph: Graph) -> set[Value]:

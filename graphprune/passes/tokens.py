@@ -36,6 +36,8 @@ class Tokens(Pass):
     def run(self, program: Program) -> Program:
         """See pipeline.tokens. Raises ModelError where the model has no tokens, or something reads them in a way that
         is not known."""
+        if program.plan.of(Dropping):
+            raise RecipeError("`tokens` comes once in a recipe", "one can drop by and by: after=3|6 keep=0.7x|0.5x")
         found = tokens(program.graph, self._blocks(), None, program.host)
         edit = Dropping(self._counts(found.some), self._blocks(), self.by, program.seed)
         done = edit.apply(program)

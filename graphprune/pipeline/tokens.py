@@ -41,7 +41,7 @@ class Tokens(Edit):
         return True
 
     def apply(self, program: Program) -> Program:
-        host, ops = program.host.copy(), program.graph.ops
+        ops, host = program.graph.ops, program.host.copy()  # read first: a host knows the literals that it has read
         found = self._found(program)
         making = _Making(self, host, found, ops)
         for number, place in enumerate(found.places):
@@ -73,7 +73,7 @@ class Tokens(Edit):
     def masked(self, program: Program, cut: Parameters) -> Program:
         """All tokens stay; those that are dropped are minus infinity to every later attention, and no part of means,
         sums and maxima of them."""
-        host, ops = program.host.copy(), program.graph.ops
+        ops, host = program.graph.ops, program.host.copy()  # read first: a host knows the literals that it has read
         found = self._found(program)
         making, alive = _Making(self, host, found, ops), list[str]()
         for number in range(len(found.places)):

@@ -6,6 +6,7 @@ from .acip import ACIP
 from .adasap import AdaSAP
 from .bip import BiP
 from .catalyst import Catalyst
+from .choice import diep
 from .consensus import Consensus
 from .distil import InnerDistillation, answers
 from .dress import DReSS
@@ -61,6 +62,7 @@ __all__ = [
     "Transport",
     "answers",
     "cubic",
+    "diep",
     "linear",
     "one_shot",
     "roll_back",

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 import graphprune as gp
 from graphprune.axes.index import Index
 from graphprune.cost.static import macs
-from graphprune.errors import ModelError, VerificationError
+from graphprune.errors import ModelError, RecipeError, VerificationError
 from graphprune.ir.facts import Groups
 from graphprune.ir.program import Program
 from graphprune.pipeline import tokens as dropping
@@ -416,6 +417,51 @@ def test_what_cannot_do_without_tokens_is_refused_by_name(how: str) -> None:
     with pytest.raises(ModelError) as error:
         gp.run("tokens{keep=5}", given)
     assert f"no tokens can be dropped: {REFUSED[how]}" in error.value.message
+
+
+class Windows(nn.Module):
+    """Swin's: two blocks attend within four windows of an image each, which are folded into samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.head = nn.Conv2d(3, WIDTH, 1), nn.Linear(WIDTH, 2)
+
+    def attended(self, x: Tensor) -> Tensor:
+        b, n = x.shape[0], HEADS
+        x = x.view(b, 2, 3, 2, 3, WIDTH).transpose(2, 3).reshape(-1, 9, n, WIDTH // n).transpose(1, 2)
+        x = F.scaled_dot_product_attention(x, x, x).transpose(1, 2)
+        return x.reshape(b, 2, 2, 3, 3, WIDTH).transpose(2, 3).reshape(b, 36, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = x + self.attended(x)
+        return self.head((x + self.attended(x)).mean(1))
+
+
+def test_windows_are_refused_as_windows() -> None:
+    given = gp.load(Windows().double().eval(), (X[:2],))
+    with pytest.raises(ModelError, match=r"\(attention\) attends within windows of tokens, folded into samples"):
+        gp.run("tokens{keep=5}", given)
+
+
+def test_tokens_are_dropped_by_one_pass() -> None:
+    with pytest.raises(RecipeError, match="`tokens` comes once in a recipe") as error:
+        gp.run("tokens{keep=0.7x after=1},tokens{keep=0.5x after=2}", program("written torch"))
+    assert "after=3|6 keep=0.7x|0.5x" in str(error.value.hint)
+
+
+def test_a_file_in_half_precision_that_says_no_types(tmp_path: Path) -> None:
+    """As tools leave them that strip what can be inferred."""
+    path = tmp_path / "net.onnx"
+    gp.load(copy.deepcopy(module("written")).half(), (X[:2].half(),)).host.save_onnx(path)
+    file = onnx.load(path)
+    del file.graph.value_info[:]
+    onnx.save(file, path)
+    done = gp.run("tokens{keep=0.5x after=2}", gp.load(path, data=[X.half().numpy()]))
+    assert all(check.holds for check in gp.verify(done))
+    exact = gp.run("tokens{keep=0.5x after=2}", program("written torch"))
+    apart = relative(exact.host.run([X.numpy()])[0], done.host.run([X.half().numpy()])[0])
+    assert 1e-6 < apart < 0.05
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from .control_flow import Closed, flat, graphs_of
 from .factor import split
 from .file import CHANGED, check_external, external, from_proto, read, write
 from .float32_reference import halves, widened
-from .inputs import bfloat16_values, feed, holes, some
+from .inputs import bfloat16_values, dtype_name, feed, holes, some
 from .inserting import Inserter
 from .lift import lift
 from .literal_tracking import Written
@@ -280,6 +280,8 @@ class OnnxHost:
         self._nodes = None
 
     def insert(self, before: Op, kind: str, inputs: Sequence[str], **attrs: Any) -> str:
+        if any(self._value(name).dtype is None for name in inputs):
+            self._type_values()
         self._change()
         anchor, values = self._node(before), [self._value(name) for name in inputs]
         dtype = next((value.dtype for value in values if value.dtype is not None), ir.DataType.FLOAT)
@@ -287,6 +289,13 @@ class OnnxHost:
         made = make(kind, values, attrs)
         self._nodes = None
         return str(made.name)
+
+    def _type_values(self) -> None:
+        """Write down the element types of what nodes make, which the file does not say."""
+        types = {dtype_name(kind): kind for kind in ir.DataType}
+        for name, dtype in self._look().dtypes.items():
+            if name in self._by_output() and (value := self._value(name)).dtype is None and dtype in types:
+                value.type = ir.TensorType(types[dtype])
 
     def connect(self, op: Op, operand: int, value: str) -> None:
         self._change()

@@ -56,6 +56,7 @@ class Inserter:
     def positions(self, x: ir.Value, best: int) -> ir.Value:
         if self.dtype is ir.DataType.FLOAT16:  # of which ONNX Runtime sorts nothing
             x = self.node("Cast", x, to=int(ir.DataType.FLOAT))
+            x.type = ir.TensorType(ir.DataType.FLOAT)
         return self._sorted(self._sorted(x, best, 1), best, 0)
 
     def _sorted(self, x: ir.Value, best: int, largest: int) -> ir.Value:
