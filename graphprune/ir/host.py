@@ -54,7 +54,8 @@ class Host(Protocol):
         floating tensor (``"float64"``)."""
 
     def own(self) -> None:
-        """Share no storage with the host this one was copied from: the result may be trained in place."""
+        """Share no storage with the host this one was copied from: the result may be trained in place. Done to what a
+        recipe or a plan gives; a pass that leaves it out takes less memory until then."""
 
     def parameter(self, name: str) -> Array:
         """The tensor as numpy (bf16 and fp16 widened to float32). Not to be written to."""

@@ -7,6 +7,7 @@ pages of maps back when memory runs short, and reads them again when they are ne
 from __future__ import annotations
 
 import ctypes
+import gc
 import mmap
 import os
 import sys
@@ -42,6 +43,15 @@ def give_back() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:  # another libc
             trim(0)
+
+
+def released(size: int) -> None:
+    """After work with a model of so many bytes: what nobody has any more goes back to the system, such as a model that
+    was edited. Those refer to themselves, so that the collector alone finds them, which does not know how large they
+    are."""
+    if size > FILE_BYTES:
+        gc.collect()
+        give_back()
 
 
 class Room:

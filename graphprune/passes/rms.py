@@ -47,7 +47,6 @@ class Rms(Pass):
                 "no LayerNorm can be an RMS norm" + "".join(f"\n    {note}" for note in notes[:5]),
                 "those of a residual stream can, which is read by nothing else and written by layers and embeddings",
             )
-        host.own()
         host.shapes()
         return program.rewrite(host).note(*notes)
 

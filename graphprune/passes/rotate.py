@@ -48,6 +48,10 @@ class Rotate(Pass):
         what a sum adds to goes through Q_l+1' Q_l on the shortcut, a layer that counts (section 3.3, figure 4); the
         first sum and what is before it share one. The sign of each makes its largest entry positive. A stream that
         cannot be rotated stays, with a note. Raises ModelError where none can."""
+        made, notes = self._fitted(program)
+        return made.apply(program).note(*notes)
+
+    def _fitted(self, program: Program) -> tuple[Rotation, list[str]]:
         host, notes = untied(program.host, "rms_norm") if self.untie else program.host, list[str]()
         found = list[Stream]()
         for stream in streams(host.lift()):
@@ -67,8 +71,8 @@ class Rotate(Pass):
             if len(found) == len(parts):
                 notes.append("`rotate{per=block}`: no stream has a second sum behind a norm, one rotation each is all")
         moments = _moments(host, found, program)
-        made = {stream.name: _principal(moments[stream.name]) for stream in found}
-        return Rotation(made, self.untie, parts).apply(program).note(*notes)
+        made = {stream.name: _principal(moments.pop(stream.name)) for stream in found}
+        return Rotation(made, self.untie, parts), notes
 
 
 def _moments(host: Host, found: list[Stream], program: Program) -> dict[str, Array]:

@@ -62,6 +62,7 @@ def replayed(plan: Plan, program: Program, masked: bool = False) -> Program:
     for number, edit in enumerate(plan.edits[start:], start):
         with _at(number):
             program = edit.masked(program, plan.parameters) if masked else edit.apply(program)
+    program.host.own()
     return program
 
 

@@ -95,7 +95,6 @@ def parted(host: Host, names: Container[str]) -> Host:
         size = next(int(stream.dim.size) for stream in whole.values() if stream.name == name)
         for one, weight in run[1:]:
             made.insert_linear(one.op, 1 - one.branch.operand, np.eye(size), weight)
-    made.own()
     made.shapes()
     return made
 

@@ -8,11 +8,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-from ..cost.static import params
+from ..cost.static import params, weights_bytes
 from ..errors import GraphpruneError, RecipeError, ShapeError
 from ..ir.document import Entry
 from ..ir.gc_paused import paused
 from ..ir.graph import around_named
+from ..ir.large import released
 from ..ir.program import Edit, Parameters, Program, Step
 from .base import Pass, Progress, passes
 from .border import checked, left_alone, sound
@@ -57,10 +58,13 @@ def run(
         for one in instruments:
             one.before(step, program)
         program = (perform or run_pass)(step, program)
+        released(weights_bytes(program.graph))
         for one in instruments:
             one.after(step, program, program.history[-1].seconds)
     if progress:
         progress("done", sum(works), sum(works))
+    if program.host is not given.host:
+        program.host.own()
     return _named(program, given).reporting(asked)
 
 
