@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import floor, log
+from math import ceil, floor, log
 
 from .choice import Counts
 from .problem import Allocation
@@ -16,7 +16,8 @@ def depthwise(problem: Allocation) -> Counts:
     """A share of every group that falls with the logarithm of its depth: errors of early layers grow on the way.
 
     Of group i of n goes first + (last - first) log(i + 1) / log(n), with as much for the last as the budget wants
-    (the incremental pruning ratio of SlimGPT, Ling et al. 2024); the first loses half as much.
+    (the incremental pruning ratio of SlimGPT, Ling et al. 2024); the first loses half as much, or more once the last
+    is at its floor: a budget that all floors meet is met.
     """
     groups = problem.groups
     depth = [log(k + 1) / log(len(groups)) if len(groups) > 1 else 1.0 for k in range(len(groups))]
@@ -28,4 +29,5 @@ def depthwise(problem: Allocation) -> Counts:
         }
 
     steps = sum(group.size for group in groups)
-    return best_within(problem, lambda k: counts((k + 1) / steps), steps, scored(problem))
+    more = ceil(steps * (1 / FIRST - 1))  # until all of the first would go
+    return best_within(problem, lambda k: counts((k + 1 - more) / steps), steps + more, scored(problem))

@@ -85,6 +85,11 @@ class Mask(Pass):
             raise RecipeError(f"`mask`: `target` cannot be `{self.target}`", nearest(self.target, list(PRICES)))
         if self.of not in ("now", "given"):
             raise RecipeError(f"`mask`: `of` cannot be `{self.of}`", nearest(self.of, ("now", "given")))
+        if self.of == "given" and self.channels:
+            raise RecipeError(
+                "`mask{channels=... of=given}`: channels are a share of every group as it is now",
+                "leave out `of`, or budget parameters or MACs",
+            )
         if not 0 <= self.floor <= 1:
             raise BudgetError(f"`mask`: floor={self.floor} is not a share", "give a number from 0 to 1")
         if self.grain < 1:

@@ -142,6 +142,11 @@ MISTAKES: list[tuple[str, str, str]] = [
     (f"{NET} --passes 'mask{{macs=0.5x}},propagate'", "step 1 `mask` needs Groups", "put `group` before it"),
     (f"{NET} --passes 'group,score,mask{{macs=0.5x}}'", "nothing after it cuts the rest", "put `propagate` after it"),
     (f"{NET} --passes group,score,mask,propagate", "`mask` takes one budget, not 0", "macs=0.5x"),
+    (
+        f"{NET} --passes 'group,score,mask{{channels=0.5x of=given}},propagate'",
+        "channels are a share of every group as it is now",
+        "leave out `of`",
+    ),
     (f"{NET} --passes 'group,score,mask{{macs=0.5x allocate=globl}},propagate'", "`globl`", "did you mean `global`?"),
     (
         f"{NET} --data x.npz --passes 'group,score,mask{{macs=0.5x}},compensate,propagate'",
