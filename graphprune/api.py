@@ -373,7 +373,10 @@ def compile(
     **How small.** One of ``channels``, ``params``, ``size`` (bytes of weights), ``macs``, ``memory`` (bytes of
     activations at their peak) and ``latency``: what remains, as a share
     (``0.5``, ``"0.5x"``, ``"50%"``) or, but for channels, as an amount (``200_000``, ``"1.5G"``, ``"3MB"``,
-    ``"12ms"``); by default half of the MACs. A latency is *measured* on the first target, on ``threads`` threads;
+    ``"12ms"``); by default half of the MACs. A latency is *measured* on the first target, on ``threads`` threads, and
+    measured again at the end, which is what the report says; with data it is met twice, by readers of the same channels
+    that agree and by readers that choose where that pays, and the result that is nearer on samples held back is taken.
+    Of every budget, what is slower than the original on a target is made anew with other widths, or called so.
     ``table``: a latency table that ``record`` made elsewhere. Instead of a budget ``recipe``: the passes, see
     ``graphprune passes``; or beside one, the name of a published recipe, such as ``"2ssp"``.
 
