@@ -19,6 +19,7 @@ from ..coupling.branches import Gap, adds, gaps, silence
 from ..coupling.contractions import contractions
 from ..ir.facts import Group
 from ..ir.host import Array, Batch, Host
+from ..ir.large import Room, are_large
 from ..ir.liveness import dead
 from ..ir.program import Program
 
@@ -64,6 +65,12 @@ class Repaired:
         """By group of channels, what each layer that reads it has to solve."""
         channels = (group for group in self.groups.values() if not group.branches)
         return {group.name: problems(group, self.curvature) for group in channels}
+
+    @cached_property
+    def _room(self) -> Room | None:
+        """Where what was fitted is, if not in memory."""
+        layers = (reading.layer for reading in self.curvature.readings.values())
+        return Room() if are_large(8 * layer.inputs * layer.outputs for layer in layers) else None
 
     @cached_property
     def _place(self) -> Mapping[str, int]:
@@ -132,7 +139,7 @@ class Repaired:
                     at = np.unique(np.concatenate(rows))
                     changed[part] = left_out(changed[part].T, reading.inverse[part], at).T
             change = ((matrix - changed) @ reading.mean[:, :, None]).ravel() + sum(mend.mean for mend in mends)
-            self._made[key] = changed, change
+            self._made[key] = changed if self._room is None else self._room.put(changed), change
         return self._made[key]
 
     def forget(self) -> None:

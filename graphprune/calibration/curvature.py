@@ -52,13 +52,32 @@ def measured(
     batches: Sequence[Batch],
     seed: int,
     told: Callable[[int, int], None] = lambda done, total: None,
+    look: Callable[[Sequence[Contraction], Mapping[str, Covariance]], None] = lambda layers, sums: None,
 ) -> Curvature:
     """The curvature of layers over calibration data. Where their covariances are large it is found one segment of the
     network after the other, and put into temporary files: no more is in memory than a segment's, and values that are
-    still read (see activations.Walk). ``told``: called with how much is done, of how much."""
+    still read (see activations.Walk). ``told``: called with how much is done, of how much; ``look``: with the layers of
+    each segment and their covariances."""
+    room, readings = Room() if len(segments(found)) > 1 else None, dict[str, Reading]()
+    for part, sums in summed(found, graph, host, batches, seed, told):
+        look(part, sums)
+        readings |= curvature(part, graph, host, sums, room).readings
+        if room is not None:
+            give_back()
+    return Curvature({layer.op.name: readings[layer.op.name] for layer in found})
+
+
+def summed(
+    found: Sequence[Contraction],
+    graph: Graph,
+    host: Host,
+    batches: Sequence[Batch],
+    seed: int,
+    told: Callable[[int, int], None] = lambda done, total: None,
+) -> Iterator[tuple[list[Contraction], dict[str, Covariance]]]:
+    """The covariances of what layers read, by op name, one segment of the network after the other. Layers of one
+    window share theirs."""
     parts, place = segments(found), {op.name: number for number, op in enumerate(graph.ops)}
-    room = Room() if len(parts) > 1 else None
-    readings = dict[str, Reading]()
     with Walk(host, graph, batches if count() == 1 else mine(batches), edited=False) as walk:
         for number, part in enumerate(parts):
             at = max(place[layer.op.name] for layer in part)
@@ -69,11 +88,7 @@ def measured(
                 told(begun + batch, len(parts) * len(batches))
                 return next(seen)
 
-            sums = _summed(part, host, len(batches), values, seed)
-            readings |= curvature(part, graph, host, sums, room).readings
-            if room is not None:
-                give_back()
-    return Curvature({layer.op.name: readings[layer.op.name] for layer in found})
+            yield part, _summed(part, host, len(batches), values, seed)
 
 
 def segments(found: Sequence[Contraction]) -> list[list[Contraction]]:
@@ -94,13 +109,6 @@ def _windows(found: Sequence[Contraction]) -> dict[tuple[object, ...], list[Cont
     for layer in found:
         windows.setdefault(layer.window, []).append(layer)
     return windows
-
-
-def covariances(found: Sequence[Contraction], host: Host, batches: Sequence[Batch], seed: int) -> dict[str, Covariance]:
-    """By op name, those of the inputs of layers, all at once: one pass over the data. Layers of one window share
-    theirs."""
-    names = sorted({layer.value.name for layer in found})
-    return _summed(found, host, len(batches), lambda number: host.watch(batches[number], names), seed)
 
 
 def _summed(

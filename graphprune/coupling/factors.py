@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..ir.host import Array
+from ..ir.large import Room
 from .contractions import Contraction
 
 Within = tuple[bool, ...]
@@ -23,6 +24,10 @@ class Factors:
     inner: Array
     outers: Mapping[str, Array]
     values: Array
+
+    def put(self, room: Room) -> Factors:
+        """The same in temporary files."""
+        return Factors(room.put(self.inner), {name: room.put(own) for name, own in self.outers.items()}, self.values)
 
 
 def within(layer: Contraction, inner: Array) -> Within:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from ..axes.index import Indices
-from ..calibration.curvature import covariances, curvature, scaled, scales
+from ..calibration.curvature import measured, scaled, scales
+from ..calibration.least_squares import Covariance
 from ..calibration.optimal_brain_surgeon import places
+from ..coupling.contractions import Contraction
 from ..ir.host import Array
 from .magnitude import l2
 from .obs import readers
@@ -28,21 +32,28 @@ def lasso(scoring: Scoring) -> ScoresByGroup:
     Groups that no conv or linear reads get their L2 norms, brought to the same mean by ``normalize``.
     """
     program, found = scoring.program, readers(scoring)
-    sums = covariances(found, program.host, program.data, program.seed)
-    count = scales(program.graph, program.host)
+    count, parts = scales(program.graph, program.host), dict[tuple[str, str], Array]()
+
+    def look(layers: Sequence[Contraction], sums: Mapping[str, Covariance]) -> None:
+        for layer in layers:
+            gram, _ = sums[layer.op.name].centred()
+            weights = scaled(layer, program.host, count)[0]
+            for group in scoring.groups:
+                own = list[Array]()
+                for part, channels, blocks in places(group, layer, gram.shape[1]):
+                    score = np.zeros(group.size)
+                    np.maximum.at(score, channels, survival(*_normal(weights[part].T[blocks], blocks, gram[part])))
+                    own.append(score)
+                if own:
+                    parts[group.name, layer.op.name] = np.sum(own, 0)
+
+    known = measured(found, program.graph, program.host, program.data, program.seed, look=look)
     out = l2(scoring)
     for group in scoring.groups:
-        parts: dict[str, list[Array]] = {}
-        for layer in found:
-            gram, _ = sums[layer.op.name].centred()
-            for part, channels, blocks in places(group, layer, gram.shape[1]):
-                weight = scaled(layer, program.host, count)[0][part].T
-                score = np.zeros(group.size)
-                np.maximum.at(score, channels, survival(*_normal(weight[blocks], blocks, gram[part])))
-                parts.setdefault(layer.op.name, []).append(score)
-        if parts:
-            out[group.name] = scoring.combined([np.sum(own, 0) for own in parts.values()], group.size)
-    scoring.learned.append(curvature(found, program.graph, program.host, sums))
+        own = [parts[group.name, layer.op.name] for layer in found if (group.name, layer.op.name) in parts]
+        if own:
+            out[group.name] = scoring.combined(own, group.size)
+    scoring.learned.append(known)
     return out
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
-from ..calibration.curvature import covariances
+from ..calibration.curvature import summed
 from ..calibration.least_squares import Covariance
 from ..calibration.low_rank import factored, lost_apart, orders
 from ..coupling.contractions import Contraction, contractions
 from ..coupling.factors import Factors, Within
 from ..errors import ModelError, RecipeError, nearest
 from ..ir.graph import Graph, Value
+from ..ir.large import Room, are_large
 from ..ir.program import Program
 from ..pipeline.base import Pass
 from ..pipeline.factoring import Factor as Factoring
@@ -64,14 +65,25 @@ class Factor(Pass):
                 f"no layer can be factored by layers={self.layers}" + "".join(f"\n    {one}" for one in stay[:5]),
                 "see `graphprune inspect` for the names of weights",
             )
-        sums = covariances(found, program.host, program.data, program.seed) if self.by == "data" else {}
-        made = dict[str, Factors]()
-        for number, layers in enumerate(alike := _alike(found)):
-            program.progress("singular values", number, len(alike))
-            made |= self._factored(layers, program, sums)
+        made = self._made(found, program)
         done = Factoring(made).apply(program)
         rest = f" and {len(stay) - NAMED} more" if len(stay) > NAMED else ""
         return done.note(f"`factor` leaves whole: {', '.join(stay[:NAMED])}{rest}") if stay else done
+
+    def _made(self, found: list[Contraction], program: Program) -> dict[str, Factors]:
+        """By data one segment of the network after the other: see calibration.curvature.summed."""
+        parts: Iterable[tuple[list[Contraction], dict[str, Covariance]]] = [(found, {})]
+        if self.by == "data":
+            parts = summed(found, program.graph, program.host, program.data, program.seed)
+        sizes = (8 * layer.groups * layer.inputs * layer.outputs for layer in found)
+        room, made, total = Room() if are_large(sizes) else None, dict[str, Factors](), len(_alike(found))
+        for part, sums in parts:
+            for layers in _alike(part):
+                program.progress("singular values", len(made), total)
+                each = self._factored(layers, program, sums)
+                made |= each if room is None else {name: one.put(room) for name, one in each.items()}
+            sums.clear()  # before those of the next segment
+        return {layer.op.name: made[layer.op.name] for layer in found if layer.op.name in made}
 
     def _factored(
         self, layers: list[Contraction], program: Program, sums: Mapping[str, Covariance]

@@ -13,12 +13,19 @@ from torch import nn
 
 import graphprune as gp
 from graphprune.calibration import curvature as module
-from graphprune.calibration.curvature import DAMP, covariances, curvature, invert, measured, segments
+from graphprune.calibration.curvature import DAMP, curvature, invert, measured, segments, summed
 from graphprune.calibration.least_squares import Covariance
 from graphprune.coupling.contractions import contractions
 from graphprune.hosts.torch import run as torch_run
 from graphprune.ir import large
 from tests import nets
+
+
+def covariances(found, program):
+    """Of all layers at once."""
+    parts = [sums for _, sums in summed(found, program.graph, program.host, program.data, 0)]
+    assert len(parts) == 1
+    return parts[0]
 
 
 class Shared(nn.Module):
@@ -41,14 +48,14 @@ def program():
 
 def test_layers_of_one_window_share_what_is_summed(program):
     found = {layer.weight: layer for layer in contractions(program.graph, own=True)}
-    sums = covariances([*found.values()], program.host, program.data, 0)
+    sums = covariances([*found.values()], program)
     a, b, c = (sums[found[f"{name}.weight"].op.name] for name in "abc")
     assert a is b and a is not c
 
 
 def test_a_reading_is_of_the_inputs_as_they_are(program):
     found = contractions(program.graph, own=True)
-    sums = covariances(found, program.host, program.data, 0)
+    sums = covariances(found, program)
     readings = curvature(found, program.graph, program.host, sums).readings
     assert not sums and list(readings) == [layer.op.name for layer in found]
     gamma, variance = (program.host.parameter(f"norm.{name}") for name in ("weight", "running_var"))
@@ -89,7 +96,7 @@ def deep():
 def test_one_segment_after_the_other_finds_what_is_found_at_once(most, parts, deep, monkeypatch):
     """To the last bit, each op run once a batch, and what is large in files."""
     found = contractions(deep.graph, own=True)
-    whole = curvature(found, deep.graph, deep.host, covariances(found, deep.host, deep.data, 0)).readings
+    whole = curvature(found, deep.graph, deep.host, covariances(found, deep)).readings
     monkeypatch.setattr(module, "SEGMENT_BYTES", most)
     monkeypatch.setattr(large, "SMALL_BYTES", 1)
     assert [layer for part in segments(found) for layer in part] == found and len(segments(found)) == parts
@@ -110,9 +117,8 @@ def test_one_segment_after_the_other_finds_what_is_found_at_once(most, parts, de
     assert max(map(ran.count, ran)) == batches > 1
 
 
-def test_a_segment_holds_no_more_than_its_own_covariances(deep, monkeypatch):
-    """Sums of all layers at once would be as large as the model."""
-    monkeypatch.setattr(module, "SEGMENT_BYTES", 8 * (36 + 100))
+def at_once(monkeypatch):
+    """The most covariances that live at once from now on, in a list of one."""
     alive: weakref.WeakSet[Covariance] = weakref.WeakSet()
     most = [0]
     made = Covariance.__init__
@@ -124,6 +130,38 @@ def test_a_segment_holds_no_more_than_its_own_covariances(deep, monkeypatch):
         most[0] = max(most[0], len(alive))
 
     monkeypatch.setattr(Covariance, "__init__", counted)
+    return most
+
+
+RECIPES = {
+    "lasso": "group,score{by=lasso},mask{params=0.7x},propagate",
+    "rd": "group,score{by=obs},mask{params=0.7x allocate=rd},propagate",
+    "factor": "factor{by=data},group,score{ranks=error},mask{params=0.7x},propagate",
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_what_reads_covariances_holds_a_segment_of_them_and_comes_to_the_same(recipe, deep, monkeypatch):
+    """To the last bit, with what is made of them in files."""
+    known = gp.run(recipe, deep)
+    monkeypatch.setattr(module, "SEGMENT_BYTES", 1)
+    monkeypatch.setattr(large, "SMALL_BYTES", 1)
+    monkeypatch.setattr(large, "LARGE_BYTES", 0)
+    most, files = at_once(monkeypatch), list[int]()
+    put = large.Room.put
+    monkeypatch.setattr(large.Room, "put", lambda self, array: files.append(array.nbytes) or put(self, array))
+    again = gp.run(recipe, deep)
+    assert most == [1] and files
+    assert again.plan["parameters"] == known.plan["parameters"]
+    assert again.graph.text() == known.graph.text()
+    for name in known.graph.parameters:
+        np.testing.assert_array_equal(again.host.parameter(name), known.host.parameter(name))
+
+
+def test_a_segment_holds_no_more_than_its_own_covariances(deep, monkeypatch):
+    """Sums of all layers at once would be as large as the model."""
+    monkeypatch.setattr(module, "SEGMENT_BYTES", 8 * (36 + 100))
+    most = at_once(monkeypatch)
     found = contractions(deep.graph, own=True)
     measured(found, deep.graph, deep.host, deep.data, 0)
     assert len(found) == 8 and most[0] == 2
