@@ -340,6 +340,7 @@ def compile(
     floor: float | None = None,
     grain: int | None = None,
     alike: bool = True,
+    vocabulary: bool | str = False,
     data: Any = None,
     fixed: Sequence[str] = (),
     images: Images | None = None,
@@ -387,6 +388,8 @@ def compile(
     multiple that axes are kept at (else what the targets like). ``alike``: of a folder of transformers, keep as many of
     the same layer of all blocks, as its configuration says widths; False lets them differ, and the folder that is
     written has a class of its own, ``modeling_pruned.py``, for ``from_pretrained(..., trust_remote_code=True)``.
+    ``vocabulary``: tokens that do not occur in ``data`` go as well; or options of that pass (``"occurs=5 keep=0-258"``,
+    see ``graphprune passes vocabulary``).
 
     **Data.** ``data``: a few hundred inputs, no labels (arrays, a loader, a file, a folder; see
     calibration.batches): channels go that the others can make up for, layers are fitted after the cut, and the
@@ -423,11 +426,11 @@ def compile(
         raise RecipeError(
             f"one budget or a recipe, not {len(given) + (recipe is not None)}", "a recipe has its budget in `mask{...}`"
         )
-    control = Control.read(model, freeze, only, ignore, width, floor, grain)
+    control = Control.read(model, freeze, only, ignore, width, floor, grain, vocabulary)
     if recipe is not None and control != Control():
         raise RecipeError(
             "a recipe says itself what is frozen, and at which floor and grain",
-            "group{freeze=... only=...}, mask{floor=... grain=...}",
+            "group{freeze=... only=...}, mask{floor=... grain=...}; `vocabulary` is its first pass",
         )
     chosen = _targets(targets, rpc)
     effort = Budget.parse(tune) if tune is not None else None
@@ -663,6 +666,8 @@ def _aligned(
     """The default recipe, with the user's grain, or the largest up to ``widest`` that meets the budget; a latency
     table has a price for what is below the grain."""
     scored = program.knows(Groups) and program.knows(Scores)
+    if scored and control.vocabulary:
+        raise RecipeError("training has found the groups already", "gp.run('vocabulary', program) before it")
     if scored and (control.freeze or control.only):
         raise RecipeError("training has found the groups already", "gp.run('group{freeze=...}', program) before it")
     grain = widest if control.grain is None else control.grain
@@ -704,6 +709,7 @@ class Control:
     floor: float | None = None
     grain: int | None = None
     alike: bool = False
+    vocabulary: str = ""  # the pass that trims it
 
     @classmethod
     def read(
@@ -715,6 +721,7 @@ class Control:
         width: Mapping[str, int | float | str] | None,
         floor: float | None,
         grain: int | None,
+        vocabulary: bool | str = False,
     ) -> Control:
         """From the arguments of ``compile``; modules of ``model`` that ``ignore`` has go by their names. Raises
         ModelError for one that is none of its, RecipeError for a name without a letter."""
@@ -734,7 +741,9 @@ class Control:
                     "ignore=[model.head]; freeze=['head'] takes names",
                 )
         widths = tuple((name, str(one)) for name, one in (width or {}).items())
-        return cls((*left, *(names[id(module)] for module in ignore)), alone, widths, floor, grain)
+        trim = f"vocabulary{{{vocabulary}}}" if isinstance(vocabulary, str) else "vocabulary" * vocabulary
+        frozen = (*left, *(names[id(module)] for module in ignore))
+        return cls(frozen, alone, widths, floor, grain, vocabulary=trim)
 
     def group(self) -> str:
         return Group(freeze="|".join(self.freeze), only="|".join(self.only)).text()
@@ -754,7 +763,8 @@ def default_recipe(unit: str, text: str, control: Control | None = None, *, data
     control = control or Control()
     fit = ",compensate{bias=false}" if control.alike else ",compensate"  # a class of the library has no place for more
     score, allocate, repair = ("score{by=obs}", "rd", fit) if data else ("score", "global", "")
-    steps = "" if scored else f"{control.group()},{score},"
+    trim = f"{control.vocabulary}," if control.vocabulary else ""
+    steps = "" if scored else f"{trim}{control.group()},{score},"
     allocate = "global" if scored else allocate
     if not unit:  # widths of the user's own, and nothing else is cut
         allocate = "uniform"

@@ -70,6 +70,13 @@ def _budgets(command: Callable[..., None]) -> Callable[..., None]:
     help="Of hf:FOLDER: blocks of equal widths, as config.json can say, or each of its own, in a modeling_pruned.py.",
 )
 @click.option(
+    "--vocabulary",
+    metavar="OPTIONS",
+    is_flag=False,
+    flag_value="",
+    help="Trim the vocabulary to the tokens of the data; or with options of that pass, 'occurs=5 keep=0-258'.",
+)
+@click.option(
     "--data",
     metavar="FILE",
     type=click.Path(path_type=Path),
@@ -155,6 +162,7 @@ def compile(
     floor: float | None,
     grain: int | None,
     alike: bool,
+    vocabulary: str | None,
     data: Path | None,
     images: Images | None,
     loss: str | None,
@@ -237,6 +245,7 @@ def compile(
             floor=floor,
             grain=grain,
             alike=alike,
+            vocabulary=True if vocabulary == "" else vocabulary or False,
             data=data,
             images=images,
             loss=loss,

@@ -11,17 +11,22 @@ from typing import Any
 
 from ..backends.measure import Runnable
 from ..backends.target import Target
-from ..errors import VerificationError
+from ..errors import ModelError, VerificationError
 from ..ir.host import Array
 from ..ir.program import Program
 from ..pipeline.base import Progress
 from ..pipeline.compare import Check, compare
 from ..pipeline.plan_file import write_plan
 from ..pipeline.provenance import provenance
+from ..pipeline.vocabulary import Vocabulary
 from .configured import once, pretrained, write_pretrained
 from .measured import Measured, latencies
+from .renumbered import renumbered
 
 ONCE = "weights are large, and written once, as from_pretrained loads them: there is no model.pt2 and no weights.pt"
+RENUMBERED = (
+    "from_pretrained loads tokens by new numbers: `keep` in plan.json has the old, in order; model.pt2 takes these"
+)
 
 
 @dataclass(frozen=True)
@@ -78,15 +83,23 @@ def write(folder: Path, program: Program, report: dict[str, Any]) -> None:
     from ..report.page import render
     from .rebuilding import write_widths
 
-    notes = []
-    if program.host.trainable and (why := write_widths(folder, program, values=not once(program))):
+    notes, own, trimmed = [], program, program.plan.of(Vocabulary) if pretrained(program) else []
+    try:
+        own = renumbered(program, trimmed[0]) if trimmed else program
+    except ModelError as error:
+        notes.append(error.message)
+    if program.host.trainable and (why := write_widths(folder, own, values=not once(program))):
         notes.append(f"{UNWRITTEN}: {why}")
-    if pretrained(program) and (why := write_pretrained(folder, program)):
-        notes.append(f"nothing that from_pretrained loads was written: {why}")
-        if once(program):
+    if pretrained(program) is not None:
+        why = write_pretrained(folder, own, trimmed[0].keep if trimmed else ())
+        if why:
+            notes.append(f"nothing that from_pretrained loads was written: {why}")
+        elif trimmed:
+            notes.append(RENUMBERED)
+        if once(program) and why:
             program.host.save(model_file(folder, program), about=provenance(program))
-    elif once(program):
-        notes.append(ONCE)
+        elif once(program):
+            notes.append(ONCE)
     report["notes"] = [*report["notes"], *(note for note in notes if note not in report["notes"])]  # saved once before
 
     about = {"model": report["model"], "recipe": report["recipe"], "seed": program.seed}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,13 +73,15 @@ def _cut(
     return wanted
 
 
-def write_pretrained(folder: Path, program: Program) -> str | None:
+def write_pretrained(folder: Path, program: Program, tokens: Sequence[int] = ()) -> str | None:
     """Write what ``from_pretrained`` reads: configuration, weights in safetensors, and what lay beside them; where no
-    configuration says the widths, also a class of its own that does. Returns why nothing was written where the class
-    has no place for what was made. Raises ModelError where the class, made from a configuration that says them, does
-    not compute what the program computes."""
+    configuration says the widths, also a class of its own that does. ``tokens``: those that are left where some went,
+    whose numbers are then their places here, in configurations and the tokeniser too. Returns why nothing was written
+    where the class has no place for what was made. Raises ModelError where the class, made from a configuration that
+    says them, does not compute what the program computes."""
     from ..hosts.torch.configuration import Configuration, told
     from ..hosts.torch.pretrained import made_from
+    from ..hosts.torch.tokenizer import resize, with_numbers
     from ..hosts.torch.widths import widths
     from ..train.inplace import compare
     from .rebuilding import filled, twin, weights
@@ -88,6 +90,9 @@ def write_pretrained(folder: Path, program: Program) -> str | None:
     assert made is not None
     kind, configuration = type(made.model), made.configuration
     try:
+        new, tokenizer = {old: number for number, old in enumerate(tokens)}, made.tokenizer if tokens else None
+        if tokens:
+            configuration = Configuration(kind, with_numbers(configuration.config, new))
         sizes = widths(program)
         state = weights(program, sizes)
         if gone := [block for block in configuration.blocks if not any(name.startswith(block) for name in state)]:
@@ -101,15 +106,21 @@ def write_pretrained(folder: Path, program: Program) -> str | None:
             return f"no configuration of {kind.__name__} has these widths in the blocks that are left"
         if found is None:
             full = filled(program, twin(made.model), sizes, assign=True)
+            if tokens:
+                resize(full, len(made.model.get_input_embeddings().weight), new)
             compare(full, program.source, program, "rebuilt")
         else:
             full = made_from(kind, told(found, made.model), state, made.model.dtype)
+        if hasattr(made.model, "generation_config"):
+            full.generation_config = with_numbers(made.model.generation_config, new)
     except ModelError as error:
         return error.message
     if found is not None:
         compare(full, program.source, program, "made from its configuration")
     full.save_pretrained(folder, max_shard_size=SHARD)
     made.carry(folder)
+    if tokenizer is not None:
+        tokenizer.trimmed(new).write(folder)
     if found is None:
         _write_class(folder, kind, sizes)
     return None

@@ -98,7 +98,8 @@ class Compilation:
             **({"closeness": {**change, "held_back": bool(judged)}} if change else {}),
             **{name: section for name, section in more.items() if section},
         }
-        report["notes"] += _uncut(report)
+        if not any(edit.drops for edit in done.plan.edits):
+            report["notes"] += _uncut(report)
         return report
 
 

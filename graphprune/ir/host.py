@@ -105,16 +105,20 @@ class Host(Protocol):
         """Put a linear layer without bias before an operand of an op, along its last axis. ``weight`` (outputs, inputs)
         becomes the parameter `x.shortcut`, where the parameter ``beside``, whose dtype it has, is `x.weight`."""
 
-    def insert(self, before: Op, kind: str, inputs: Sequence[str], **attrs: Any) -> str:
-        """Put a new op of ``kind`` before another; returns the name of what it makes of the values of these names.
-        Kinds are those of rules.py with the attributes that such an op has there (``function`` of one or two operands
-        and a ``number``; shapes with -1 for what is open, and in ``expand`` for what stays), and ``constant``, an array
-        of the type of its operand; ``positions``, in order, of the ``best`` along the last axis, ``take`` of (x, ids)
-        the positions along axis 1 of each sample, ``mark`` of (x, ids) ones there."""
+    def insert(self, before: Op | None, kind: str, inputs: Sequence[str], **attrs: Any) -> str:
+        """Put a new op of ``kind`` before another, or (None) behind all; returns the name of what it makes of the
+        values of these names. Kinds are those of rules.py with the attributes that such an op has there (``function``
+        of one or two operands and a ``number``; shapes with -1 for what is open, and in ``expand`` for what stays), and
+        ``constant``, an array, where it is of floats of the type of its operand; ``positions``, in order, of the
+        ``best`` along the last axis, ``take`` of (x, ids) the positions along axis 1 of each sample, ``mark`` of (x,
+        ids) ones there, ``where`` of (condition, x, y)."""
 
     def connect(self, op: Op, operand: int, value: str) -> None:
         """Let an op read another value as its operand of that number, which of attention may be one that it lacks: its
         mask."""
+
+    def connect_output(self, number: int, value: str) -> None:
+        """Let the output of the model of that number be another value."""
 
     def insert_reindex(self, site: Site) -> None:
         """Put an op of the kind ``reindex`` there. It changes nothing until ``set_reindex``."""
@@ -140,6 +144,13 @@ class Host(Protocol):
 
     def suppose(self, samples: Batch) -> None:
         """Make the example of the first of these samples, where nobody gave another: one array per input."""
+
+    def special_tokens(self) -> tuple[Sequence[int], int | None]:
+        """Tokens that have a meaning of their own, as a configuration and a tokeniser say (of a folder of
+        transformers), and the one that stands for what is unknown; none, and None, where nothing says so."""
+
+    def tokens_within(self, tokens: Sequence[int]) -> Sequence[int]:
+        """With these, in order, those that a tokeniser makes them of on the way."""
 
     def example(self) -> list[Array]:
         """Inputs of the right names, shapes and dtypes to run on."""

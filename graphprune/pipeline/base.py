@@ -94,6 +94,7 @@ def _built_in() -> dict[str, type[Pass]]:
     from importlib import import_module
 
     found = (
+        "vocabulary",
         "rms",
         "rotate",
         "factor",

@@ -1,5 +1,6 @@
 """The kinds of edits that a plan is made of: Cut and Reindex, Rotate (rotation.py), Factor (factoring.py), Tokens
-(tokens.py), Bypass (bypass.py), Correct (correction.py), Rewrite (run.py), and those of other packages."""
+(tokens.py), Vocabulary (vocabulary.py), Bypass (bypass.py), Correct (correction.py), Rewrite (run.py), and those of
+other packages."""
 
 from __future__ import annotations
 
@@ -27,6 +28,7 @@ from .recipe import Recipe
 from .rotation import Rotate
 from .run import Rewrite, run_pass
 from .tokens import Tokens
+from .vocabulary import Vocabulary
 
 Lists = Mapping[str, tuple[int, ...]]
 
@@ -34,7 +36,7 @@ Lists = Mapping[str, tuple[int, ...]]
 @cache
 def kinds() -> Mapping[str, type[Edit]]:
     """Every kind of edit by name: the built-in ones and those of the entry-point group ``graphprune.edits``."""
-    built_in: tuple[type[Edit], ...] = (Cut, Reindex, Rotate, Factor, Tokens, Bypass, Correct, Rewrite)
+    built_in: tuple[type[Edit], ...] = (Cut, Reindex, Vocabulary, Rotate, Factor, Tokens, Bypass, Correct, Rewrite)
     return {**plug_ins("graphprune.edits", "edit"), **{kind.kind: kind for kind in built_in}}
 
 

@@ -40,10 +40,19 @@ ROOT = Path(__file__).parents[2]
 # ---- text and TOML -----------------------------------------------------------------------------------
 
 PASSES = "branches compensate dead factor fold group loosen mask propagate reorder rms rotate score tokens".split()
+PASSES.append("vocabulary")
 SHARES = st.floats(0.01, 0.99).map(lambda x: f"{x:.3g}x")
 OPTIONS = {
     "rms": {"untie": st.booleans()},
     "rotate": {"untie": st.booleans(), "per": st.sampled_from(["stream", "block"])},
+    "vocabulary": {
+        "occurs": st.integers(1, 9),
+        "size": st.sampled_from(["", "0.5x", "1000"]),
+        "keep": st.sampled_from(["", "0-2,7", "5"]),
+        "unknown": st.integers(-1, 9),
+        "fill": st.sampled_from(["mean", "-inf", "-12.5"]),
+        "embedding": st.sampled_from(["", "embed.weight"]),
+    },
     "tokens": {
         "keep": st.sampled_from(["0.5x", "1x", "12"]),
         "after": st.sampled_from(["1", "4"]),

@@ -127,22 +127,29 @@ def set_input(node: ir.Node, k: int, value: ir.Value) -> None:
 
 def insert(
     graph: ir.Graph,
-    at: ir.Node,
+    at: ir.Node | None,
     op_type: str,
     inputs: Sequence[ir.Value],
     name: str,
     dtype: ir.DataType | None,
     before: bool = False,
 ) -> ir.Node:
-    """A new node before or after ``at``, its output named like itself."""
+    """A new node before or after ``at``, or (None) behind all, its output named like itself."""
     name = fresh(graph, name)
     node = ir.Node("", op_type, list(inputs), num_outputs=1, name=name)
     node.outputs[0].name = name
     node.outputs[0].type = ir.TensorType(dtype) if dtype is not None else None
-    place = at.graph  # which may be a branch
-    assert isinstance(place, ir.Graph)
-    (place.insert_before if before else place.insert_after)(at, node)
+    place(graph, at, node, before)
     return node
+
+
+def place(graph: ir.Graph, at: ir.Node | None, node: ir.Node, before: bool = False) -> None:
+    """Put a node before or after another, or (None) behind all."""
+    if at is None:
+        graph.append(node)
+        return
+    assert isinstance(at.graph, ir.Graph)  # which may be a branch
+    (at.graph.insert_before if before else at.graph.insert_after)(at, node)
 
 
 def exclude(graph: ir.Graph, node: ir.Node, name: str, size: int, behind: int, drop: Indices) -> None:
@@ -227,10 +234,10 @@ def add_after(graph: ir.Graph, node: ir.Node, value: ir.Value, name: str, dtype:
         reader.replace_input_with(k, add.outputs[0])
     if out.is_graph_output():
         assert isinstance(node.graph, ir.Graph)
-        _take_over(graph, node.graph, out, add.outputs[0])
+        take_over(graph, node.graph, out, add.outputs[0])
 
 
-def _take_over(graph: ir.Graph, place: ir.Graph, out: ir.Value, new: ir.Value) -> None:
+def take_over(graph: ir.Graph, place: ir.Graph, out: ir.Value, new: ir.Value) -> None:
     """``new`` becomes the output of ``place``, the graph or one within it, that ``out`` was, with its name."""
     name = str(out.name)
     out.name = fresh(graph, f"{name}_before")
@@ -281,7 +288,7 @@ def remove(graph: ir.Graph, node: ir.Node, stays: int = 0) -> None:
             source = insert(graph, node, "Identity", [source], f"{out.name}_kept", out.dtype).outputs[0]
         for reader, k in out.uses():
             reader.replace_input_with(k, source)
-        _take_over(graph, place, out, source)
+        take_over(graph, place, out, source)
     else:
         for reader, k in out.uses():
             reader.replace_input_with(k, source)

@@ -279,13 +279,16 @@ class OnnxHost:
         edit.insert_linear(self.model.graph, self._node(op), operand, weight, beside)
         self._nodes = None
 
-    def insert(self, before: Op, kind: str, inputs: Sequence[str], **attrs: Any) -> str:
+    def insert(self, before: Op | None, kind: str, inputs: Sequence[str], **attrs: Any) -> str:
         if any(self._value(name).dtype is None for name in inputs):
             self._type_values()
         self._change()
-        anchor, values = self._node(before), [self._value(name) for name in inputs]
-        dtype = next((value.dtype for value in values if value.dtype is not None), ir.DataType.FLOAT)
-        make = Inserter(self.model.graph, anchor, f"{before.name}_before", dtype, self._version())
+        anchor = self._node(before) if before is not None else None
+        values, name = [self._value(name) for name in inputs], f"{before.name}_before" if before else "behind"
+        known = [value.dtype for value in values]
+        floats = [dtype for dtype in known if dtype is not None and dtype.is_floating_point()]
+        dtype = next(iter((*floats, *known[:1])), None) or ir.DataType.FLOAT
+        make = Inserter(self.model.graph, anchor, name, dtype, self._version())
         made = make(kind, values, attrs)
         self._nodes = None
         return str(made.name)
@@ -305,6 +308,11 @@ class OnnxHost:
         ]
         for k in there or [operand]:
             edit.set_input(node, k, self._value(value))
+
+    def connect_output(self, number: int, value: str) -> None:
+        self._change()
+        edit.take_over(self.model.graph, self.model.graph, self.model.graph.outputs[number], self._value(value))
+        self._nodes = None
 
     def _value(self, name: str) -> ir.Value:
         """A value by name."""
@@ -374,6 +382,13 @@ class OnnxHost:
         supposed = [given(wanted, some(self.model, samples, count)) for count in (2, 1)]
         self._starts = [{**one, **start} for one in supposed]
         self._forget()
+
+    def special_tokens(self) -> tuple[Sequence[int], int | None]:
+        """See ir.Host.special_tokens: a file says nothing of them."""
+        return (), None
+
+    def tokens_within(self, tokens: Sequence[int]) -> Sequence[int]:
+        return tokens
 
     def example(self) -> list[Array]:
         if self._example is None:

@@ -17,9 +17,10 @@ OLDEST = 12
 
 
 class Inserter:
-    """Makes nodes before ``anchor``, named after ``name``; what computes is of the type ``dtype``."""
+    """Makes nodes before ``anchor``, or (None) behind all, named after ``name``; what computes is of the type
+    ``dtype``."""
 
-    def __init__(self, graph: ir.Graph, anchor: ir.Node, name: str, dtype: ir.DataType, version: int) -> None:
+    def __init__(self, graph: ir.Graph, anchor: ir.Node | None, name: str, dtype: ir.DataType, version: int) -> None:
         if version < OLDEST:
             raise ModelError(f"the file is of opset {version}", f"export it with opset {OLDEST} or later")
         self.graph, self.anchor, self.name, self.dtype, self.version = graph, anchor, name, dtype, version
@@ -42,7 +43,8 @@ class Inserter:
         return self.constant(np.array(value))
 
     def constant(self, value: Array) -> ir.Value:
-        return edit.make_tensor(self.graph, f"{self.name}_number", value, self.dtype)
+        dtype = self.dtype if value.dtype.kind == "f" else ir.DataType.from_numpy(value.dtype)
+        return edit.make_tensor(self.graph, f"{self.name}_number", value, dtype)
 
     def pointwise(self, *inputs: ir.Value, function: str, number: float | None = None) -> ir.Value:
         return self.node(function.title(), *inputs, *([] if number is None else [self.number(number)]))
@@ -67,8 +69,7 @@ class Inserter:
             out.name = edit.fresh(self.graph, f"{name}_{number}")
         node.attributes["largest"] = ir.AttrInt64("largest", largest)
         node.outputs[1 if largest else 0].type = ir.TensorType(ir.DataType.INT64)
-        assert isinstance(self.anchor.graph, ir.Graph)
-        self.anchor.graph.insert_before(self.anchor, node)
+        edit.place(self.graph, self.anchor, node, before=True)
         return node.outputs[1 if largest else 0]
 
     def take(self, x: ir.Value, ids: ir.Value) -> ir.Value:
@@ -77,6 +78,11 @@ class Inserter:
         else:
             places = self.node("Unsqueeze", ids, whole=True, axes=[-1])
         return self.node("GatherND", x, places, batch_dims=1)
+
+    def gather(self, x: ir.Value, ids: ir.Value, axis: int) -> ir.Value:
+        made = self.node("Gather", x, ids)
+        made.producer().attributes["axis"] = ir.AttrInt64("axis", axis)  # type: ignore[union-attr]
+        return made
 
     def mark(self, x: ir.Value, ids: ir.Value) -> ir.Value:
         zeros = self.node("Mul", self.node("Cast", ids, to=int(self.dtype)), self.number(0.0))
@@ -101,5 +107,7 @@ KINDS: dict[str, Callable[..., ir.Value]] = {
     "constant": lambda self, x, value: self.constant(value),
     "positions": Inserter.positions,
     "take": Inserter.take,
+    "gather": lambda self, x, ids, axis: self.gather(x, ids, axis),
+    "where": lambda self, condition, x, y: self.node("Where", condition, x, y),
     "mark": Inserter.mark,
 }

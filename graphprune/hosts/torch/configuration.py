@@ -22,15 +22,15 @@ Path = tuple[str, ...]
 WIDTHS = (
     *("intermediate_size", "ffn_dim", "n_inner", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim", "hidden_dim"),
     *("ffn_hidden_size", "intermediate_dim", "moe_intermediate_size", "shared_expert_intermediate_size"),
-    *("num_local_experts", "num_experts", "n_routed_experts"),
+    *("num_local_experts", "num_experts", "n_routed_experts", "vocab_size"),
 )
 RATIOS = ("mlp_ratio",)
 HEADS = (
     *("num_attention_heads", "num_key_value_heads", "num_heads", "num_kv_heads", "n_head", "n_heads"),
     *("encoder_attention_heads", "decoder_attention_heads"),
 )
-"""What may be said: widths within a block. Those of the stream and of a head are in scales and tables of angles too,
-which a configuration derives from them."""
+"""What may be said: widths within a block, and tokens. Those of the stream and of a head are in scales and tables of
+angles too, which a configuration derives from them."""
 DEPTHS = (
     *("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers"),
     *("num_decoder_layers", "depth"),

@@ -388,12 +388,13 @@ class TorchHost:
         node.replace_input_with(read, new)
         self._stale = True
 
-    def insert(self, before: Op, kind: str, inputs: Sequence[str], **attrs: Any) -> str:
+    def insert(self, before: Op | None, kind: str, inputs: Sequence[str], **attrs: Any) -> str:
         values = self._values()
+        anchor = self._node(before) if before is not None else self._module.graph.output_node()
         if self._shifted:
-            respell(self._module, self._node(before), self._floats)
+            respell(self._module, anchor, self._floats)
             self._shifted = False
-        make = Inserter(self._module, self._node(before), self._constant)
+        make = Inserter(self._module, anchor, self._constant)
         self._stale = True
         return make(kind, [values[name] for name in inputs], attrs).name
 
@@ -405,6 +406,11 @@ class TorchHost:
         else:
             node.replace_input_with(old, new)
         self._stale = self._respell = self._shifted = True
+
+    def connect_output(self, number: int, value: str) -> None:
+        node = self._module.graph.output_node()
+        node.replace_input_with(node.all_input_nodes[number], self._values()[value])
+        self._stale = True
 
     def _values(self) -> dict[str, fx.Node]:
         """The nodes that make values, by the names of these."""
@@ -508,6 +514,12 @@ class TorchHost:
 
     def suppose(self, samples: Batch) -> None:
         """See ir.Host.suppose: nothing is undecided."""
+
+    def special_tokens(self) -> tuple[Sequence[int], int | None]:
+        return self.pretrained.special_tokens if self.pretrained is not None else ((), None)
+
+    def tokens_within(self, tokens: Sequence[int]) -> Sequence[int]:
+        return self.pretrained.tokens_within(tokens) if self.pretrained is not None else tokens
 
     def example(self) -> list[Array]:
         return [to_numpy(x) for x in self._example if isinstance(x, torch.Tensor)]

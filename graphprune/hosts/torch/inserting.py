@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ class Shapes:
         self.mode = next((value.fake_mode for value in values if isinstance(value, FakeTensor)), None)
 
     def made(self, target: Any, args: Any, kwargs: Any = {}) -> Any:  # noqa: B006 (read alone)
-        with torch.no_grad():
+        with torch.no_grad(), self.mode or nullcontext():  # else one that makes a tensor of a size settles what that is
             return target(*fx.node.map_arg(args, self._val), **fx.node.map_arg(kwargs, self._val))
 
     def _val(self, node: fx.Node) -> Any:
@@ -85,8 +86,17 @@ class Inserter:
 
     def constant(self, x: fx.Node, value: Array) -> fx.Node:
         with self.graph.inserting_before(self.anchor):
-            like = x.meta["val"]
-            return self.new_constant(f"{self.anchor.name}_number", torch.from_numpy(value).to(like.device, like.dtype))
+            like, made = x.meta["val"], torch.from_numpy(value)
+            dtype = like.dtype if made.is_floating_point() else made.dtype
+            return self.new_constant(f"{self.anchor.name}_number", made.to(like.device, dtype))
+
+    def gather(self, x: fx.Node, ids: fx.Node, axis: int) -> fx.Node:
+        if self._rank(ids) == 1:
+            return self.call(_ATEN.index_select.default, x, axis, ids)
+        return self.call(_ATEN.index.Tensor, x, [*[None] * axis, ids])
+
+    def _rank(self, node: fx.Node) -> int:
+        return int(node.meta["val"].dim())
 
     def take(self, x: fx.Node, ids: fx.Node) -> fx.Node:
         width = [int(n) for n in x.meta["val"].shape[2:]]
@@ -109,5 +119,7 @@ KINDS: dict[str, Callable[..., fx.Node]] = {
     "constant": Inserter.constant,
     "positions": Inserter.positions,
     "take": Inserter.take,
+    "gather": Inserter.gather,
+    "where": lambda self, condition, x, y: self.call(_ATEN.where.self, condition, x, y),
     "mark": lambda self, x, ids: self.call(_ATEN.scatter.value, x, 1, ids, 1.0),
 }

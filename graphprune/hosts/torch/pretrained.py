@@ -6,7 +6,7 @@ from __future__ import annotations
 import inspect
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +18,7 @@ import torch
 
 from ...errors import DataError, ModelError, raised
 from .configuration import Configuration
+from .tokenizer import Tokenizer, numbers
 
 SAMPLES, LENGTH = 2, 128
 """Of the example, that a network is traced on; of text, so many tokens make a sample (fewer where no more fit)."""
@@ -40,6 +41,30 @@ class Pretrained:
     @cached_property
     def configuration(self) -> Configuration:
         return Configuration(type(self.model), self.model.config)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """None where there is none. Raises ModelError where it is of a kind that cannot be trimmed."""
+        return Tokenizer.read(self.folder) if self.folder else None
+
+    @property
+    def special_tokens(self) -> tuple[Sequence[int], int | None]:
+        """See ir.Host.special_tokens. What is out of the vocabulary (a token of images, say) is none."""
+        size, own = getattr(self.model.config.get_text_config(), "vocab_size", 0), self._known
+        parts = (self.model.config, getattr(self.model, "generation_config", None))
+        said = {token for part in parts if part is not None for token in numbers(part)} | set(own.added if own else ())
+        return sorted(token for token in said if token < size), own.unknown if own else None
+
+    def tokens_within(self, tokens: Sequence[int]) -> Sequence[int]:
+        """See ir.Host.tokens_within."""
+        return self._known.within(tokens) if self._known else tokens
+
+    @property
+    def _known(self) -> Tokenizer | None:
+        try:
+            return self.tokenizer
+        except ModelError:  # which is said where it is to be written
+            return None
 
     def carry(self, out: Path) -> None:
         """What is beside the weights (tokeniser, preprocessing, licence), into a folder that has not got it."""

@@ -81,12 +81,11 @@ first stored one of some operands."""
 
 
 def all_tokens(program: Program) -> None:
-    """Raises ModelError where tokens are dropped, which no class of the user's does."""
-    by = next((edit.by for edit in program.plan.edits if edit.drops), None)
-    if by is not None:
-        raise ModelError(
-            f"`{by}` drops tokens between blocks, which the module's own class has no place for", "take the GraphModule"
-        )
+    """Raises ModelError where tokens are dropped or renumbered, which no class of the user's does."""
+    edit = next((edit for edit in program.plan.edits if edit.drops), None)
+    if edit is not None:
+        does = "reads tokens by a table" if edit.kind == "vocabulary" else "drops tokens between blocks"
+        raise ModelError(f"`{edit.by}` {does}, which the module's own class has no place for", "take the GraphModule")
 
 
 def widths(program: Program) -> dict[str, Any]:
