@@ -56,7 +56,7 @@ def vocabulary(graph: Graph, embedding: str = "") -> Vocabulary:
         if weight is not None:
             found.setdefault(weight.name, []).append(op)
     known = {name: ops for name, ops in found.items() if list(_roots(graph, ops))}
-    sizes = {name: int(graph.parameters[name].shape[0]) for name in known}  # type: ignore[index, arg-type]
+    sizes = {name: int(graph.parameters[name].shape[0]) for name in known}  # type: ignore[index]
     if embedding and embedding not in known:
         raise ModelError(f"no embedding `{embedding}` is read by numbers of an input", _those(sizes))
     if not known:
@@ -125,9 +125,11 @@ def _told(graph: Graph, among: Set[Op], size: int) -> set[Op]:
     seen = set(todo)
     while todo:
         maker = graph.maker(todo.pop())
+        if maker is None:
+            continue
         if maker in among:
             found.add(maker)
-        elif maker is not None:
+        else:
             read = {value for value in maker.inputs if value is not None and _wide(value, size)} - seen
             seen |= read
             todo += read
