@@ -157,11 +157,11 @@ def _stored(graph: Graph, value: Value, axis: int) -> tuple[str, int] | None:
 def _check(graph: Graph, made: Vocabulary) -> None:
     """Raises ModelError where something else reads the tensors."""
     own, known = {name for name, _ in made.axes}, {*made.lookups, *(head.op for head in made.heads)}
-    held: set[Value] = {value for name, value in graph.parameters.items() if name in own}
+    held = {value: name for name, value in graph.parameters.items() if name in own}  # and what is computed of it
     for op in graph.ops:
-        read = next((value for value in op.inputs if value in held), None)
-        if read is not None and op not in known:
+        read = next((held[value] for value in op.inputs if value in held), "")
+        if read and op not in known:
             if not all(out.constant for out in op.outputs):
                 hint = "only a vocabulary that lookups and a linear head read can be trimmed"
-                raise ModelError(f"{op.where} reads `{read.name}`, which has a row for each token", hint)
-            held.update(op.outputs)
+                raise ModelError(f"{op.where} reads `{read}`, which has a row for each token", hint)
+            held |= dict.fromkeys(op.outputs, read)
