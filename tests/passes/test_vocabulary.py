@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from assert_pass import assert_pass
+from assert_pass import assert_pass, graph_text
 from nets import randomise
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -252,21 +252,12 @@ def test_options_that_say_nothing_are_refused(text: str, message: str) -> None:
         gp.run(f"vocabulary{{{text}}}", program("tied torch"))
 
 
-BARE = """
-input  %ids:Nx5
-weight %head.weight:20x6
-weight %down.bias:6
-weight %down.weight:6x9
-weight %up.bias:9
-weight %up.weight:9x6
-"""
-
-
 def test_vocabulary() -> None:
-    """A second run is refused: behind a table no numbers of an input are looked up."""
+    """Where all tokens stay it is as it was; behind a table no numbers of an input are looked up, and it is trimmed
+    once."""
     given = program("tied torch")
-    text = given.graph.text()
-    after = gp.run("vocabulary{unknown=3 fill=-1}", given).graph.text()
-    assert "index(%embedding_number, %ids)" in after
-    assert "function=where" in after or "pointwise(%" in after
+    text = graph_text(given)
     assert_pass("vocabulary{unknown=3 fill=-1 keep=0-19}", given, before=text, after=text)
+    done = gp.run("vocabulary{unknown=3 fill=-1}", given)
+    with pytest.raises(ModelError, match="no embedding is read by numbers of an input"):
+        gp.run("vocabulary{unknown=3 fill=-1}", done)
