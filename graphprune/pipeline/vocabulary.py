@@ -46,7 +46,6 @@ class Vocabulary(Edit):
         self._fill(host, found, program, places)
         for name, axis in found.axes:
             host.take(name, axis, keep)
-        host.own()
         host.shapes()
         return program.rewrite(host, self)
 
