@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from ..axes.dim import find
 from ..errors import ModelError
-from ..hosts.torch.host import TorchHost
 from ..ir.graph import Graph, Op
 from ..ir.program import Program
 from ..pipeline.vocabulary import Vocabulary
@@ -20,8 +20,8 @@ def renumbered(program: Program, edit: Vocabulary) -> Program:
     """The program without what an edit of its plan put there: the table before its embedding, the constants behind its
     head. Its example has the other numbers, and its plan lacks that edit. Raises ModelError where numbers are computed
     of others before they are looked up."""
-    host, graph = program.host.copy(), program.graph
-    assert isinstance(host, TorchHost)
+    host: Any = program.host.copy()  # of torch: only that has folders
+    graph = program.graph
     values = {value.name: array for value, array in zip(graph.inputs, host.example(), strict=True)}
     for table in list(_tables(graph, edit)):
         size = len(host.parameter(_name(table, 0)))
