@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,10 @@ SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]
 CORPUS = ["Once upon a time there was a little girl named Lily. She loved to play outside in the park."] * 3
 USED = "a little girl loved the park and Lily. "
 TOKENS = 90
-BART = dict({key: value for key, value in SEQUENCE.items() if "token" not in key}, decoder_start_token_id=2)
+SIZES: dict[str, dict[str, Any]] = {name: dict(**one) for name, one in MORE.items()}  # type: ignore[dict-item]
+BART: dict[str, Any] = dict(
+    {key: value for key, value in SEQUENCE.items() if "token" not in key}, decoder_start_token_id=2
+)
 BART["forced_eos_token_id"] = None
 IDS = dict(vocab_size=TOKENS, pad_token_id=3, bos_token_id=1, eos_token_id=2)
 
@@ -134,12 +138,12 @@ def test_the_vocabulary_is_trimmed_beside_widths(alike, tmp_path):
     "name, sizes, kind",
     [
         ("LlamaForCausalLM", dict(GQA, **IDS), "unigram"),
-        ("GPT2LMHeadModel", dict(MORE["GPT2LMHeadModel"], **dict(IDS, vocab_size=320)), "bytes"),
+        ("GPT2LMHeadModel", dict(SIZES["GPT2LMHeadModel"], **dict(IDS, vocab_size=320)), "bytes"),
         ("BertForMaskedLM", dict(TEXT, **IDS), "words"),
         ("RobertaForMaskedLM", dict(TEXT, **IDS), "bpe"),
         ("GemmaForCausalLM", dict(GQA, **IDS, head_dim=8), "bpe"),
-        ("OPTForCausalLM", dict(MORE["OPTForCausalLM"], **IDS), "bpe"),
-        ("T5ForConditionalGeneration", dict(MORE["T5ForConditionalGeneration"], **IDS), "unigram"),
+        ("OPTForCausalLM", dict(SIZES["OPTForCausalLM"], **IDS), "bpe"),
+        ("T5ForConditionalGeneration", dict(SIZES["T5ForConditionalGeneration"], **IDS), "unigram"),
         ("BartForConditionalGeneration", dict(BART, **IDS), "bpe"),
     ],
 )  # fmt: skip

@@ -137,7 +137,8 @@ class Tokenizer:
     @cached_property
     def _merges(self) -> dict[tuple[str, str], int]:
         listed = self.model.get("merges") or ()
-        return {tuple(one.split(" ", 1)) if isinstance(one, str) else tuple(one): k for k, one in enumerate(listed)}
+        pairs = (one.split(" ", 1) if isinstance(one, str) else one for one in listed)
+        return {(str(one), str(other)): rank for rank, (one, other) in enumerate(pairs)}
 
     def within(self, tokens: Sequence[int]) -> list[int]:
         """With these tokens, in order, those that byte-pair encoding makes them of on the way: without them it would
