@@ -41,9 +41,10 @@ def diep(
     sum_{i != j} alpha_i alpha_j max(cos(w_i, w_j), 0), w_i all that belongs to expert i: of two that are alike one is
     enough. The score of an expert is its m before it is bounded.
 
-    [derived] The paper has the softmaxes, their product as what ranks experts of all layers, the alternation, and a
-    term for the distance of experts; the bound at one, the start (all alike) and the cosine of weights are ours, and
-    experts are not skipped at run time. Where top-k chooses, it chooses as before. Raises ModelError where there are no
+    [derived] What was at hand of the paper is its abstract: the choice of experts is made continuous and learned,
+    importance is compared across layers, whose rates differ, and a distance between experts has a part. How (the
+    softmaxes and their product, the turns, the bound, the start at all alike, the cosine of weights) is ours; experts
+    are not skipped at run time. Where top-k chooses, it chooses as before. Raises ModelError where there are no
     experts, RecipeError for a share that is none, DataError without data.
     """
     if not 0 < keep <= 1:

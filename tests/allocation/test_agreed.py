@@ -228,6 +228,7 @@ def test_it_is_chosen_again_by_what_groups_add_beside_one_another() -> None:
         each=groups,
         groups=groups,
         everyone=dict,
+        whole_layers=lambda _: None,
         remarks=[],
         program=SimpleNamespace(fact=lambda _: {group: np.arange(10) for group in groups}, plan=Plan()),
     )
