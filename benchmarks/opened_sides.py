@@ -37,9 +37,13 @@ FAMILIES = {
     "widths": f"group,score{{by=obs}},{FIT}",
     "widths + branches": f"group,branches,score{{by=obs}},{FIT}",
     "widths + ranks": f"factor{{by=data}},group,score{{by=obs}},{FIT}",
+    "vocabulary + widths": "vocabulary{keep=0-2},group,score{by=obs},mask{@ allocate=rd of=given},propagate,compensate",
     "all, rotated": f"rms,rotate{{untie=true}},factor{{by=data}},group,branches,score{{by=obs}},{FIT}",
 }
-"""Each by itself, and together in one budget by measured distortion; `all` is a recipe of its own."""
+"""Each by itself, and together in one budget by measured distortion; `all` is a recipe of its own. Tokens that no
+calibration has are read as another and have a constant logit (0 to 2 are special ones)."""
+WORDS = ("vocabulary + widths",)
+"""Families of what has tokens that it seldom meets."""
 BY_DISTORTION = {"branches": f"group,branches{{alone=true}},score{{branches=output}},{FIT}"}
 """Where a family is allocated by something else, and a latency is not."""
 THEIRS = "Torch-Pruning"
@@ -56,7 +60,7 @@ COUNTED = (params, macs)
 def contenders(task: Task) -> list[str]:
     """Torch-Pruning is for modules that say which of their layers must stay."""
     theirs = (THEIRS,) if task.stays else ()
-    ours = task.names or NAMES[:-1]
+    ours = task.names or [name for name in NAMES[:-1] if task.words or name not in WORDS]
     return [name for name in NAMES if name in ("auto", *ours, *theirs)]
 
 

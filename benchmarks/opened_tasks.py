@@ -63,6 +63,8 @@ class Task:
     heads: Mapping[str, int] = field(default_factory=dict)
     more: Sequence[str] = ()
     """Budgets beside ``BUDGETS``."""
+    words: bool = False
+    """Whether it reads tokens of which its calibration has not all, the first three of them special ones."""
 
     def program(self) -> Program:
         network, data = self.network(), self.data()
@@ -379,7 +381,7 @@ TASKS: Mapping[str, Task] = {
         stays=("*embeddings*", "*output.dense", "*pooler*"), heads=dict.fromkeys((".query", ".key", ".value"), 12),
     ),
     "stories": Task(
-        stories, its_own, words, "kl", -1, stays=("*self_attn*", "*down_proj", "*embed_tokens", "*lm_head"),
+        stories, its_own, words, "kl", -1, stays=("*self_attn*", "*down_proj", "*embed_tokens", "*lm_head"), words=True,
     ),
     "characters": Task(
         characters, read_before, next_characters, "kl", -1, stays=("characters", "*self_attn*", "*linear2", "head"),
