@@ -308,7 +308,11 @@ def _is_array(item: Any) -> bool:
 
 
 def _array(item: Any) -> Array:
-    return np.asarray(item.detach().cpu() if hasattr(item, "detach") else item)
+    """A tensor of floating point numbers that numpy has not (bfloat16, float8) as float32."""
+    if not hasattr(item, "detach"):
+        return np.asarray(item)
+    tensor = item.detach().cpu()
+    return np.asarray(tensor.float() if str(tensor.dtype).startswith(("torch.bfloat16", "torch.float8")) else tensor)
 
 
 def _by_name(data: Mapping[str, Any], inputs: Sequence[Value], order: dict[str, None]) -> list[Array]:

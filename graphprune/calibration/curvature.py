@@ -74,9 +74,10 @@ def summed(
     batches: Sequence[Batch],
     seed: int,
     told: Callable[[int, int], None] = lambda done, total: None,
+    precise: bool = False,
 ) -> Iterator[tuple[list[Contraction], dict[str, Covariance]]]:
     """The covariances of what layers read, by op name, one segment of the network after the other. Layers of one
-    window share theirs."""
+    window share theirs. ``precise``: as a Covariance has it."""
     parts, place = segments(found), {op.name: number for number, op in enumerate(graph.ops)}
     with Walk(host, graph, batches if count() == 1 else mine(batches), edited=False) as walk:
         for number, part in enumerate(parts):
@@ -88,7 +89,7 @@ def summed(
                 told(begun + batch, len(parts) * len(batches))
                 return next(seen)
 
-            yield part, _summed(part, host, len(batches), values, seed)
+            yield part, _summed(part, host, len(batches), values, seed, precise)
 
 
 def segments(found: Sequence[Contraction]) -> list[list[Contraction]]:
@@ -112,12 +113,18 @@ def _windows(found: Sequence[Contraction]) -> dict[tuple[object, ...], list[Cont
 
 
 def _summed(
-    found: Sequence[Contraction], host: Host, batches: int, values: Callable[[int], Mapping[str, Array]], seed: int
+    found: Sequence[Contraction],
+    host: Host,
+    batches: int,
+    values: Callable[[int], Mapping[str, Array]],
+    seed: int,
+    precise: bool = False,
 ) -> dict[str, Covariance]:
-    """``values``: of a batch, what the layers read; called for this process's own, in order."""
+    """``values``: of a batch, what the layers read; called for this process's own, in order. Raises DataError where
+    what a layer reads is infinite."""
     windows = _windows(found)
     first = [layers[0] for layers in windows.values()]
-    sums = [Covariance(layer.groups, layer.inputs) for layer in first]
+    sums = [Covariance(layer.groups, layer.inputs, precise) for layer in first]
 
     def made(number: int) -> Iterator[tuple[Array, ...]]:
         seen = values(number)
@@ -138,6 +145,8 @@ def _summed(
     for parts in turns(batches, lambda number: ahead.pop(number, None) or made(number)):
         for place, rows, square, total in parts:
             sums[int(place)].put(int(rows), square, total)
+    for layer, own in zip(first, sums, strict=True):
+        own.check(layer.op.where)
     return {layer.op.name: own for layers, own in zip(windows.values(), sums, strict=True) for layer in layers}
 
 

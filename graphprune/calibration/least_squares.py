@@ -10,16 +10,17 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from ..errors import DataError
 from ..ir.host import Array
 
 
 class Covariance:
     """Sums over rows x of inputs, per group of a layer: of x and x x', about the means of the first rows. Products
     are made in the precision of x, block by block, and summed in float64: about a mean, float32 loses nothing that
-    the data has."""
+    the data has but for what is far below the largest of it; ``precise``: they are made in float64 too."""
 
-    def __init__(self, groups: int, inputs: int) -> None:
-        self.rows = 0
+    def __init__(self, groups: int, inputs: int, precise: bool = False) -> None:
+        self.rows, self._precise = 0, precise
         self._square = np.zeros((groups, inputs, inputs))
         self._sum = np.zeros((groups, inputs))
         self._about: Array | None = None  # what is taken off every row
@@ -32,7 +33,7 @@ class Covariance:
     def blocks(self, x: Array) -> Iterator[Array]:
         """Blocks of rows about the mean of the first, (groups, rows, inputs): for ``take``."""
         if self._about is None:
-            self._about = _mean(x)
+            self._about = _mean(x).astype(np.float64 if self._precise else x.dtype)
         return _blocks(x, self._about)
 
     def take(self, block: Array) -> None:
@@ -66,6 +67,11 @@ class Covariance:
         for k in range(0, self.size, STRIPE):  # a matrix of its own is as large
             made[:, k : k + STRIPE] -= off[:, k : k + STRIPE, None] * off[:, None, :]
         return made, off + self._about
+
+    def check(self, where: str) -> None:
+        """Raises DataError where sums are no numbers, naming the layer that reads such inputs."""
+        if not np.isfinite(np.einsum("gii->gi", self._square)).all():
+            raise not_finite(where)
 
     @property
     def off(self) -> Array:
@@ -105,6 +111,12 @@ class NormalEquations:
         for x, target in rows:
             for own, t in self._pairs(x, target):
                 self._aim(own, t)
+
+    def check(self, where: str) -> None:
+        """As that of a Covariance, of the layer's targets too."""
+        self.inputs.check(where)
+        if not np.isfinite(self._target).all():
+            raise not_finite(where, "gives")
 
     def _aim(self, own: Array, target: Array) -> None:
         self._cross += own.swapaxes(1, 2) @ target
@@ -168,6 +180,14 @@ def rows_wanted(unknowns: int) -> int:
 def draw(rng: np.random.Generator, positions: int, wanted: int) -> Array | None:
     """A random share of the positions of a batch; None: all of them."""
     return None if wanted >= positions else np.sort(rng.choice(positions, wanted, replace=False))
+
+
+def not_finite(where: str, does: str = "reads") -> DataError:
+    """``where``: an op."""
+    return DataError(
+        f"what {where} {does} is infinite, or too large to square, on the calibration data: it has no second moments",
+        "is a weight before it infinite? Else the data has to be as the network was trained on",
+    )
 
 
 def _mean(x: Array) -> Array:

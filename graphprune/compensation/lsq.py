@@ -133,6 +133,7 @@ class _Fit:
             sums.add(x, (z - offset) / target.scale)
             if hold:
                 held.append((x, offset, z))
+        sums.check(layer.op.where)
         weight, bias = sums.solve(layer.flat_matrix(self.host), DAMP, self.shifts(layer))
         for _ in range(rounds):
             sums.aim(_rectified(held or self._rows(layer, target, theirs, mine), target, weight, bias))

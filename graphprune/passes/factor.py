@@ -74,7 +74,7 @@ class Factor(Pass):
         """By data one segment of the network after the other: see calibration.curvature.summed."""
         parts: Iterable[tuple[list[Contraction], dict[str, Covariance]]] = [(found, {})]
         if self.by == "data":
-            parts = summed(found, program.graph, program.host, program.data, program.seed)
+            parts = summed(found, program.graph, program.host, program.data, program.seed, precise=True)
         sizes = (8 * layer.groups * layer.inputs * layer.outputs for layer in found)
         room, made, total = Room() if are_large(sizes) else None, dict[str, Factors](), len(_alike(found))
         for part, sums in parts:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..coupling.groups import find_groups
 from ..coupling.places import PLACES, places
+from ..coupling.streams import streams
 from ..errors import ModelError, RecipeError, nearest
 from ..ir.facts import Frozen, Groups
 from ..ir.graph import Graph
@@ -43,13 +44,22 @@ class Group(Pass):
     def run(self, program: Program) -> Program:
         groups = self._there(find_groups(program.graph, **self.settings()), program.graph)
         if not groups.groups:
-            reasons = sorted({f"{dim.name}: {dim.reason}" for dim in groups.frozen})[:5]
-            raise ModelError(
-                f"nothing can be pruned: all {len(groups.frozen)} dims are frozen"
-                + "".join(f"\n    {reason}" for reason in reasons),
-                "`graphprune inspect` lists every frozen dim and why; `group{states=NAMES}` cuts widths of inputs too",
-            )
+            raise self._nothing(groups, program.graph)
         return program.learn(replace(groups, made=self.text()))
+
+    def _nothing(self, groups: Groups, graph: Graph) -> ModelError:
+        """First of all names what was not left out by the options."""
+        anyway = {dim.name for dim in find_groups(graph, **{**self.settings(), "freeze": [], "only": []}).frozen}
+        frozen = sorted({(dim.name not in anyway, f"{dim.name}: {dim.reason}") for dim in groups.frozen})
+        hint = "`graphprune inspect` lists every frozen dim and why; `group{states=NAMES}` cuts widths of inputs too"
+        centred = (norm.kind == "layer_norm" for stream in streams(graph) for norm in stream.norms)
+        if "stream" in self._places() and any(centred):
+            hint = "`rms` before `group` opens a stream that LayerNorms read; `graphprune inspect` lists what is frozen"
+        return ModelError(
+            f"nothing can be pruned: all {len(groups.frozen)} dims are frozen"
+            + "".join(f"\n    {reason}" for _, reason in frozen[:5]),
+            hint,
+        )
 
     def _places(self) -> list[str]:
         return [one for one in self.places.split("|") if one]

@@ -330,4 +330,6 @@ def _next(lost: Mapping[str, Menu], prices: Prices, counts: Mapping[str, int], w
     if not each:
         return "every group is whole"
     least, name, count = min(each)
-    return f"one more step of any group exceeds it: {count} channels of `{name}`, the cheapest, make {least:.3g}{sign}"
+    many = f"{count} {'channel' if count == 1 else 'channels'} of "
+    what = f"{'' if name.startswith('branch:') else many}`{name}`"
+    return f"one more step of any group exceeds it: the cheapest, {what}, comes to {least:.3g}{sign}"

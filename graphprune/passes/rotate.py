@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..calibration.least_squares import not_finite
 from ..coupling.streams import Stream, streams, untied
 from ..errors import ModelError, RecipeError, nearest
 from ..ir.host import Array, Host
@@ -88,6 +89,8 @@ def _moments(host: Host, found: list[Stream], program: Program) -> dict[str, Arr
                 x = x.reshape(-1, x.shape[-1])
                 x = x / np.sqrt((x**2).mean(-1, keepdims=True) + norm.eps)
                 sums[stream.name] += x.T @ x
+                if not np.isfinite(np.diag(sums[stream.name])).all():
+                    raise not_finite(norm.where)
     return sums
 
 

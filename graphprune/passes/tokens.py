@@ -39,7 +39,7 @@ class Tokens(Pass):
         if program.plan.of(Dropping):
             raise RecipeError("`tokens` comes once in a recipe", "one can drop by and by: after=3|6 keep=0.7x|0.5x")
         found = tokens(program.graph, self._blocks(), None, program.host)
-        edit = Dropping(self._counts(found.some), self._blocks(), self.by, program.seed)
+        edit = Dropping(self._fitting(found.some), self._blocks(), self.by, program.seed)
         done = edit.apply(program)
         if self.by == "flow" and not found.first:
             done = done.note("`tokens{by=flow}` without a class token: how alike values are to its is not counted")
@@ -65,5 +65,19 @@ class Tokens(Pass):
                 share = 0.0
             if not 0 < share <= 1 and not whole:
                 raise RecipeError(f"`tokens`: keep={self.keep} is no share or count", "write keep=0.5x, or keep=98")
+            if whole and not int(text):
+                raise RecipeError(f"`tokens`: keep={self.keep} keeps no token", "give at least 1 (`0.01x` is a share)")
             counts.append(max(1, round(share * some)))
         return tuple(counts)
+
+    def _fitting(self, some: int) -> tuple[int, ...]:
+        """The counts of a model with ``some`` tokens that may go. Raises RecipeError for more than there are."""
+        counts, left = self._counts(some), some
+        for block, count in zip(self._blocks(), counts, strict=True):
+            if count > left:
+                there = f"{left} tokens that may go" if left == some else f"the {left} tokens that are left"
+                raise RecipeError(
+                    f"`tokens`: keep={self.keep} keeps {count} of {there} behind block {block}", f"at most {left}"
+                )
+            left = count
+        return counts

@@ -104,5 +104,6 @@ def wrapped(text: str, indent: str, first: str | None = None) -> str:
 
 
 def _comment(kind: type[Any], field: str) -> str:
-    found = re.search(rf"^    {field}:.*?  # (.*)$", inspect.getsource(kind), re.MULTILINE)
-    return found[1] if found else ""
+    """Beside a field, and on the lines below that go on with it."""
+    found = re.search(rf"^    {field}:.*?  # (.*(?:\n    # .*)*)$", inspect.getsource(kind), re.MULTILINE)
+    return found[1].replace("\n    # ", " ") if found else ""

@@ -323,3 +323,10 @@ def test_arrays_that_may_be_each_others_are_refused() -> None:
     with pytest.raises(DataError, match="`a` and `b` may each be `mask` or `more`") as caught:
         batches(given, [MASK, more])
     assert caught.value.hint == "name the arrays as the inputs: mask, more"
+
+
+def test_bfloat16_tensors_are_taken_as_the_float32_that_they_are():
+    given = torch.randn(5, 3).bfloat16()
+    for dtype in ("bfloat16", "float32"):
+        (batch,) = batches(given, [Value("x", ("N", 3), dtype, ())])
+        np.testing.assert_array_equal(batch[0], given.float().numpy())

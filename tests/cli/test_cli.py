@@ -95,6 +95,12 @@ def test_version() -> None:
     assert re.fullmatch(r"graphprune, version \d+\.\d+\.\d+\S*", well("--version").stdout.strip())
 
 
+def test_the_meaning_of_an_option_is_told_to_its_end() -> None:
+    found = {option["name"]: option["help"] for option in json.loads(well("passes factor --json").stdout)["options"]}
+    assert found["orders"].endswith("separable (k x 1, then 1 x k), or what loses least at half the parameters")
+    assert found["layers"].endswith("separated by `|`")
+
+
 def test_passes_lists_options_with_defaults_and_meaning() -> None:
     from graphprune.pipeline.base import passes
 

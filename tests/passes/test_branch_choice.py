@@ -18,6 +18,7 @@ import graphprune as gp
 from graphprune.calibration.outputs import distortion
 from graphprune.cost.static import macs
 from graphprune.coupling.branches import residuals
+from graphprune.errors import ModelError, RecipeError
 from graphprune.ir.facts import Frozen, Groups, Keep, Scores
 from graphprune.ir.program import Program
 from graphprune.pipeline.bypass import Bypass
@@ -161,11 +162,31 @@ def test_what_is_asked_to_stay_stays() -> None:
     assert [one.reason for one in stay] == ["asked for by `first:1`"]
     assert len(groups("of=block span=2")[0]) == 3
     assert len(groups("span=8")[0]) == 1
-    with pytest.raises(gp.GraphpruneError, match="no branch can go"):
-        groups("keep=first:8")
-    for wrong in ("of=layer", "span=0"):
-        with pytest.raises(gp.GraphpruneError, match="branches"):
+    with pytest.raises(ModelError, match=r"(?s)no branch can go: 8 are frozen.*asked for by `first:8`"):
+        groups("alone=true keep=first:8")
+    for wrong in ("of=layer", "span=0", "keep=first:-1", "keep=last:0"):
+        with pytest.raises(RecipeError, match="branches"):
             groups(wrong)
+    with pytest.raises(RecipeError, match=r"`nothing\*` matches no residual branch"):
+        groups("keep=blocks.1.*,nothing*")
+
+
+def test_without_a_branch_channels_go_on_alone_or_the_reason_is_said() -> None:
+    plain = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    given = gp.load(plain, torch.randn(2, 3), data=torch.randn(32, 3))
+    done = gp.run("group,branches,score{by=obs},mask{params=0.6x allocate=rd},propagate", given)
+    assert "`branches`: no branch can go: the network has no residual branch; channels go alone" in done.notes
+    assert macs(done.graph, done.host)() < macs(given.graph, given.host)()
+    for options, said in (("", "no residual branch$"), ("of=attention ", "no residual branch that attends")):
+        with pytest.raises(ModelError, match=said):
+            gp.run(f"group,branches{{{options}alone=true}}", given)
+    with pytest.raises(ModelError, match="span=9, and no more than 8 follow one another"):
+        gp.run("group,branches{span=9 alone=true}", PROGRAM)
+
+
+def test_a_note_calls_a_branch_a_branch() -> None:
+    done = gp.run("group,branches{alone=true},score,mask{params=0.95x allocate=global},propagate", PROGRAM)
+    assert any("the cheapest, `branch:" in note for note in done.notes), done.notes
 
 
 def test_a_span_goes_whole() -> None:

@@ -17,6 +17,7 @@ from torch import nn
 import graphprune as gp
 from graphprune.allocation import Allocation
 from graphprune.cost.static import macs, params
+from graphprune.errors import DataError
 from graphprune.ir.facts import Groups, Scores
 from graphprune.ir.program import Program
 from graphprune.pipeline.compare import relative
@@ -314,3 +315,45 @@ def test_a_quantised_weight_stays_whole_and_is_named() -> None:
 def test_layers_that_stay_whole_are_named() -> None:
     notes = " ".join(gp.run("factor", NETS["kernels"]).notes)
     assert "leaves whole: c (6 groups)" in notes
+
+
+def test_smooth_data_that_few_directions_hold_has_singular_values() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
+    ramps = (100 * torch.rand(48, 1, 1, 1) + torch.linspace(0, 1, 12)).expand(48, 3, 12, 12).clone()
+    given = gp.load(net.eval(), ramps[:2], data=ramps)
+    done = gp.run("factor{by=data}", given)
+    (was,), (now,) = (one.host.run([ramps.numpy()]) for one in (given, done))
+    assert relative(was, now) < 1e-5
+
+
+class Masked(nn.Module):
+    """A stream between RMS norms, one number of which is infinite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb, self.up, self.down, self.head = (nn.Linear(*of) for of in ((4, 6), (6, 8), (8, 6), (6, 3)))
+        self.norm, self.last = nn.RMSNorm(6, eps=1e-5), nn.RMSNorm(6, eps=1e-5)
+        with torch.no_grad():
+            self.up.bias[0] = torch.inf
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.emb(x)
+        x = self.head(self.last(x + self.down(self.up(self.norm(x)).relu())))
+        return x
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ("factor{by=data}", "what down"),
+        ("rotate", "what last"),
+        ("group,score{by=obs}", "what down"),
+        ("group{only=emb},score{by=random},mask{channels=0.5x},propagate,compensate", "what up"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_what_is_infinite_is_named_where_it_is_found(recipe: str, said: str) -> None:
+    given = gp.load(Masked().eval(), torch.randn(2, 4), data=torch.randn(32, 4))
+    with pytest.raises(DataError, match=f"{said} .* is infinite"):
+        gp.run(recipe, given)

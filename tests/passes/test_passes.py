@@ -446,6 +446,25 @@ def test_nothing_to_prune_is_an_error_that_says_why():
     assert "0.weight[1]: graph input" in str(error.value)
 
 
+def test_what_options_leave_out_is_named_behind_what_no_option_can_cut():
+    class Normed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.emb, self.norm, self.a, self.b = nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 8), nn.Linear(8, 6)
+            self.last, self.head = nn.LayerNorm(6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            x = self.emb(x)
+            return self.head(self.last(x + self.b(self.a(self.norm(x)).relu())))
+
+    program = load(Normed(), randn(2, 4))
+    with pytest.raises(ModelError, match="nothing can be pruned: all 4 dims are frozen") as error:
+        do("group{places=stream}", program)
+    assert str(error.value).index("emb: norm (layer_norm) normalises") < str(error.value).index("a: inner: not among")
+    assert "`rms` before `group`" in str(error.value)
+    assert [group.size for group in do("rms,group{places=stream}", program).fact(Groups)] == [6]
+
+
 # ---- propagate ---------------------------------------------------------------------------------------
 
 

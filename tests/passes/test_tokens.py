@@ -474,8 +474,9 @@ def test_a_file_in_half_precision_that_says_no_types(tmp_path: Path) -> None:
         ("keep=1.5x", "keep=1.5x is no share or count"),
         ("by=flows", "`by` cannot be `flows`"),
         ("after=4", "block 4 is none that another comes after: there are 4 of attention"),
-        ("keep=20", "keeps 20 of 9 tokens"),
-        ("after=1|2 keep=0.5x|0.8x", "keeps 7 of 9 tokens"),
+        ("keep=20", "keep=20 keeps 20 of 9 tokens that may go"),
+        ("keep=0", "keep=0 keeps no token"),
+        ("after=1|2 keep=0.5x|0.8x", "keeps 7 of the 4 tokens that are left behind block 2"),
     ],
 )
 def test_options_that_make_no_sense_are_one_clear_error(options: str, said: str) -> None:
