@@ -117,7 +117,8 @@ Gates = Mapping[str, tuple[Dim, ...]]
 def gates(graph: Graph, groups: Iterable[Group]) -> Gates:
     """Of every group of branches its dim of size one, on each op that only those branches are for. Of an axis whose
     positions have ops of their own (Graph.lanes) its size, by what it was, on each of these ops: which of
-    them stay is not known, so that each counts with the share that is left of all."""
+    them stay is not known, so that each counts with the share that is left of all (of multiply-accumulates for rows
+    that data chooses, with all of it: they are shared out among those that stay)."""
     found: dict[str, tuple[Dim, ...]] = {}
     for group in groups:
         for name in dead(graph, group.branches) if group.branches else ():
@@ -203,9 +204,13 @@ def macs(graph: Graph, host: Host, gates: Gates = MappingProxyType({}), ranks: S
     """Multiply-accumulates of convolutions, linear layers, matrix products and attention, a sample. ``ranks``: of the
     layers that may be whole or factored."""
     found = {op.name: list(products(op, graph)) for op in graph.ops}
+    given = {name for value in graph.inputs for dim in value.dims for name in _names(dim)}
 
     def term(name: str, one: Product) -> Term:
-        return (*one.rows, *one.outer, *one.inner, *one.steps, *gates.get(name, ()))
+        there = gates.get(name, ())
+        if any(not given.issuperset(_names(dim)) for dim in one.rows):  # rows that data chooses go to what is left
+            there = tuple(dim for dim in there if find(dim).kind == LEAF)
+        return (*one.rows, *one.outer, *one.inner, *one.steps, *there)
 
     pairs = []
     for rank in ranks:
@@ -215,6 +220,13 @@ def macs(graph: Graph, host: Host, gates: Gates = MappingProxyType({}), ranks: S
         pairs.append((two, list(map(term, rank.outers, wholes))))
     terms = [term(name, one) for name, each in found.items() for one in each]
     return _lesser(Cost("MACs", tuple(terms), host.sizes(), 1 / samples(graph, host)), pairs, ranks)
+
+
+def _names(dim: Dim) -> set[str]:
+    """Those of the open sizes in an axis."""
+    return {
+        name for leaf in leaves(dim) if isinstance(leaf.size, str) for name in re.findall(r"[A-Za-z_]\w*", leaf.size)
+    }
 
 
 def samples(graph: Graph, host: Host) -> int:

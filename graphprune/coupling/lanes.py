@@ -239,7 +239,9 @@ def _added(op: Op, nothing: Mapping[Value, str]) -> int | None:
     at = [k for k, value in enumerate(op.inputs) if value in nothing]
     if op.kind in _PUTS:
         rows = all(nothing.get(value, "rows") for value in op.inputs if value is not None)
-        return at[-1] if rows and 0 not in at else None
+        if not rows or 0 in at:
+            return None
+        return 1 if op.kind == "index_put" and 1 in at else at[-1]  # what is put, not where
     if op.attrs.get("function") != "add" or len(op.inputs) != 2 or len(at) != 1:
         return None
     stays = op.inputs[1 - at[0]]
