@@ -404,11 +404,11 @@ PLAIN: dict[str, Any] = {"padding": 1}
     [
         (16, 48, (12, 12), 1, PLAIN, True),
         (32, 16, (13, 10), 3, PLAIN, True),  # tiles that stick out
-        (19, 37, (9, 14), 2, {}, True),  # no padding, no whole vectors
-        (16, 16, (17, 8), 1, {"padding": (2, 0)}, True),
+        pytest.param(19, 37, (9, 14), 2, {}, True, marks=pytest.mark.slow),  # no padding, no whole vectors
+        pytest.param(16, 16, (17, 8), 1, {"padding": (2, 0)}, True, marks=pytest.mark.slow),
         (16, 16, (12, 12), 1, PLAIN | {"stride": 2}, False),
-        (16, 16, (12, 12), 1, PLAIN | {"dilation": 2}, False),
-        (32, 32, (12, 12), 1, PLAIN | {"groups": 2}, False),
+        pytest.param(16, 16, (12, 12), 1, PLAIN | {"dilation": 2}, False, marks=pytest.mark.slow),
+        pytest.param(32, 32, (12, 12), 1, PLAIN | {"groups": 2}, False, marks=pytest.mark.slow),
         (8, 16, (12, 12), 1, PLAIN, False),
     ],
 )

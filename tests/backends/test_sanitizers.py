@@ -116,6 +116,7 @@ def right(folder: Path, program: Program, *before: str, threads: int = 1) -> Non
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * np.abs(want).max())
 
 
+@pytest.mark.slow
 def test_seventy_concatenated_values_are_computed_right(tmp_path: Path) -> None:
     need("gcc")
     program = emitted("wide", tmp_path)

@@ -115,7 +115,7 @@ def test_a_trimmed_llama_is_loaded_with_its_tokeniser(tmp_path):
     assert not any("NOTHING was pruned" in note for note in artifact.report["notes"])
 
 
-@pytest.mark.parametrize("alike", [True, False])
+@pytest.mark.parametrize("alike", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_vocabulary_is_trimmed_beside_widths(alike, tmp_path):
     """Blocks that differ have a class of their own, whose tokens are renumbered all the same."""
     _, own = folder("LlamaForCausalLM", dict(GQA, **IDS), "bpe", tmp_path)

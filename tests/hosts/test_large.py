@@ -86,7 +86,7 @@ def in_a_file(address: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux tells what is mapped")
-@pytest.mark.parametrize("alike", [True, False])
+@pytest.mark.parametrize("alike", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_large_folder_becomes_the_same_bytes_and_is_written_once(alike, tmp_path, request):
     source, names = llama(tmp_path / "in"), ("model.safetensors", "plan.json", "config.json")
     options = dict(params="0.7x", measure=False, alike=alike)
@@ -183,6 +183,7 @@ def test_the_proof_of_a_large_folder_fails_where_pruned_is_not_masked(tmp_path, 
         gp.verify(program)
 
 
+@pytest.mark.slow
 def test_a_large_folder_that_the_class_has_no_place_for_is_written_as_any(tmp_path, everything_is_large):
     recipe = "factor{layers=*down_proj},group,score,mask{width=*rank=4},propagate"
     artifact = gp.compile(f"hf:{llama(tmp_path / 'in')}", recipe=recipe, out=tmp_path / "out", measure=False)
