@@ -413,7 +413,7 @@ dist.destroy_process_group()
 """
 
 
-SLOW = ("VAR", "StochasticMasks")
+SLOW = ("VAR", "BiP", "StochasticMasks")
 
 
 @pytest.mark.parametrize(
