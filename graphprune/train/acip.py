@@ -15,6 +15,7 @@ from ..ir.host import Array
 from ..ir.program import Program
 from ..pipeline.factoring import undecided
 from .behind import Behind
+from .options import whole, within
 from .ranked import Ranked, orthogonal
 
 WARM, CLOSED = 0.1, 0.6
@@ -61,6 +62,9 @@ class ACIP(Behind, Ranked):
         layers: str = "*",
         orders: str = "kernel",
     ) -> None:
+        whole("ACIP", total_steps=total_steps)
+        within("ACIP", "(0, 1]", target=target)
+        within("ACIP", "[0, 1]", nested=nested)
         super().__init__(program, module, optimizer, layers=layers, orders=orders)
         self.need_optimizer()
         self.total_steps, self.target, self.nested = total_steps, target, nested

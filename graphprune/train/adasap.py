@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ir.program import Program
+from .options import within
 from .penalty import Penalty
 
 
@@ -35,6 +36,8 @@ class AdaSAP(Penalty):
         high: float = 0.1,
         **options: Any,
     ) -> None:
+        within("AdaSAP", "[0, inf)", low=low)
+        within("AdaSAP", f"[{low}, inf)", high=high)
         super().__init__(program, module, optimizer, **options)
         self.low, self.high = low, high
 

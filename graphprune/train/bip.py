@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from ..errors import RecipeError, nearest
 from ..ir.program import Program
 from .masked import Masked, highest, top
+from .options import whole, within
 from .penalty import shares_of
 
 SCOPES = ("global", "tensor")
@@ -47,7 +48,8 @@ class BiP(Masked):
     (``scope="tensor"``, and where ``keep`` is by name). ``tied``: the scores are the weights' magnitudes, and a step of
     theirs moves the weights [derived: along their sign].
     ``warm_up``: the share of ``total_steps`` in which the mask is revised; then it rests. By default one for single
-    weights and zero for channels.
+    weights and zero for channels. Raises RecipeError for any other without ``total_steps``, of which it is a share, and
+    for a ``scope`` of whole channels, whose ``keep`` is of every group.
     ``lr`` is beta, and goes to a tenth at half and to a hundredth at three quarters of ``total_steps``
     where that is given; ``momentum`` is mu, ``curvature`` 1/gamma in the implicit gradient.
     """
@@ -69,9 +71,20 @@ class BiP(Masked):
         warm_up: float | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(program, module, optimizer, **options)
         if scope not in SCOPES:
             raise RecipeError(f"BiP: `scope` cannot be `{scope}`", nearest(scope, SCOPES))
+        if structured and scope != SCOPES[0]:
+            raise RecipeError(f"BiP: `scope={scope}` says nothing of whole channels", "structured=False")
+        if total_steps is not None:
+            whole("BiP", total_steps=total_steps)
+        if warm_up is not None:
+            within("BiP", "[0, 1]", warm_up=warm_up)
+            if 0 < warm_up < 1 and total_steps is None:
+                raise RecipeError(f"BiP: warm_up={warm_up} of no number of steps", "give `total_steps`")
+        within("BiP", "(0, inf)", curvature=curvature)
+        within("BiP", "[0, inf)", lr=lr)
+        within("BiP", "[0, 1)", momentum=momentum)
+        super().__init__(program, module, optimizer, **options)
         self.structured, self.tied, self.lr, self.momentum = structured, tied, lr, momentum
         self.curvature, self.total_steps = curvature, total_steps
         self.warm_up = (0.0 if structured else 1.0) if warm_up is None else warm_up

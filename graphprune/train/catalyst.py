@@ -36,6 +36,7 @@ from ..errors import RecipeError
 from ..ir.facts import Scores
 from ..ir.program import Program
 from .masked import top
+from .options import whole
 from .penalty import Penalty, shares_of
 
 MARGIN = 3.0
@@ -50,6 +51,8 @@ TAYLOR = "taylor"
 class Catalyst(Penalty):
     """``keep``: how many stay, a share of every group's channels or a share for each by name; met exactly.
     ``total_steps``: how many steps the training has. There is no strength to choose, and no term in the loss.
+    Groups that anything untrained reads are left whole, with a note: what reads a channel goes to zero with it, or
+    dropping it would be lossless only where zero is kept on the way.
 
     ``lean``: a score that ratios are divided by, relative to its group's mean: what has little of it has to gain on the
     others to stay. ``"taylor"``, the default, is gathered in the opening, through the optimizer: the sum over its steps
@@ -64,6 +67,7 @@ class Catalyst(Penalty):
     """
 
     over = "all"
+    exact = True
     auxiliary: Tensor
     goes: Tensor
     taylor: Tensor
@@ -79,6 +83,7 @@ class Catalyst(Penalty):
         lean: Scores | str | None = TAYLOR,
         over: str | None = None,
     ) -> None:
+        whole("Catalyst", total_steps=total_steps)
         super().__init__(program, module, optimizer, over=over)
         self.shares = shares_of(keep, self.channels.names, "Catalyst")
         self.opening, self.closing = (max(round(share * total_steps), 1) for share in (OPENING, CLOSED))

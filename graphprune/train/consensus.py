@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..ir.program import Program
 from .gated import Gated
 from .method import AUTO
+from .options import within
 
 
 class Consensus(Gated):
@@ -37,6 +38,8 @@ class Consensus(Gated):
         seed: int = 0,
         **options: Any,
     ) -> None:
+        within("Consensus", "(0, 1]", target=target)
+        within("Consensus", "(-inf, inf)", start=start)
         super().__init__(program, module, optimizer, strength=strength, **options)
         self.target, self.seed = target, seed
         self.logits = self.train_along(nn.Parameter(torch.full_like(self.channels.norms().detach(), start)))
@@ -58,4 +61,8 @@ class Consensus(Gated):
         self.impose()  # other draws
 
     def importance(self) -> Tensor:
-        return torch.sigmoid(self.logits.detach())
+        """a, of which the probability comes to be zero or one, to the last bit."""
+        return self.logits.detach()
+
+    def kept(self) -> Tensor:
+        return self.importance() >= 0

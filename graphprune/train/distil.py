@@ -12,16 +12,22 @@ from torch import Tensor, nn
 
 from ..axes.index import Index, Indices
 from ..coupling.groups import everything
-from ..errors import ModelError, nearest
-from ..hosts.torch.export import unwrapped
+from ..errors import ModelError, RecipeError, nearest
+from ..hosts.torch.export import evaluated, unwrapped
 from ..ir.facts import Keep
 from ..ir.program import Program
 from ..pipeline.edits import Cut
+from .options import within
 
 
 def answers(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
     """T^2 KL(teacher || student) of logits whose classes are the last axis, softened by T; the mean over
-    all others."""
+    all others. Raises RecipeError for logits of one axis, and a temperature that is not above zero."""
+    within("answers", "(0, inf)", temperature=temperature)
+    if student.ndim < 2:
+        raise RecipeError(
+            f"answers: logits of the shape {tuple(student.shape)}", "samples first, classes last: logits[None] of one"
+        )
     a, b = (F.log_softmax(x.float().flatten(0, -2) / temperature, -1) for x in (student, teacher.detach()))
     return temperature**2 * F.kl_div(a, b, reduction="batchmean", log_target=True)
 
@@ -32,10 +38,11 @@ class InnerDistillation(nn.Module):
         inner = gp.train.InnerDistillation(program, student, teacher, at=("layer1", "layer2"))
         loss = task(student(x), y) + inner(x)      # after the student's own forward
 
-    ``at``: paths of submodules that return one tensor. ``student`` is the user's own class, masked or cut in
-    place; ``program`` is the one it was cut by (``gp.apply``'s result), or the uncut one; ``teacher`` is the
-    dense module, which is run in eval mode without gradients. [derived] The channels that both have are compared as
-    they are, so that FitNets' trained regressor is not needed. Raises ModelError for a path that is not there.
+    ``at``: paths of submodules that return one tensor. ``student`` is the user's own class, masked or cut in place;
+    ``program`` is the one it was cut by (``gp.apply``'s result), or the uncut one; ``teacher`` is the dense module,
+    which is run in eval mode without gradients and left in the modes it was in. [derived] The channels that both have
+    are compared as they are, so that FitNets' trained regressor is not needed. Raises ModelError for a path that is
+    not there.
     """
 
     def __init__(self, program: Program, student: nn.Module, teacher: nn.Module, at: Sequence[str]) -> None:
@@ -52,10 +59,8 @@ class InnerDistillation(nn.Module):
         student, teacher = self._seen
         if set(student) != set(self.at):
             raise ModelError("the student has not run yet", "call this after `student(x)`, with the same inputs")
-        was = self._pair[1].training
-        with torch.no_grad():
-            self._pair[1].eval()(*inputs, **named)
-            self._pair[1].train(was)
+        with torch.no_grad(), evaluated(self._pair[1]):
+            self._pair[1](*inputs, **named)
         losses = []
         for path in self.at:
             mine, theirs = student[path].float(), teacher[path].float()

@@ -12,7 +12,8 @@ from ..errors import RecipeError
 from ..ir.facts import Keep
 from ..ir.program import Program
 from .method import AUTO
-from .penalty import Penalty
+from .options import within
+from .penalty import Penalty, stays_first
 
 
 class DReSS(Penalty):
@@ -36,6 +37,7 @@ class DReSS(Penalty):
         power: int = 1,
         **options: Any,
     ) -> None:
+        within("DReSS", "[1, 2]", power=power)
         super().__init__(program, module, optimizer, strength=strength, **options)
         self.power = power
         self.register_buffer("goes", leaving(self))
@@ -45,8 +47,7 @@ class DReSS(Penalty):
 
     def importance(self) -> Tensor:
         """The norms, with all that goes below all that stays."""
-        norms = self.channels.norms()
-        return norms / norms.max().clamp_min(1e-12) + (1 - self.goes)
+        return stays_first(1 - self.goes, self.channels.norms())
 
     def kept(self) -> Tensor:
         return self.goes == 0

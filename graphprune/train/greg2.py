@@ -4,7 +4,6 @@ Growing Regularization, 2021, section 3.3 and algorithm 2)."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,8 @@ from torch import Tensor, nn
 from ..errors import RecipeError
 from ..ir.program import Program
 from .masked import top
-from .penalty import Penalty, shares_of
+from .options import whole, within
+from .penalty import Penalty, shares_of, stays_first
 
 
 class GReg2(Penalty):
@@ -41,9 +41,11 @@ class GReg2(Penalty):
         picking: float = 0.25,
         pressure: float = 0.01,
         ceiling: float = 1.0,
-        **options: Any,
+        over: str | None = None,
     ) -> None:
-        super().__init__(program, module, optimizer, strength=ceiling, **options)
+        whole("GReg2", total_steps=total_steps)
+        within("GReg2", "[0, inf)", pressure=pressure, ceiling=ceiling)
+        super().__init__(program, module, optimizer, strength=ceiling, over=over)
         if not 0 < picking < 1:
             raise RecipeError(f"GReg2: picking={picking} is not a share", "of the steps, between 0 and 1")
         self.shares = shares_of(keep, self.channels.names, "GReg2")
@@ -73,8 +75,7 @@ class GReg2(Penalty):
 
     def importance(self) -> Tensor:
         """The norms, with all that goes below all that stays."""
-        norms = self.channels.norms()
-        return norms / norms.max().clamp_min(1e-12) + (1 - self.goes)
+        return stays_first(1 - self.goes, self.channels.norms())
 
     def kept(self) -> Tensor:
         return self.goes == 0 if int(self.steps) >= self.picked else self._largest()

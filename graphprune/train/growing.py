@@ -3,13 +3,12 @@ Pruning via Growing Regularization, 2021, algorithm 1)."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from ..ir.program import Program
 from .dress import DReSS
+from .options import whole, within
 
 
 class GrowingRegularization(DReSS):
@@ -29,9 +28,11 @@ class GrowingRegularization(DReSS):
         strength: float = 1e-3,
         every: int = 1,
         ceiling: float = 1.0,
-        **options: Any,
+        over: str | None = None,
     ) -> None:
-        super().__init__(program, module, optimizer, strength=strength, power=2, **options)
+        whole("GrowingRegularization", every=every)
+        within("GrowingRegularization", "[0, inf)", strength=strength, ceiling=ceiling)
+        super().__init__(program, module, optimizer, strength=strength, power=2, over=over)
         self.growth, self.every, self.ceiling = strength, every, ceiling
 
     def value(self) -> Tensor:

@@ -18,7 +18,7 @@ from ..axes.dim import find, leaves
 from ..coupling.groups import everything
 from ..errors import ModelError
 from ..hosts.torch.configuration import configure
-from ..hosts.torch.export import unwrapped
+from ..hosts.torch.export import evaluated, unwrapped
 from ..hosts.torch.host import TorchHost
 from ..hosts.torch.pretrained import is_pretrained
 from ..hosts.torch.state import kept
@@ -280,16 +280,11 @@ def compare(module: nn.Module, host: Host, done: Program, made: str = "cut in pl
     """The cut class and the GraphModule compute the same, in eval mode. Raises ModelError, which says that the class
     cannot be what it was ``made``."""
     args, kwargs = done.host.call_arguments(done.host.example())
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
     try:
-        with kept(module, getattr(host, "writes", ())):
+        with evaluated(module), kept(module, getattr(host, "writes", ())):
             mine = [x for x in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(x, Tensor)]
     except Exception as error:  # the user's forward may raise anything
         raise _unfit(module, host, done, f"its forward raises {type(error).__name__}: {error}", made) from error
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
     theirs = done.host.run(done.host.example())
     tolerance = max(TOLERANCE.get(x.dtype, 1e-2) for x in mine) if mine else 0.0
     gap = max(

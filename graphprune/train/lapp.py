@@ -12,6 +12,7 @@ from ..errors import RecipeError
 from ..ir.program import Program
 from .gated import Gated
 from .method import AUTO
+from .options import whole, within
 
 CLOSED = 0.5
 """When nothing of the bypass is left, as a share of the steps."""
@@ -46,6 +47,10 @@ class LAPP(Gated):
         bypass: float = 0.0,
         **options: Any,
     ) -> None:
+        within("LAPP", "(0, 1]", target=target)
+        within("LAPP", "(0, inf)", temperature=temperature, cold=cold)
+        if total_steps is not None:
+            whole("LAPP", total_steps=total_steps)
         super().__init__(program, module, optimizer, strength=strength, **options)
         self.target, self.temperature = target, temperature
         self.cold, self.total_steps = cold, total_steps
@@ -68,12 +73,16 @@ class LAPP(Gated):
 
     def own_gates(self) -> Tensor:
         """m."""
+        return torch.sigmoid(self.above() / self.heat())
+
+    def above(self) -> Tensor:
+        """How far norms are above their group's threshold."""
         norms = self.channels.norms(self.dense()).detach()
         each = self.channels.split(norms)
         relative = [
             own / own.mean().clamp_min(1e-12) - t for own, t in zip(each.values(), self.thresholds, strict=True)
         ]
-        return torch.sigmoid(torch.cat(relative) / self.heat())
+        return torch.cat(relative)
 
     def heat(self) -> float:
         """T at this step."""
@@ -92,4 +101,8 @@ class LAPP(Gated):
         return (self.macs(self.own_gates()) - self.target).square()
 
     def importance(self) -> Tensor:
-        return self.own_gates().detach()
+        """How far norms are above the threshold: gates come to be zero or one, to the last bit."""
+        return self.above().detach()
+
+    def kept(self) -> Tensor:
+        return self.importance() >= 0

@@ -16,10 +16,12 @@ from .penalty import Penalty
 class Masked(Behind, Penalty):
     """Subclasses say what the masks are and what gradients teach them.
 
-    Channels are masked where they are *read*, so the masked network computes what the pruned one will.
+    Channels are masked where they are *read*, so the masked network computes what the pruned one will. Groups that
+    anything untrained reads are left whole, with a note: what is frozen is not masked, nor teaches what to mask.
     """
 
     over = "readers"
+    exact = True
 
     def __init__(
         self, program: Program, module: nn.Module, optimizer: torch.optim.Optimizer | None, **options: Any

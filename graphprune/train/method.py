@@ -12,7 +12,8 @@
 ``penalty`` is an nn.Module without the user's module in it: ``state_dict`` and ``load_state_dict`` save and
 resume what it knows. Whatever must see or change gradients hooks into ``optimizer.step``, so it sees them
 accumulated, averaged over the ranks of DistributedDataParallel and unscaled by a GradScaler, and sees nothing
-of a step that the scaler skips.
+of a step that the scaler skips. Fused optimizers are called with scaled gradients, and for steps to be skipped: then
+they are unscaled here.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from ..errors import ModelError, RecipeError
 from ..ir.facts import Keep, Scores
 from ..ir.program import Program
+from .options import within
 from .positions import Positions, wide
 
 AUTO = "auto"
@@ -59,7 +61,8 @@ class Method(nn.Module, metaclass=Finished):
     ``module``: the user's own, that ``program`` was loaded from, be it wrapped by torch.compile or
     DistributedDataParallel. ``strength``: what the regulariser is multiplied by; ``"auto"`` finds it: for the first
     four steps it rests, and then its gradient is ``BESIDE`` times as large as the task's was, of the entries that it
-    moves [derived]. Raises ModelError where module and program do not fit.
+    moves [derived]. Raises ModelError where module and program do not fit, or the optimizer holds no parameter of the
+    module.
     """
 
     BESIDE = 1.0
@@ -86,6 +89,9 @@ class Method(nn.Module, metaclass=Finished):
             raise RecipeError(
                 f"{type(self).__name__}: `strength` cannot be `{strength}`", f"a number, or `{AUTO}`: by the task"
             )
+        if strength != AUTO:
+            within(type(self).__name__, "[0, inf)", strength=strength)
+        check_trains(optimizer, channels.module, type(self).__name__)
         self.program, self.channels, self.strength = program, channels, strength
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=self.channels.device))
         self.listens = strength == AUTO and type(self).value is not Method.value
@@ -225,8 +231,15 @@ class Method(nn.Module, metaclass=Finished):
         if kind.after is not Method.after:
             self._handles.append(self.optimizer.register_step_post_hook(lambda *_: self._after()))
 
+    def _skipped(self) -> bool:
+        """Whether a GradScaler has a fused optimizer skip this step by itself."""
+        return bool(getattr(self.optimizer, "found_inf", 0))
+
     @torch.no_grad()
     def _before(self) -> None:
+        if self._skipped():
+            return
+        unscale(self.need_optimizer())
         found = {name: p.grad for name, p in self.tensors().items()}
         self.before({name: grad for name, grad in found.items() if grad is not None})
         if self.listens and not self.found:
@@ -247,4 +260,26 @@ class Method(nn.Module, metaclass=Finished):
 
     @torch.no_grad()
     def _after(self) -> None:
-        self.after()
+        if not self._skipped():
+            self.after()
+
+
+def unscale(optimizer: torch.optim.Optimizer) -> None:
+    """Divide the gradients by the scale that a GradScaler left to a fused optimizer, which has then nothing to do."""
+    scale: Tensor | None = getattr(optimizer, "grad_scale", None)
+    if scale is not None:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.div_(scale.to(parameter.grad.device))
+        optimizer.grad_scale = None  # type: ignore[attr-defined]
+
+
+def check_trains(optimizer: torch.optim.Optimizer | None, module: nn.Module, who: str) -> None:
+    """Raise ModelError where the optimizer holds no parameter of the module: its steps would say nothing of it."""
+    own = {id(parameter) for parameter in module.parameters()}
+    if optimizer is not None and not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+        raise ModelError(
+            f"{who}: the {type(optimizer).__name__} holds no parameter of this {type(module).__name__}",
+            "give the optimizer that trains the module, made after what replaces its parameters (`.to`, a cut)",
+        )

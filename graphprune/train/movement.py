@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..errors import RecipeError
 from ..ir.program import Program
 from .masked import Masked, top
+from .options import whole
 from .penalty import shares_of
 from .schedule import cubic_at
 
@@ -38,6 +39,7 @@ class Movement(Masked):
         warm_up: int = 0,
         **options: Any,
     ) -> None:
+        whole("Movement", total_steps=total_steps)
         super().__init__(program, module, optimizer, **options)
         if not 0 <= warm_up < total_steps:
             raise RecipeError(f"Movement: warm_up={warm_up} of total_steps={total_steps}", "it is a part of them")

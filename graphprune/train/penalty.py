@@ -29,6 +29,9 @@ class Penalty(Method):
     over = "writers"
     """Which slices make up a channel, where the caller does not say."""
 
+    exact = False
+    """Whether groups that anything untrained reads are left whole: it would read on what has no part any more."""
+
     channels: Channels
 
     def __init__(
@@ -43,7 +46,7 @@ class Penalty(Method):
         check_trainable(program)
         if not program.knows(Groups):
             program = run(Recipe.parse("group"), program)
-        program = masked_by_zeros(program)
+        program = self._of_use(program, module)
         super().__init__(program, Channels(program, module, over or self.over), optimizer, strength=strength)
 
     def weights(self) -> dict[str, nn.Parameter]:
@@ -61,10 +64,16 @@ class Penalty(Method):
         """The program with the weights as they are now, knowing the Scores and, where the method decides
         itself, the Keep: ready for ``gp.compile`` or for ``gp.run("mask{...},propagate", ...)``."""
         recipe = next((step.text for step in self.program.history if step.name == "group"), "group")
-        fresh = masked_by_zeros(run(Recipe.parse(recipe), current(self.program, self.channels.module)))
+        module = self.channels.module
+        fresh = self._of_use(run(Recipe.parse(recipe), current(self.program, module)), module)
         fresh = fresh.learn(self.scores()).note(f"channels were scored in training, by {type(self).__name__}")
         keep = self.keep()
         return fresh.learn(keep) if keep is not None else fresh
+
+    def _of_use(self, program: Program, module: nn.Module) -> Program:
+        """The program with the groups that this can train."""
+        program = masked_by_zeros(program)
+        return read_by_trained(program, module, type(self).__name__) if self.exact else program
 
 
 def check_trainable(program: Program) -> None:
@@ -100,16 +109,45 @@ def shares_of(keep: float | Mapping[str, float], names: Iterable[str], who: str)
     return {name: shares.get(name, 1.0) for name in names}
 
 
+def stays_first(stays: Tensor, norms: Tensor) -> Tensor:
+    """The norms, with all that goes (zero in ``stays``) below all that stays (one); float64, so that none that differ
+    become alike."""
+    wide = norms.double()
+    return stays + wide / (2 * wide.max()).clamp_min(torch.finfo(wide.dtype).tiny)
+
+
 WEIGHED = "a softmax or top-k weighs it against others, where zeros are no mask: training leaves it whole"
 
 
 def masked_by_zeros(program: Program) -> Program:
     """The program without the groups that zeros in a module do not mask, with a note."""
-    groups, weighed = program.fact(Groups), program.graph.weighed
-    whole = [group for group in groups if group.dim in weighed]
+    weighed = program.graph.weighed
+    return _without(program, {group.name: WEIGHED for group in program.fact(Groups) if group.dim in weighed})
+
+
+def read_by_trained(program: Program, module: nn.Module, who: str) -> Program:
+    """The program without the groups that anything reads which the module does not train, with a note of each. Raises
+    ModelError where none is left."""
+    live, groups = parameters(program, module), program.fact(Groups)
+    whole = {}
+    for group in groups.channels:
+        fixed = next((one.parameter for one in group.members if one.zeroed and one.parameter not in live), None)
+        if fixed is not None:
+            whole[group.name] = f"`{fixed}`, which is not trained, would read it on: training leaves it whole"
+    if whole and len(whole) == len(groups.channels.groups):
+        name, why = next(iter(whole.items()))
+        raise ModelError(f"{who}: no group is left to train; `{name}`: {why}", "have what reads it require gradients")
+    return _without(program, whole)
+
+
+def _without(program: Program, whole: Mapping[str, str]) -> Program:
+    """The program with these groups, each with its reason, frozen."""
     if not whole:
         return program
-    rest = tuple(group for group in groups if group not in whole)
-    frozen = (*groups.frozen, *(Frozen(group.name, group.size, WEIGHED) for group in whole))
+    groups = program.fact(Groups)
+    rest = tuple(group for group in groups if group.name not in whole)
+    frozen = (*groups.frozen, *(Frozen(g.name, g.size, whole[g.name]) for g in groups if g.name in whole))
     program = program.learn(replace(groups, groups=rest, frozen=frozen))
-    return program.note(f"`{'`, `'.join(group.name for group in whole)}`: {WEIGHED}")
+    for reason in dict.fromkeys(whole.values()):
+        program = program.note(f"`{'`, `'.join(name for name, own in whole.items() if own == reason)}`: {reason}")
+    return program

@@ -11,13 +11,15 @@ from ..errors import RecipeError
 from ..ir.program import Program
 from .gated import Gated
 from .method import AUTO
+from .options import within
 
 
 class Polarization(Gated):
     """R = sum_i t |a_i| - |a_i - mean a|, the mean over all channels, a clamped to [0, 1].
 
     R alone is least with a share 1/2 + t/4 of the gates at zero and the others at one (theorem 1). ``keep``, the share
-    of all channels that shall stay, sets t by that: t = 2 - 4 keep.
+    of all channels that shall stay, sets t by that: t = 2 - 4 keep; RecipeError where both are given, or t is outside
+    of [-2, 2]. With neither t is zero.
 
     A part of the paper: it puts R on BatchNorm's scales and prunes at the valley of their histogram; here it is on
     gates of their own, so that any group can have it, cut at one half.
@@ -30,14 +32,17 @@ class Polarization(Gated):
         optimizer: torch.optim.Optimizer | None = None,
         *,
         strength: float | str = AUTO,
-        t: float = 0.0,
+        t: float | None = None,
         keep: float | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(program, module, optimizer, strength=strength, **options)
+        if keep is not None and t is not None:
+            raise RecipeError(f"Polarization: t={t} and keep={keep}", "one of the two: t is 2 - 4 keep")
         if keep is not None and not 0 < keep < 1:
             raise RecipeError(f"Polarization: keep={keep} is not a share", "say what remains, between 0 and 1")
-        self.t = t if keep is None else 2 - 4 * keep
+        self.t = (t or 0.0) if keep is None else 2 - 4 * keep
+        within("Polarization", "[-2, 2]", t=self.t)
+        super().__init__(program, module, optimizer, strength=strength, **options)
         self.auxiliary = self.train_along(nn.Parameter(torch.full_like(self.channels.norms().detach(), 0.9)))
         self.begin()
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ..errors import ModelError
 from .distil import watch
+from .options import within
 
 
 class HSICBottleneck(nn.Module):
@@ -21,7 +22,8 @@ class HSICBottleneck(nn.Module):
         logits = module(x)
         loss = gp.train.answers(logits, teacher(x)) + bottleneck(x, y)
 
-    ``teacher`` is the robust network as it was before the cut (self-distillation). ``y``: classes, or one row a
+    ``teacher`` is the robust network as it was before the cut (self-distillation). ``y``: classes, of which only counts
+    which are the same (their kernel is that of one-hot rows, with a column for each class of the batch), or one row a
     sample; kernels are Gaussian, of ``width`` times the square root of the number of entries; batches want some tens
     of samples. Both strengths are to be tuned: they go with the scale of the task, and no default fits all.
 
@@ -32,6 +34,8 @@ class HSICBottleneck(nn.Module):
     def __init__(
         self, module: nn.Module, at: Sequence[str], *, inputs: float = 1e-3, labels: float = 5e-3, width: float = 5.0
     ) -> None:
+        within("HSICBottleneck", "[0, inf)", inputs=inputs, labels=labels)
+        within("HSICBottleneck", "(0, inf)", width=width)
         super().__init__()
         self.at, self.inputs, self.labels, self.width = tuple(at), inputs, labels, width
         self._seen: dict[str, Tensor] = {}
@@ -41,7 +45,7 @@ class HSICBottleneck(nn.Module):
         if set(self._seen) != set(self.at):
             raise ModelError("the module has not run yet", "call this after `module(x)`, with the same inputs")
         with torch.autocast(x.device.type, enabled=False):
-            labels = y if y.is_floating_point() else F.one_hot(y).float()
+            labels = y if y.is_floating_point() else F.one_hot(y.unique(return_inverse=True)[1]).float()
             given, wanted = gaussian(x, self.width), gaussian(labels, self.width)
             total = torch.zeros((), device=x.device)
             for path in self.at:

@@ -20,7 +20,8 @@ def roll_back(
     ``attempt(program, share)`` cuts to ``share`` of what was given, and trains; what it was given stays as it was, as
     with every recipe. ``holds(program)`` is the user's objective: an accuracy that must be kept, or a size not yet
     reached. From a whole one the share falls by ``step`` each time; where the objective does not hold, or the budget
-    cannot be met, the last program that held is tried again with half of the step, until that is under ``least``.
+    cannot be met, the last program that held is tried again with half of the step, until that is under ``least``; no
+    share under ``least`` is tried.
 
     [derived] The paper moves a threshold on the mean of activations (``score{by=aap}``); here the share left moves, for
     any criterion.
@@ -36,8 +37,8 @@ def roll_back(
         )
     share = 1.0
     while step >= least:
-        wanted = share - step
-        tried = _tried(program, attempt, wanted) if wanted > 0 else None
+        wanted = round(share - step, 12)  # decimal steps, without what their sums gather
+        tried = _tried(program, attempt, wanted) if wanted >= least else None
         if tried is not None and holds(tried):
             program, share = tried, wanted
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from ..ir.program import Program
 from ..pipeline.recipe import Recipe
 from ..pipeline.run import run
 from .masked import Masked
+from .options import whole
+from .penalty import stays_first
 
 WARM, RAMPED, COOL = 0.1, 0.5, 2 / 3
 """When the budget begins to fall, when it is met, and when the mask rests, as shares of the steps."""
@@ -23,6 +26,8 @@ WARM, RAMPED, COOL = 0.1, 0.5, 2 / 3
 class SMCP(Masked):
     """Forward with mask * weight, backward as if there were no mask, so that what is masked trains on and
     may come back; every ``every`` steps the mask is chosen anew, the best channels within ``budget``.
+    With ``total_steps``, also where the ramp ends and where the cool-down begins: at the end the budget is met,
+    however large ``every`` is.
 
     ``budget``: as ``mask`` takes it, ``"macs=0.5x"``. ``allocate``: how ``mask`` spends it on the scores: one
     threshold for all (``global``), or ``knapsack``, nearer to the paper. Scores are |w g| since the last choice.
@@ -52,6 +57,9 @@ class SMCP(Masked):
         total_steps: int | None = None,
         **options: Any,
     ) -> None:
+        whole("SMCP", every=every, grain=grain)
+        if total_steps is not None:
+            whole("SMCP", total_steps=total_steps)
         super().__init__(program, module, optimizer, **options)
         self.every, self.allocate, self.total_steps = every, allocate, total_steps
         self.budget, self.grain = budget, grain
@@ -80,13 +88,19 @@ class SMCP(Masked):
     @torch.no_grad()
     def step(self) -> None:
         super().step()
-        if int(self.steps) % self.every == 0 and not self.rests():
+        if self.chooses():
             self._rewire()
             self.impose()
             self.saliency.zero_()
 
     def _mask(self, budget: str) -> str:
         return f"mask{{{budget} allocate={self.allocate} grain={self.grain}}}"
+
+    def chooses(self) -> bool:
+        """Whether the mask is chosen anew after this many steps."""
+        done = int(self.steps)
+        ends = () if self.total_steps is None else (math.ceil(RAMPED * self.total_steps), int(COOL * self.total_steps))
+        return done in ends or (done % self.every == 0 and not self.rests())
 
     def rests(self) -> bool:
         """Whether the cool-down has begun."""
@@ -114,7 +128,7 @@ class SMCP(Masked):
             own[torch.from_numpy(keep[name]).to(own.device)] = 1
 
     def importance(self) -> Tensor:
-        return self.alive + self.channels.norms(self.dense()) / 1e6
+        return stays_first(self.alive, self.channels.norms(self.dense()))
 
     def kept(self) -> Tensor:
         return self.alive > 0

@@ -12,6 +12,8 @@ from ..errors import RecipeError
 from ..ir.program import Program
 from .dress import leaving
 from .masked import Masked
+from .options import whole
+from .penalty import stays_first
 
 
 class StochasticMasks(Masked):
@@ -39,6 +41,7 @@ class StochasticMasks(Masked):
         seed: int = 0,
         **options: Any,
     ) -> None:
+        whole("StochasticMasks", total_steps=total_steps)
         super().__init__(program, module, optimizer, **options)
         if not 0 < annealed <= 1:
             raise RecipeError(
@@ -76,8 +79,7 @@ class StochasticMasks(Masked):
 
     def importance(self) -> Tensor:
         """The norms, with all that goes below all that stays."""
-        norms = self.channels.norms(self.dense())
-        return norms / norms.max().clamp_min(1e-12) + (1 - self.goes)
+        return stays_first(1 - self.goes, self.channels.norms(self.dense()))
 
     def kept(self) -> Tensor:
         return self.goes == 0

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..ir.program import Program
 from .gated import Gated
+from .options import whole, within
 
 HALVINGS = 40
 
@@ -36,6 +37,9 @@ class Transport(Gated):
         cold: float = 1e-3,
         **options: Any,
     ) -> None:
+        whole("Transport", total_steps=total_steps)
+        within("Transport", "(0, 1]", target=target)
+        within("Transport", "(0, inf)", warm=warm, cold=cold)
         super().__init__(program, module, optimizer, **options)
         self.total_steps, self.target, self.warm, self.cold = total_steps, target, warm, cold
         norms = self.channels.norms().detach()
@@ -68,6 +72,10 @@ class Transport(Gated):
     def step(self) -> None:
         super().step()
         self.impose()  # T has fallen
+
+    def importance(self) -> Tensor:
+        """s, by which gates are ordered: they themselves come to be zero or one, to the last bit."""
+        return self.ranking.detach()
 
     @torch.no_grad()
     def kept(self) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..errors import RecipeError
 from ..ir.host import Array
 from ..ir.program import Program
+from .options import whole
 from .ranked import Ranked, orthogonal
 
 
@@ -37,6 +38,7 @@ class TRP(Ranked):
         layers: str = "*",
         orders: str = "kernel",
     ) -> None:
+        whole("TRP", total_steps=total_steps)
         super().__init__(program, module, optimizer, layers=layers, orders=orders, strength=strength)
         if not 0 <= energy < 1 or every < 1:
             raise RecipeError(

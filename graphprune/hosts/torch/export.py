@@ -49,13 +49,20 @@ def check_loaded(module: torch.nn.Module) -> None:
 def trace(module: torch.nn.Module, inputs: Any, dynamic_shapes: Any = None) -> torch.export.ExportedProgram:
     """``module`` in eval mode; it is left in the mode it was in. Raises ModelError."""
     args, kwargs = (inputs["args"], inputs["kwargs"]) if _is_call(inputs) else (_tuple(inputs), {})
-    were = {name: part.training for name, part in module.named_modules()}
+    with evaluated(module):
+        return _trace(module, args, kwargs, dynamic_shapes)
+
+
+@contextmanager
+def evaluated(module: torch.nn.Module) -> Iterator[None]:
+    """Within, the module is in eval mode; then each of its parts is in the mode it was in."""
+    were = {part: part.training for part in module.modules()}
     module.eval()
     try:
-        return _trace(module, args, kwargs, dynamic_shapes)
+        yield
     finally:
-        for name, part in module.named_modules():
-            part.training = were[name]
+        for part, mode in were.items():
+            part.training = mode
 
 
 def modes(module: torch.nn.Module) -> tuple[str, ...]:
