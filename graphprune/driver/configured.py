@@ -79,7 +79,7 @@ def write_pretrained(folder: Path, program: Program, tokens: Sequence[int] = ())
     whose numbers are then their places here, in configurations and the tokeniser too. Returns why nothing was written
     where the class has no place for what was made. Raises ModelError where the class, made from a configuration that
     says them, does not compute what the program computes."""
-    from ..hosts.torch.configuration import Configuration, told
+    from ..hosts.torch.configuration import Configuration, told, valid
     from ..hosts.torch.pretrained import made_from
     from ..hosts.torch.tokenizer import resize, with_numbers
     from ..hosts.torch.widths import widths
@@ -94,14 +94,18 @@ def write_pretrained(folder: Path, program: Program, tokens: Sequence[int] = ())
         if tokens:
             configuration = Configuration(kind, with_numbers(configuration.config, new))
         sizes = widths(program)
-        state = weights(program, sizes)
+        state, eps = weights(program, sizes), sizes["eps"]
         if gone := [block for block in configuration.blocks if not any(name.startswith(block) for name in state)]:
             if (less := configuration.without(gone)) is None:
                 return f"no configuration of {kind.__name__} leaves out {', '.join(block[:-1] for block in gone)}"
             config, names = less
             configuration, state = Configuration(kind, config), {names[old]: tensor for old, tensor in state.items()}
+            eps = {names[f"{path}.weight"].removesuffix(".weight"): one for path, one in eps.items()}
         shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-        found = configuration.saying(shapes) if shapes.keys() == configuration.sizes.keys() else None
+        found = None
+        if shapes.keys() == configuration.sizes.keys():
+            found = configuration.narrower(shapes, eps) if eps else configuration.saying(shapes)
+        found = found if found is not None and valid(found) else None
         if found is None and gone:
             return f"no configuration of {kind.__name__} has these widths in the blocks that are left"
         if found is None:

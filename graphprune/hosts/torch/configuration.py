@@ -29,8 +29,12 @@ HEADS = (
     *("num_attention_heads", "num_key_value_heads", "num_heads", "num_kv_heads", "n_head", "n_heads"),
     *("encoder_attention_heads", "decoder_attention_heads"),
 )
-"""What may be said: widths within a block, and tokens. Those of the stream and of a head are in scales and tables of
-angles too, which a configuration derives from them."""
+"""What may be said of what is chosen here: widths within a block, and tokens. Those of the stream and of a head are in
+scales and tables of angles too, which a configuration derives from them."""
+FIELDS = (*WIDTHS, *RATIOS, *HEADS)
+STREAM = ("hidden_size",)
+EPS = ("rms_norm_eps", "layer_norm_epsilon", "norm_eps")
+"""Of norms that a configuration gives one eps."""
 DEPTHS = (
     *("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers"),
     *("num_decoder_layers", "depth"),
@@ -43,14 +47,14 @@ MOST = 6
 class Configuration:
     """The widths of a class, field by field: found by making it, without weights, with each field changed."""
 
-    def __init__(self, kind: type, config: Any) -> None:
+    def __init__(self, kind: type, config: Any, fields: Sequence[str] = FIELDS) -> None:
         self.kind, self.config = kind, explicit(config)
         self.made = _made(kind, self.config)
         self.sizes = shapes(self.made)
         self.blocks = tuple(_blocks(self.made))
         self.moves: dict[Path, frozenset[Axis]] = {}  # the axes that follow a field
         self._said: dict[tuple[frozenset[tuple[Axis, Fraction]], str], Any] = {}
-        for path in _fields(self.config):
+        for path in _fields(self.config, fields):
             if found := self._moved(path):
                 self.moves[path] = found
 
@@ -100,6 +104,23 @@ class Configuration:
                 if made is not None and _under(made[1], under) == _under(wanted, under):
                     return made[0]
         return None
+
+    def narrower(self, wanted: Shapes, eps: Mapping[str, Mapping[str, float]]) -> Any:
+        """The configuration with which the class has these shapes, its hidden size among them, and its norms these
+        ``eps`` (see widths.widths), or None where there is none. What else the class derives of a hidden size (the
+        scale of an embedding) and what else reads that eps (norms of queries) must stay as it was: so all numbers that
+        its layers hold are compared."""
+        config = copy.deepcopy(Configuration(self.kind, self.config, (*FIELDS, *STREAM)).saying(wanted))
+        if config is None:
+            return None
+        for path in _fields(config, EPS):
+            now = {one["is"] for one in eps.values() if one["was"] == _get(config, path)}
+            if len(now) == 1:
+                setattr(_get(config, path[:-1]), path[-1], now.pop())
+        was, made = _floats(self.made), _floats(_made(self.kind, config))
+        for path, one in eps.items():
+            was[path] = [one["is"] if value == one["was"] else value for value in was.get(path, [])]
+        return config if made == was else None
 
     def without(self, gone: Collection[str]) -> tuple[Any, dict[str, str]] | None:
         """The configuration of the class without some of its ``blocks``, and under which names it has the tensors that
@@ -168,6 +189,20 @@ def _made(kind: type, config: Any) -> torch.nn.Module:
         return made
 
 
+def _floats(module: torch.nn.Module) -> dict[str, list[float]]:
+    """The numbers that each layer holds."""
+    return {path: [one for one in vars(layer).values() if type(one) is float] for path, layer in module.named_modules()}
+
+
+def valid(config: Any) -> bool:
+    """Whether the library takes a configuration: some ask for hidden sizes that are multiples of the heads."""
+    try:
+        getattr(config, "validate", lambda: None)()
+    except Exception:  # the library refuses a configuration in any way it likes
+        return False
+    return True
+
+
 def shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     """Of all tensors that it saves."""
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
@@ -205,7 +240,7 @@ def _parts(config: Any) -> Iterator[Path]:
             yield (name,)
 
 
-def _fields(config: Any, names: Sequence[str] = (*WIDTHS, *RATIOS, *HEADS)) -> Iterator[Path]:
+def _fields(config: Any, names: Sequence[str]) -> Iterator[Path]:
     for part in _parts(config):
         one = _get(config, part)
         for name in names:
@@ -246,7 +281,7 @@ def configure(module: Any) -> Iterator[tuple[Any, str, Any]]:
         module.save_pretrained = Refused(type(module).__name__)
     for part in _parts(found) if found is not None else ():
         own, said = _get(module.config, part), _get(found, part)
-        for name in (*WIDTHS, *RATIOS, *HEADS, "head_dim"):  # a head's width no longer follows from the others
+        for name in (*FIELDS, "head_dim"):  # a head's width no longer follows from the others
             if hasattr(said, name) and getattr(own, name, None) != getattr(said, name):
                 yield own, name, getattr(own, name, None)
                 setattr(own, name, getattr(said, name))
