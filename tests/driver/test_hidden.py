@@ -11,9 +11,9 @@ import pytest
 import torch
 from alone import WITHOUT
 from test_configured import GQA, READ, folder, made
-from test_configured import example_of as given
 
 import graphprune as gp
+from graphprune.hosts.torch.pretrained import example_of as given
 
 pytest.importorskip("transformers")
 

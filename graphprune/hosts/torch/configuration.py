@@ -118,8 +118,8 @@ class Configuration:
             if len(now) == 1:
                 setattr(_get(config, path[:-1]), path[-1], now.pop())
         was, made = _floats(self.made), _floats(_made(self.kind, config))
-        for path, one in eps.items():
-            was[path] = [one["is"] if value == one["was"] else value for value in was.get(path, [])]
+        for layer, one in eps.items():
+            was[layer] = [one["is"] if value == one["was"] else value for value in was.get(layer, [])]
         return config if made == was else None
 
     def without(self, gone: Collection[str]) -> tuple[Any, dict[str, str]] | None:
