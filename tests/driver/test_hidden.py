@@ -21,13 +21,13 @@ LARGE = dict(GQA, rms_norm_eps=0.01)
 """With an eps that is seen in what comes out."""
 
 
-def check(name, sizes, path, width=24, rotated=True):
+def check(name, sizes, path, width=24):
     """What is loaded computes what the compiled network computes, and goes on with the same 32 tokens. Returns its
     configuration where that says all, else None."""
     model = made(name, sizes)
     source = folder(model, path / "in")
     torch.save(given(model), path / "given")
-    recipe = f"{'rms,rotate,' * rotated}group{{places=stream}},score,mask{{width=*embed_tokens={width}}},propagate"
+    recipe = f"rms,rotate,group{{places=stream}},score,mask{{width=*embed_tokens={width}}},propagate"
     data = {"input_ids": np.random.default_rng(0).integers(3, 50, (8, 60))}
     artifact = gp.compile(f"hf:{source}", recipe=recipe, data=data, out=path / "out", measure=False)
     assert not [note for note in artifact.report["notes"] if "from_pretrained" in note]
@@ -37,8 +37,10 @@ def check(name, sizes, path, width=24, rotated=True):
     found, ids = torch.load(path / "out/out"), given(model)["input_ids"]
     want = torch.from_numpy(artifact.program.host.run([ids.numpy()])[0])
     assert (found["logits"] - want).abs().max() <= 1e-5 * want.abs().max()
-    for at in range(8, 40):  # greedily, by the compiled network; what comes behind does not count
-        ids[:, at] = torch.from_numpy(artifact.program.host.run([ids.numpy()])[0])[:, at - 1].argmax(-1)
+    for at in range(8, 40):  # greedily, by the compiled network, never the end; what comes behind does not count
+        scores = torch.from_numpy(artifact.program.host.run([ids.numpy()])[0])[:, at - 1].clone()
+        scores[:, model.config.eos_token_id] = -torch.inf
+        ids[:, at] = scores.argmax(-1)
     assert torch.equal(found["tokens"], ids[:, :40])
     return None if own else json.loads((path / "out/config.json").read_text())
 
@@ -50,7 +52,7 @@ def test_the_configuration_says_a_smaller_hidden_size_and_the_eps_that_goes_with
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["MistralForCausalLM", "Qwen2ForCausalLM", "SmolLM3ForCausalLM"])
+@pytest.mark.parametrize("name", ["MistralForCausalLM", "Qwen2ForCausalLM"])
 def test_so_do_others(name, tmp_path):
     config = check(name, LARGE, tmp_path, 26)
     assert (config["hidden_size"], config["rms_norm_eps"]) == (26, pytest.approx(0.01 * 32 / 26))
@@ -61,9 +63,8 @@ def test_so_do_others(name, tmp_path):
     "name, width",
     [
         ("Qwen3ForCausalLM", 24),  # norms of queries read the same eps
-        ("GemmaForCausalLM", 24),  # the embedding is scaled by the root of the size
         ("LlamaForCausalLM", 26),  # no multiple of the heads
     ],
 )
 def test_what_it_cannot_say_a_class_of_its_own_does(name, width, tmp_path):
-    assert check(name, dict(LARGE, head_dim=8), tmp_path, width, rotated=name[0] != "G") is None
+    assert check(name, dict(LARGE, head_dim=8), tmp_path, width) is None
