@@ -111,7 +111,7 @@ def write_pretrained(folder: Path, program: Program, tokens: Sequence[int] = ())
         if found is None:
             full = filled(program, twin(made.model), sizes, assign=True)
             if tokens:
-                resize(full, len(made.model.get_input_embeddings().weight), new)
+                resize(full, made.model, new)
             compare(full, program.source, program, "rebuilt")
         else:
             full = made_from(kind, told(found, made.model), state, made.model.dtype)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..coupling.vocabulary import Vocabulary as Found
 from ..coupling.vocabulary import vocabulary
-from ..errors import RecipeError
+from ..errors import DataError, RecipeError
 from ..ir.host import Array
 from ..ir.program import Program
 from ..pipeline.base import Pass
@@ -39,7 +39,16 @@ class Vocabulary(Pass):
     def __post_init__(self) -> None:
         if self.occurs < 1:
             raise RecipeError(f"`vocabulary`: occurs={self.occurs} lets everything stay", "give 1 or more")
-        self._always()
+        if self.size and self.occurs > 1:
+            raise RecipeError(
+                f"`vocabulary`: size={self.size} and occurs={self.occurs} are two ways to say what stays", "give one"
+            )
+        if self.unknown < -1:
+            raise RecipeError(
+                f"`vocabulary`: unknown={self.unknown} is no number of a token",
+                "give 0 or more, or leave it out: the tokeniser's own or, without one, the most frequent",
+            )
+        self._ranges()
         self._fill()
         self._count(1)
 
@@ -66,10 +75,13 @@ class Vocabulary(Pass):
         """What stays whether it occurs or not, and the token that others are read as."""
         special, own = program.source.special_tokens()
         unknown = self.unknown if self.unknown >= 0 else own if own is not None else int(counts.argmax())
-        beside = np.array([*special, *self._always(), unknown], np.intp)
-        if beside.max() >= found.size:
-            raise RecipeError(f"`vocabulary`: there is no token {beside.max()}, of {found.size}")
-        return np.unique(beside), unknown
+        ranges = self._ranges()
+        if (last := max([*special, unknown, *(last for _, last in ranges)])) >= found.size:
+            raise RecipeError(
+                f"`vocabulary`: there is no token {last}, of {found.size}", f"they have numbers 0 to {found.size - 1}"
+            )
+        always = (np.arange(first, last + 1) for first, last in ranges)
+        return np.unique(np.concatenate([np.array([*special, unknown], np.intp), *always])), unknown
 
     def _kept(self, program: Program, counts: Array, beside: Array) -> Array:
         """The tokens that stay, in order, with what a tokeniser makes them of."""
@@ -95,13 +107,17 @@ class Vocabulary(Pass):
             "one sample in eight) are not covered by what is chosen on the others"
         )
 
-    def _always(self) -> list[int]:
-        found = list[int]()
-        for part in filter(None, self.keep.split(",")):
+    def _ranges(self) -> list[tuple[int, int]]:
+        """The first and the last of each range that ``keep`` names."""
+        found = list[tuple[int, int]]()
+        for part in self.keep.split(",") if self.keep else ():
             ends = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part)
             if ends is None:
                 raise RecipeError(f"`vocabulary`: keep={self.keep} are no numbers of tokens", "write keep=0-258,500")
-            found += range(int(ends[1]), int(ends[2] or ends[1]) + 1)
+            first, last = int(ends[1]), int(ends[2] or ends[1])
+            if first > last:
+                raise RecipeError(f"`vocabulary`: keep={part} are no tokens", f"write keep={last}-{first}")
+            found.append((first, last))
         return found
 
     def _fill(self) -> float:
@@ -132,16 +148,27 @@ class _Occurrences:
     found: Found
 
     def counts(self, held: bool | None = None) -> Array:
-        """How often each token occurs in all samples, or in every eighth (``held``), or in the others."""
+        """How often each token occurs in all samples, or in every eighth (``held``), or in the others. Raises DataError
+        where a number is that of no token."""
         total, first = np.zeros(self.found.size, np.int64), 0
         for batch in self.program.data:
             for number in self.found.inputs:
-                ids = np.asarray(batch[number])
+                ids = self._checked(np.asarray(batch[number]), number)
                 out = (np.arange(first, first + len(ids)) % ONE_IN) == ONE_IN - 1
                 chosen = ids if held is None else ids[out == held]
-                total += np.bincount(chosen.astype(np.int64).ravel(), minlength=self.found.size)[: self.found.size]
+                total += np.bincount(chosen.astype(np.int64).ravel(), minlength=self.found.size)
             first += len(batch[self.found.inputs[0]])
         return total
+
+    def _checked(self, ids: Array, number: int) -> Array:
+        out = ids[(ids < 0) | (ids >= self.found.size)]
+        if len(out):
+            raise DataError(
+                f"`vocabulary`: the data for input `{self.program.graph.inputs[number].name}` hold {out[0]}, which is "
+                f"no token: they have numbers 0 to {self.found.size - 1}",
+                "give numbers of tokens, padding too (-100 is for labels alone)",
+            )
+        return ids
 
 
 def _means(program: Program, found: Found) -> Array:

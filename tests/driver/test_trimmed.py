@@ -15,7 +15,7 @@ from test_configured import GQA, MORE, SEQUENCE, TEXT, made
 
 import graphprune as gp
 from graphprune.errors import ModelError
-from graphprune.hosts.torch.tokenizer import Tokenizer, numbers, with_numbers
+from graphprune.hosts.torch.tokenizer import Tokenizer, numbers, resize, with_numbers
 
 hf = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
@@ -160,7 +160,7 @@ def test_text_of_kept_tokens_encodes_to_the_same_tokens(kind, tmp_path):
     own = tokenizer(kind)
     own.save_pretrained(tmp_path)
     known = Tokenizer.read(tmp_path)
-    used = {*own(USED)["input_ids"], *known.added}
+    used = {*own(USED)["input_ids"], *known.special}
 
     def trimmed(keep):
         new = {old: number for number, old in enumerate(sorted(keep))}
@@ -175,6 +175,9 @@ def test_text_of_kept_tokens_encodes_to_the_same_tokens(kind, tmp_path):
         assert known.unknown == 0
     elif kind == "bytes":  # no text is lost: all bytes are there
         assert len(keep) >= 256
+    elif kind == "unigram":  # what is unknown costs as much as it did
+        assert min(known.model["vocab"][k][1] for k in keep) == min(score for _, score in known.model["vocab"])
+        assert len(set(keep) - used) <= 1
     else:
         assert set(keep) == used
 
@@ -189,8 +192,105 @@ def test_tokens_that_configurations_name_are_renumbered():
     config = hf.GenerationConfig(
         bos_token_id=5, eos_token_id=[7, 9], pad_token_id=None, suppress_tokens=[5, 6], forced_decoder_ids=[[1, 9]]
     )
-    assert numbers(config) == [5, 7, 9]
+    assert numbers(config) == [5, 6, 7, 9]
     made = with_numbers(config, {5: 0, 7: 1, 9: 2})
     assert (made.bos_token_id, made.eos_token_id, made.pad_token_id) == (0, [1, 2], None)
     assert (made.suppress_tokens, made.forced_decoder_ids) == ([0], [[1, 2]])
     assert config.bos_token_id == 5
+
+
+NEW = {2: 0, 5: 1, 7: 2, 9: 3}
+
+
+@pytest.mark.parametrize(
+    "name, value, expected, stay",
+    [
+        ("bad_words_ids", [[5, 7], [5, 6], [9]], [[1, 2], [3]], []),
+        ("bad_words_ids", [[6]], None, []),
+        ("sequence_bias", [[[5, 7], 2.0], [[6], -1.0]], [[[1, 2], 2.0]], []),
+        ("sequence_bias", {(5, 7): 2.0, (6,): -1.0}, {(1, 2): 2.0}, []),
+        ("force_words_ids", [[5, 7], [9]], [[1, 2], [3]], [5, 7, 9]),
+        ("force_words_ids", [[[5, 7], [9]], [[2]]], [[[1, 2], [3]], [[0]]], [2, 5, 7, 9]),
+        ("task_to_id", {"transcribe": 9, "translate": 5}, {"transcribe": 3, "translate": 1}, [5, 9]),
+        ("lang_to_id", {"<|en|>": 7}, {"<|en|>": 2}, [7]),
+        ("forced_decoder_ids", [[1, None], [2, 9]], [[1, None], [2, 3]], [9]),
+        ("suppress_tokens", [5, 9], [1, 3], [5, 9]),
+        ("begin_suppress_tokens", [7], [2], [7]),
+        ("forced_bos_token_id", 7, 2, [7]),
+        ("forced_eos_token_id", [5, 7], [1, 2], [5, 7]),
+    ],
+)
+def test_all_that_names_tokens_is_renumbered(name, value, expected, stay):
+    """In the configuration and in a part of another; words that can no longer occur are left out."""
+    config = hf.GenerationConfig()
+    setattr(config, name, value)
+    outer = hf.GenerationConfig()
+    outer.decoder = config
+    for whole, part in ((config, lambda made: made), (outer, lambda made: made.decoder)):
+        assert numbers(whole) == stay
+        assert getattr(part(with_numbers(whole, NEW)), name) == expected
+    assert getattr(config, name) == value
+
+
+WORDS = {f"w{k}": k for k in range(8)}
+PROCESSORS = {
+    "bert": lambda made: made.BertProcessing(("w7", 7), ("w2", 2)),
+    "roberta": lambda made: made.RobertaProcessing(("w7", 7), ("w2", 2)),
+    "template": lambda made: made.TemplateProcessing("w2 $A w7", None, [("w2", 2), ("w7", 7)]),
+    "sequence": lambda made: made.Sequence([made.ByteLevel(), made.BertProcessing(("w7", 7), ("w2", 2))]),
+}
+
+
+@pytest.mark.parametrize("kind", PROCESSORS)
+def test_tokens_that_are_put_around_text_are_special(kind):
+    """Though nothing says that they are added; one that goes all the same is named."""
+    own = tokenizers.Tokenizer(tokenizers.models.WordLevel(WORDS, unk_token="w0"))
+    own.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    own.post_processor = PROCESSORS[kind](tokenizers.processors)
+    own.enable_padding(pad_id=6, pad_token="w6")
+    known = Tokenizer(json.loads(own.to_str()), {})
+    assert known.special == [0, 2, 6, 7]
+    keep = [0, 2, 4, 6, 7]
+    made = known.trimmed({old: new for new, old in enumerate(keep)})
+    found = tokenizers.Tokenizer.from_str(json.dumps(made.said)).encode("w4 w3")
+    assert [keep[k] for k in found.ids] == [2, 4, 0, 7]
+    with pytest.raises(ModelError, match="puts token 7 around text") as error:
+        known.trimmed({0: 0, 2: 1, 4: 2})
+    assert error.value.hint == "write vocabulary{keep=7}"
+
+
+def test_what_is_unknown_costs_what_it_did_among_scores():
+    """tokenizers scores it by the lowest score: without `rare`, an unknown x and `yzw` were cheaper than two tokens."""
+    vocab = [("<unk>", 0.0), ("xy", -12.0), ("zw", -12.0), ("yzw", -1.0), ("rare", -40.0)]
+    own = tokenizers.Tokenizer(tokenizers.models.Unigram(vocab, unk_id=0))
+    known = Tokenizer(json.loads(own.to_str()), {})
+
+    def encoded(keep, text):
+        made = known.trimmed({old: new for new, old in enumerate(keep)})
+        return [keep[k] for k in tokenizers.Tokenizer.from_str(json.dumps(made.said)).encode(text).ids]
+
+    keep = known.within([0, 1, 2, 3])
+    assert keep == [0, 1, 2, 3, 4]
+    assert encoded(keep, "xyzw") == own.encode("xyzw").ids == [1, 2]
+    assert encoded([0, 1, 2, 3], "xyzw") == [0, 3]
+    assert known.within([0, 4]) == [0, 4]
+
+
+def test_only_embeddings_that_were_cut_know_a_new_token_that_pads():
+    """One with as many rows as tokens are left is another, and pads with what it did."""
+
+    class Net(torch.nn.Module):
+        def __init__(self, tokens):
+            super().__init__()
+            self.config = hf.PretrainedConfig(pad_token_id=3)
+            self.config.vocab_size = tokens
+            self.words, self.places = (torch.nn.Embedding(n, 2, padding_idx=2) for n in (tokens, 4))
+
+        def get_input_embeddings(self):
+            return self.words
+
+    cut = Net(4)
+    cut.config.vocab_size = 9
+    resize(cut, Net(9), {1: 0, 2: 1, 3: 2, 5: 3})
+    assert (cut.words.padding_idx, cut.places.padding_idx) == (1, 2)
+    assert (cut.config.vocab_size, cut.config.pad_token_id) == (4, 2)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 import graphprune as gp
 from graphprune.cost.static import params
-from graphprune.errors import ModelError, RecipeError, VerificationError
+from graphprune.errors import DataError, ModelError, RecipeError, VerificationError
 from graphprune.ir.program import Program
 from graphprune.pipeline.compare import relative
 from graphprune.pipeline.plan_file import read_plan, write_plan
@@ -171,8 +171,20 @@ def test_what_stays() -> None:
     assert kept("vocabulary{size=0.2x keep=18-19}").keep == tuple(sorted([18, 19, *by_count[:2]]))
     with pytest.raises(RecipeError, match="size=1 are 1 tokens, and 3 have to stay"):
         kept("vocabulary{size=1 keep=18,19}")
-    with pytest.raises(RecipeError, match="there is no token 20, of 20"):
-        kept("vocabulary{keep=20}")
+    for text, last in (("keep=20", 20), ("keep=0-999999999", 999999999), ("unknown=20", 20)):
+        with pytest.raises(RecipeError, match=f"there is no token {last}, of 20") as error:
+            kept(f"vocabulary{{{text}}}")
+        assert error.value.hint == "they have numbers 0 to 19"
+
+
+@pytest.mark.parametrize("number", [-100, -1, TOKENS])
+@hosts
+def test_numbers_in_the_data_that_are_of_no_token_are_refused(number: int, host: str) -> None:
+    data = DATA.copy()
+    data[9, 2] = number
+    given = replace(program(f"tied {host}"), data=((data,),))
+    with pytest.raises(DataError, match=rf"input `ids` hold {number}, which is no token: they have numbers 0 to 19"):
+        gp.run("vocabulary{fill=0}", given)
 
 
 def test_notes_say_what_of_held_out_samples_is_not_covered() -> None:
@@ -242,6 +254,10 @@ def test_one_of_several_embeddings_can_be_named() -> None:
     [
         ("occurs=0", "occurs=0 lets everything stay"),
         ("keep=a", "keep=a are no numbers of tokens"),
+        ("keep=,,", "keep=,, are no numbers of tokens"),
+        ("keep=1,9-3", "keep=9-3 are no tokens\n  hint: write keep=3-9"),
+        ("unknown=-7", "unknown=-7 is no number of a token\n  hint: give 0 or more"),
+        ("size=5 occurs=2", "size=5 and occurs=2 are two ways to say what stays\n  hint: give one"),
         ("fill=low", "fill=low is no logit"),
         ("fill=inf", "fill=inf is no logit"),
         ("size=2.5x", "size=2.5x is no share or count"),

@@ -52,7 +52,8 @@ class Pretrained:
         """See ir.Host.special_tokens. What is out of the vocabulary (a token of images, say) is none."""
         size, own = getattr(self.model.config.get_text_config(), "vocab_size", 0), self._known
         parts = (self.model.config, getattr(self.model, "generation_config", None))
-        said = {token for part in parts if part is not None for token in numbers(part)} | set(own.added if own else ())
+        said = {token for part in parts if part is not None for token in numbers(part)}
+        said.update(own.special if own else ())
         return sorted(token for token in said if token < size), own.unknown if own else None
 
     def tokens_within(self, tokens: Sequence[int]) -> Sequence[int]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from ...errors import ModelError, raised
 
@@ -21,64 +21,95 @@ OTHERS = (
 )
 """Other files that number tokens: what ``tokenizer.json`` says takes their place."""
 LISTS = ("suppress_tokens", "begin_suppress_tokens")
-PAIRS = ("forced_decoder_ids",)
-"""Of a generation configuration: tokens, and pairs of a position and a token."""
+TABLES = ("task_to_id", "lang_to_id")
+PAIRS = "forced_decoder_ids"
+FORCED = "force_words_ids"
+UNWANTED = ("bad_words_ids", "sequence_bias")
+"""Of a configuration, beside single tokens and lists of them that ``_token_id`` and the like say: lists that lose
+tokens, tables of tokens by name, pairs of a position and a token, words (or choices of words) of several tokens, and
+those that need not stay: a word that cannot occur need be neither barred nor weighed."""
+ENDS = ("sep", "cls")
+"""Of what puts tokens around text: those that are given as a token and its number."""
 
 
 def numbers(config: Any) -> list[int]:
-    """The tokens that a configuration names: its own and those of its parts."""
-    return sorted({token for _, value in _named(config) for token in _flat(value)})
+    """The tokens that a configuration names and that have to stay: its own and those of its parts."""
+    named = ((name, value) for _, name, value in _named(config) if name not in UNWANTED)
+    return sorted({token for name, value in named for token in _flat(name, value)})
 
 
 def with_numbers(config: Any, new: Mapping[int, int]) -> Any:
-    """A copy of a configuration that names tokens by other numbers; lists lose those that are not among them."""
+    """A copy of a configuration that names tokens by other numbers. Lists lose those that are not among them, and
+    words that hold one."""
     config = copy.deepcopy(config)
-    if not new:
-        return config
-    for part, value in list(_named(config)):
-        owner, name = part
-        setattr(owner, name, _renumbered(value, new))
-    for name in LISTS:
-        if value := getattr(config, name, None):
-            setattr(config, name, [new[token] for token in value if token in new])
-    for name in PAIRS:
-        if value := getattr(config, name, None):
-            setattr(config, name, [[place, new[token]] for place, token in value if token in new])
+    for part, name, value in list(_named(config)) if new else ():
+        setattr(part, name, _renumbered(name, value, new))
     return config
 
 
-def resize(model: Any, size: int, new: Mapping[int, int]) -> None:
-    """Tell a network that was cut to these of ``size`` tokens: its configuration, and embeddings that know which of
-    them pads."""
+def resize(model: Any, was: Any, new: Mapping[int, int]) -> None:
+    """Tell a network that was cut to these tokens, ``was`` before: its configuration, and of the embeddings that were
+    cut those that know which token pads."""
+    size, layers = len(was.get_input_embeddings().weight), dict(was.named_modules())
     model.config = with_numbers(model.config, new)
     for part in (model.config, *(value for value in vars(model.config).values() if hasattr(value, "to_dict"))):
         if getattr(part, "vocab_size", None) == size:
             part.vocab_size = len(new)
-    for layer in model.modules():
-        if getattr(layer, "num_embeddings", None) == len(new) and layer.padding_idx is not None:
+    for name, layer in model.named_modules():
+        rows = getattr(layer, "num_embeddings", None), getattr(layers[name], "num_embeddings", None)
+        if rows == (len(new), size) and layer.padding_idx is not None:
             layer.padding_idx = new.get(layer.padding_idx, layer.padding_idx)
 
 
-def _named(config: Any) -> Iterator[tuple[tuple[Any, str], Any]]:
+def _named(config: Any) -> Iterator[tuple[Any, str, Any]]:
+    """The parts of a configuration, what in them names tokens, and how it does."""
     for name, value in vars(config).items():
-        if name.endswith(("_token_id", "_token_ids", "_token_index")) and value is not None:
-            yield (config, name), value
-        elif hasattr(value, "to_dict"):
+        if hasattr(value, "to_dict"):
             yield from _named(value)
+        elif value is not None and (
+            name.endswith(("_token_id", "_token_ids", "_token_index"))
+            or name in (*LISTS, *TABLES, PAIRS, FORCED, *UNWANTED)
+        ):
+            yield config, name, value
 
 
-def _flat(value: Any) -> Iterator[int]:
+def _flat(name: str, value: Any) -> Iterator[int]:
+    if isinstance(value, Mapping):
+        value = list(value.values())
     if isinstance(value, (list, tuple)):
         for one in value:
-            yield from _flat(one)
+            yield from _flat("", one[1] if name == PAIRS else one)
     elif isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         yield value
 
 
-def _renumbered(value: Any, new: Mapping[int, int]) -> Any:
+def _renumbered(name: str, value: Any, new: Mapping[int, int]) -> Any:
+    if name in LISTS:
+        return [new[token] for token in value if token in new]
+    if name == PAIRS:  # a position may say that its token is still to be found out: None
+        return [[place, new.get(token)] for place, token in value if token is None or token in new]
+    if name == "sequence_bias" and isinstance(value, Mapping):
+        return {tuple(word): bias for word, bias in _renumbered(name, list(value.items()), new)} or None
+    if name == "sequence_bias":
+        return [[[new[k] for k in word], bias] for word, bias in value if new.keys() >= set(word)] or None
+    if name in ("bad_words_ids", FORCED):
+        return _words(value, new) or None
+    if isinstance(value, Mapping):
+        return {key: new[token] for key, token in value.items() if token in new}
     if isinstance(value, (list, tuple)):
-        return [_renumbered(one, new) for one in value]
+        return [_renumbered("", one, new) for one in value]
     return new.get(value, value)
+
+
+def _words(words: Any, new: Mapping[int, int]) -> list[Any]:
+    """Those of words, or of choices of words, whose tokens are all left."""
+    found = list[Any]()
+    for one in words:
+        if any(isinstance(part, (list, tuple)) for part in one):
+            found += [some] if (some := _words(one, new)) else []
+        elif new.keys() >= set(one):
+            found.append([new[token] for token in one])
+    return found
 
 
 @dataclass(frozen=True)
@@ -120,8 +151,12 @@ class Tokenizer:
         return dict(listed) if isinstance(listed, Mapping) else {one[0]: k for k, one in enumerate(listed)}
 
     @property
-    def added(self) -> list[int]:
-        return [int(token["id"]) for token in self.said.get("added_tokens") or ()]
+    def special(self) -> list[int]:
+        """Tokens that are added to those of the model, that are put around text, that pad, and the unknown one."""
+        added = [int(token["id"]) for token in self.said.get("added_tokens") or ()]
+        pads = [int(self.said["padding"]["pad_id"])] if self.said.get("padding") else []
+        unknown = [] if self.unknown is None else [self.unknown]
+        return sorted({*added, *_around(self.said.get("post_processor")), *pads, *unknown})
 
     @property
     def unknown(self) -> int | None:
@@ -131,6 +166,12 @@ class Tokenizer:
         name = named["content"] if isinstance(named, Mapping) else named
         known = {token["content"]: int(token["id"]) for token in self.said.get("added_tokens") or ()}
         return known.get(name, self.vocabulary.get(name)) if name else None
+
+    @property
+    def _scores(self) -> list[float]:
+        """Of a unigram model the log probability of each token; of others nothing."""
+        listed = self.model["vocab"]
+        return [] if isinstance(listed, Mapping) else [float(one[1]) for one in listed]
 
     # ---- byte pairs ------------------------------------------------------------------------------------------
 
@@ -143,10 +184,14 @@ class Tokenizer:
     def within(self, tokens: Sequence[int]) -> list[int]:
         """With these tokens, in order, those that byte-pair encoding makes them of on the way: without them it would
         not come there. Where text that nothing covers would be lost, no token being for what is unknown, also all that
-        no others make. Other models take a token as it is."""
+        no others make. Where tokens have scores, one of the lowest stays, which what is unknown is scored by (less 10,
+        tokenizers' ``K_UNK_PENALTY``). Other models take a token as it is."""
+        found, scores = set(tokens), self._scores
+        if scores and min(scores) not in {scores[token] for token in found if token < len(scores)}:
+            found.add(scores.index(min(scores)))
         if self.model.get("type", "BPE" if "merges" in self.model else "") != "BPE":
-            return sorted(set(tokens))
-        found, named = set(tokens), {number: token for token, number in self.vocabulary.items()}
+            return sorted(found)
+        named = {number: token for token, number in self.vocabulary.items()}
         for number in tokens:
             made = self._path(named.get(number, ""))
             found.update(self.vocabulary[one] for one in made)
@@ -184,7 +229,14 @@ class Tokenizer:
 
     def trimmed(self, new: Mapping[int, int]) -> Tokenizer:
         """The same of the tokens ``new`` alone, by the numbers that it gives them, and the merges that are still
-        possible."""
+        possible. Raises ModelError where one goes that is put around text, or the one for what is unknown."""
+        unknown = [] if self.model.get("unk_id") is None else [self.model["unk_id"]]
+        if gone := sorted({*_around(self.said.get("post_processor")), *unknown} - new.keys()):
+            raise ModelError(
+                f"the tokeniser puts token {gone[0]} around text or for what is unknown, and it is not among those "
+                "that stay",
+                f"write vocabulary{{keep={gone[0]}}}",
+            )
         said = copy.deepcopy(dict(self.said))
         model, listed = said["model"], self.model["vocab"]
         if isinstance(listed, Mapping):
@@ -224,10 +276,25 @@ def _processor(part: Any, new: Mapping[int, int]) -> Any:
     made = {name: _processor(value, new) for name, value in part.items()}
     if isinstance(part.get("ids"), list):
         made["ids"] = [new[number] for number in part["ids"]]
-    for name in ("sep", "cls"):
-        if isinstance(value := part.get(name), (list, tuple)) and len(value) == 2 and isinstance(value[1], int):
+    for name in ENDS:
+        if _is_end(value := part.get(name)):
             made[name] = [value[0], new[value[1]]]
     return made
+
+
+def _around(part: Any) -> set[int]:
+    """The tokens that it puts there."""
+    if isinstance(part, list):
+        return {token for one in part for token in _around(one)}
+    if not isinstance(part, dict):
+        return set()
+    ends = {value[1] for name in ENDS if _is_end(value := part.get(name))}
+    return ends | _around(list(part.values())) | set(part["ids"] if isinstance(part.get("ids"), list) else ())
+
+
+def _is_end(value: Any) -> TypeGuard[Sequence[Any]]:
+    """Whether this is a token and its number."""
+    return isinstance(value, (list, tuple)) and len(value) == 2 and isinstance(value[1], int)
 
 
 def _json(path: Path) -> dict[str, Any]:
