@@ -14,15 +14,13 @@ PLACES = ("stream", "heads", "widths", "experts", "inner")
 
 
 def places(graph: Graph) -> dict[Dim, str]:
-    """Of every leaf that is not ``inner``, which of the others it is."""
-    found: dict[Dim, str] = dict.fromkeys(experts(graph), "experts")
+    """Of every leaf that is not ``inner``, which of the others it is. What attends is no stream for being added:
+    rotary embeddings are sums too."""
+    found = {leaf: "stream" for op in graph.ops if adds(op) for dim in op.outputs[0].dims for leaf in leaves(dim)}
     for op in graph.ops:
         if attends(op, graph):
             found |= dict(_attention(graph, op))
-    for op in graph.ops:
-        if adds(op):
-            found |= {leaf: "stream" for dim in op.outputs[0].dims for leaf in leaves(dim)}
-    return found
+    return found | dict.fromkeys(experts(graph), "experts")
 
 
 def _attention(graph: Graph, op: Op) -> Iterator[tuple[Dim, str]]:

@@ -32,6 +32,28 @@ class Decomposed(nn.Module):
         return out
 
 
+class Rotary(Decomposed):
+    """The same with angles: turned by a sum of two products, as Llama does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k = nn.Linear(6, 2 * 4), nn.Linear(6, 2 * 4)
+        angles = torch.randn(7, 2).repeat(1, 2)
+        self.cos, self.sin = nn.Buffer(angles.cos()), nn.Buffer(angles.sin())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        y = self.norm(x)
+        q, k = (self.turned(one(y).unflatten(-1, (2, 4)).transpose(1, 2)) for one in (self.q, self.k))
+        v = self.v(y).unflatten(-1, (2, 5)).transpose(1, 2)
+        y = (q @ k.transpose(-1, -2)).softmax(-1) @ v
+        out: torch.Tensor = self.head(x + self.out(y.transpose(1, 2).flatten(2)))
+        return out
+
+    def turned(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.cos + torch.cat((-x[..., 2:], x[..., :2]), -1) * self.sin
+
+
 def names(options: str, program: Program) -> set[str]:
     return {f"{group.name} {group.size}" for group in gp.run(f"group{options}", program).fact(Groups)}
 
@@ -50,6 +72,12 @@ def test_of_a_transformer_and_of_attention_written_out() -> None:
     for place, sizes in {"stream": ["6"], "heads": ["2"], "widths": ["3", "5"]}.items():
         found_there = names(f"{{places={place}}}", program)
         assert sorted(one.partition(" ")[2] for one in found_there) == sizes
+
+
+def test_sums_of_rotary_embeddings_are_no_stream() -> None:
+    program = gp.load(Rotary().double(), (torch.randn(2, 7, 4, dtype=torch.float64),))
+    for place, sizes in {"stream": ["6"], "heads": ["2"], "widths": ["2", "5"]}.items():  # pairs of angles
+        assert sorted(one.partition(" ")[2] for one in names(f"{{places={place}}}", program)) == sizes
 
 
 def test_the_others_are_frozen_with_where_they_lie_and_no_other_place_is_known() -> None:
