@@ -39,10 +39,10 @@ ROOT = Path(__file__).parents[2]
 
 # ---- text and TOML -----------------------------------------------------------------------------------
 
-PASSES = (
+PASSES = [
     *"branches compensate dead factor fold group loosen mask".split(),
     *"propagate reorder rms rotate score tokens vocabulary".split(),
-)
+]
 SHARES = st.floats(0.01, 0.99).map(lambda x: f"{x:.3g}x")
 OPTIONS = {
     "rms": {"untie": st.booleans()},
