@@ -78,11 +78,13 @@ def within(problem: Timed, links: Links, *, distortion: bool) -> Keep:
     program, budget = problem.program, problem.budget
     if distortion and not program.knows(Losses):
         problem = replace(problem, program=program.learn(measured_losses(program, problem.groups)))
+    losses = lost(problem, {group.name: problem.menu(group) for group in problem.groups})
     found: Keep | None = None
     under = 0.0
     for _ in range(FOLLOWED if links.followers else 1):
         try:
-            counts = _filled(problem, (rd if distortion else knapsack)(problem))
+            counts = (rd if distortion else knapsack)(problem)
+            counts = fill(losses, problem.prices, problem.budget, counts)
         except BudgetError:
             if found is not None:
                 break
@@ -96,12 +98,6 @@ def within(problem: Timed, links: Links, *, distortion: bool) -> Keep:
         problem = replace(problem, left=following, budget=problem.budget * budget / total)
     assert found is not None
     return found
-
-
-def _filled(problem: Timed, counts: Counts) -> Counts:
-    menus = {group.name: problem.menu(group) for group in problem.groups}
-    losses = lost(problem, menus)
-    return fill(losses, problem.prices, problem.budget, counts)
 
 
 def _with_followers(problem: Timed, links: Links, counts: Counts) -> dict[str, Indices]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from typing import TypeVar
@@ -52,6 +53,11 @@ class Dim:
     def mixed(self) -> str | None:
         """The op that normalises across this leaf (LayerNorm, GroupNorm), or None."""
         return find(self)._mixed
+
+
+def symbols(size: Size) -> list[str]:
+    """The names of the open sizes that a size is made of."""
+    return re.findall(r"[A-Za-z_]\w*", size) if isinstance(size, str) else []
 
 
 def find(dim: Dim) -> Dim:

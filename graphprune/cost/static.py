@@ -11,7 +11,7 @@ from math import prod
 from types import MappingProxyType
 from typing import Any
 
-from ..axes.dim import LEAF, Dim, Size, count, find, leaves, product
+from ..axes.dim import LEAF, Dim, Size, count, find, leaves, product, symbols
 from ..errors import ShapeError
 from ..ir.facts import Group
 from ..ir.graph import Graph, Op, Rank, Value
@@ -224,9 +224,7 @@ def macs(graph: Graph, host: Host, gates: Gates = MappingProxyType({}), ranks: S
 
 def _names(dim: Dim) -> set[str]:
     """Those of the open sizes in an axis."""
-    return {
-        name for leaf in leaves(dim) if isinstance(leaf.size, str) for name in re.findall(r"[A-Za-z_]\w*", leaf.size)
-    }
+    return {name for leaf in leaves(dim) for name in symbols(leaf.size)}
 
 
 def samples(graph: Graph, host: Host) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..axes.dim import Dim, Size
+from ..axes.dim import Dim, symbols
 from ..errors import ModelError
 from ..ir.graph import Graph, Op, Value
 from ..ir.host import Array, Host
@@ -183,16 +182,12 @@ def counted(graph: Graph) -> frozenset[str]:
     said, found = set[str](), set[str]()
     for op in graph.ops:
         for out in op.outputs:
-            symbols = {part for size in out.shape or () for part in _symbols(size)}
+            names = {name for size in out.shape or () for name in symbols(size)}
             if op.kind in ("nonzero", "masked_select", "unique"):
-                said |= symbols
-            if not said.isdisjoint(symbols):
+                said |= names
+            if not said.isdisjoint(names):
                 found.add(out.name)
     return frozenset(found)
-
-
-def _symbols(size: Size) -> list[str]:
-    return re.findall(r"[A-Za-z_]\w*", size) if isinstance(size, str) else []
 
 
 def _as_stored(op: Op, graph: Graph) -> bool:

@@ -3,7 +3,7 @@ output for each token."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from ..errors import ModelError
@@ -55,7 +55,7 @@ def vocabulary(graph: Graph, embedding: str = "") -> Vocabulary:
         weight = _looked_up(graph, op)
         if weight is not None:
             found.setdefault(weight.name, []).append(op)
-    known = {name: ops for name, ops in found.items() if list(_roots(graph, ops))}
+    known = {name: ops for name, ops in found.items() if list(roots(graph, ops))}
     sizes = {name: int(graph.parameters[name].shape[0]) for name in known}  # type: ignore[index]
     if embedding and embedding not in known:
         raise ModelError(f"no embedding `{embedding}` is read by numbers of an input", _those(sizes))
@@ -65,7 +65,7 @@ def vocabulary(graph: Graph, embedding: str = "") -> Vocabulary:
     if not embedding and list(sizes.values()).count(sizes[name]) > 1:
         raise ModelError(f"several embeddings have {sizes[name]} rows", f"{_those(sizes)}: say which, embedding=NAME")
     made = Vocabulary(
-        name, sizes[name], tuple(known[name]), tuple(_roots(graph, known[name])), _heads(graph, name, sizes[name])
+        name, sizes[name], tuple(known[name]), tuple(roots(graph, known[name])), _heads(graph, name, sizes[name])
     )
     _check(graph, made)
     return made
@@ -83,17 +83,17 @@ def _looked_up(graph: Graph, op: Op) -> Value | None:
     return weight if weight.name in graph.parameters and len(weight.dims) == 2 and "float" in weight.dtype else None
 
 
-def _roots(graph: Graph, lookups: list[Op]) -> Iterator[int]:
-    """The inputs of the model that are looked up as they are, by number."""
-    roots = dict[int, None]()
+def roots(graph: Graph, lookups: Sequence[Op]) -> Iterator[int]:
+    """The inputs of the model, by number, that lookups read as they are."""
+    found = dict[int, None]()
     for op in lookups:
         value = op.inputs[1]
         while value is not None and (maker := graph.maker(value)) is not None:
             moves = maker.kind in _MOVES or (maker.kind == "pointwise" and maker.attrs.get("function") in CASTS)
             value = maker.inputs[0] if moves else None
         if value is not None and value in graph.inputs and value.dtype.startswith(("int", "uint")):
-            roots[graph.inputs.index(value)] = None
-    yield from roots
+            found[graph.inputs.index(value)] = None
+    yield from found
 
 
 def _heads(graph: Graph, embedding: str, size: int) -> tuple[Head, ...]:

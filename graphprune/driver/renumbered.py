@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..axes.dim import find
+from ..coupling.vocabulary import roots
 from ..errors import ModelError
 from ..ir.graph import Graph, Op
 from ..ir.program import Program
@@ -22,13 +23,17 @@ def renumbered(program: Program, edit: Vocabulary) -> Program:
     of others before they are looked up."""
     host: Any = program.host.copy()  # of torch: only that has folders
     graph = program.graph
-    values = {value.name: array for value, array in zip(graph.inputs, host.example(), strict=True)}
-    for table in list(_tables(graph, edit)):
-        size = len(host.parameter(_name(table, 0)))
-        if (ids := _name(table, 1)) in values:
-            values[ids] = edit.renumbered(size)[values[ids]].astype(values[ids].dtype)
-        else:
-            raise ModelError(f"`{ids}` is computed of numbers of tokens: nothing says what it is by other numbers")
+    given = host.example()
+    values, tables = list(given), list(_tables(graph, edit))
+    for table in tables:
+        numbers = list(roots(graph, [table]))
+        if not numbers:
+            name = _name(table, 1)
+            raise ModelError(f"`{name}` is computed of numbers of tokens: nothing says what it is by other numbers")
+        new = edit.renumbered(len(host.parameter(_name(table, 0))))
+        for number in numbers:
+            values[number] = new[given[number]].astype(given[number].dtype)
+    for table in tables:
         host.remove(table, 1)
     for op, places in list(_heads(graph)):
         wide, own = find(op.outputs[0].dims[-1]), {_name(op, 0), _name(op, 2), _name(places, 1)}
@@ -39,7 +44,7 @@ def renumbered(program: Program, edit: Vocabulary) -> Program:
         host.remove(op, 1)
         host.remove(places, 0)
     host.shapes()
-    host.resize(list(values.values()))
+    host.resize(values)
     edits = tuple(one for one in program.plan.edits if one is not edit)
     return replace(program, host=host, facts={}, plan=replace(program.plan, edits=edits))
 

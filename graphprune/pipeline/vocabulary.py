@@ -65,10 +65,11 @@ class Vocabulary(Edit):
         return table
 
     def _map(self, host: Host, found: Found, table: Array) -> None:
+        made = ""  # one table, before the first that reads it
         for op in found.lookups:
             ids = op.inputs[1]
             assert ids is not None
-            made = host.insert(op, "constant", [ids.name], value=table)
+            made = made or host.insert(op, "constant", [ids.name], value=table)
             host.connect(op, 1, host.insert(op, "gather", [made, ids.name], axis=0))
 
     def _fill(self, host: Host, found: Found, program: Program, places: Array | None) -> None:

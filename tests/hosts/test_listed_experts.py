@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import warnings
-
 import nets
 import numpy as np
 import onnx
 import onnx.numpy_helper as nh
 import pytest
 import torch
+from test_experts import exported
 
 import graphprune as gp
 from graphprune.cost import static
@@ -80,14 +78,7 @@ def test_experts_of_a_list_in_onnx_are_a_dim_and_pruned_is_masked(text):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ComparedListed", "ChunksOfListed", "StackOfListed", "SumOfListed", "FilledListed"])
 def test_an_exported_file_has_the_experts_of_its_module(name):
-    module = nets.randomise(nets.ZOO[name].make().eval())
-    inputs = tuple(x.float() for x in nets.ZOO[name].inputs())
-    file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(module, inputs, file, dynamo=True, verbose=False)
-    host = OnnxHost(onnx.load_from_string(file.getvalue()), [x.numpy() for x in inputs])
-    program = Program(host=host, source=host)
+    program = exported(name)
     groups = find_groups(program.graph)
     assert sorted(group.size for group in groups) == sorted(nets.ZOO[name].prunable.values())
     pruned = kept(program, "gate", 0, 3)

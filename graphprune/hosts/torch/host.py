@@ -475,8 +475,7 @@ class TorchHost:
             if node.op == "get_attr" and self._uses(node.target) == 0:
                 for name in (str(node.target), *self._ties.get(str(node.target), ())):
                     owner, _, leaf = name.rpartition(".")
-                    if hasattr(part := self._module.get_submodule(owner), leaf):  # else gone with another node of it
-                        delattr(part, leaf)
+                    delattr(self._module.get_submodule(owner), leaf)
             graph.erase_node(node)
             for source in sources:
                 if source.op in ("call_function", "get_attr") and all(map(_asserts, source.users)):
