@@ -27,14 +27,20 @@ WIDTH, BATCH, EPOCHS = 16, 64, 20
 X, Y, X_HELD, Y_HELD = digits()
 
 
-def batches(seed: int) -> Any:
+def shifted(x: Tensor, y: Tensor, seed: int, size: int) -> Any:
+    """Images moved by up to a pixel, one way for all of a batch."""
+
     def epoch(number: int) -> Iterator[tuple[Tensor, Tensor]]:
         rng = torch.Generator().manual_seed(1000 * seed + number)
-        for rows in torch.randperm(len(X), generator=rng)[: len(X) // BATCH * BATCH].reshape(-1, BATCH):
+        for rows in torch.randperm(len(x), generator=rng)[: len(x) // size * size].reshape(-1, size):
             shift = torch.randint(-1, 2, (2,), generator=rng).tolist()
-            yield torch.roll(X[rows], shift, (2, 3)), Y[rows]
+            yield torch.roll(x[rows], shift, (2, 3)), y[rows]
 
     return epoch
+
+
+def batches(seed: int) -> Any:
+    return shifted(X, Y, seed, BATCH)
 
 
 def network(seed: int) -> tuple[nn.Module, Any]:

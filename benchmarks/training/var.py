@@ -4,16 +4,19 @@
 
 20 epochs of digits from scratch; the smallest weights of all tensors go, or, in the grouped table, the channels of the
 smallest norms (of each group as many); statistics of BatchNorm are taken anew. ``mlp`` has no norm, ``conv`` neither,
-``conv-bn`` is examples.digits. ``--tune`` tries every decay and strength of every row on seed 0, judged at 95 % by a
-fifth of the training images that it does not train on, and prints the best. Interrupted, it goes on where it stopped.
+``conv-bn`` is examples.digits. ``resnet20`` is trained already, and trained on for 4 epochs of 4,096 images of CIFAR-10
+(../shared/data beside the checkout). ``--tune`` tries every decay and strength of every row on seed 0, judged at 95 %
+by a fifth of the training images that it does not train on, and prints the best. Interrupted, it goes on where it
+stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,8 @@ import graphprune as gp
 from graphprune.train import Penalty
 
 from ..results import Results
-from .digits import BATCH, X, Y, batches, held, network
+from . import cifar
+from .digits import BATCH, X_HELD, Y_HELD, X, Y, network, shifted
 from .loop import Run, accuracy, mean
 from .rivals import perceptron
 
@@ -51,7 +55,7 @@ CHOSEN: dict[str, dict[str, tuple[float, float]]] = {
         "VAR, relative": (5e-3, 1e-4),
     }
 }
-"""Decay and strength of each row, as --tune found them; where a network has none of its own, the MLP's."""
+"""Decay and strength of each row, as --tune found them."""
 
 
 class Conv(nn.Sequential):
@@ -69,7 +73,53 @@ def conv(seed: int) -> tuple[nn.Module, gp.Program]:
     return module, gp.load(module, (X[:2],))
 
 
-NETWORKS = {"mlp": perceptron, "conv": conv, "conv-bn": network}
+def resnet20(seed: int) -> tuple[nn.Module, gp.Program]:
+    torch.manual_seed(seed)
+    module = cifar.network()
+    return module, gp.run(cifar.GROUP, gp.load(module, (of_cifar().x[:2],)))
+
+
+@dataclass(frozen=True)
+class Images:
+    """To train on, and to measure on."""
+
+    x: Tensor
+    y: Tensor
+    x_held: Tensor
+    y_held: Tensor
+
+    def aside(self) -> Images:
+        """A fifth of the training images to measure on, the others to train on."""
+        fifth = torch.arange(len(self.x)) % 5 == 0
+        return Images(self.x[~fifth], self.y[~fifth], self.x[fifth], self.y[fifth])
+
+
+def of_digits() -> Images:
+    return Images(X, Y, X_HELD, Y_HELD)
+
+
+@cache
+def of_cifar() -> Images:
+    return Images(*cifar.images("train", 4096), *cifar.images("test", 2000))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """``make(seed)``: module and program. Highest rate, and epochs, of training."""
+
+    make: Callable[[int], tuple[nn.Module, gp.Program]]
+    images: Callable[[], Images] = of_digits
+    batches: Callable[..., Any] = shifted
+    rate: float = 0.05
+    epochs: int = 20
+
+
+SETTINGS = {
+    "mlp": Setting(perceptron),
+    "conv": Setting(conv),
+    "conv-bn": Setting(network, rate=0.1),
+    "resnet20": Setting(resnet20, of_cifar, cifar.batches, epochs=4),
+}
 
 
 class Norms(Penalty):
@@ -88,52 +138,71 @@ class Hoyer(Norms):
     hoyer = True
 
 
-def trained(kind: str, name: str, decay: float, strength: float, seed: int, options: Any) -> tuple[nn.Module, Any]:
-    module, program = NETWORKS[kind](seed)
-    run = Run(batches(seed), len(X) // BATCH, options.epochs, 0.1 if kind == "conv-bn" else 0.05, decay=decay)
-    if options.tune:
-        run = Run(_without_a_fifth, run.length, run.epochs, run.rate, decay=decay)
-    step = run.sharpness_aware(strength) if name == "SAM" else None
-    penalty: Any = None
-    if name == "l1":
-        penalty = Norms(program, module, strength=strength)
-    elif name == "DeepHoyer":
-        penalty = Hoyer(program, module, strength=strength)
-    elif name.startswith("VAR"):
-        penalty = gp.train.VAR(
-            program, module, strength=strength, grouped=options.grouped, relative=name.endswith("relative")
-        )
-    run.train(module, penalty, step=step, what=f"{kind}, {name}, seed {seed}")
-    return module, program
+class Experiment:
+    """Rows of one network: trained, made sparse, measured."""
 
+    def __init__(self, kind: str, options: argparse.Namespace) -> None:
+        self.kind, self.setting, self.grouped = kind, SETTINGS[kind], options.grouped
+        self.images = self.setting.images()
+        if options.tune:
+            self.images = self.images.aside()
+        self.epochs = options.epochs or self.setting.epochs
 
-def _kept_aside(module: Any) -> float:
-    return accuracy(module, X[FIFTH], Y[FIFTH])
-
-
-FIFTH = torch.arange(len(X)) % 5 == 0
-
-
-def _without_a_fifth(number: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """An epoch of as many batches, of four fifths of the images, shifted like the others."""
-    rng = torch.Generator().manual_seed(number)
-    for rows in torch.randperm(len(X), generator=rng)[: len(X) // BATCH * BATCH].reshape(-1, BATCH):
-        shift = torch.randint(-1, 2, (2,), generator=rng).tolist()
-        rows = rows[~FIFTH[rows]]
-        yield torch.roll(X[rows], shift, (2, 3)), Y[rows]
-
-
-def one(kind: str, name: str, decay: float, strength: float, seed: int, options: Any) -> dict[str, float]:
-    module, program = trained(kind, name, decay, strength, seed, options)
-    judge = _kept_aside if options.tune else held
-    out = {"0": judge(module)}
-    if options.grouped:
+    def one(self, name: str, decay: float, strength: float, seed: int) -> dict[str, float]:
+        """Accuracy by the share that goes, in per cent."""
+        module, program = self.trained(name, decay, strength, seed)
+        out = {"0": self.accuracy(module)}
+        if not self.grouped:
+            return out | {
+                str(part): self.accuracy(self.recalibrated(sparse(module, part / 100))) for part in SPARSITIES
+            }
+        learned = gp.train.Penalty(program, module).learned().seeing([[self.images.x[:1024].numpy(force=True)]])
         for part in CHANNELS:
-            learned = gp.train.Penalty(program, module).learned()
-            cut = gp.run(f"mask{{channels={1 - part / 100}x floor=0}},propagate", learned).model
-            out[str(part)] = judge(recalibrated(cut))
+            recipe = f"mask{{channels={1 - part / 100}x floor=0}},propagate,compensate{{by=bn}}"
+            out[str(part)] = self.accuracy(gp.run(recipe, learned).model)
         return out
-    return out | {str(part): judge(recalibrated(sparse(module, part / 100))) for part in SPARSITIES}
+
+    def trained(self, name: str, decay: float, strength: float, seed: int) -> tuple[nn.Module, gp.Program]:
+        module, program = self.setting.make(seed)
+        x, y = self.images.x, self.images.y
+        batches = self.setting.batches(x, y, seed, BATCH)
+        run = Run(batches, len(x) // BATCH, self.epochs, self.setting.rate, decay=decay)
+        step = run.sharpness_aware(strength) if name == "SAM" else None
+        penalty: Any = None
+        if name == "l1":
+            penalty = Norms(program, module, strength=strength)
+        elif name == "DeepHoyer":
+            penalty = Hoyer(program, module, strength=strength)
+        elif name.startswith("VAR"):
+            penalty = gp.train.VAR(
+                program, module, strength=strength, grouped=self.grouped, relative=name.endswith("relative")
+            )
+        run.train(module, penalty, step=step, what=f"{self.kind}, {name}, seed {seed}")
+        return module, program
+
+    def accuracy(self, model: Any) -> float:
+        return accuracy(model, self.images.x_held, self.images.y_held)
+
+    @torch.no_grad()
+    def recalibrated(self, module: nn.Module) -> nn.Module:
+        """The same weights with BatchNorm's mean and variance measured over the training images."""
+        norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the plain average
+        module.train()
+        for batch in self.images.x.split(BATCH)[:-1] if norms else ():
+            module(batch)
+        return module.eval()
+
+    def tune(self, results: Results) -> None:
+        for name, strengths in STRENGTHS.items():
+            found = {
+                pair: results.get(f"tune {self.kind} {name} {pair}", partial(self.one, name, *pair, 0))["95"]
+                for pair in product(DECAYS, strengths)
+            }
+            best = max(found, key=lambda pair: found[pair])
+            print(f"| {self.kind} | {name} | {best[0]:g} | {best[1]:g} | {found[best]:.1f} |", flush=True)
 
 
 @torch.no_grad()
@@ -148,51 +217,31 @@ def sparse(module: nn.Module, sparsity: float) -> nn.Module:
     return module
 
 
-@torch.no_grad()
-def recalibrated(module: Any) -> Any:
-    """The same weights with BatchNorm's mean and variance measured over the training images."""
-    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain average
-    module.train()
-    for rows in torch.arange(len(X)).split(BATCH)[:-1] if norms else ():
-        module(X[rows])
-    return module.eval()
-
-
-def tune(results: Results, kind: str, options: Any) -> None:
-    for name, strengths in STRENGTHS.items():
-        found = {
-            pair: results.get(f"tune {kind} {name} {pair}", partial(one, kind, name, *pair, 0, options))["95"]
-            for pair in product(DECAYS, strengths)
-        }
-        best = max(found, key=lambda pair: found[pair])
-        print(f"| {kind} | {name} | {best[0]:g} | {best[1]:g} | {found[best]:.1f} |", flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--network", choices=tuple(NETWORKS), action="append", help="default: all")
+    parser.add_argument("--network", choices=tuple(SETTINGS), action="append", help="default: all")
     parser.add_argument("--tune", action="store_true", help="decays and strengths, on seed 0")
     parser.add_argument("--grouped", action="store_true", help="channels instead of single weights")
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, help="default: 20, or 4 of resnet20")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("demo-out/training"), help="results so far")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    results = Results(options.out / f"var-{options.epochs}{'-grouped' * options.grouped}.json")
-    for kind in options.network or NETWORKS:
+    length = f"-{options.epochs}" if options.epochs else ""
+    results = Results(options.out / f"var{length}{'-grouped' * options.grouped}.json")
+    for kind in options.network or SETTINGS:
+        experiment = Experiment(kind, options)
         if options.tune:
-            tune(results, kind, options)
+            experiment.tune(results)
             continue
         parts = CHANNELS if options.grouped else SPARSITIES
         print(f"\n| {kind}: removed | decay, strength | 0% | {' | '.join(f'{part}%' for part in parts)} |")
         print(f"|{'---|' * (3 + len(parts))}")
-        for name, (decay, strength) in CHOSEN.get(kind, CHOSEN["mlp"]).items():
+        for name, (decay, strength) in CHOSEN[kind].items():
             key = f"{kind} {name} {decay} {strength}"
             rows = [
-                results.get(f"{key} {s}", partial(one, kind, name, decay, strength, s, options)) for s in options.seeds
+                results.get(f"{key} {seed}", partial(experiment.one, name, decay, strength, seed))
+                for seed in options.seeds
             ]
             columns = [mean([row[k] for row in rows]) for k in rows[0]]
             print(f"| {name} | {decay:g}, {strength:g} | {' | '.join(columns)} |", flush=True)

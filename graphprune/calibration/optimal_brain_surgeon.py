@@ -65,8 +65,10 @@ def left_out(weight: Array, inverse: Array, rows: Indices) -> Array:
     return made
 
 
-PANEL = 32
+PANEL = 96
 """Rows left out before what remains is brought up to date: until then corrections are made where they are looked at."""
+ROWS = 256
+"""Rows brought up to date at a time: they stay in the cache, and no second matrix is held."""
 
 
 class Remaining:
@@ -125,12 +127,14 @@ class Remaining:
         self._left[block] = False
 
     def _update(self) -> None:
-        rows = np.repeat(self._left, self._taps)
+        rows = np.flatnonzero(np.repeat(self._left, self._taps))
         factor = self._factor[rows]
-        self._inverse = self._inverse[np.ix_(rows, rows)]
-        self._inverse -= factor @ factor.T
-        self._weight = self._weight[rows]
-        self._weight -= factor @ self._gone
+        for start in range(0, len(rows), ROWS):  # in place: no row is read after one behind it was written
+            own = slice(start, min(start + ROWS, len(rows)))
+            inverse, weight = self._inverse[rows[own]], self._weight[rows[own]]
+            self._inverse[own, : len(rows)] = inverse.take(rows, 1) - factor[own] @ factor.T
+            self._weight[own] = weight - factor[own] @ self._gone
+        self._inverse, self._weight = self._inverse[: len(rows), : len(rows)], self._weight[: len(rows)]
         self.channels = self.channels[self._left]
         self._begin()
 
