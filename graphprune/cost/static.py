@@ -145,11 +145,11 @@ def params(graph: Graph, host: Host, gates: Gates = MappingProxyType({}), ranks:
 
 def size(graph: Graph, host: Host, gates: Gates = MappingProxyType({}), ranks: Sequence[Rank] = ()) -> Cost:
     """Bytes of all tensors that the model stores, see ``weights_bytes``. ``ranks``: as for ``params``."""
-    stored = {v.name: (*v.dims, _bits(v.dtype)) for v in graph.parameters.values() if v.shape is not None}
+    stored = {v.name: (*v.dims, bits(v.dtype)) for v in graph.parameters.values() if v.shape is not None}
     return _of_tensors(Cost("bytes of weights", (), host.sizes(), 1 / 8), stored, graph, gates, ranks)
 
 
-def _bits(dtype: str) -> Dim:
+def bits(dtype: str) -> Dim:
     """Those of a number, as one more axis of its tensor."""
     return Dim(round(8 * item_bytes(dtype)))
 

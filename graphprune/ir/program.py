@@ -205,6 +205,10 @@ class Program:
         """The same program, knowing one fact more."""
         return self._with(facts={**self.facts, type(fact): fact})
 
+    def forget(self, kind: type) -> Program:
+        """The same program without what it knows of a kind."""
+        return self._with(facts={known: fact for known, fact in self.facts.items() if known is not kind})
+
     def rewrite(self, host: Host, edit: Edit | None = None, **plan: Any) -> Program:
         """The program after an edit: the graph is read anew and no fact survives.
 

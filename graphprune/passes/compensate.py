@@ -41,6 +41,9 @@ class Compensate(Pass):
     def wants_data(self) -> bool:
         return True
 
+    def makes_biases(self) -> bool:
+        return self.fits() and self.bias
+
     def run(self, program: Program) -> Program:
         """See graphprune.compensation for the methods. Raises RecipeError before `propagate`, after `fold`,
         and after more than one cut."""

@@ -18,12 +18,12 @@ from ..axes.dim import factors, find, terms
 from ..cost.budget import Amount, amount
 from ..cost.latency.model import LatencyModel
 from ..cost.static import Cost
-from ..cost.units import UNITS
-from ..cost.units import cost as static_cost
+from ..cost.units import UNITS, cost
 from ..coupling.names import called, matching
 from ..errors import BudgetError, RecipeError, nearest
 from ..ir.facts import Budget, Groups, Keep, Scores
 from ..ir.program import Program
+from ..pipeline.ahead import cost_ahead
 from ..pipeline.base import Pass
 from ..pipeline.factoring import undecided
 from ..pipeline.options import summary
@@ -148,15 +148,15 @@ class Mask(Pass):
         scores, links = program.fact(Scores), self._links(program)
         free = links.free() if self.alike == "no" else without_frozen_likes(links.free())
         groups = replace(free, groups=(*free, *gates))
-        cost = static_cost(unit, program.graph, program.host, groups, undecided(program))
-        whole = self._whole(program, unit, cost())
+        count = cost_ahead(unit, program, groups, undecided(program))
+        whole = self._whole(program, unit, groups)
         remains = asked.share(whole)
         if remains >= 1:
             raise BudgetError(
                 f"{unit}={getattr(self, unit)} is no less than the network has: {round(whole):,}",
                 "ask for less than that, or for a share: 0.5x",
             )
-        priced = links.priced(cost, scores, best)
+        priced = links.priced(count, scores, best)
         given = self._given(groups)
         chosen, sums, alike = (groups, scores, {}) if self.alike == "no" else tied(groups, scores)
         problem = Allocation(program, chosen, sums, priced, remains * whole, unit, self.floor, self.grain, given, alike)
@@ -166,10 +166,12 @@ class Mask(Pass):
         stay = problem.whole_layers(counts)
         keep = {group.name: best(scores[group], counts[group.name]) for group in groups}
         keep = {**links.complete(keep), **{gate.name: keep[gate.name] for gate in gates}}
-        agreed = agree(program, keep, scores, links.steps, self.target, cost) if self.unconstrained == "mixed" else keep
+        agreed = (
+            agree(program, keep, scores, links.steps, self.target, count) if self.unconstrained == "mixed" else keep
+        )
         budget = Budget(unit, problem.budget, whole)
         made = program.learn(Keep(agreed, whole=stay)).learn(budget)
-        left = cost({group.dim: len(agreed[group.name]) for group in program.fact(Groups) if group.name in agreed})
+        left = count({group.dim: len(agreed[group.name]) for group in program.fact(Groups) if group.name in agreed})
         have = left / whole
         if budget.exceeded(left):
             made = made.note(f"`{self.text()}`: {budget.told(left)}: `allocate={self.allocate}` comes to that")
@@ -180,14 +182,14 @@ class Mask(Pass):
         why = "readers that agree take less" if less else _next(menus, problem.prices, counts, whole, "x")
         return made.note(f"{unit}={getattr(self, unit)}: {have:.3g}x is kept, for {why}")
 
-    def _whole(self, program: Program, unit: str, now: float) -> float:
+    def _whole(self, program: Program, unit: str, groups: Groups) -> float:
         """What a share is of. What opened dims (an embedding untied, a layer factored) does not count, so that no
         budget grows by it."""
         edits = program.plan.edits
         opened = bool(edits) and all(edit.opens for edit in edits)
         if unit == "channels" or not edits or not (opened or self.of == "given"):
-            return now
-        return static_cost(unit, program.source.lift(), program.source, replace(program.fact(Groups), groups=()))()
+            return cost(unit, program.graph, program.host, groups, undecided(program))()
+        return cost(unit, program.source.lift(), program.source, replace(groups, groups=()))()
 
     def _check_gates(self, groups: Groups) -> None:
         """Whether branches can be chosen so. Raises RecipeError."""

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ..cost.units import cost
 from ..errors import RecipeError, nearest
 from ..ir.facts import Budget, Groups, Keep, Order
 from ..ir.program import Program
+from ..pipeline.ahead import cost_ahead
 from ..pipeline.base import Pass
 from ..reorder.access import MENU, Layout, Pricing
 from ..reorder.channel_order import Ordering
@@ -88,7 +88,7 @@ def _left(program: Program, pricing: Pricing) -> Callable[[Lists], float]:
     groups = program.fact(Groups)
     free = Links(program.graph, groups.channels).free()
     counted = replace(free, groups=(*free, *groups.gates))
-    count = cost(program.fact(Budget).unit, program.graph, program.host, counted)
+    count = cost_ahead(program.fact(Budget).unit, program, counted)
     return lambda keep: count(pricing.lengths(keep))
 
 

@@ -47,6 +47,10 @@ class Pass(Named):
         """Whether this pass, with these options, needs calibration data."""
         return False
 
+    def makes_biases(self) -> bool:
+        """Whether it may give a bias to layers that have none: a budget before it in a recipe counts them."""
+        return False
+
     def wants_loss(self) -> bool:
         """Whether it needs a loss beside."""
         return False

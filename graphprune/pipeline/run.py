@@ -15,6 +15,7 @@ from ..ir.gc_paused import paused
 from ..ir.graph import around_named
 from ..ir.large import released
 from ..ir.program import Edit, Parameters, Program, Step
+from .ahead import Ahead
 from .base import Pass, Progress, passes
 from .border import checked, left_alone, sound
 from .fingerprint import fingerprint
@@ -57,12 +58,13 @@ def run(
             program = program.reporting(_part(progress, before, works[number], whole))
         for one in instruments:
             one.before(step, program)
-        program = (perform or run_pass)(step, program)
+        program = (perform or run_pass)(step, program.learn(Ahead(steps[number + 1 :])))
         released(weights_bytes(program.graph))
         for one in instruments:
             one.after(step, program, program.history[-1].seconds)
     if progress:
         progress("done", sum(works), sum(works))
+    program = program.forget(Ahead)
     if program.host is not given.host:
         program.host.own()
     return _named(program, given).reporting(asked)

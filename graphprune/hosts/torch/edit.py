@@ -53,6 +53,15 @@ def pointwise(graph: fx.Graph, target: Any, *operands: fx.Node) -> fx.Node:
     return node
 
 
+def added_behind(node: fx.Node, width: int) -> fx.Node | None:
+    """The parameter of ``width`` numbers that is added to what a node makes, where nothing else reads that."""
+    add = next(iter(node.users)) if len(node.users) == 1 else None
+    if add is None or add.target is not torch.ops.aten.add.Tensor or add.kwargs:
+        return None
+    others = [one for one in add.all_input_nodes if one is not node and one.op == "get_attr"]
+    return next((one for one in others if one.meta["val"].shape == (width,)), None)
+
+
 def _shape(node: fx.Node, value: Sequence[int | None]) -> None:
     names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
     name = next((n for n in ("size", "shape", "normalized_shape", "sizes") if n in names), None)

@@ -33,7 +33,7 @@ from . import lanes
 from .baked import bake, note
 from .casting import as_read, cast_graph, wider
 from .conditions import both_run, choices
-from .edit import LITERALS, arguments, narrow_to_slice, pointwise, set_argument, stored
+from .edit import LITERALS, added_behind, arguments, narrow_to_slice, pointwise, set_argument, stored
 from .export import call_of, check_loaded, modes, retrace, trace, unwrapped
 from .factor import after, before, transposed, weight_of
 from .functional import Unsupported, functionalise
@@ -296,9 +296,10 @@ class TorchHost:
         node = self._node(op)
         named = arguments(node)
         old, added = named.get("bias"), torch.from_numpy(np.asarray(bias, np.float64))
-        if old is not None and old.op == "get_attr" and self._uses(old.target) == 1:
-            whole = self._tensor(old.target).detach()
-            self._assign(old.target, self._as_stored(whole.double() + added.to(whole.device), whole))
+        own: Any = old if "bias" in named else added_behind(node, len(bias))
+        if own is not None and own.op == "get_attr" and self._uses(own.target) == 1:
+            whole = self._tensor(own.target).detach()
+            self._assign(own.target, self._as_stored(whole.double() + added.to(whole.device), whole))
             return
         weight = stored(next(named[name] for name in ("weight", "other", "mat2") if name in named))
         with self._module.graph.inserting_before(node):
