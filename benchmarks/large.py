@@ -41,7 +41,7 @@ COMMANDS = {
     "obs + lsq": ["compile", "--passes", WITH_DATA, *GIVEN],
     "obs + lsq, proof": ["compile", "--passes", WITH_DATA, "--no-measure"],
 }
-SAMPLES, TOKENS = 64, 64
+SAMPLES, TOKENS = 64, 128
 
 
 @dataclass(frozen=True)
