@@ -59,6 +59,24 @@ def contraction(op: Op, relation: Relation) -> Iterator[Product]:
     yield Product(y[:-1], gone, y[-1:])
 
 
+def einsum(op: Op, relation: Relation) -> Iterator[Product]:
+    """Operand after operand, as runtimes do: what neither the others nor the output have is summed over at once."""
+    names = [{name for name, at in relation.inputs.items() if k in dict(at)} for k in range(len(op.inputs))]
+    out, made = set(relation.outputs), names[0]
+    for k in range(1, len(names)):
+        made = made | names[k]
+        wanted = out.union(*names[k + 1 :])
+        last = k == len(names) - 1
+        stay = (
+            op.outputs[0].dims
+            if last
+            else tuple(relation.dims[name] for name in relation.dims if name in made & wanted)
+        )
+        gone = tuple(relation.dims[name] for name in relation.dims if name in made - wanted)
+        yield Product(stay[:-1], gone, stay[-1:])
+        made = made & wanted
+
+
 def grouped(op: Op, relation: Relation) -> Iterator[Product]:
     """(rows, weights (several, inputs, outputs), ends): every row times one of the weights."""
     y = op.outputs[0].dims

@@ -92,7 +92,7 @@ TRAITS: dict[str, Traits] = {
     # products
     "gemm": Traits(macs.contraction, "product", "written", contracts=True, absorbs=True),
     "matmul": Traits(macs.contraction, "product", "written", contracts=True),
-    "einsum": Traits(macs.contraction, "product", "written"),
+    "einsum": Traits(macs.einsum, "product", "written"),
     "fused_matmul": Traits(macs.contraction, "product", "written"),
     "grouped_matmul": Traits(macs.grouped, "product"),
     **dict.fromkeys(("fused_gemm", "integer_gemm", "integer_matmul"), _PRODUCT),

@@ -112,6 +112,30 @@ def macs(model, program):
     return counter.get_total_flops() / 2 / inputs[0].shape[0]
 
 
+@pytest.mark.parametrize(
+    ("equation", "x", "weights"),
+    [
+        ("bi,ij->bj", (4, 6), [(6, 5)]),
+        ("bi,ij,jk,kl->bl", (4, 6), [(6, 5), (5, 7), (7, 3)]),
+        ("bi,ir,jr->bj", (4, 6), [(6, 2), (9, 2)]),  # of low rank
+        ("bnd,de,ne->bn", (4, 3, 6), [(6, 5), (3, 5)]),
+        ("bij->bi", (4, 5, 6), []),
+    ],
+)
+def test_macs_of_products_of_several_are_those_of_one_after_the_other(equation, x, weights):
+    class Product(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weights = torch.nn.ParameterList(torch.randn(shape) for shape in weights)
+
+        def forward(self, x):
+            return torch.einsum(equation, x, *self.weights)
+
+    module = Product()
+    program = gp.load(module, (torch.randn(x),))
+    assert costs.macs(program.graph, program.host)() == macs(module, program)
+
+
 class OwnKernels(torch.nn.Module):
     """Every sample is convolved with a kernel of its own (CondConv): groups are samples."""
 
