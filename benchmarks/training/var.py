@@ -48,12 +48,28 @@ STRENGTHS: dict[str, tuple[float, ...]] = {
 CHOSEN: dict[str, dict[str, tuple[float, float]]] = {
     "mlp": {
         "SGD": (5e-3, 0.0),
-        "SAM": (5e-3, 0.2),
+        "SAM": (5e-3, 0.02),
         "l1": (5e-4, 1e-3),
-        "DeepHoyer": (5e-3, 1e-5),
+        "DeepHoyer": (5e-3, 1e-3),
+        "VAR": (5e-3, 1e-3),
+        "VAR, relative": (5e-3, 1e-4),
+    },
+    "conv": {
+        "SGD": (5e-3, 0.0),
+        "SAM": (5e-4, 0.05),
+        "l1": (5e-4, 3e-4),
+        "DeepHoyer": (5e-3, 1e-4),
+        "VAR": (5e-3, 1e-4),
+        "VAR, relative": (5e-3, 1e-5),
+    },
+    "conv-bn": {
+        "SGD": (5e-3, 0.0),
+        "SAM": (5e-3, 0.2),
+        "l1": (5e-3, 3e-3),
+        "DeepHoyer": (5e-3, 1e-3),
         "VAR": (5e-3, 1e-4),
         "VAR, relative": (5e-3, 1e-4),
-    }
+    },
 }
 """Decay and strength of each row, as --tune found them."""
 
