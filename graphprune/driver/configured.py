@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,12 +80,12 @@ def write_pretrained(folder: Path, program: Program, tokens: Sequence[int] = ())
     whose numbers are then their places here, in configurations and the tokeniser too. Returns why nothing was written
     where the class has no place for what was made. Raises ModelError where the class, made from a configuration that
     says them, does not compute what the program computes."""
-    from ..hosts.torch.configuration import Configuration, told, valid
-    from ..hosts.torch.pretrained import made_from
+    from ..hosts.torch.configuration import Configuration
+    from ..hosts.torch.rebuild import stored
     from ..hosts.torch.tokenizer import resize, with_numbers
     from ..hosts.torch.widths import widths
     from ..train.inplace import compare
-    from .rebuilding import filled, twin, weights
+    from .rebuilding import filled, twin
 
     made = pretrained(program)
     assert made is not None
@@ -94,39 +95,65 @@ def write_pretrained(folder: Path, program: Program, tokens: Sequence[int] = ())
         if tokens:
             configuration = Configuration(kind, with_numbers(configuration.config, new))
         sizes = widths(program)
-        state, eps = weights(program, sizes), sizes["eps"]
-        if gone := [block for block in configuration.blocks if not any(name.startswith(block) for name in state)]:
-            if (less := configuration.without(gone)) is None:
-                return f"no configuration of {kind.__name__} leaves out {', '.join(block[:-1] for block in gone)}"
-            config, names = less
-            configuration, state = Configuration(kind, config), {names[old]: tensor for old, tensor in state.items()}
-            eps = {names[f"{path}.weight"].removesuffix(".weight"): one for path, one in eps.items()}
-        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-        found = None
-        if shapes.keys() == configuration.sizes.keys():
-            found = configuration.narrower(shapes, eps) if eps else configuration.saying(shapes)
-        found = found if found is not None and valid(found) else None
-        if found is None and gone:
-            return f"no configuration of {kind.__name__} has these widths in the blocks that are left"
-        if found is None:
+        full = said = _as_configured(program, configuration, sizes)
+        if full is None:
             full = filled(program, twin(made.model), sizes, assign=True)
             if tokens:
                 resize(full, made.model, new)
             compare(full, program.source, program, "rebuilt")
-        else:
-            full = made_from(kind, told(found, made.model), state, made.model.dtype)
         if hasattr(made.model, "generation_config"):
             full.generation_config = with_numbers(made.model.generation_config, new)
     except ModelError as error:
         return error.message
-    if found is not None:
-        compare(full, program.source, program, "made from its configuration")
+    if said is not None:
+        compare(said, program.source, program, "made from its configuration")
+    else:
+        stored(full, sizes)
     full.save_pretrained(folder, max_shard_size=SHARD)
     made.carry(folder)
     if tokenizer is not None:
         tokenizer.trimmed(new).write(folder)
-    if found is None:
+    if said is None:
         _write_class(folder, kind, sizes)
+    return None
+
+
+def _as_configured(program: Program, whole: Configuration, sizes: Mapping[str, Any]) -> Any:
+    """The class made from a configuration that says what was made of the ``whole`` one; None where none does. Raises
+    ModelError where no class of its own does either."""
+    from ..hosts.torch.configuration import Configuration, told, valid
+    from ..hosts.torch.head_width import at_width, same_angles, scaled, tables
+    from ..hosts.torch.pretrained import made_from
+    from ..hosts.torch.widths import keeps
+    from ..train.inplace import compare
+    from .rebuilding import weights
+
+    made, kind = pretrained(program), whole.kind
+    assert made is not None
+    configuration = at_width(whole, keeps(program, whole.sizes), tables(program.model))
+    state, eps = weights(program, sizes), sizes["eps"]
+    if narrow := configuration is not whole:
+        state = scaled(state, whole, configuration)
+    if gone := [block for block in configuration.blocks if not any(name.startswith(block) for name in state)]:
+        if (less := configuration.without(gone)) is None:
+            left_out = ", ".join(block[:-1] for block in gone)
+            raise ModelError(f"no configuration of {kind.__name__} leaves out {left_out}")
+        config, names = less
+        configuration, state = Configuration(kind, config), {names[old]: tensor for old, tensor in state.items()}
+        eps = {names[f"{path}.weight"].removesuffix(".weight"): one for path, one in eps.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    found = None
+    if shapes.keys() == configuration.sizes.keys():
+        found = configuration.narrower(shapes, eps) if eps else configuration.saying(shapes)
+    if found is not None and valid(found):
+        full = made_from(kind, told(found, made.model), state, made.model.dtype)
+        if narrow:  # a class may make more of a head's width than a scale and angles
+            with suppress(ModelError):
+                compare(full, program.source, program, "made from its configuration")
+                return full if same_angles(tables(full), tables(program.model)) else None
+        return None if narrow else full
+    if gone:
+        raise ModelError(f"no configuration of {kind.__name__} has these widths in the blocks that are left")
     return None
 
 
@@ -137,13 +164,13 @@ AutoModel(ForCausalLM, ...).from_pretrained(folder, trust_remote_code=True) load
 
 from transformers import {kind}
 
-from .rebuild import resized
+from .rebuild import resized, stored
 
 
 class Pruned{kind}({kind}):
     def __init__(self, config, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
-        resized(self, config.widths)
+        stored(resized(self, config.widths), config.widths)
 """
 
 

@@ -54,12 +54,13 @@ class Configuration:
         self.blocks = tuple(_blocks(self.made))
         self.moves: dict[Path, frozenset[Axis]] = {}  # the axes that follow a field
         self._said: dict[tuple[frozenset[tuple[Axis, Fraction]], str], Any] = {}
-        for path in _fields(self.config, fields):
-            if found := self._moved(path):
+        for path in fields_of(self.config, fields):
+            if found := self.moved(path):
                 self.moves[path] = found
 
-    def _moved(self, path: Path) -> frozenset[Axis]:
-        made = self._with({path: 2 * _get(self.config, path)})
+    def moved(self, path: Path) -> frozenset[Axis]:
+        """The axes that follow a field."""
+        made = self._with({path: 2 * value_of(self.config, path)})
         if made is None or made[1].keys() != self.sizes.keys():
             return frozenset()
         return frozenset(_differing(self.sizes, made[1]))
@@ -69,7 +70,7 @@ class Configuration:
         try:
             config = copy.deepcopy(self.config)
             for path, value in values.items():
-                setattr(_get(config, path[:-1]), path[-1], value)
+                setattr(value_of(config, path[:-1]), path[-1], value)
             return config, shapes(_made(self.kind, config))
         except Exception:  # the library refuses a configuration in any way it likes
             return None
@@ -91,7 +92,7 @@ class Configuration:
         able: dict[Path, int | float] = {}
         for path, axes in self.moves.items():
             found = {ratios.get(axis) for axis in axes if axis[0].startswith(under)}
-            value = _get(self.config, path)
+            value = value_of(self.config, path)
             if len(found) == 1 and (ratio := found.pop()) is not None:
                 new = Fraction(value) * ratio
                 if path[-1] in RATIOS:
@@ -113,11 +114,11 @@ class Configuration:
         config = copy.deepcopy(Configuration(self.kind, self.config, (*FIELDS, *STREAM)).saying(wanted))
         if config is None:
             return None
-        for path in _fields(config, EPS):
-            now = {one["is"] for one in eps.values() if one["was"] == _get(config, path)}
+        for path in fields_of(config, EPS):
+            now = {one["is"] for one in eps.values() if one["was"] == value_of(config, path)}
             if len(now) == 1:
-                setattr(_get(config, path[:-1]), path[-1], now.pop())
-        was, made = _floats(self.made), _floats(_made(self.kind, config))
+                setattr(value_of(config, path[:-1]), path[-1], now.pop())
+        was, made = floats(self.made), floats(_made(self.kind, config))
         for layer, one in eps.items():
             was[layer] = [one["is"] if value == one["was"] else value for value in was.get(layer, [])]
         return config if made == was else None
@@ -136,8 +137,10 @@ class Configuration:
             if block not in gone:
                 names[name] = moved.get(block, "") + name.removeprefix(block)
         wanted = {new: self.sizes[old] for old, new in names.items()}
-        fields = list(_fields(self.config, DEPTHS))
-        able = [[kept[p] for p, blocks in lists.items() if len(blocks) == _get(self.config, path)] for path in fields]
+        fields = list(fields_of(self.config, DEPTHS))
+        able = [
+            [kept[p] for p, blocks in lists.items() if len(blocks) == value_of(self.config, path)] for path in fields
+        ]
         for lefts in product(*([None, *lefts] for lefts in able)):
             values: dict[Path, Any] = {}
             for path, left in zip(fields, lefts, strict=True):
@@ -149,7 +152,7 @@ class Configuration:
 
     def _shortened(self, path: Path, left: Sequence[int]) -> dict[Path, Any]:
         """What says that of as many blocks as a field counts these are left."""
-        part, count = _get(self.config, path[:-1]), _get(self.config, path)
+        part, count = value_of(self.config, path[:-1]), value_of(self.config, path)
         listed = {name: value for name, value in vars(part).items() if isinstance(value, list) and len(value) == count}
         of_blocks = {(*path[:-1], name): [value[k] for k in left] for name, value in listed.items()}
         return {**of_blocks, path: len(left)}
@@ -165,18 +168,19 @@ class Configuration:
         inside = all(name.startswith(tuple(touched)) for name in changed)
         return inside and all(self.saying(wanted, block) is not None for block in touched)
 
-    def numbers(self, wanted: Shapes) -> Iterator[tuple[str, str, int]]:
+    def numbers(self, wanted: Shapes, before: Configuration | None = None) -> Iterator[tuple[str, str, int]]:
         """What the layers of a class of these shapes keep of its configuration, such as counts of heads, where it is
-        not what they were made with: layer, attribute, value. Blocks that differ have each a configuration of their
-        own."""
+        not what they were made with, ``before``: layer, attribute, value. Blocks that differ have each a configuration
+        of their own."""
+        before = before or self
         whole = self.saying(wanted)
         for part in self.blocks if whole is None else ("",):
             found = self.saying(wanted, part)
-            if found is None or found is self.config:
+            if found is None or found is before.config:
                 continue
             for path, layer in _made(self.kind, found).named_modules():
                 if f"{path}.".startswith(part):
-                    own = vars(self.made.get_submodule(path))
+                    own = vars(before.made.get_submodule(path))
                     for name, value in vars(layer).items():
                         if isinstance(value, int) and name != "training" and own.get(name, value) != value:
                             yield path, name, value
@@ -189,7 +193,7 @@ def _made(kind: type, config: Any) -> torch.nn.Module:
         return made
 
 
-def _floats(module: torch.nn.Module) -> dict[str, list[float]]:
+def floats(module: torch.nn.Module) -> dict[str, list[float]]:
     """The numbers that each layer holds."""
     return {path: [one for one in vars(layer).values() if type(one) is float] for path, layer in module.named_modules()}
 
@@ -224,7 +228,7 @@ def explicit(config: Any) -> Any:
     """A copy in which widths that follow from others are written down, where the class reads them."""
     config = copy.deepcopy(config)
     for part in _parts(config):
-        one = _get(config, part)
+        one = value_of(config, part)
         heads, stream = getattr(one, "num_attention_heads", None), getattr(one, "hidden_size", None)
         if isinstance(heads, int) and isinstance(stream, int) and getattr(one, "head_dim", None) is None:
             one.head_dim = stream // max(heads, 1)
@@ -240,16 +244,16 @@ def _parts(config: Any) -> Iterator[Path]:
             yield (name,)
 
 
-def _fields(config: Any, names: Sequence[str]) -> Iterator[Path]:
+def fields_of(config: Any, names: Sequence[str]) -> Iterator[Path]:
     for part in _parts(config):
-        one = _get(config, part)
+        one = value_of(config, part)
         for name in names:
             value = getattr(one, name, None)
             if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
                 yield (*part, name)
 
 
-def _get(config: Any, path: Path) -> Any:
+def value_of(config: Any, path: Path) -> Any:
     for name in path:
         config = getattr(config, name)
     return config
@@ -280,7 +284,7 @@ def configure(module: Any) -> Iterator[tuple[Any, str, Any]]:
         yield module, "save_pretrained", type(module).save_pretrained
         module.save_pretrained = Refused(type(module).__name__)
     for part in _parts(found) if found is not None else ():
-        own, said = _get(module.config, part), _get(found, part)
+        own, said = value_of(module.config, part), value_of(found, part)
         for name in (*FIELDS, "head_dim"):  # a head's width no longer follows from the others
             if hasattr(said, name) and getattr(own, name, None) != getattr(said, name):
                 yield own, name, getattr(own, name, None)

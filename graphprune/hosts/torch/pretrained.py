@@ -199,7 +199,7 @@ def tokenised(folder: Path, text: Path) -> dict[str, np.ndarray[Any, Any]]:
 
 def made_from(kind: type, config: Any, state: Mapping[str, torch.Tensor], dtype: torch.dtype) -> Any:
     """A network with a configuration and, not copied, weights. Raises RuntimeError where they do not fit."""
-    with _as_loaded(dtype):
+    with as_loaded(dtype):
         model = kind(config).eval()
     model.load_state_dict(state, assign=True)
     model.tie_weights()
@@ -207,7 +207,7 @@ def made_from(kind: type, config: Any, state: Mapping[str, torch.Tensor], dtype:
 
 
 @contextmanager
-def _as_loaded(dtype: torch.dtype) -> Iterator[None]:
+def as_loaded(dtype: torch.dtype) -> Iterator[None]:
     """Within, parameters that are made take no memory, and what a class computes of a configuration (tables of angles)
     is what it is where the library loads it: the default is ``dtype``, and what asks for more has more."""
     register, before = torch.nn.Module.register_parameter, torch.get_default_dtype()

@@ -63,6 +63,16 @@ def resized(model: M, widths: Any) -> M:
     return model
 
 
+def stored(model: M, widths: Any) -> M:
+    """The same, whose state dict also has the values that no checkpoint holds, cut as they are: a library that makes
+    them anew would make them whole."""
+    for name, tensor in widths["tensors"].items():
+        path, _, leaf = name.rpartition(".")
+        if "keep" in tensor:
+            model.get_submodule(path)._non_persistent_buffers_set.discard(leaf)
+    return model
+
+
 def _bake(model: nn.Module, name: str) -> None:
     """Make a weight plain that ``weight_norm`` and its kin compute at every call."""
     path, _, leaf = name.rpartition(".")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import fx
@@ -10,6 +10,7 @@ from torch import fx
 from ...errors import ModelError
 from ...ir.graph import Graph, Op
 from ...ir.program import Program
+from .head_width import Keeps, at_width, tables
 
 VERSION = 1
 
@@ -105,7 +106,7 @@ def widths(program: Program) -> dict[str, Any]:
         if shape != before.get(name):
             changed[name] = {"was": before.get(name), "is": shape}
             if name not in saved:
-                changed[name]["keep"] = _kept(program, name)
+                changed[name]["keep"] = kept(program, name)
     gone = {name.rpartition(".")[0] for name in before.keys() - after.keys()}
     read = {value.name for op in program.graph.ops for value in op.inputs if value is not None}
     for owner in gone:
@@ -113,21 +114,28 @@ def widths(program: Program) -> dict[str, Any]:
             raise _unfit(f"a part of `{owner}` is gone")
     layers = dict(_layers(program.graph, {name.rpartition(".")[0] for name in changed}))
     if made := getattr(program.origin, "pretrained", None):  # what is no layer of torch's keeps numbers too
-        sizes = {name: tuple(after.get(name, was)) for name, was in made.configuration.sizes.items()}
-        for path, attribute, value in made.configuration.numbers(sizes):
+        own = made.configuration
+        sizes = {name: tuple(after.get(name, was)) for name, was in own.sizes.items()}
+        now = at_width(own, keeps(program, own.sizes), tables(program.model))
+        for path, attribute, value in now.numbers(sizes, own):
             layers.setdefault(path, {}).setdefault(attribute, value)
     eps = dict(_eps(program.origin.lift(), program.graph))
     found = {"version": VERSION, "tensors": changed, "layers": layers, "eps": eps, "identity": sorted(gone)}
     return {**found, "baked": sorted(getattr(program.origin, "baked", ()))}
 
 
-def _kept(program: Program, name: str) -> dict[str, list[int]]:
+def keeps(program: Program, names: Iterable[str]) -> Keeps:
+    """See ``kept``, of each tensor."""
+    return {name: kept(program, name) for name in names}
+
+
+def kept(program: Program, name: str) -> dict[str, list[int]]:
     """Per axis which positions of the class's own tensor are left, over all that was compiled in turn."""
-    kept: dict[str, list[int]] = {}
+    left: dict[str, list[int]] = {}
     for parameters in (*program.earlier, program.plan.parameters):
         for axis, one in parameters.get(name, {}).items():
-            kept[axis] = [kept[axis][k] for k in one["keep"]] if axis in kept else list(one["keep"])
-    return kept
+            left[axis] = [left[axis][k] for k in one["keep"]] if axis in left else list(one["keep"])
+    return left
 
 
 def _eps(before: Graph, after: Graph) -> Iterator[tuple[str, dict[str, float]]]:
