@@ -83,7 +83,7 @@ def write_pretrained(folder: Path, program: Program, tokens: Sequence[int] = ())
     from ..hosts.torch.configuration import Configuration
     from ..hosts.torch.rebuild import stored
     from ..hosts.torch.tokenizer import resize, with_numbers
-    from ..hosts.torch.widths import widths
+    from ..hosts.torch.widths import untied, widths
     from ..train.inplace import compare
     from .rebuilding import filled, twin
 
@@ -94,8 +94,13 @@ def write_pretrained(folder: Path, program: Program, tokens: Sequence[int] = ())
         new, tokenizer = {old: number for number, old in enumerate(tokens)}, made.tokenizer if tokens else None
         if tokens:
             configuration = Configuration(kind, with_numbers(configuration.config, new))
-        sizes = widths(program)
-        full = said = _as_configured(program, configuration, sizes)
+        apart = untied(program)
+        if apart and (loose := configuration.having(tie_word_embeddings=False)) is not None:
+            configuration = loose
+        sizes = widths(program, apart)
+        full = said = _as_configured(program, configuration, sizes, apart)
+        if full is None and apart:
+            raise ModelError(f"no configuration of {kind.__name__} has an embedding of its own and these widths")
         if full is None:
             full = filled(program, twin(made.model), sizes, assign=True)
             if tokens:
@@ -118,9 +123,10 @@ def write_pretrained(folder: Path, program: Program, tokens: Sequence[int] = ())
     return None
 
 
-def _as_configured(program: Program, whole: Configuration, sizes: Mapping[str, Any]) -> Any:
-    """The class made from a configuration that says what was made of the ``whole`` one; None where none does. Raises
-    ModelError where no class of its own does either."""
+def _as_configured(program: Program, whole: Configuration, sizes: Mapping[str, Any], apart: Mapping[str, str]) -> Any:
+    """The class made from a configuration that says what was made of the ``whole`` one; None where none does.
+    ``apart``: other names of its tensors, see widths.untied. Raises ModelError where no class of its own does
+    either."""
     from ..hosts.torch.configuration import Configuration, told, valid
     from ..hosts.torch.head_width import at_width, same_angles, scaled, tables
     from ..hosts.torch.pretrained import made_from
@@ -132,6 +138,8 @@ def _as_configured(program: Program, whole: Configuration, sizes: Mapping[str, A
     assert made is not None
     configuration = at_width(whole, keeps(program, whole.sizes), tables(program.model))
     state, eps = weights(program, sizes), sizes["eps"]
+    state |= {name: state[own] for own, name in apart.items()}
+    state = {name: tensor for name, tensor in state.items() if name in whole.sizes or name not in apart}
     if narrow := configuration is not whole:
         state = scaled(state, whole, configuration)
     if gone := [block for block in configuration.blocks if not any(name.startswith(block) for name in state)]:

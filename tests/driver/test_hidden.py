@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from alone import WITHOUT
+from safetensors import safe_open
 from test_configured import GQA, READ, folder, made
 
 import graphprune as gp
@@ -21,13 +22,13 @@ LARGE = dict(GQA, rms_norm_eps=0.01)
 """With an eps that is seen in what comes out."""
 
 
-def check(name, sizes, path, width=24):
+def check(name, sizes, path, width=24, recipe="rms,rotate,"):
     """What is loaded computes what the compiled network computes, and goes on with the same 32 tokens. Returns its
     configuration where that says all, else None."""
     model = made(name, sizes)
     source = folder(model, path / "in")
     torch.save(given(model), path / "given")
-    recipe = f"rms,rotate,group{{places=stream}},score,mask{{width=*embed_tokens={width}}},propagate"
+    recipe = f"{recipe}group{{places=stream}},score,mask{{width=*={width}}},propagate"
     data = {"input_ids": np.random.default_rng(0).integers(3, 50, (8, 60))}
     artifact = gp.compile(f"hf:{source}", recipe=recipe, data=data, out=path / "out", measure=False)
     assert not [note for note in artifact.report["notes"] if "from_pretrained" in note]
@@ -49,6 +50,17 @@ def test_the_configuration_says_a_smaller_hidden_size_and_the_eps_that_goes_with
     config = check("LlamaForCausalLM", LARGE, tmp_path)
     assert (config["hidden_size"], config["head_dim"], config["intermediate_size"]) == (24, 8, 48)
     assert config["rms_norm_eps"] == pytest.approx(0.01 * 32 / 24)
+
+
+@pytest.mark.parametrize("recipe, tied", [("rms{untie=true},rotate{untie=true},", False), ("", True)])
+def test_embeddings_that_were_tied_are_as_long_as_they_compute_the_same(recipe, tied, tmp_path):
+    config = check("LlamaForCausalLM", dict(LARGE, tie_word_embeddings=True), tmp_path, recipe=recipe)
+    assert (config["hidden_size"], config["tie_word_embeddings"]) == (24, tied)
+    with safe_open(tmp_path / "out/model.safetensors", "pt") as file:
+        names = {"model.embed_tokens.weight", "lm_head.weight"} & {*file.keys()}
+        assert len(names) == (1 if tied else 2)
+        if not tied:
+            assert not torch.equal(*(file.get_tensor(name) for name in names))
 
 
 @pytest.mark.slow

@@ -58,6 +58,11 @@ class Configuration:
             if found := self.moved(path):
                 self.moves[path] = found
 
+    def having(self, **values: Any) -> Configuration | None:
+        """The class with other values, or None where the library has none."""
+        made = self._with({(name,): value for name, value in values.items()})
+        return Configuration(self.kind, made[0]) if made is not None else None
+
     def moved(self, path: Path) -> frozenset[Axis]:
         """The axes that follow a field."""
         made = self._with({path: 2 * value_of(self.config, path)})

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import fx
 
 from ...errors import ModelError
@@ -89,16 +90,37 @@ def all_tokens(program: Program) -> None:
         raise ModelError(f"`{edit.by}` {does}, which the module's own class has no place for", "take the GraphModule")
 
 
-def widths(program: Program) -> dict[str, Any]:
+def untied(program: Program) -> dict[str, str]:
+    """Under which names a class that ties them no more has its tensors, where an embedding that the class of the user
+    ties to its head has a weight of its own now: by what they are called here."""
+    made: Any = getattr(program.origin, "pretrained", None)
+    given = dict(program.origin.model.named_parameters(remove_duplicate=False))
+    before, found = {op.name: op for op in program.origin.lift().ops}, dict[str, str]()
+    for op in program.graph.ops if made is not None else ():
+        table = op.inputs[0] if op.kind == "gather" else None
+        if table is None or table.name not in program.graph.parameters or table.name in given or op.name not in before:
+            continue
+        old = before[op.name].inputs[0].name  # type: ignore[union-attr]
+        layers = {
+            name: made.model.get_submodule(name.rpartition(".")[0]) for name in given if given[name] is given[old]
+        }
+        for name in layers:
+            found[table.name if isinstance(layers[name], torch.nn.Embedding) else old] = name
+    return found
+
+
+def widths(program: Program, untied: Container[str] = ()) -> dict[str, Any]:
     """``tensors``: per name the shape it was made with and has now (of what no checkpoint holds, also which positions
     to ``keep``); ``layers``: the sizes to set, by module; ``eps``: the attribute to change, by its value, of modules
     that write a norm out; ``identity``: modules that do nothing any more; ``baked``: weights that the class
-    computes by a parametrization (weight_norm), and that are plain here. Names are those of the user's class.
+    computes by a parametrization (weight_norm), and that are plain here. Names are those of the user's class, but for
+    those that are ``untied``, see there, which another one is to have.
 
     Raises ModelError where the network has something that the class has no place for.
     """
     all_tokens(program)
     before, after = _tensors(program.origin.model), _tensors(program.model)
+    after = {name: shape for name, shape in after.items() if name in before or name not in untied}
     _check(program, before, after)
     saved = program.model.state_dict()
     changed: dict[str, Any] = {}
