@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..ir.program import Program
 from .options import within
 from .penalty import Penalty
+from .positions import wide
 
 
 class AdaSAP(Penalty):
@@ -22,8 +23,8 @@ class AdaSAP(Penalty):
             task(module(x), y).backward()
         optimizer.step()
 
-    There is no term in the loss: ``penalty()`` is zero. A part of the paper: its first step, the training before
-    the cut; the cut itself is the compiler's.
+    There is no term in the loss: ``penalty()`` is zero. Along a gradient that overflowed (under a GradScaler) nothing
+    is moved. A part of the paper: its first step, the training before the cut; the cut itself is the compiler's.
     """
 
     def __init__(
@@ -64,12 +65,12 @@ class Perturbed:
     def __enter__(self) -> None:
         channels = self.penalty.channels
         live = channels.tensors()
-        gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in live.items()}
+        gradients = {name: _direction(parameter) for name, parameter in live.items()}
         lengths = channels.norms(gradients)
         factors = channels.mask(self.penalty.radii() / lengths.clamp_min(1e-12))
         self.old = {name: parameter.clone() for name, parameter in live.items()}
         for name, parameter in live.items():
-            parameter.add_(gradients[name] * factors[name].to(parameter.dtype))
+            parameter.add_((gradients[name] * factors[name]).to(parameter.dtype))
         for parameter in channels.module.parameters():
             parameter.grad = None
 
@@ -77,3 +78,10 @@ class Perturbed:
     def __exit__(self, *_: object) -> None:
         for name, parameter in self.penalty.channels.tensors().items():
             parameter.copy_(self.old[name])
+
+
+def _direction(parameter: nn.Parameter) -> Tensor:
+    """The gradient, zero where there is none or it overflowed; at least float32, for factors of half precision do."""
+    if parameter.grad is None:
+        return torch.zeros_like(wide(parameter))
+    return wide(parameter.grad).masked_fill(~parameter.grad.isfinite(), 0)

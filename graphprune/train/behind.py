@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..errors import ModelError
 from .method import Method
 
 
@@ -32,7 +33,15 @@ class Behind(Method):
 
     @torch.no_grad()
     def begin(self) -> None:
-        """From here on the module runs with what ``running`` says."""
+        """From here on the module runs with what ``running`` says. Raises ModelError for a parameter that the optimizer
+        does not hold: what another makes of it would be undone at the next step."""
+        held = {id(parameter) for group in self.need_optimizer().param_groups for parameter in group["params"]}
+        foreign = next((name for name, parameter in self.tensors().items() if id(parameter) not in held), None)
+        if foreign is not None:
+            raise ModelError(
+                f"{type(self).__name__} masks `{foreign}`, which the {type(self.optimizer).__name__} does not hold",
+                "have one optimizer hold all that requires gradients, and `requires_grad_(False)` for what shall rest",
+            )
         for k, parameter in enumerate(self.tensors().values()):
             self.register_buffer(f"dense{k}", parameter.detach().clone())
         self.impose()

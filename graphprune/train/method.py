@@ -227,9 +227,19 @@ class Method(nn.Module, metaclass=Finished):
                 group["param_names"].append(f"{type(self).__name__}.{number}")
         kind = type(self)
         if kind.before is not Method.before or self.listens:
-            self._handles.append(self.optimizer.register_step_pre_hook(lambda *_: self._before()))
+            self._handles.append(self.optimizer.register_step_pre_hook(self._called))
         if kind.after is not Method.after:
             self._handles.append(self.optimizer.register_step_post_hook(lambda *_: self._after()))
+
+    def _called(self, _: torch.optim.Optimizer, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        """The optimizer's ``step`` was called with these. Raises ModelError for a closure, whose gradients would come
+        after they were to be seen."""
+        if any(map(callable, (*args[1:], *options.values()))):
+            raise ModelError(
+                f"{type(self).__name__}: `optimizer.step` was given a closure, whose gradients come too late",
+                "call `backward` first, and `optimizer.step()` without one",
+            )
+        self._before()
 
     def _skipped(self) -> bool:
         """Whether a GradScaler has a fused optimizer skip this step by itself."""

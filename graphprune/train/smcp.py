@@ -30,7 +30,8 @@ class SMCP(Masked):
     however large ``every`` is.
 
     ``budget``: as ``mask`` takes it, ``"macs=0.5x"``. ``allocate``: how ``mask`` spends it on the scores: one
-    threshold for all (``global``), or ``knapsack``, nearer to the paper. Scores are |w g| since the last choice.
+    threshold for all (``global``), or ``knapsack``, nearer to the paper. Scores are |w g| since the last choice, or
+    before it where no step was made since (a GradScaler skips some).
     ``total_steps``: with it everything is alive for the first tenth of the steps (warm-up), what is left of the whole
     falls to the budget exponentially until a half (ramp), and for the last third the mask rests (cool-down); without it
     the mask is within the budget from the first step, and never rests.
@@ -42,6 +43,8 @@ class SMCP(Masked):
 
     saliency: Tensor
     alive: Tensor
+    spent: Tensor
+    """Whether the saliency was chosen by already: what is gathered next begins anew."""
 
     def __init__(
         self,
@@ -73,6 +76,7 @@ class SMCP(Masked):
         norms = self.channels.norms().detach()
         self.register_buffer("saliency", norms.clone())
         self.register_buffer("alive", torch.ones_like(norms))
+        self.register_buffer("spent", torch.zeros((), dtype=torch.bool, device=norms.device))
         self._rewire()
         self.begin()
 
@@ -83,6 +87,9 @@ class SMCP(Masked):
         dense = self.dense()
         moved = {name: torch.zeros_like(weight) for name, weight in dense.items()}
         moved |= {name: gradient * dense[name] for name, gradient in gradients.items()}
+        if self.spent:
+            self.saliency.zero_()
+            self.spent.fill_(False)
         self.saliency += self.channels.fold(moved).abs().to(self.saliency.dtype)
 
     @torch.no_grad()
@@ -91,7 +98,6 @@ class SMCP(Masked):
         if self.chooses():
             self._rewire()
             self.impose()
-            self.saliency.zero_()
 
     def _mask(self, budget: str) -> str:
         return f"mask{{{budget} allocate={self.allocate} grain={self.grain}}}"
@@ -116,6 +122,7 @@ class SMCP(Masked):
         return "" if left == "1.000000x" else f"{unit}={left}"
 
     def _rewire(self) -> None:
+        self.spent.fill_(True)
         budget = self.ramped()
         if not budget:
             self.alive.fill_(1)

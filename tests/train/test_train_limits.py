@@ -145,6 +145,106 @@ def test_an_optimizer_of_another_module_is_refused(start, kind):
     assert all(torch.equal(before[name], own) for name, own in module.state_dict().items())
 
 
+@pytest.mark.parametrize("kind", ["BiP", "SMCP", "Movement", "ACIP"])
+def test_what_another_optimizer_moves_is_not_masked(start, kind):
+    """Its steps would be undone, as the dense weights come back."""
+    module, program = copied(start)
+    before = copy.deepcopy(module.state_dict())
+    options = {"Movement": {"total_steps": 20}, "ACIP": {"total_steps": 20, "target": 0.9}}.get(kind, {})
+    with pytest.raises(ModelError, match=f"{kind} masks `2.weight`, which the SGD does not hold"):
+        getattr(gp.train, kind)(program, module, sgd(module[0]), **options)
+    assert all(torch.equal(before[name], own) for name, own in module.state_dict().items())
+    module[2].requires_grad_(False)
+    if kind == "ACIP":
+        getattr(gp.train, kind)(program, module, sgd(module[0]), **options)
+
+
+@pytest.mark.parametrize("kind", ["GroupLasso", "Catalyst", "Movement"])
+def test_a_closure_is_refused(start, kind):
+    """It makes gradients after they were to be seen."""
+    module, program = copied(start)
+    optimizer = sgd(module)
+    penalty = getattr(gp.train, kind)(
+        program, module, optimizer, **({} if kind == "GroupLasso" else {"total_steps": 20})
+    )
+
+    def closure():
+        optimizer.zero_grad()
+        loss = task(module, 0) + penalty()
+        loss.backward()
+        return loss
+
+    before = copy.deepcopy(module.state_dict())
+    for call in (lambda: optimizer.step(closure), lambda: optimizer.step(closure=closure)):
+        with pytest.raises(ModelError, match=f"{kind}: `optimizer.step` was given a closure"):
+            call()
+    assert all(torch.equal(before[name], own) for name, own in module.state_dict().items())
+    penalty.remove()
+    optimizer.step(closure)
+
+
+def test_smcp_chooses_by_what_it_knew_where_nothing_was_learned(start):
+    """A step that the scaler skips leaves no saliency to choose by."""
+    module, program = copied(start)
+    optimizer = sgd(module)
+    penalty = gp.train.SMCP(program, module, optimizer, budget="macs=0.5x", every=1)
+    trained(module, penalty, optimizer, 3)
+    known, alive = penalty.saliency.clone(), penalty.alive.clone()
+    penalty.step()
+    penalty.step()
+    assert torch.equal(penalty.alive, alive)
+    assert alive.argsort(descending=True, stable=True).tolist() != list(range(len(alive)))
+    weight = penalty.dense()["2.weight"].clone()
+    optimizer.zero_grad()
+    task(module, 3).backward()
+    wanted = (module[2].weight.grad * weight).sum(0).abs()
+    optimizer.step()
+    assert not torch.equal(known, wanted)
+    torch.testing.assert_close(penalty.saliency, wanted.detach())
+
+
+def test_smcps_scores_are_those_since_the_last_choice_from_the_start(start):
+    module, program = copied(start)
+    optimizer = sgd(module)
+    penalty = gp.train.SMCP(program, module, optimizer, budget="macs=0.5x")
+    weight = penalty.dense()["2.weight"].clone()
+    task(module, 0).backward()
+    wanted = (module[2].weight.grad * weight).sum(0).abs()
+    optimizer.step()
+    torch.testing.assert_close(penalty.saliency, wanted.detach())
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_adasap_moves_nothing_along_an_overflow(start, value):
+    """Else statistics of BatchNorm would be lost for good."""
+    module, program = copied(start)
+    penalty = gp.train.AdaSAP(program, module, sgd(module))
+    task(module, 0).backward()
+    module[0].weight.grad[3, 0] = value
+    before = copy.deepcopy(module.state_dict())
+    with penalty.perturbed():
+        assert all(own.isfinite().all() for own in module.parameters())
+        moved = (module[0].weight != before["0.weight"]).any(1)
+        assert not module[0].weight[3, 0] - before["0.weight"][3, 0]
+    assert moved.sum() > 6
+    assert all(torch.equal(before[name], own) for name, own in module.state_dict().items())
+
+
+def test_adasap_perturbs_half_precision(start):
+    """The radius over the length of a small gradient is more than half precision holds."""
+    module, program = copied(start)
+    module = module.half()
+    penalty = gp.train.AdaSAP(program, module, sgd(module), low=0.05, high=0.1)
+    before = copy.deepcopy(module.state_dict())
+    for parameter in module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    module[0].weight.grad[2] = 1e-7
+    with penalty.perturbed():
+        moved = (module[0].weight.float() - before["0.weight"].float()).norm(dim=1)
+    assert 0.045 < moved[2] < 0.105
+    assert moved.count_nonzero() == 1
+
+
 NAN = float("nan")
 
 
