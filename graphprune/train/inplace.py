@@ -18,7 +18,7 @@ from ..axes.dim import find, leaves
 from ..coupling.groups import everything
 from ..errors import ModelError
 from ..hosts.torch.configuration import configure
-from ..hosts.torch.export import evaluated, unwrapped
+from ..hosts.torch.export import check_loaded, evaluated, unwrapped
 from ..hosts.torch.host import TorchHost
 from ..hosts.torch.pretrained import is_pretrained
 from ..hosts.torch.state import kept
@@ -61,6 +61,7 @@ def cut(
             "cut the module inside (`.module`), and wrap it anew",
         )
     module = unwrapped(module)
+    check_loaded(module)
     host = TorchHost.export(module, inputs)
     done = apply_plan(plan, host, allow_other_weights=allow_other_weights)
     all_tokens(done)

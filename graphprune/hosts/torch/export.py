@@ -34,7 +34,7 @@ def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
 
 def check_loaded(module: torch.nn.Module) -> None:
     """Raises ModelError where weights are not there: on the meta device, as accelerate leaves what a ``device_map``
-    puts on the disk or hands over layer by layer."""
+    puts on the disk or hands over layer by layer (``placed.gathered`` reads it from its hooks)."""
     empty = [name for name, tensor in module.named_parameters() if tensor.is_meta]
     if empty:
         where = getattr(module, "hf_device_map", None)

@@ -43,6 +43,7 @@ from .inserting import Inserter, respell
 from .lift import Reader, draws
 from .network import find, network
 from .open_sizes import open_sizes
+from .placed import gathered
 from .pretrained import Pretrained
 from .regions import write_out
 from .reindex import build, insert
@@ -92,12 +93,12 @@ class TorchHost:
     def export(cls, module: torch.nn.Module, inputs: Any, dynamic_shapes: Any = None) -> TorchHost:
         """Trace ``module`` in eval mode with torch.export. ``dynamic_shapes`` as torch.export takes
         it; None lets the batch axis vary where the model allows. Names are those of the module inside
-        torch.compile and DistributedDataParallel. Raises ModelError."""
-        module = unwrapped(module)
+        torch.compile and DistributedDataParallel; what accelerate placed is gathered. Raises ModelError."""
+        module, inputs, notes = gathered(unwrapped(module), inputs)
         check_loaded(module)
         with paused():
             host = cls.from_exported(trace(module, inputs, dynamic_shapes))
-        host.module, host.notes = module, (*host.notes, *modes(module))
+        host.module, host.notes = module, (*notes, *host.notes, *modes(module))
         return host
 
     @classmethod
