@@ -30,6 +30,7 @@ def find_groups(
     freeze: Sequence[str] = (),
     only: Sequence[str] = (),
     states: Sequence[str] = (),
+    strict: bool = True,
 ) -> Groups:
     """Every leaf dim that weights have, with the parameter axes that contain it.
 
@@ -38,15 +39,15 @@ def find_groups(
     groups, layers and parameters to leave alone, a layer with what it reads; ``only``: of those whose
     outputs may go, no others. ``states``: patterns of graph inputs whose dims are offered, too, where no other
     input has them: inputs, and outputs that have them, become as narrow. Names depend on none of them. Raises
-    RecipeError for a pattern that matches nothing.
+    RecipeError for a pattern that matches nothing, where ``strict``.
     """
     import networkx as nx
 
     members, ops = _members(graph)
     names = _names(members, ops)
     called = [known_as(names[leaf], found, _by_parameter(ops, leaf, found)) for leaf, found in members.items()]
-    kept = matching(freeze, [one.touched for one in called])
-    chosen = matching(only, [one.made for one in called]) if only else ["*"] * len(called)
+    kept = matching(freeze, [one.touched for one in called], strict=strict)
+    chosen = matching(only, [one.made for one in called], strict=strict) if only else ["*"] * len(called)
     dependency = nx.Graph()
     groups, frozen = [], []
     given = _given(graph, states) if states else set[Dim]()

@@ -54,14 +54,14 @@ def called(groups: Groups) -> dict[str, Names]:
 
 
 def matching(
-    patterns: Sequence[str], known: Sequence[Set[str]], what: str = "group, layer or parameter"
+    patterns: Sequence[str], known: Sequence[Set[str]], what: str = "group, layer or parameter", strict: bool = True
 ) -> list[str | None]:
     """For everything, by its names, the first pattern that one of them matches. ``*`` and ``?`` are wildcards,
-    brackets stand for themselves. Raises RecipeError for a pattern that matches nothing."""
+    brackets stand for themselves. Raises RecipeError for a pattern that matches nothing, where ``strict``."""
     found: list[str | None] = [None] * len(known)
     for pattern in patterns:
         hits = [k for k, own in enumerate(known) if _any(pattern, own)]
-        if not hits:
+        if not hits and strict:
             every = sorted(one for one in set().union(*known) if not one.startswith(GROUP))
             close = difflib.get_close_matches(pattern, every, n=3) or (every if len(every) <= FEW else ())
             raise RecipeError(

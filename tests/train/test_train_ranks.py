@@ -92,6 +92,19 @@ def test_the_cut_computes_what_the_module_did(kind, optimizer, orders):
     gp.verify(cut)
 
 
+def test_where_no_rank_went_the_network_is_whole():
+    """Also to the report, whose groups are those that were named by their ranks."""
+    module, x, y, program = start()
+    made = OPTIMIZERS["sgd"](module)
+    penalty = gp.train.TRP(program, module, made, total_steps=2, energy=0.0)
+    train(module, penalty, made, x, y, 2)
+    artifact = gp.compile(penalty.learned(), measure=False)
+    assert share(artifact.program, program) == 1
+    assert artifact.report["groups"] == []
+    with torch.no_grad():
+        assert relative(module(x).numpy(), artifact.program.host.run([x])[0]) < 1e-12
+
+
 @pytest.mark.parametrize("kind", sorted(METHODS))
 def test_so_it_does_in_single_precision(kind):
     module, x, y, program = start(torch.float32)
