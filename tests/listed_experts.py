@@ -34,9 +34,9 @@ WIDTHS = {f"experts.{k}.0": INNER for k in range(EXPERTS)}
 FROZEN = {"enter.weight[1]": INPUT, "leave": OUTPUT}
 
 
-def listed():
+def listed(tokens=7):
     groups = {"enter": WIDTH, "gate": EXPERTS, **WIDTHS}
-    return net(vectors(7, 3), groups, FROZEN, router={"gate": "gate.weight"})
+    return net(vectors(tokens, 3), groups, FROZEN, router={"gate": "gate.weight"})
 
 
 @listed()
@@ -141,8 +141,30 @@ class PutListed(Listed):
         return out
 
 
-def refused(words):
-    return net(vectors(7, 3), {"enter": WIDTH, **WIDTHS}, {"gate": words, "leave": OUTPUT})
+@listed()
+class MultipliedListed(Listed):
+    """A row of shares times a matrix of what they make."""
+
+    def mixed(self, h):
+        made = torch.stack([expert(h) for expert in self.experts], -1)
+        return (made @ self.gate(h).softmax(-1)[..., None]).squeeze(-1)
+
+
+@listed(tokens=64)  # so that each has some
+class SwitchListed(Listed):
+    """One expert a token: where it is another's, nothing; times the largest share."""
+
+    def mixed(self, h):
+        share = self.gate(h).softmax(-1)
+        largest, chosen = share.max(-1)
+        out = torch.zeros_like(h)
+        for k, expert in enumerate(self.experts):
+            out = out + torch.where((chosen == k)[:, None], expert(h), torch.zeros_like(h))
+        return out * largest[:, None]
+
+
+def refused(words, tokens=7):
+    return net(vectors(tokens, 3), {"enter": WIDTH, **WIDTHS}, {"gate": words, "leave": OUTPUT})
 
 
 @refused("sigmoid (pointwise)")
@@ -161,6 +183,30 @@ class Stacked(Listed):
     def mixed(self, h):
         share = self.gate(h).softmax(-1)
         return torch.stack([share[:, k, None] * expert(h) for k, expert in enumerate(self.experts)]).sum(0)
+
+
+@refused("where_1 (pointwise) makes more of one of it than a sum", tokens=64)
+class Replaced(Listed):
+    """What one makes takes the place of what is there."""
+
+    def mixed(self, h):
+        out, chosen = torch.zeros_like(h), self.gate(h).argmax(-1)
+        for k, expert in enumerate(self.experts):
+            out = torch.where((chosen == k)[:, None], expert(h), out)
+        return out
+
+
+@refused("tells its positions apart")
+class Largest(Listed):
+    """The largest of what is no share may be the zero of one that is masked."""
+
+    def mixed(self, h):
+        logits = self.gate(h)
+        best, ids = logits.topk(2, -1)
+        placed = torch.zeros_like(logits).scatter(1, ids, best)
+        share = logits.softmax(-1)
+        mixed = sum(share[:, k, None] * expert(h) for k, expert in enumerate(self.experts))
+        return mixed * placed.amax(-1, keepdim=True)
 
 
 @refused("what is not zero where it is masked")

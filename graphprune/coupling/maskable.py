@@ -90,10 +90,13 @@ def _running(op: Op, graph: Graph) -> None:
 
 
 def _adds_nothing(op: Op, dim: Dim, search: _Search) -> bool:
-    """Whether an op sums what is zero where it is masked, with no parameter zeroed."""
+    """Whether an op sums what is zero where it is masked, with no parameter zeroed, or takes the largest of shares."""
     x = op.inputs[0]
+    maker = search.graph.maker(x) if x is not None else None
+    shares = maker is not None and maker.attrs.get("function") == "softmax"
+    able = op.attrs.get("function") == "sum" or (op.attrs.get("function") == "max" and shares)
     free = all(leaf.outside or not leaf.frozen for leaf in leaves(dim))
-    sums = op.kind == "reduce" and op.attrs.get("function") == "sum" and x is not None and free
+    sums = op.kind == "reduce" and able and x is not None and free
     return sums and all(search(x, leaf) == frozenset() for leaf in leaves(dim))  # type: ignore[arg-type]
 
 
@@ -223,8 +226,9 @@ class _Search:
 
     def _declared(self, op: Op, operands: Sequence[Value], leaf: Dim, depth: int) -> Axes | None:
         zero = op.attrs.get("zero")
-        if zero == "any":
-            return next((x for operand in operands if (x := self(operand, leaf, depth + 1)) is not None), None)
+        if zero == "any":  # of a choice between a value and nothing, nothing is no factor
+            factors = [operand for operand in operands if not self._nothing(operand)]
+            return next((x for operand in factors if (x := self(operand, leaf, depth + 1)) is not None), None)
         if zero == "first":
             return self(operands[0], leaf, depth + 1)
         return self._all(operands, leaf, depth) if zero == "both" else None

@@ -32,6 +32,10 @@ TEXTS = {
     + "".join(f"e{k} = Equal(ids, at{k}) f{k} = Cast<to = 1>(e{k}) w{k} = Mul(f{k}, values) " for k in range(3))
     + SUM,
     "Where": BEST + "".join(f"e{k} = Equal(ids, at{k}) w{k} = Where(e{k}, values, zero) " for k in range(3)) + SUM,
+    "ReduceMax": "share = Softmax(logits) best = ReduceMax<keepdims = 1>(share, one) ids = ArgMax<axis = 1>(share) "
+    + "n = Shape(x) none = ConstantOfShape(n) "
+    + "".join(f"e{k} = Equal(ids, at{k}) p{k} = Where(e{k}, m{k}, none) " for k in range(3))
+    + "s = Add(p0, p1) t = Add(s, p2) y = Mul(t, best)",
     "Concat": "share = Softmax(logits) "
     + "".join(f"c{k} = Unsqueeze(m{k}, one) " for k in range(3))
     + """all = Concat<axis = 1>(c0, c1, c2) t = Unsqueeze(share, one) z = MatMul(t, all) y = Squeeze(z, one)""",
@@ -75,8 +79,11 @@ def test_experts_of_a_list_in_onnx_are_a_dim_and_pruned_is_masked(text):
     assert all(check.error <= check.tolerance for check in gp.verify(again))
 
 
+EXPORTED = ("ComparedListed", "ChunksOfListed", "StackOfListed", "SumOfListed", "FilledListed", "CatOfListed")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ComparedListed", "ChunksOfListed", "StackOfListed", "SumOfListed", "FilledListed"])
+@pytest.mark.parametrize("name", [*EXPORTED, "MultipliedListed"])
 def test_an_exported_file_has_the_experts_of_its_module(name):
     program = exported(name)
     groups = find_groups(program.graph)

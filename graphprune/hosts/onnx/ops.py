@@ -9,6 +9,8 @@ from collections.abc import Callable
 from math import prod
 from typing import Any
 
+import onnx_ir as ir
+
 from .node import Call, Reader, Reading, Unreadable, constant_tensor, shape_of
 
 ONNX: dict[str, Reader] = {}
@@ -56,7 +58,7 @@ def _pointwise(c: Call) -> Reading:
         known["equals"] = int(one)
     if c.node.op_type == "Pow" and number in _POWERS:
         return "pointwise", [c.input(0)], {"function": _POWERS[number], **({"zero": "first"} if number > 0 else {})}
-    if c.node.op_type == "Where" and _zeros(c, 2):
+    if c.node.op_type == "Where" and _zeros(c.node, 2):
         known["zero"] = "any"
     if c.node.op_type == "Cast":
         known |= _cast(c)
@@ -69,11 +71,15 @@ def _cast(c: Call) -> dict[str, Any]:
     return {"function": "cast"} if out is not None and ("float" in out.dtype or whole) else {}
 
 
-def _zeros(c: Call, k: int) -> bool:
-    """Whether an input is a constant that is zero."""
-    value = c.node.inputs[k]
-    tensor = constant_tensor(value) if value is not None else None
-    return tensor is not None and tensor.size == 1 and not tensor.numpy().any()
+def _zeros(node: ir.Node, k: int) -> bool:
+    """Whether an input is a constant that is zero, or a tensor made of it."""
+    value = node.inputs[k]
+    tensor, maker = (constant_tensor(value), value.producer()) if value is not None else (None, None)
+    if tensor is not None:
+        return tensor.size == 1 and not tensor.numpy().any()
+    if maker is not None and maker.op_type == "Expand":
+        return _zeros(maker, 0)
+    return maker is not None and maker.op_type == "ConstantOfShape" and bool(_value(maker))
 
 
 def _number(c: Call) -> float | None:
@@ -265,9 +271,9 @@ def _col2im(c: Call) -> Reading:
     return "fold", [c.input(0)], {"taps": prod(block)}
 
 
-def _value(c: Call) -> dict[str, Any]:
+def _value(node: ir.Node) -> dict[str, Any]:
     """What a tensor is filled with, where that is nothing."""
-    given = c.node.attributes.get("value")
+    given = node.attributes.get("value")
     return {} if given is not None and bool(given.value.numpy().any()) else {"value": 0}
 
 
@@ -282,11 +288,11 @@ _enter("GridSample", lambda c: ("grid_sample", [c.input(0), c.input(1)], {}))
 _enter("Col2Im", _col2im)
 _enter("Reshape Flatten Squeeze Unsqueeze", _reshape)
 _enter("Transpose", lambda c: ("transpose", [c.input(0)], {"perm": list(c.attr("perm", range(len(c.shape(0)))[::-1]))}))
-_enter("Expand", lambda c: ("expand", [c.input(0)], {"value": 0} if _zeros(c, 0) else {}))
+_enter("Expand", lambda c: ("expand", [c.input(0)], {"value": 0} if _zeros(c.node, 0) else {}))
 _enter("Tile", _tile)
 _enter("Resize Upsample", _resize)
 _enter("Range", lambda c: ("create", [], {}))
-_enter("ConstantOfShape", lambda c: ("fill", [], _value(c)))
+_enter("ConstantOfShape", lambda c: ("fill", [], _value(c.node)))
 _enter("Shape Size", lambda c: ("size", [c.input(0)], {}))
 _enter("AveragePool LpPool MaxPool", _pool)
 

@@ -10,12 +10,14 @@ from math import prod
 from typing import Any
 
 import torch
+from torch import fx
 
 from .casting import unsaid_eps
 from .ops_indexing import INDEXING
 from .reading import Args, Reading, Table, listed, rank_of
 
 ATEN: Table = dict(INDEXING)
+_OF_ZEROS = (torch.ops.aten.zeros_like.default, torch.ops.aten.zeros.default, torch.ops.aten.new_zeros.default)
 _WHOLE = (torch.int16, torch.int32, torch.int64)
 
 
@@ -164,6 +166,11 @@ def _zero(value: Any) -> bool:
     return isinstance(value, (int, float)) and value == 0
 
 
+def _zeros(value: Any) -> bool:
+    """Whether it is zero, or a tensor of zeros."""
+    return value.target in _OF_ZEROS if isinstance(value, fx.Node) else _zero(value)
+
+
 FUNCTIONS: dict[str, Callable[[Args], dict[str, Any]]] = {
     **{name: _just(function) for function, names in _BY_FUNCTION.items() for name in names.split()},
     **dict.fromkeys("sub sub_ subtract".split(), lambda a: _scaled(a, "sub")),
@@ -178,7 +185,7 @@ FUNCTIONS: dict[str, Callable[[Args], dict[str, Any]]] = {
     "addcmul": lambda a: {"function": "addcmul"} if a["value"] == 1 else {},
     "pow": _pow,
     "eq": lambda a: {"equals": a["other"]} if isinstance(a["other"], int) else {},
-    "where": lambda a: {"zero": "any"} if _zero(a["other"]) else {},
+    "where": lambda a: {"zero": "any"} if _zeros(a["other"]) else {},
     **dict.fromkeys(
         "div div_ divide true_divide".split(), lambda a: {} if a.get("rounding_mode") else {"function": "div"}
     ),
