@@ -174,3 +174,23 @@ def test_a_plan_of_experts_of_a_list_is_done_again():
     again = gp.apply(pruned.plan, nets.module("ComparedListed"), nets.ZOO["ComparedListed"].inputs())
     inputs = program.host.example()
     assert relative(pruned.host.run(inputs)[0], again.host.run(inputs)[0]) == 0
+
+
+class Scored(torch.nn.Module):
+    """Scores of activations of which the one is nothing for some tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k = torch.nn.Linear(3, 5), torch.nn.Linear(3, 5)
+
+    def forward(self, x):
+        q, k = self.q(x).sigmoid(), self.k(x).sigmoid()
+        return torch.where(x[..., :1] > 0, q, torch.zeros_like(q)) @ k.mT
+
+
+def test_nothing_in_the_place_of_a_value_masks_no_width_of_it():
+    groups = find_groups(gp.load(Scored().eval(), torch.randn(2, 7, 3)).graph)
+    assert not list(groups)
+    assert [one.reason for one in groups.frozen if one.size == 5] == [
+        "matmul (matmul) contracts it between activations"
+    ]
