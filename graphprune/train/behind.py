@@ -8,12 +8,17 @@ decay and adaptive moments act on them as on any weights.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from weakref import ref
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..errors import ModelError
 from .method import Method
+
+_HELD = WeakTensorKeyDictionary()
+"""By parameter, the method that has its dense weights: a weak reference."""
 
 
 class Behind(Method):
@@ -34,7 +39,7 @@ class Behind(Method):
     @torch.no_grad()
     def begin(self) -> None:
         """From here on the module runs with what ``running`` says. Raises ModelError for a parameter that the optimizer
-        does not hold: what another makes of it would be undone at the next step."""
+        does not hold, or that another method has masked: what is made of it there would be undone at the next step."""
         held = {id(parameter) for group in self.need_optimizer().param_groups for parameter in group["params"]}
         foreign = next((name for name, parameter in self.tensors().items() if id(parameter) not in held), None)
         if foreign is not None:
@@ -42,9 +47,23 @@ class Behind(Method):
                 f"{type(self).__name__} masks `{foreign}`, which the {type(self.optimizer).__name__} does not hold",
                 "have one optimizer hold all that requires gradients, and `requires_grad_(False)` for what shall rest",
             )
+        for name, parameter in self.tensors().items():
+            other = _HELD[parameter]() if parameter in _HELD else None
+            if other is not None and other.optimizer is self.optimizer:
+                raise ModelError(
+                    f"{type(self).__name__} masks `{name}`, which {type(other).__name__} masks already",
+                    "one of them at a time: `remove()` takes the other out",
+                )
         for k, parameter in enumerate(self.tensors().values()):
+            _HELD[parameter] = ref(self)
             self.register_buffer(f"dense{k}", parameter.detach().clone())
         self.impose()
+
+    def remove(self) -> None:
+        super().remove()
+        for parameter in self.tensors().values():
+            if parameter in _HELD and _HELD[parameter]() is self:
+                del _HELD[parameter]
 
     @torch.no_grad()
     def impose(self) -> None:

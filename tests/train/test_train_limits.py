@@ -145,6 +145,19 @@ def test_an_optimizer_of_another_module_is_refused(start, kind):
     assert all(torch.equal(before[name], own) for name, own in module.state_dict().items())
 
 
+@pytest.mark.parametrize("kind", ["BiP", "ACIP"])
+def test_of_two_methods_that_mask_the_same_the_second_is_refused(start, kind):
+    module, program = copied(start)
+    optimizer = sgd(module)
+    first = gp.train.SMCP(program, module, optimizer)
+    options = {"BiP": {"keep": 0.5}, "ACIP": {"total_steps": 20, "target": 0.9}}[kind]
+    with pytest.raises(ModelError, match=rf"{kind} masks `.*`, which SMCP masks already"):
+        getattr(gp.train, kind)(program, module, optimizer, **options)
+    first.remove()
+    getattr(gp.train, kind)(program, module, optimizer, **options).remove()
+    gp.train.SMCP(program, module, optimizer)
+
+
 @pytest.mark.parametrize("kind", ["BiP", "SMCP", "Movement", "ACIP"])
 def test_what_another_optimizer_moves_is_not_masked(start, kind):
     """Its steps would be undone, as the dense weights come back."""
