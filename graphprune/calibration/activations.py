@@ -1,34 +1,31 @@
 """A walk through a model, op by op, over all batches at once.
 
 Between two stops only the values that are still to be read are kept, so that every op runs once per
-batch however many stops there are. Beyond ``LIMIT_BYTES`` they are kept in temporary files.
+batch however many stops there are. Beyond ``LIMIT_BYTES`` they are kept in temporary files, each as long as its value
+is to be read.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Set as AbstractSet
 from types import TracebackType
-
-import numpy as np
 
 from ..ir.graph import Graph, Value
 from ..ir.host import Array, Batch, Host
+from ..ir.large import Room
 
 LIMIT_BYTES = 3 << 25
 
 
 class Values(Mapping[str, Array]):
-    """Values by name; those that are in files are read whenever they are asked for."""
+    """Values by name, of which those that were put ``away`` are in files."""
 
-    def __init__(self, held: Mapping[str, Array | Path]) -> None:
-        self._held = dict(held)
+    def __init__(self, held: Mapping[str, Array], away: AbstractSet[str] = frozenset()) -> None:
+        self._held, self._away = dict(held), set(away)
 
     def __getitem__(self, name: str) -> Array:
-        held = self._held[name]
-        found: Array = np.load(held) if isinstance(held, Path) else held
-        return found
+        return self._held[name]
 
     def __contains__(self, name: object) -> bool:
         return name in self._held
@@ -41,17 +38,17 @@ class Values(Mapping[str, Array]):
 
     def only(self, names: Iterable[str], new: Mapping[str, Array]) -> Values:
         """Those of ``names``, the ``new`` ones among them."""
-        return Values({name: self._held[name] if name in self._held else new[name] for name in names})
+        held = {name: self._held[name] if name in self._held else new[name] for name in names}
+        return Values(held, self._away & held.keys())
 
     def held_bytes(self) -> int:
-        return sum(held.nbytes for held in self._held.values() if not isinstance(held, Path))
+        return sum(held.nbytes for name, held in self._held.items() if name not in self._away)
 
-    def put_away(self, folder: Path, number: int) -> None:
-        """What is held goes into files that are numbered from ``number`` on."""
-        for k, (name, held) in enumerate(self._held.items()):
-            if not isinstance(held, Path):
-                self._held[name] = path = folder / f"{number + k}.npy"
-                np.save(path, held)
+    def put_away(self, room: Room) -> None:
+        """What is held goes into files."""
+        for name in sorted(self._held.keys() - self._away):
+            self._held[name] = room.put(self._held[name])
+            self._away.add(name)
 
 
 class Walk:
@@ -69,16 +66,13 @@ class Walk:
         self._ahead: list[str] = []
         self._values = {value.name: value for value in graph.values()}
         self._place = {op.name: position for position, op in enumerate(graph.ops)}
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._files = 0
+        self._room = Room()
 
     def __enter__(self) -> Walk:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._folder is not None:
-            self._live = []
-            self._folder.cleanup()
+        self._live = []
 
     def at(self, position: int, names: Sequence[str], last: bool = False) -> Iterator[dict[str, Array]]:
         """Per batch, the values ``names``, which the ops before ``position`` made, or which depend on what
@@ -118,6 +112,4 @@ class Walk:
 
     def _spill(self, number: int) -> None:
         if sum(values.held_bytes() for values in self._live) > LIMIT_BYTES:
-            self._folder = self._folder or tempfile.TemporaryDirectory(prefix="graphprune-")
-            self._live[number].put_away(Path(self._folder.name), self._files)
-            self._files += len(self._live[number])
+            self._live[number].put_away(self._room)

@@ -97,6 +97,4 @@ class Room:
                 return memoryview(mmap.mmap(file.fileno(), size))
         except OSError as error:
             where, why = tempfile.gettempdir(), error.strerror or error
-            raise OutputError(
-                f"{where}: no room for {size:,} bytes of weights ({why})", "TMPDIR names another folder"
-            ) from error
+            raise OutputError(f"{where}: no room for {size:,} bytes ({why})", "TMPDIR names another folder") from error
