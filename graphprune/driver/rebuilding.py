@@ -77,10 +77,13 @@ def rebuilt(program: Program, module: Any, sizes: Any = None, assign: bool = Fal
     ``sizes``: those of widths.json, where the program has no source to compare with; ``assign`` as for ``filled``.
     Raises ModelError."""
     from ..hosts.torch.configuration import configure
+    from ..hosts.torch.export import check_loaded
     from ..hosts.torch.pretrained import is_pretrained
     from ..hosts.torch.widths import widths
     from ..train.inplace import compare
 
+    if not assign:
+        check_loaded(module)  # before it is changed
     filled(program, module, widths(program) if sizes is None else sizes, assign)
     if is_pretrained(module):
         tuple(configure(module))

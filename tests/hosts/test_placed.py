@@ -79,3 +79,12 @@ def test_it_is_written_like_any_module_and_not_cut_in_place_where_tensors_are_aw
     assert (tmp_path / "out/widths.json").exists()
     with pytest.raises(ModelError, match="parameters of LlamaForCausalLM are on the meta device"):
         gp.apply(gp.run(recipe, gp.load(model, INPUTS)), model, in_place=True)
+
+
+def test_no_class_is_rebuilt_from_one_whose_tensors_are_away_and_it_stays_as_it_is(saved, tmp_path):
+    model = placed("disk", saved[0], tmp_path / "away")
+    before = model(IDS).logits
+    done = gp.run("group{only=*up_proj*},score,mask{channels=0.5x},propagate", gp.load(model, INPUTS))
+    with pytest.raises(ModelError, match="parameters of LlamaForCausalLM are on the meta device"):
+        gp.rebuild(done, model)
+    assert torch.equal(model(IDS).logits, before)
