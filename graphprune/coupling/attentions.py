@@ -18,7 +18,8 @@ SAME = ("same", "cast", "mul")
 @dataclass(frozen=True)
 class Attention:
     """A layer of attention of all tokens to one another. ``weights``: (batch, heads, tokens, tokens), or the first two
-    as one axis, where a value holds them; else what ``queries`` and ``keys`` come to, times ``scale``."""
+    as one axis, where a value holds them; else what ``queries`` and ``keys`` come to, times ``scale``, behind
+    a ``mask`` or none."""
 
     op: Op
     values: Value
@@ -26,22 +27,21 @@ class Attention:
     queries: Value | None = None
     keys: Value | None = None
     scale: float = 1.0
+    mask: Value | None = None
 
 
 def attentions(graph: Graph) -> Iterator[tuple[int, Attention, Dim]]:
-    """Every attention of tokens to one another, the number of its op, and the axis of its keys. Raises ModelError where
-    one is causal."""
+    """Every attention of tokens to one another, the number of its op, and the axis of its keys."""
     softmaxes = dict[Value, Value]()
     for at, op in enumerate(graph.ops):
         if op.kind == "attention":
-            if op.attrs.get("causal"):
-                raise ModelError(f"no tokens can be dropped: {op.where} is causal: its first token attends to no other")
             q, k, v = op.inputs[:3]
             assert q is not None and k is not None and v is not None
             width, given = q.dims[-1].size, op.attrs.get("scale")
             if signature(q.dims[-2]) == signature(k.dims[-2]) and isinstance(width, int) and len(q.dims) == 4:
                 scale = width**-0.5 if given is None else float(given)
-                yield at, Attention(op, v, None, q, k, scale), k.dims[-2]
+                mask = op.inputs[3] if len(op.inputs) > 3 else None
+                yield at, Attention(op, v, None, q, k, scale, mask), k.dims[-2]
         elif op.attrs.get("function") == "softmax" and op.inputs[0] is not None:
             softmaxes[op.outputs[0]] = op.outputs[0]
         elif (before := shares(graph, op)) in softmaxes:

@@ -10,7 +10,7 @@ from ..axes.dim import Dim, Size, find
 from ..errors import ModelError
 from ..ir.graph import Graph, Op, Value
 from ..ir.host import Host
-from .attentions import shares
+from .attentions import heads, shares
 from .token_axis import TokenAxis, signature, within
 
 PASSING = frozenset(
@@ -18,6 +18,8 @@ PASSING = frozenset(
     "repeat split concat slice select gather unbind stack glu reduce along attention size".split()
 )
 """Kinds that, along other axes than the tokens' own, compute the same of each token, whatever others there are."""
+GATHERED = frozenset("pointwise matmul attention".split())
+"""Kinds whose operands may have numbers of their own for every token: of samples in the first axis, or of none."""
 POOLS = ("mean", "sum", "max")
 
 
@@ -25,7 +27,8 @@ POOLS = ("mean", "sum", "max")
 class Reading:
     """An op behind the first place that tells how many tokens there are, by the number of the ``place``: one that
     ``weighs`` them along ``axis`` of an operand, or pools (``pool``: what it is a function of), or whose ``shape`` is
-    written down, or of which an operand has the same number for all along axes ``alike``."""
+    written down, or of which an operand has the same number for all along axes ``alike``, or one for each
+    along axes ``own``, (axis, the first token of it). ``square``: what it weighs, it weighs for each of them."""
 
     op: Op
     place: int
@@ -34,7 +37,9 @@ class Reading:
     start: int = 0  # of all tokens, the first that it reads
     pool: str = ""
     weighs: bool = False
+    square: bool = False
     alike: tuple[int, ...] = ()
+    own: tuple[tuple[int, int], ...] = ()
     shape: tuple[Size | None, ...] | None = None  # None: an open size; of tokens what is left, -1 where
     # an open axis holds them
 
@@ -52,8 +57,10 @@ class Readers:
     first: int
     last: int
     left: Sequence[int]
+    batch: Dim
     known: dict[Value, int] = field(default_factory=dict)  # what holds tokens behind the first place: the last place
     weighed: set[Value] = field(default_factory=set)  # shares of attention
+    pinned: set[Op] = field(default_factory=set)  # what makes tables, and has been looked at
     readings: list[Reading] = field(default_factory=list)
 
     def read(self, op: Op, place: int) -> None:
@@ -62,16 +69,66 @@ class Readers:
         if not held:
             return
         for k, value in enumerate(op.inputs):
-            if value is None or value in self.known or not self.axis.of(value) or op.kind in ("size", "attention"):
-                continue
-            if not self._alike(value):
-                raise ModelError(f"{op.where} reads `{value.name}`, which has numbers of its own for every token")
-            self.readings.append(Reading(op, place, k, alike=tuple(axis for axis, _ in self.axis.of(value))))
+            if value is not None and value not in self.known and op.kind != "size":
+                self._beside(op, place, k, value)
         if op.kind not in PASSING:
             raise ModelError(f"{op.where} reads tokens in a way that is not known")
         passes = getattr(self, f"_{op.kind}", None)
         if passes is None or passes(op, place) is not False:
             self._hand_on(op, place)
+
+    def _beside(self, op: Op, place: int, operand: int, value: Value) -> None:
+        """An operand that does not come of what went on: tables of positions, biases of pairs, masks."""
+        along = self.axis.of(value)
+        if op.kind == "attention" and operand == 3:  # no rule says whose its axes are
+            along = [
+                (axis, True)
+                for axis, of in zip((-2, -1), op.inputs[:2], strict=True)
+                if len(value.dims) >= -axis and value.dims[axis].size != 1 and of is not None and self.axis.of(of)
+            ]
+            along = [(axis % len(value.dims), alone) for axis, alone in along]
+        if not along:
+            return
+        if self._alike(value):
+            self.readings.append(Reading(op, place, operand, alike=tuple(axis for axis, _ in along)))
+            return
+        if op.kind not in GATHERED or not all(alone for _, alone in along):
+            raise ModelError(f"{op.where} reads `{value.name}`, which has numbers of its own for every token")
+        streams = [one for one in op.inputs if one is not None and one in self.known]
+        rank, batch = max(len(one.dims) for one in streams), find(self.batch).size
+        if len(value.dims) > rank or any(axis == 0 and len(value.dims) == rank for axis, _ in along):
+            raise ModelError(f"{op.where} reads `{value.name}`, in which samples are not the first axis")
+        for one in (*streams, value):
+            if len(one.dims) == rank and find(one.dims[0]).size not in (1, batch):
+                if len(one.dims) != 3:
+                    raise ModelError(f"{op.where} reads `{one.name}`, in which samples are not the first axis")
+                heads(one, self.batch)
+        starts = tuple((axis, self._start(op, operand, value, axis)) for axis, _ in along)
+        self.readings.append(Reading(op, place, operand, own=starts))
+        self._pin(value, place)
+
+    def _pin(self, value: Value, place: int) -> None:
+        """Tables that are made as long as there are tokens, as masks are in ONNX, stay as long as they were: what is
+        gathered of them is theirs."""
+        op = self.graph.maker(value)
+        if op is None or value in self.known or op in self.pinned:
+            return
+        self.pinned.add(op)
+        if op.kind == "expand":
+            sizes = (find(dim).size for dim in value.dims)
+            self.readings.append(Reading(op, place, shape=tuple(n if isinstance(n, int) else None for n in sizes)))
+        for one in op.inputs:
+            if one is not None and not one.constant:
+                self._pin(one, place)
+
+    def _start(self, op: Op, operand: int, value: Value, axis: int) -> int:
+        """The first token that an axis of an operand has."""
+        if op.kind == "attention" and operand == 3:
+            q, k = op.inputs[:2]
+            of = q if axis == len(value.dims) - 2 else k
+            assert of is not None
+            return self.axis.starts[signature(of.dims[-2])]
+        return self.axis.starts[signature(value.dims[axis])]
 
     def _hand_on(self, op: Op, place: int) -> None:
         moved = shares(self.graph, op) is not None or op.kind in ("transpose", "reshape", "expand")
@@ -100,11 +157,13 @@ class Readers:
                     or axis % len(x.dims) != len(x.dims) - 1
                 ):
                     raise ModelError(f"{op.where} computes along tokens, and is no attention")
-                self._weighs(op, place, 0, len(x.dims) - 1, x)
+                self._weighs(op, place, 0, len(x.dims) - 1, x, x.dims[-2])
                 self.weighed.add(op.outputs[0])
 
-    def _weighs(self, op: Op, place: int, operand: int, axis: int, x: Value) -> None:
-        self.readings.append(Reading(op, place, operand, axis, self.axis.starts[signature(x.dims[axis])], weighs=True))
+    def _weighs(self, op: Op, place: int, operand: int, axis: int, x: Value, queries: Dim) -> None:
+        keys = signature(x.dims[axis])
+        square = signature(queries) == keys
+        self.readings.append(Reading(op, place, operand, axis, self.axis.starts[keys], weighs=True, square=square))
 
     def _attention(self, op: Op, place: int) -> None:
         q, k, v = op.inputs[:3]
@@ -112,16 +171,10 @@ class Readers:
         for value in (q, k, v):
             if any(axis != len(value.dims) - 2 or not alone for axis, alone in self.axis.of(value)):
                 raise ModelError(f"{op.where} has tokens along another axis than that of queries and keys")
-        if k in self.known or v in self.known:
-            mask = op.inputs[3] if len(op.inputs) > 3 else None
-            if mask is not None and not self._alike(mask):
-                raise ModelError(f"{op.where} has a mask of its own")
-            if mask is not None:
-                axes = [
-                    axis for axis in range(len(mask.dims)) if axis >= len(mask.dims) - 2 and mask.dims[axis].size != 1
-                ]
-                self.readings.append(Reading(op, place, 3, alike=tuple(axes)))
-            self._weighs(op, place, 3, len(k.dims) - 2, k)
+        if self.axis.of(k):
+            if op.attrs.get("causal") and signature(q.dims[-2]) != signature(k.dims[-2]):
+                raise ModelError(f"{op.where} is causal, and has other queries than keys")
+            self._weighs(op, place, 3, len(k.dims) - 2, k, q.dims[-2])
 
     def _contracted(self, op: Op, place: int) -> None:
         """A product of shares of attention with what they are shares of, or one along other axes."""
@@ -197,7 +250,8 @@ class Readers:
             if begin >= 0 and stop == size and 0 < before + start <= self.first and end >= size:
                 self.axis.starts[signature(out.dims[axis])] = before + start
             elif (start, stop) != (0, size) or end < size:
-                if begin < 0 or not 0 < end <= self.first - before:
+                text = -self.last <= begin < 0 and end >= size  # the last of all, counted from the end
+                if not text and (begin < 0 or not 0 < end <= self.first - before):
                     raise ModelError(f"{op.where} takes some of the tokens")
                 return False
         return None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from math import inf
 from typing import Any
+
+import numpy as np
 
 from ..axes.dim import find
 from ..errors import ModelError
@@ -15,6 +16,9 @@ from ..ir.host import Host
 from .attentions import Attention, attentions
 from .token_axis import TokenAxis, signature
 from .token_readings import Readers, Reading
+
+LOWEST = -1e4
+"""What hides a token, of a mask that is added; the least of half precision is -65504."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +32,12 @@ class Place:
 @dataclass(frozen=True)
 class Tokens:
     """An axis of ``size`` tokens, of which all but the ``first`` and the ``last`` so many may be dropped: class tokens
-    stand first, text stands last."""
+    stand first, text stands last. ``row``: the token whose attention says which are good, 0 or -1; None: all alike."""
 
     size: int
     first: int
     last: int
+    row: int | None
     attentions: tuple[Attention, ...]
     places: tuple[Place, ...]
     readings: tuple[Reading, ...]
@@ -43,9 +48,16 @@ class Tokens:
         return self.size - self.first - self.last
 
 
-def tokens(graph: Graph, after: Sequence[int], left: Sequence[int] | None, host: Host) -> Tokens:
+def tokens(
+    graph: Graph,
+    after: Sequence[int],
+    left: Sequence[int] | None,
+    host: Host,
+    places: tuple[int, int] | None = None,
+) -> Tokens:
     """The axis whose positions may be dropped behind blocks number ``after`` (from 1 on), so that ``left`` remain of
-    all of it behind each; None: all. Raises ModelError with what stands in the way."""
+    all of it behind each; None: all. ``places``: the first and the last that may go, of those that may otherwise.
+    Raises ModelError with what stands in the way."""
     found, reasons = dict[Any, list[tuple[int, Attention]]](), list[str]()
     for at, attention, axis in attentions(graph):
         if (why := _windowed(graph, attention)) is not None:
@@ -54,7 +66,7 @@ def tokens(graph: Graph, after: Sequence[int], left: Sequence[int] | None, host:
             found.setdefault(signature(axis), []).append((at, attention))
     for mine, blocks in found.items():
         try:
-            return _tokens(graph, TokenAxis({mine: 0}), blocks, after, left, host)
+            return _tokens(graph, TokenAxis({mine: 0}), blocks, after, left, host, places)
         except ModelError as error:
             reasons.append(error.message)
     raise ModelError(
@@ -70,20 +82,25 @@ def _tokens(
     after: Sequence[int],
     left: Sequence[int] | None,
     host: Host,
+    places_given: tuple[int, int] | None,
 ) -> Tokens:
     for block in after:
         if not 1 <= block < len(blocks):
             raise ModelError(f"block {block} is none that another comes after: there are {len(blocks)} of attention")
-    moving = _moving(graph)
-    places = [_place(graph, axis, blocks, block, moving) for block in after]
+    places = [_place(graph, axis, blocks, block) for block in after]
     x = places[0].x
     size = find(x.dims[1]).size
     if not isinstance(size, int):
         raise ModelError(f"how many tokens `{x.name}` has, is open")
     first, last = _around(graph, axis, x)
+    causal = _causal(host, [one for _, one in blocks])
+    last = max(last, int(causal))  # which is read, and says which others are good
+    row = 0 if first and not causal else None
     if first + last >= size:
         raise ModelError(f"all {size} tokens of `{x.name}` are class tokens, registers or text")
-    readers = Readers(graph, host, axis, moving, size, first, last, left or [size] * len(after))
+    first, last = _narrowed(size, first, last, places_given)
+    row = -1 if row is None and last else row
+    readers = Readers(graph, host, axis, _moving(graph), size, first, last, left or [size] * len(after), x.dims[0])
     for at, op in enumerate(graph.ops):
         number = sum(place.at < at for place in places) - 1
         if number >= 0:
@@ -92,7 +109,32 @@ def _tokens(
     for value in graph.outputs:
         if value in readers.known:
             raise ModelError(f"`{value.name}`, an output, has all tokens")
-    return Tokens(size, first, last, tuple(one for _, one in blocks), tuple(places), tuple(readers.readings))
+    return Tokens(size, first, last, row, tuple(one for _, one in blocks), tuple(places), tuple(readers.readings))
+
+
+def _narrowed(size: int, first: int, last: int, places: tuple[int, int] | None) -> tuple[int, int]:
+    """How many tokens stay before and behind those at ``places``."""
+    if places is None:
+        return first, last
+    begin, end = places
+    if not first <= begin <= end < size - last:
+        raise ModelError(
+            f"places={begin}-{end}: of {size} tokens {first}-{size - last - 1} may go, others are class tokens, "
+            "registers, text, or the last of a causal decoder"
+        )
+    return begin, size - 1 - end
+
+
+def _causal(host: Host, attentions: Sequence[Attention]) -> bool:
+    """Whether some attention is causal: by its attribute, or since on the example no token attends to a later one."""
+    seen = {value.name for one in attentions for value in (one.weights, one.mask) if value is not None}
+    arrays = host.watch(host.example(), sorted(seen)) if seen else {}
+    return any(one.op.attrs.get("causal") for one in attentions) or any(
+        bool((above <= (0 if array.dtype == bool or array.min() >= 0 else LOWEST)).all())
+        for array in arrays.values()
+        if array.ndim > 1 and array.shape[-1] == array.shape[-2] > 1
+        for above in [array[..., *np.triu_indices(array.shape[-1], 1)]]
+    )
 
 
 def _windowed(graph: Graph, attention: Attention) -> str | None:
@@ -116,19 +158,21 @@ def _moving(graph: Graph) -> set[Value]:
     return moving
 
 
-def _place(
-    graph: Graph, axis: TokenAxis, blocks: Sequence[tuple[int, Attention]], block: int, moving: AbstractSet[Value]
-) -> Place:
-    """Behind the last op before the next attention at which one value is all that later ops read of the tokens."""
+def _place(graph: Graph, axis: TokenAxis, blocks: Sequence[tuple[int, Attention]], block: int) -> Place:
+    """Behind the last op before the next attention at which one value is all that later ops read of what the tokens
+    have come to. What does not come of the block (rotary tables, masks) is gathered where it is read.
+    """
     start, end = blocks[block - 1][0], blocks[block][0]
     last, live, found = dict[Value, float](), set[Value](), None
+    come = set(graph.ops[start].outputs)
     for at, op in enumerate(graph.ops):
         last |= {value: at for value in op.inputs if value is not None}
     last |= dict.fromkeys(graph.outputs, inf)
-    for at, op in enumerate(graph.ops[:end]):
-        live |= {out for out in op.outputs if out in moving and axis.of(out)}
+    for at, op in enumerate(graph.ops[start:end], start):
+        come |= set(op.outputs) if op.kind != "size" and not come.isdisjoint(op.inputs) else set()
+        live |= {out for out in op.outputs if out in come and axis.of(out)}
         live = {value for value in live if last.get(value, -1) > at}
-        if at >= start and len(live) == 1:
+        if len(live) == 1:
             (x,) = live
             if len(x.dims) == 3 and axis.of(x) == [(1, True)] and "float" in x.dtype:
                 found = Place(at, x)

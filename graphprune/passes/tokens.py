@@ -23,7 +23,8 @@ class Tokens(Pass):
 
     keep: str = "0.5x"  # of the tokens that may go, a share or so many: class tokens and text stay beside
     after: str = "1"  # the number of the block; `2|4` with keep=`0.75x|0.5x`: behind each, shares of all
-    by: str = "attention"  # what the class token attends to; or `flow`, of all blocks so far; or `random`
+    by: str = "attention"  # what the class token, or the last one, attends to; `flow`, of all blocks so far; `random`
+    places: str = ""  # `0-575`: the first and the last that may go, where others must stay too
 
     def __post_init__(self) -> None:
         if self.by not in CHOICES:
@@ -32,16 +33,17 @@ class Tokens(Pass):
         if len(self.keep.split("|")) != len(blocks):
             raise RecipeError(f"`tokens`: {len(blocks)} blocks and keep={self.keep}", "say what stays behind each")
         self._counts(1)
+        self._places()
 
     def run(self, program: Program) -> Program:
         """See pipeline.tokens. Raises ModelError where the model has no tokens, or something reads them in a way that
         is not known."""
         if program.plan.of(Dropping):
             raise RecipeError("`tokens` comes once in a recipe", "one can drop by and by: after=3|6 keep=0.7x|0.5x")
-        found = tokens(program.graph, self._blocks(), None, program.host)
-        edit = Dropping(self._fitting(found.some), self._blocks(), self.by, program.seed)
+        found = tokens(program.graph, self._blocks(), None, program.host, self._places())
+        edit = Dropping(self._fitting(found.some), self._blocks(), self.by, program.seed, self._places())
         done = edit.apply(program)
-        if self.by == "flow" and not found.first:
+        if self.by == "flow" and found.row != 0:
             done = done.note("`tokens{by=flow}` without a class token: how alike values are to its is not counted")
         return done
 
@@ -53,6 +55,16 @@ class Tokens(Pass):
         if not blocks or list(blocks) != sorted(set(blocks)) or blocks[0] < 1:
             raise RecipeError(f"`tokens`: after={self.after} are no blocks in order", "write after=3, or after=3|6")
         return blocks
+
+    def _places(self) -> tuple[int, int] | None:
+        if not self.places:
+            return None
+        begin, dash, end = self.places.partition("-")
+        if not dash or not begin.isdecimal() or not end.isdecimal() or int(begin) > int(end):
+            raise RecipeError(
+                f"`tokens`: places={self.places} is no range of tokens", "write places=0-575: the first, and the last"
+            )
+        return int(begin), int(end)
 
     def _counts(self, some: int) -> tuple[int, ...]:
         """How many of ``some`` tokens stay behind each block."""

@@ -371,14 +371,12 @@ class Odd(nn.Module):
     def __init__(self, how: str) -> None:
         super().__init__()
         self.how, self.patches, self.head = how, nn.Conv2d(3, 4, 2, 2), nn.Linear(4, 2)
-        self.places, self.pairs, self.mix = nn.Parameter(torch.randn(1, 9, 4)), torch.ones(9, 9), nn.Linear(9, 9)
+        self.mix = nn.Linear(9, 9)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patches(x).flatten(2).transpose(1, 2)
         x = x + F.softmax(x @ x.transpose(1, 2), -1) @ x
-        x = x + F.softmax(x @ x.transpose(1, 2) * (self.pairs if self.how == "pairs" else 1), -1) @ x
-        if self.how == "places":
-            x = x + self.places
+        x = x + F.softmax(x @ x.transpose(1, 2), -1) @ x
         if self.how == "image":
             x = x + x.transpose(1, 2).unflatten(2, (3, 3)).amax(3).repeat(1, 1, 3).transpose(1, 2)
         if self.how == "mix":
@@ -387,9 +385,6 @@ class Odd(nn.Module):
             x = x + x @ (x.transpose(1, 2) @ x)
         if self.how == "samples":
             x = x - x.mean(0)
-        if self.how == "causal":
-            heads = x[:, None]
-            x = x + F.scaled_dot_product_attention(heads, heads, heads, is_causal=True)[:, 0]
         if self.how == "all":
             return self.head(x)
         if self.how == "var":
@@ -398,15 +393,12 @@ class Odd(nn.Module):
 
 
 REFUSED = {
-    "places": "add_2 (pointwise) reads `places`, which has numbers of its own for every token",
-    "pairs": "mul (pointwise) reads `pairs`, which has numbers of its own for every token",
     "image": "unflatten (reshape) folds tokens back into an image, or into windows of it",
     "mix": "mix (linear) reads `mix.weight`, which has numbers of its own for every token",
     "sum": "matmul_4 (matmul) adds tokens up, and not by shares of attention",
     "all": "`linear`, an output, has all tokens",
     "one": "select (select) picks a token by its number",
     "samples": "mean (reduce) computes along samples, of which each keeps tokens of its own",
-    "causal": "scaled_dot_product_attention (attention) is causal: its first token attends to no other",
     "var": "var (reduce) computes along tokens, and is no mean, sum or maximum of them",
 }
 

@@ -37,6 +37,7 @@ class Literals:
             ("deform_conv", "offset_groups"): lambda v: self._integer("offset_group", v[0]),
             ("group_norm", "groups"): self._groups,
             ("attention", "scale"): self._scale,
+            ("attention", "causal"): lambda v: self._integer("is_causal", int(v)),
             ("multi_head_attention", "scale"): self._scale,
             ("multi_head_attention", "kv_heads"): lambda v: self._heads(v[0], None),
             ("multi_head_attention", "query_group"): lambda v: self._heads(None, v[0]),

@@ -167,4 +167,5 @@ LITERALS: dict[tuple[str, str], Callable[[fx.Node, Any], None]] = {
     ("slice", "ends"): _slice("end"),
     ("pad", "pads"): _pads,
     ("attention", "scale"): _scale,
+    ("attention", "causal"): lambda node, v: set_argument(node, "is_causal", v),
 }
