@@ -70,6 +70,14 @@ CHOSEN: dict[str, dict[str, tuple[float, float]]] = {
         "VAR": (5e-3, 1e-4),
         "VAR, relative": (5e-3, 1e-4),
     },
+    "resnet20": {
+        "SGD": (5e-3, 0.0),
+        "SAM": (5e-4, 0.2),
+        "l1": (5e-3, 3e-3),
+        "DeepHoyer": (5e-4, 1e-3),
+        "VAR": (5e-3, 1e-3),
+        "VAR, relative": (5e-4, 1e-3),
+    },
 }
 """Decay and strength of each row, as --tune found them."""
 
