@@ -19,7 +19,7 @@ from ..pipeline.compare import Check, compare
 from ..pipeline.plan_file import write_plan
 from ..pipeline.provenance import provenance
 from ..pipeline.vocabulary import Vocabulary
-from .configured import once, pretrained, write_pretrained
+from .configured import CLASS_FILE, OWN_CLASS, once, pretrained, write_pretrained
 from .measured import Measured, latencies
 from .renumbered import renumbered
 
@@ -96,6 +96,8 @@ def write(folder: Path, program: Program, report: dict[str, Any]) -> None:
             notes.append(f"nothing that from_pretrained loads was written: {why}")
         elif trimmed:
             notes.append(RENUMBERED)
+        if (folder / CLASS_FILE).exists():
+            notes.append(OWN_CLASS)
         if once(program) and why:
             program.host.save(model_file(folder, program), about=provenance(program))
         elif once(program):

@@ -165,6 +165,10 @@ def _as_configured(program: Program, whole: Configuration, sizes: Mapping[str, A
     return None
 
 
+CLASS_FILE = "modeling_pruned.py"
+OWN_CLASS = (
+    f"config.json has no fields that say this: {CLASS_FILE} does, for from_pretrained(..., trust_remote_code=True)"
+)
 CLASS = """\"\"\"{kind} at the widths in config.json. Written by graphprune; needs rebuild.py beside it and no more.
 
 AutoModel(ForCausalLM, ...).from_pretrained(folder, trust_remote_code=True) loads it.
@@ -187,7 +191,7 @@ def _write_class(folder: Path, kind: type, sizes: Mapping[str, Any]) -> None:
     rebuilding.write_widths."""
     from ..hosts.torch.pretrained import automatic
 
-    (folder / "modeling_pruned.py").write_text(CLASS.format(kind=kind.__name__), encoding="utf-8")
+    (folder / CLASS_FILE).write_text(CLASS.format(kind=kind.__name__), encoding="utf-8")
     where = folder / "config.json"
     config = json.loads(where.read_text(encoding="utf-8"))
     name = f"Pruned{kind.__name__}"
