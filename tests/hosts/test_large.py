@@ -238,7 +238,7 @@ def test_a_disk_without_room_is_said(monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
-    with pytest.raises(OutputError, match="no room for 100,000,000 bytes of weights") as told:
+    with pytest.raises(OutputError, match="no room for 100,000,000 bytes") as told:
         Room().take(100_000_000)
     assert "TMPDIR" in str(told.value.hint)
 

@@ -59,6 +59,7 @@ OPTIONS = {
         "keep": st.sampled_from(["0.5x", "1x", "12"]),
         "after": st.sampled_from(["1", "4"]),
         "by": st.sampled_from(["attention", "flow", "random"]),
+        "places": st.sampled_from(["", "0-11"]),
     },
     "factor": {
         "layers": st.sampled_from(["*", "fc|layer1.*"]),
