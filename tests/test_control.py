@@ -104,15 +104,15 @@ def test_asked_and_got(unit: str, text: str) -> None:
     assert found["got"] <= float(text[:-1])
 
 
-def test_biases_that_a_fit_adds_are_told_where_they_exceed_the_budget() -> None:
+def test_biases_that_a_fit_adds_are_of_the_budget() -> None:
     torch.manual_seed(0)
     bare = nn.Sequential(
         nn.Linear(8, 24, bias=False), nn.ReLU(), nn.Linear(24, 24, bias=False), nn.ReLU(), nn.Linear(24, 4, bias=False)
     )
     data = torch.randn(64, 8, generator=torch.Generator().manual_seed(2))
     report = gp.compile(bare, X, params="0.6x", data=data, measure=False).report
-    assert report["budget"]["got"] > 0.6
-    assert any(note.startswith("params=0.6x: 0.6") and "a bias that had none" in note for note in report["notes"])
+    assert 0.55 < report["budget"]["got"] <= 0.6
+    assert not [note for note in report["notes"] if "a bias that had none" in note]
 
 
 def test_the_default_budget_is_said_to_be_one() -> None:
