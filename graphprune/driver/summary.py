@@ -60,9 +60,8 @@ class Compilation:
         ``default``: nobody gave a recipe, or a budget; ``dry_run``: nothing was fitted. ``more``: further sections, of
         which the empty are left out."""
         source, done = self.source, self.done
-        groups = find_groups(
-            original(done).lift(), **_options(done), strict=False
-        )  # ranks that were named may be whole
+        # not strict: ranks that a pattern names may be whole
+        groups = find_groups(original(done).lift(), **_options(done), strict=False)
         budget = _budget(source, done, self.recipe, groups)
         change = closeness(source, done, judged or source.data) if source.data and not dry_run else {}
         target, times = self.profile or ("", None)

@@ -53,7 +53,7 @@ def _has_bias(layer: Contraction, graph: Graph) -> bool:
     added = op.inputs if op is not None and op.attrs.get("function") == "add" else ()
     width = find(layer.out.dims[layer.out_axis])
     return any(
-        value is not None and value.constant and len(graph.users(value)) == 1 and find(value.dims[-1]) is width
+        value.constant and len(graph.users(value)) == 1 and find(value.dims[-1]) is width
         for value in (*layer.op.inputs[2:3], *added)
         if value is not None and value.dims
     )
