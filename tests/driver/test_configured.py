@@ -205,7 +205,10 @@ def check(name, sizes, tmp_path, budget="0.8x", automatic=None):
     assert done.returncode == 0, done.stderr[-2000:]
     whole = outputs(model, given)
     for kind, artifact in artifacts.items():
-        assert not [note for note in artifact.report["notes"] if "from_pretrained" in note or "forward" in note]
+        said = [note for note in artifact.report["notes"] if "from_pretrained" in note or "forward" in note]
+        own = (tmp_path / kind / "modeling_pruned.py").exists()
+        assert [note.partition(": ")[2].split()[0] for note in said] == own * ["modeling_pruned.py"]
+        assert kind == automatic or not own
         found, zeroed = torch.load(tmp_path / kind / "out"), masked(artifact, model)
         want = outputs(zeroed, given)
         assert (found["logits"] - want).abs().max() <= 1e-5 * want.abs().max()
@@ -215,7 +218,6 @@ def check(name, sizes, tmp_path, budget="0.8x", automatic=None):
             tokens = zeroed.generate(start, max_new_tokens=32, min_new_tokens=32, do_sample=False)
             assert torch.equal(found["tokens"], tokens)
         assert json.loads((tmp_path / kind / "tokenizer_config.json").read_text()) == {"carried": "along"}
-        assert kind == automatic or not (tmp_path / kind / "modeling_pruned.py").exists()
         assert found["parameters"] <= (float(budget[:-1]) + 1e-9) * sum(p.numel() for p in model.parameters())
     return artifacts
 
