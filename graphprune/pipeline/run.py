@@ -107,6 +107,7 @@ def run_pass(step: Pass, program: Program) -> Program:
             made = step.run(program)
             program = checked(step, program, made)
             graph = program.graph  # read anew after an edit: structure and rule sizes are checked here
+            size = int(params(graph, program.host)())
     except GraphpruneError as error:
         if isinstance(error, ShapeError) and error.around is None:
             error.around = around_named(program.graph, error.message)
@@ -117,7 +118,6 @@ def run_pass(step: Pass, program: Program) -> Program:
         program = program.did(Rewrite.of(step))
     program = program.planned(program.plan.signed(before, step.text()))
     seconds = time.perf_counter() - start
-    size = int(params(graph, program.host)())
     return program.ran(Step(step.name, step.options(), step.text(), seconds, len(graph.ops), size))
 
 
