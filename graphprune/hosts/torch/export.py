@@ -55,14 +55,34 @@ def trace(module: torch.nn.Module, inputs: Any, dynamic_shapes: Any = None) -> t
 
 @contextmanager
 def evaluated(module: torch.nn.Module) -> Iterator[None]:
-    """Within, the module is in eval mode; then each of its parts is in the mode it was in."""
-    were = {part: part.training for part in module.modules()}
+    """Within, the module computes what is traced of it: it is in eval mode, and hands out no key-value cache that
+    torch.export has no form of. Then each of its parts is as it was."""
+    were, configs = {part: part.training for part in module.modules()}, _caching(module)
     module.eval()
+    for config in configs:
+        config.use_cache = False
     try:
         yield
     finally:
         for part, mode in were.items():
             part.training = mode
+        for config in configs:
+            config.use_cache = True
+
+
+def without_cache(module: torch.nn.Module) -> tuple[str, ...]:
+    """A note on the cache that is not read, if there is one."""
+    return ("read without the key-value cache that it hands out (use_cache)",) if _caching(module) else ()
+
+
+def _caching(module: torch.nn.Module) -> list[Any]:
+    """The configurations of transformers' by which ``module`` hands out a key-value cache beside its results. None where
+    that class is known to torch.export: who told it so wants the cache among the outputs."""
+    kind = getattr(sys.modules.get("transformers.cache_utils"), "DynamicCache", None)
+    if kind is None or kind in pytree.SUPPORTED_NODES:
+        return []
+    configs = {id(config): config for part in module.modules() if (config := getattr(part, "config", None)) is not None}
+    return [config for config in configs.values() if getattr(config, "use_cache", None) is True]
 
 
 def modes(module: torch.nn.Module) -> tuple[str, ...]:

@@ -26,6 +26,11 @@ _HINTS = (
         "there are the same",
     ),
     (
+        r"transformers.cache_utils.\w+'> in output",
+        "leave `use_cache=True` out of the example: what is traced hands out no key-value cache; the class itself, cut in "
+        "place or rebuilt, generates with one as before",
+    ),
+    (
         r"data-dependent|unbacked|specialized integer|_local_scalar_dense|slice indices must be integers",
         "what it does there depends on values of tensors: choose with torch.where or torch.cond, and say with "
         "torch._check(n <= size) what a number from `.item()` can be",

@@ -34,7 +34,7 @@ from .baked import bake, note
 from .casting import as_read, cast_graph, wider
 from .conditions import both_run, choices
 from .edit import LITERALS, added_behind, arguments, narrow_to_slice, pointwise, set_argument, stored
-from .export import call_of, check_loaded, modes, retrace, trace, unwrapped
+from .export import call_of, check_loaded, modes, retrace, trace, unwrapped, without_cache
 from .factor import after, before, transposed, weight_of
 from .functional import Unsupported, functionalise
 from .gradients import differentiate
@@ -98,7 +98,7 @@ class TorchHost:
         check_loaded(module)
         with paused():
             host = cls.from_exported(trace(module, inputs, dynamic_shapes))
-        host.module, host.notes = module, (*notes, *host.notes, *modes(module))
+        host.module, host.notes = module, (*notes, *host.notes, *modes(module), *without_cache(module))
         return host
 
     @classmethod
