@@ -1,4 +1,4 @@
-"""Models of transformers as they are made: with a key-value cache among their results, of which torch.export has no form."""
+"""Models of transformers as they are made: with a key-value cache among their results, unknown to torch.export."""
 
 import pytest
 import torch

@@ -76,8 +76,8 @@ def without_cache(module: torch.nn.Module) -> tuple[str, ...]:
 
 
 def _caching(module: torch.nn.Module) -> list[Any]:
-    """The configurations of transformers' by which ``module`` hands out a key-value cache beside its results. None where
-    that class is known to torch.export: who told it so wants the cache among the outputs."""
+    """The configurations of transformers' by which ``module`` hands out a key-value cache beside its results. None
+    where that class is known to torch.export: who told it so wants the cache among the outputs."""
     kind = getattr(sys.modules.get("transformers.cache_utils"), "DynamicCache", None)
     if kind is None or kind in pytree.SUPPORTED_NODES:
         return []

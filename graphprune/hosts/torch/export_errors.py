@@ -27,8 +27,8 @@ _HINTS = (
     ),
     (
         r"transformers.cache_utils.\w+'> in output",
-        "leave `use_cache=True` out of the example: what is traced hands out no key-value cache; the class itself, cut in "
-        "place or rebuilt, generates with one as before",
+        "leave `use_cache=True` out of the example: what is traced hands out no key-value cache; the class itself, cut "
+        "in place or rebuilt, generates with one as before",
     ),
     (
         r"data-dependent|unbacked|specialized integer|_local_scalar_dense|slice indices must be integers",
