@@ -828,3 +828,49 @@ def test_shapes_are_told_without_all_tensors_being_held():
     command = [sys.executable, "-c", PEAK, str(DETECTORS / "ppocr_det_infer.onnx")]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     assert int(done.stdout) < 80
+
+
+def unordered(order):
+    """A perceptron with a choice whose branches read a layer from outside, its nodes in this order."""
+    rng = np.random.default_rng(0)
+    weights = [("w", (6, 8)), ("v", (8, 5))]
+    held = [nh.from_array(rng.standard_normal(shape).astype(np.float32), name) for name, shape in weights]
+    floats = onnx.TensorProto.FLOAT
+    branches = {
+        f"{name}_branch": oh.make_graph(
+            [oh.make_node(op, ["h"], [f"{name}_out"])],
+            name,
+            [],
+            [oh.make_tensor_value_info(f"{name}_out", floats, None)],
+        )
+        for name, op in (("then", "Relu"), ("else", "Relu"))
+    }
+    nodes = {
+        "h": oh.make_node("MatMul", ["x", "w"], ["h"], "h"),
+        "s": oh.make_node("ReduceSum", ["x"], ["s"], "s", keepdims=0),
+        "c": oh.make_node("Greater", ["s", "s"], ["c"], "c"),
+        "r": oh.make_node("If", ["c"], ["r"], "r", **branches),
+        "y": oh.make_node("MatMul", ["r", "v"], ["y"], "y"),
+    }
+    ends = [oh.make_tensor_value_info(name, floats, ["n", size]) for name, size in (("x", 6), ("y", 5))]
+    graph = oh.make_graph([nodes[name] for name in order], "net", ends[:1], ends[1:], held)
+    return oh.make_model(graph, opset_imports=[oh.make_opsetid("", 17)], ir_version=9)
+
+
+def test_nodes_may_stand_in_any_order_that_has_one():
+    """As some tools write them, and ONNX Runtime takes them."""
+    kept = []
+    for order in ("hscry", "yrcsh", "cryhs"):
+        cut = gp.run("group,score,mask{channels=0.5x},propagate", gp.load(unordered(order)))
+        gp.verify(cut)
+        assert [node.op_type for node in cut.host.model.graph][-1] == "MatMul"
+        kept.append(cut.plan["steps"][-1]["keep"])
+    assert kept[0] and kept[0] == kept[1] == kept[2]
+
+
+@pytest.mark.parametrize(("inputs", "said"), [(["y", "v"], "cycle"), (["nowhere", "v"], "nowhere")])
+def test_nodes_that_wait_for_each_other_or_for_nothing_are_refused(inputs, said):
+    model = unordered("hscry")
+    model.graph.node[-1].input[:] = inputs
+    with pytest.raises(ModelError, match=said):
+        gp.load(model)

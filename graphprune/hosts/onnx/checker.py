@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import prod
+from typing import Any
 
 import onnx
 
@@ -22,16 +23,18 @@ _BITS = {
 }
 
 
-def check_proto(proto: onnx.ModelProto, where: str) -> None:
-    """Raises ModelError at the first thing amiss."""
+def check_proto(proto: onnx.ModelProto, where: str) -> bool:
+    """Whether nodes stand behind what they read, which ONNX asks for, ONNX Runtime does without, and some tools do not
+    write. Raises ModelError at the first thing amiss."""
     functions = {(f.domain, f.name): f for f in proto.functions}
     _check_functions(functions, proto.graph, where)
     for function in proto.functions:
-        _check_names(function.node, set(function.input), list(function.output), where)
-    _check_graph(proto.graph, set(), where)
+        if not _check_names(function.node, set(function.input), set(), list(function.output), where):
+            raise ModelError(f"{where}: the nodes of the function `{function.name[:100]}` read what is made behind them")
+    return _check_graph(proto.graph, set(), set(), where)
 
 
-def _check_graph(graph: onnx.GraphProto, outer: set[str], where: str) -> None:
+def _check_graph(graph: onnx.GraphProto, outer: set[str], later: set[str], where: str) -> bool:
     for tensor in graph.initializer:
         if not tensor.name:
             raise ModelError(f"{where}: an initializer has no name")
@@ -40,7 +43,7 @@ def _check_graph(graph: onnx.GraphProto, outer: set[str], where: str) -> None:
     _check_once([tensor.name for tensor in graph.initializer], "initializers", where)
     given = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
     given |= {tensor.values.name for tensor in graph.sparse_initializer}
-    _check_names(graph.node, outer | given, [value.name for value in graph.output], where)
+    return _check_names(graph.node, outer | given, later, [value.name for value in graph.output], where)
 
 
 def _check_once(names: list[str], what: str, where: str) -> None:
@@ -50,21 +53,25 @@ def _check_once(names: list[str], what: str, where: str) -> None:
         raise ModelError(f"{where}: two {what} are called `{double[:100]}`")
 
 
-def _check_names(nodes: object, known: set[str], outputs: list[str], where: str) -> None:
-    """Every name is made once, and before it is read. ``known``: those from outside."""
+def _check_names(nodes: Any, known: set[str], later: set[str], outputs: list[str], where: str) -> bool:
+    """Every name is made once. ``known``: those from outside; ``later``: those that are made there behind this. Whether
+    every name is made before it is read."""
     made: set[str] = set()
-    for node in nodes:  # type: ignore[attr-defined]
+    later, ordered = later | {name for node in nodes for name in node.output}, True
+    for node in nodes:
         called = f"{where}: `{(node.name or next(iter(node.output), ''))[:100]}` ({node.op_type[:100]})"
         for name in node.input:
             if name and name not in known:
-                raise ModelError(f"{called} reads `{name[:100]}`, which nothing before it makes")
+                if name not in later:
+                    raise ModelError(f"{called} reads `{name[:100]}`, which nothing makes")
+                ordered = False
         for attribute in node.attribute:
             if attribute.type in (onnx.AttributeProto.SPARSE_TENSOR, onnx.AttributeProto.SPARSE_TENSORS):
                 raise ModelError(f"{called} is a sparse tensor, which cannot be carried through", DENSE)
             for tensor in (attribute.t, *attribute.tensors):
                 _check_tensor(tensor, where)
             for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                _check_graph(graph, known, where)
+                ordered &= _check_graph(graph, known, later, where)
         for name in node.output:
             if name and name in made:
                 raise ModelError(f"{called} makes `{name[:100]}`, which is there already")
@@ -73,6 +80,7 @@ def _check_names(nodes: object, known: set[str], outputs: list[str], where: str)
     for name in outputs:
         if name not in known:
             raise ModelError(f"{where}: nothing makes the output `{name[:100]}`")
+    return ordered
 
 
 def _check_tensor(tensor: onnx.TensorProto, where: str) -> None:

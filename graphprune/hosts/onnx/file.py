@@ -57,9 +57,11 @@ def from_proto(proto: onnx.ModelProto, where: str) -> ir.Model:
     ):
         if field:
             raise ModelError(f"{where}: {what} cannot be carried through", DENSE)
-    check_proto(proto, where)
+    ordered = check_proto(proto, where)
     try:
         model = ir.from_proto(proto)
+        if not ordered:
+            model.graph.sort()
         _hold_weights(model)
         return model
     except Exception as error:  # onnx_ir raises plain ValueErrors and RuntimeErrors for broken graphs
