@@ -30,7 +30,7 @@ def check_proto(proto: onnx.ModelProto, where: str) -> bool:
     _check_functions(functions, proto.graph, where)
     for function in proto.functions:
         if not _check_names(function.node, set(function.input), set(), list(function.output), where):
-            raise ModelError(f"{where}: the nodes of the function `{function.name[:100]}` read what is made behind them")
+            raise ModelError(f"{where}: the function `{function.name[:100]}` reads what it makes later")
     return _check_graph(proto.graph, set(), set(), where)
 
 
