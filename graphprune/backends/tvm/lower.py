@@ -21,6 +21,7 @@ from ...ir.program import Program
 from ...passes.fold import Fold
 from . import schedule, transposed
 from .channel_selection import selections_into_readers
+from .planes import planes_read
 from .rewrites import clips, moved_weights, norms, rewritten
 from .winograd import filtered
 
@@ -116,7 +117,7 @@ def lowered(module: Any, target: Any, layout: str = "NHWC", scheduled: bool = Tr
     module = transposed.plain(clips(steps.DecomposeOpsForInference()(norms(module))))
     if layout == "NHWC":
         module = steps.ConvertLayout({"relax.nn.conv2d": ["NHWC", "HWIO"]})(module)
-    module = steps.CanonicalizeBindings()(moved_weights(steps.CanonicalizeBindings()(module)))
+    module = planes_read(steps.CanonicalizeBindings()(moved_weights(steps.CanonicalizeBindings()(module))))
     module = selections_into_readers(filtered(module))
     return scheduled_loops(steps.FoldConstant()(module), target, scheduled)
 

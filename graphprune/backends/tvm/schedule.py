@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from .schedule_bands import UNROLLED, Band, band, cut
 from .schedule_concat import concatenation
 from .winograd import transform
 
@@ -201,6 +202,11 @@ class _Nest:
         main, after = blocks[at], blocks[at + 1 :]
         if len(after) > 1:
             return None
+        if len(blocks[:at]) == 1 and not self.choice.rows_first:
+            way = band(self.sch, blocks[0], main, self.registers.lanes)
+            if way is not None:
+                self._bands(blocks[0], main, after, way)
+                return self.sch
         for block in blocks[:at]:
             self._spread(block)
         rows = self._padding(main)
@@ -208,6 +214,22 @@ class _Nest:
             return self._padded(main, after, rows)
         self._tile(main, after[0] if after else self.sch.cache_write(main, 0, "global"))
         return self.sch
+
+    def _bands(self, pad: Any, main: Any, after: list[Any], way: Band) -> None:
+        """A padded convolution in bands of rows, see schedule_bands. A tile of a depthwise one is as many columns: what
+        its taps load they share, and there are no weights to share."""
+        out = after[0] if after else self.sch.cache_write(main, 0, "global")
+        width, channels = (int(self.sch.get(loop).extent) for loop in self.sch.get_loops(out)[-2:])
+        rows = [1 if way.depthwise else way.rows, width]
+        lanes, words, tile = choose(rows, channels, self.registers, 0 if way.depthwise else self.choice.rank)
+        if way.depthwise:
+            most = self.registers.tile // 3  # the other registers hold weights and what was loaded
+            columns = [n for n in range(min(most, width), 0, -1) if width % n == 0]
+            words, tile = 1, [1, columns[self.choice.rank]]
+        elif channels % (words * lanes) == 0:
+            self._pack(main, words * lanes)
+        cut(self.sch, pad, main, out, way, (lanes, words, tile))
+        self._register_tile(main, lanes, unrolled=way.depthwise)
 
     def _padding(self, main: Any) -> list[int]:
         """The multiples to round a matrix product's axes up to (0: as it is), where rows have no good
@@ -293,16 +315,19 @@ class _Nest:
                 self.sch.transform_layout(main, ("read", k), lambda *at: (at[-1] // width, *at[:-1], at[-1] % width))
                 self.sch.annotate(packed, PACKED, True)
 
-    def _register_tile(self, main: Any, lanes: int) -> None:
+    def _register_tile(self, main: Any, lanes: int, unrolled: bool = False) -> None:
         """Inside a tile: the reduction outermost, the tile itself unrolled and in vectors."""
-        sch = self.sch
-        loops = list(zip(sch.get_loops(main)[1:], self._kinds(main), strict=True))
+        sch, kinds = self.sch, self._kinds(main)
+        loops = list(zip(sch.get_loops(main)[-len(kinds) :], kinds, strict=True))
         spatial = [loop for loop, kind in loops if kind == _SPATIAL]
         reduction = [loop for loop, kind in loops if kind == _REDUCTION]
         spatial[-1:] = sch.split(spatial[-1], [None, lanes])
         sch.reorder(*reduction, *spatial)
         for loop in spatial[:-1]:
             sch.unroll(loop)
+        if unrolled and prod(int(sch.get(loop).extent) for loop in reduction) <= UNROLLED:
+            for loop in reduction:
+                sch.unroll(loop)
         sch.vectorize(spatial[-1])
         sch.decompose_reduction(main, reduction[0])
 

@@ -8,8 +8,8 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
-SHAPING = ("channel_selection", "cuda", "lower", "rewrites", "schedule", "schedule_concat", "time_ops", "transposed",
-           "winograd")  # fmt: skip
+SHAPING = ("channel_selection", "cuda", "lower", "planes", "rewrites", "schedule", "schedule_bands",
+           "schedule_concat", "time_ops", "transposed", "winograd")  # fmt: skip
 """Modules that decide what code an op becomes, or how one op alone is timed."""
 
 OTHERS = ("__init__", "records", "rpc", "search_space", "sources", "target", "tune", "vm_profile", "worker")

@@ -1,0 +1,137 @@
+"""TVM untuned beside ONNX Runtime, in one run, on networks as they are and pruned to half their multiply-accumulates.
+
+    python -m benchmarks.tvm_untuned [--network ResNet-18 ...] [--threads 1] [--out docs/tvm_untuned.json] [--again]
+
+Samples are taken in turns; medians over the rounds with their quartiles' distance, and the median of the ratios within
+a round with its standard error. Resumable: what ``--out`` holds is not run again unless ``--again`` says so. The table
+goes to docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import graphprune as gp
+from graphprune.backends.measure import beside
+from graphprune.backends.onnxruntime.target import Onnx
+from graphprune.backends.tvm.target import Tvm
+from graphprune.ir.program import Program
+
+from . import latency
+from .cifar import DATA
+from .networks import Sample
+from .results import Results, between
+
+PAGE = Path("docs/benchmarks.md")
+START, END = "<!-- tvm untuned: written by python -m benchmarks.tvm_untuned -->", "<!-- end of tvm untuned -->"
+RECIPE = "group,score,mask{macs=0.5x allocate=global grain=16},propagate"
+REPEATS = 61
+
+
+class CharLM(nn.Module):
+    """The next character after each of a text, by two LSTM layers."""
+
+    def __init__(self, characters: int = 96, width: int = 256) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(characters, width)
+        self.layers = nn.LSTM(width, width, num_layers=2, batch_first=True)
+        self.head = nn.Linear(width, characters)
+
+    def forward(self, text: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.layers(self.embed(text))[0])
+        return logits
+
+
+def _efficientnet() -> Sample:
+    from transformers import EfficientNetConfig, EfficientNetForImageClassification
+
+    sizes: dict[str, Any] = dict(width_coefficient=1.0, depth_coefficient=1.0, hidden_dim=1280, image_size=224)
+    return EfficientNetForImageClassification(EfficientNetConfig(**sizes)), (torch.randn(1, 3, 224, 224),)
+
+
+def _vit() -> Sample:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    sizes: dict[str, Any] = dict(hidden_size=384, num_attention_heads=6, intermediate_size=1536, num_labels=1000)
+    return ViTForImageClassification(ViTConfig(**sizes)), (torch.randn(1, 3, 224, 224),)
+
+
+def _char_lm() -> Sample:
+    return CharLM(), (torch.randint(0, 96, (1, 64)),)
+
+
+MODELS: dict[str, Callable[[], Sample] | Path] = {
+    **{name: latency.MODELS[name] for name in ("ResNet-18", "ResNet-50", "MobileNetV2")},
+    "EfficientNet-B0": _efficientnet,
+    "RFB-320": DATA / "onnx" / "version-RFB-320.onnx",
+    "ViT-small": _vit,
+    "char LM, 2 LSTM layers": _char_lm,
+}
+
+
+def load(name: str) -> Program:
+    made = MODELS[name]
+    if isinstance(made, Path):
+        return gp.load(made)
+    torch.manual_seed(0)
+    module, inputs = made()
+    return gp.load(module.eval(), inputs)
+
+
+def row(program: Program, threads: int) -> dict[str, Any]:
+    onnx, tvm = (target.runnable(program, threads=threads) for target in (Onnx(), Tvm()))
+    example = program.host.example()
+    want, got = onnx.run(example)[0], tvm.run(example)[0]
+    found = beside(onnx, tvm, REPEATS, seconds=8, threads=threads)
+    return {
+        **{f"{name}_ms": one.median_ms for name, one in (("onnx", found.before), ("tvm", found.after))},
+        **{f"{name}_spread_ms": one.spread_ms for name, one in (("onnx", found.before), ("tvm", found.after))},
+        "ratio": found.share,
+        "ratio_error": found.error,
+        "error": float(np.abs(want - got).max() / np.abs(want).max()),
+    }
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    lines = [
+        "| network, threads | | ONNX Runtime ms | TVM untuned ms | TVM / ONNX Runtime | largest difference |",
+        "|---|---|---|---|---|---|",
+    ]
+    for key, one in rows.items():
+        name, _, which = key.rpartition(", ")
+        times = (f"{one[f'{side}_ms']:.2f} ± {one[f'{side}_spread_ms']:.2f}" for side in ("onnx", "tvm"))
+        ratio = f"{one['ratio']:.2f} ± {one['ratio_error']:.2f}"
+        lines.append(f"| {name} | {which} | {' | '.join(times)} | {ratio} | {one['error']:.0e} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("docs/tvm_untuned.json"))
+    parser.add_argument("--network", action="append", choices=list(MODELS))
+    parser.add_argument("--threads", action="append", type=int)
+    parser.add_argument("--again", action="store_true", help="measure what is there anew")
+    given = parser.parse_args()
+    results = Results(given.out)
+    for name in given.network or MODELS:
+        for threads in given.threads or [1]:
+            wanted = {f"{name}, {threads}, {which}": which for which in ("whole", "pruned")}
+            if not given.again and all(key in results for key in wanted):
+                continue
+            program = load(name)
+            for key, which in wanted.items():
+                results.add(key, row(program if which == "whole" else gp.run(RECIPE, program), threads))
+    print(table(results.known))
+    if START in PAGE.read_text(encoding="utf-8"):
+        between(PAGE, START, END, table(results.known))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Padded convolutions, stems and depthwise ones in what TVM compiles, beside the host: whatever their sizes are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import nets
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import graphprune as gp
+from graphprune.backends.tvm.target import Library, Tvm
+
+pytest.importorskip("tvm")
+
+TOLERANCE = 1e-5  # relative to the largest output
+
+
+class Layer(nn.Module):
+    """A convolution, its input padded beforehand as well (``more``: left, right, top, bottom), and an activation."""
+
+    def __init__(self, conv: nn.Module, more: tuple[int, ...] = (0, 0, 0, 0)) -> None:
+        super().__init__()
+        self.conv, self.more = conv, more
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.pad(x, self.more) if any(self.more) else x
+        y: torch.Tensor = torch.relu(self.conv(x))
+        return y
+
+
+def depthwise(
+    channels: int, kernel: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1, times: int = 1
+) -> nn.Module:
+    return nn.Conv2d(channels, channels * times, kernel, stride, padding, dilation, channels)
+
+
+def compiled(layer: nn.Module, *shape: int, threads: int = 1, on: Tvm | None = None) -> set[str]:
+    """The kernels of a layer whose results are the host's."""
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+    program = gp.load(nets.randomise(layer).eval(), x)
+    code = (on or Tvm()).runnable(program, threads=threads)
+    assert isinstance(code, Library)
+    batch = program.host.example()
+    for ours, theirs in zip(code.run(batch), program.host.run(batch), strict=True):
+        assert np.abs(ours - theirs).max() <= TOLERANCE * np.abs(theirs).max()
+    return {name for name, *_ in code.kernel_times()}
+
+
+DEPTHWISE = {
+    "plain": (depthwise(32, 3, 1, 1), (1, 32, 12, 12)),
+    "stride, odd sizes": (depthwise(48, 3, 2, 1), (1, 48, 15, 13)),
+    "5 x 5, more channels than vectors": (depthwise(40, 5, 1, 2), (1, 40, 11, 14)),
+    "7 x 7, not unrolled": (depthwise(16, 7, 1, 3), (1, 16, 16, 9)),
+    "37 channels": (depthwise(37, 3, 1, 1), (1, 37, 9, 8)),
+    "one axis each its own": (depthwise(32, (3, 5), (2, 1), (0, 2), (1, 2)), (1, 32, 17, 19)),
+    "dilation": (depthwise(32, 3, 1, 2, 2), (1, 32, 10, 16)),
+    "three a batch": (depthwise(32, 3, 1, 1), (3, 32, 8, 8)),
+    "one row": (depthwise(32, 3, 1, 1), (1, 32, 1, 16)),
+    "two outputs a channel": (depthwise(24, 3, 1, 1, times=2), (1, 24, 8, 8)),
+    "padded unevenly before": (Layer(depthwise(32, 3, 2), (0, 1, 0, 1)), (1, 32, 16, 16)),
+    "wide rows": (depthwise(16, 3, 1, 1), (1, 16, 5, 700)),
+}
+
+
+@pytest.mark.parametrize("case", DEPTHWISE)
+def test_depthwise_convolutions_are_right(case: str) -> None:
+    conv, shape = DEPTHWISE[case]
+    compiled(conv if isinstance(conv, Layer) else Layer(conv), *shape)
+
+
+STEMS = {
+    "3 x 3": (nn.Conv2d(3, 32, 3, 2, 1), (1, 3, 32, 32)),
+    "7 x 7, odd sizes": (nn.Conv2d(3, 24, 7, 2, 3), (2, 3, 33, 29)),
+    "one channel to 20, no padding": (nn.Conv2d(1, 20, 5), (1, 1, 20, 21)),
+    "four channels, dilation": (nn.Conv2d(4, 16, 3, (1, 2), (2, 1), 2), (1, 4, 18, 20)),
+    "patches": (nn.Conv2d(3, 48, 8, 8), (1, 3, 32, 32)),
+}
+
+
+@pytest.mark.parametrize("case", STEMS)
+def test_a_stem_reads_its_image_as_it_is(case: str) -> None:
+    conv, shape = STEMS[case]
+    kernels = compiled(Layer(conv), *shape)
+    assert sum("transpose" in name for name in kernels) == 1, "the result's alone"
+    assert any("conv2d_planes" in name for name in kernels)
+
+
+@pytest.mark.parametrize("on", [Tvm(mcpu="haswell"), Tvm(layout="NCHW")], ids=["AVX2", "channels first"])
+@pytest.mark.parametrize("case", ["5 x 5, more channels than vectors", "one axis each its own"])
+def test_other_registers_and_layouts(case: str, on: Tvm) -> None:
+    conv, shape = DEPTHWISE[case]
+    compiled(Layer(conv), *shape, on=on)
+
+
+def test_bands_are_shared_by_threads() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU6(), depthwise(32, 3, 1, 1), nn.ReLU6(), nn.Conv2d(32, 8, 1))
+    compiled(net, 1, 3, 40, 40, threads=2)
