@@ -132,15 +132,9 @@ def gates(graph: Graph, groups: Iterable[Group]) -> Gates:
 
 
 def params(graph: Graph, host: Host, gates: Gates = MappingProxyType({}), ranks: Sequence[Rank] = ()) -> Cost:
-    """Trained floating-point numbers. Running statistics of BatchNorm do not count. ``ranks``: of the layers that may
-    be whole or factored."""
-    trained = {
-        value.name: value.dims
-        for op in graph.ops
-        for value in op.inputs[: traits(op).trained]
-        if value is not None and value.name in graph.parameters and is_number(value)
-    }
-    return _of_tensors(Cost("parameters", (), host.sizes()), trained, graph, gates, ranks)
+    """Trained numbers, see ``trained``. ``ranks``: of the layers that may be whole or factored."""
+    found = {value.name: value.dims for op in graph.ops for value in trained(op, graph)}
+    return _of_tensors(Cost("parameters", (), host.sizes()), found, graph, gates, ranks)
 
 
 def size(graph: Graph, host: Host, gates: Gates = MappingProxyType({}), ranks: Sequence[Rank] = ()) -> Cost:
@@ -195,9 +189,20 @@ def _common(gates: Sequence[tuple[Dim, ...]]) -> tuple[Dim, ...]:
     return tuple(dim for dim in gates[0] if all(dim in others for others in gates[1:]))
 
 
-def is_number(value: Value) -> bool:
-    """Whether training could change it: floating-point and complex numbers."""
-    return "float" in value.dtype or "complex" in value.dtype
+_QUANTISED = ("int8", "uint8", "int4", "uint4", "int2", "uint2")
+
+
+def trained(op: Op, graph: Graph) -> list[Value]:
+    """The stored operands of an op that training made: floating-point and complex numbers, and integers that stand for
+    such; no running statistics, and no scales and zero points of what is quantised."""
+    scaling = op.attrs.get("scaling", ())
+    found = [value for k, value in enumerate(op.inputs[: traits(op).trained]) if k not in scaling]
+    stored = [value for value in found if value is not None and value.name in graph.parameters]
+    return [value for value in stored if _is_number(value) or (scaling and "int" in value.dtype)]
+
+
+def _is_number(value: Value) -> bool:
+    return "float" in value.dtype or "complex" in value.dtype or value.dtype in _QUANTISED
 
 
 def macs(graph: Graph, host: Host, gates: Gates = MappingProxyType({}), ranks: Sequence[Rank] = ()) -> Cost:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..axes.dim import Dim
 from ..axes.index import shares
-from ..cost.static import is_number, length_of, products, samples
+from ..cost.static import length_of, products, samples, trained
 from ..ir.facts import Groups
 from ..ir.graph import Graph, Op
 from ..ir.host import Host
@@ -101,8 +101,7 @@ class _Side:
         self._seen: set[str] = set()  # weights that several ops share are those of the first
 
     def of(self, op: Op) -> dict[str, int]:
-        weights = [v for v in op.inputs[: traits(op).trained] if v is not None and v.name in self._graph.parameters]
-        own = [v for v in weights if v.name not in self._seen and is_number(v)]
+        own = [v for v in trained(op, self._graph) if v.name not in self._seen]
         self._seen.update(v.name for v in own)
         terms = [(*one.rows, *one.outer, *one.inner, *one.steps) for one in products(op, self._graph)]
         return {

@@ -30,7 +30,7 @@ def pointwise(op: Op) -> str:
     """Any element by element op, with broadcasting; also casts, copies, dropout. ``zero`` says where its
     result is zero for sure: where ``any``, the ``first`` or ``both`` of its operands are. ``axis``: the
     other operands are quantisation parameters, one for all or one per position of that axis of the
-    first; ``block``: one for so many positions."""
+    first; ``block``: one for so many positions. ``scaling``: which operands are such, here and of integer products."""
     if "axis" in op.attrs:
         return _quantised(op)
     return f"{', '.join(['...'] * len(op.inputs))} -> {', '.join(['...'] * len(op.outputs))}"

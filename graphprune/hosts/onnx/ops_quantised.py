@@ -12,7 +12,7 @@ from .zero_points import axis_of, block_of, keeps_zero, stored_zero
 def _linear(c: Call) -> Reading:
     """QuantizeLinear and DequantizeLinear: per tensor, per axis, or in blocks along an axis."""
     x, scale, block = c.shape(0), c.shape(1), block_of(c.node)
-    attrs: dict[str, Any] = {"axis": axis_of(c.node)}
+    attrs: dict[str, Any] = {"axis": axis_of(c.node), "scaling": (1, 2)}
     if block:
         axis = attrs["axis"] % len(x)
         if x[axis] == scale[axis]:
@@ -51,26 +51,36 @@ def _single(c: Call, *slots: int) -> list[Value | None]:
     return found
 
 
+def _behind(first: int, rest: list[Value | None]) -> tuple[int, ...]:
+    """Where the scales and zero points stand among an op's operands."""
+    return tuple(range(first, first + len(rest)))
+
+
 def _integer_conv(c: Call) -> Reading:
     rest = [*_single(c, 2), *_parameters(c, 3)]
-    return "integer_conv", [c.input(0), _weight(c, 1), None, *rest], {"groups": c.attr("group", 1)}
+    attrs = {"groups": c.attr("group", 1), "scaling": _behind(3, rest)}
+    return "integer_conv", [c.input(0), _weight(c, 1), None, *rest], attrs
 
 
 def _qlinear_conv(c: Call) -> Reading:
     if c.attr("channels_last", 0):
         raise Unreadable("`QLinearConv` has its channels last")
     rest = [*_single(c, 1, 2, 6, 7), *_parameters(c, 4, 5)]
-    return "integer_conv", [c.input(0), _weight(c, 3), c.input(8), *rest], {"groups": c.attr("group", 1)}
+    attrs = {"groups": c.attr("group", 1), "scaling": _behind(3, rest)}
+    return "integer_conv", [c.input(0), _weight(c, 3), c.input(8), *rest], attrs
 
 
-def _integer_matmul(a: int, b: int, single: tuple[int, ...], parameters: tuple[int, ...]) -> Reader:
+def _integer_matmul(
+    a: int, b: int, single: tuple[int, ...], parameters: tuple[int, ...], bias: tuple[int, ...] = ()
+) -> Reader:
     def read(c: Call) -> Reading:
         ranks = len(c.shape(a)), len(c.shape(b))
         if min(ranks) < 2 or (ranks[1] > 2 and ranks[0] != ranks[1]):
             raise Unreadable(f"`{c.node.op_type}` of operands of ranks {ranks[0]} and {ranks[1]}")
-        dynamic = {"dynamic": True} if c.node.op_type == "DynamicQuantizeMatMul" else {}
+        attrs: dict[str, Any] = {"dynamic": True} if c.node.op_type == "DynamicQuantizeMatMul" else {}
         rest = [*_single(c, *single), *_parameters(c, *parameters)]
-        return "integer_matmul", [c.input(a), _weight(c, b), *rest], dynamic
+        attrs["scaling"] = _behind(2, rest)
+        return "integer_matmul", [c.input(a), _weight(c, b), *rest, *_parameters(c, *bias)], attrs
 
     return read
 
@@ -78,7 +88,7 @@ def _integer_matmul(a: int, b: int, single: tuple[int, ...], parameters: tuple[i
 def _qgemm(c: Call) -> Reading:
     attrs = {"transA": bool(c.attr("transA", 0)), "transB": bool(c.attr("transB", 0))}
     rest = [*_single(c, 1, 2, 7, 8), *_parameters(c, 4, 5)]
-    return "integer_gemm", [c.input(0), _weight(c, 3), c.input(6), *rest], attrs
+    return "integer_gemm", [c.input(0), _weight(c, 3), c.input(6), *rest], {**attrs, "scaling": _behind(3, rest)}
 
 
 def _qconcat(c: Call) -> Reading:
@@ -105,9 +115,9 @@ def _packed(why: str) -> Reader:
     return read
 
 
-def _each(c: Call) -> Reading:
-    """Element by element, on integers with their parameters."""
-    return "pointwise", list(c.inputs), {}
+def _each(*numbers: int) -> Reader:
+    """Element by element, on integers; which operands they are, the others being their parameters."""
+    return lambda c: ("pointwise", list(c.inputs), {"scaling": tuple({*range(len(c.inputs))} - {*numbers})})
 
 
 QUANTISED: dict[str, Reader] = {
@@ -120,9 +130,10 @@ QUANTISED: dict[str, Reader] = {
 }
 MICROSOFT_QUANTISED: dict[str, Reader] = {
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), _linear),
-    "MatMulIntegerToFloat": _integer_matmul(0, 1, (2, 4), (3, 5, 6)),
-    "DynamicQuantizeMatMul": _integer_matmul(0, 1, (), (2, 3, 4)),
-    **dict.fromkeys(("QLinearAdd", "QLinearMul", "QLinearLeakyRelu", "QLinearSigmoid"), _each),
+    "MatMulIntegerToFloat": _integer_matmul(0, 1, (2, 4), (3, 5), (6,)),
+    "DynamicQuantizeMatMul": _integer_matmul(0, 1, (), (2, 3), (4,)),
+    **dict.fromkeys(("QLinearAdd", "QLinearMul"), _each(0, 3)),
+    **dict.fromkeys(("QLinearLeakyRelu", "QLinearSigmoid"), _each(0)),
     "MatMulNBits": _packed("has its weights packed in blocks"),
     "QAttention": _packed("keeps its quantised weights in an order of its own"),
     "DynamicQuantizeLSTM": _packed("quantises its state anew at every step, by one scale for all channels"),
