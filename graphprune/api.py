@@ -23,7 +23,7 @@ from .cost.latency.table import Table
 from .cost.units import UNITS
 from .driver.artifact import Code, check_code, coded, emit, profiled, write
 from .driver.closeness import Evaluate, closeness, figures
-from .driver.configured import pretrained, unsaid
+from .driver.configured import more_unlike, pretrained, unsaid
 from .driver.contenders import nearest
 from .driver.dump import dumped
 from .driver.latency_search import has_latency, recorded, to_latency
@@ -495,7 +495,8 @@ def compile(
         if own is not None:
             steps, (done, facts) = own, attempt(own)
         else:
-            aligned = _aligned(program, unit, text, widest, control, attempt)
+            with more_unlike(bool(pretrained(program)) and alike):
+                aligned = _aligned(program, unit, text, widest, control, attempt)
             if unit == "latency" and not pretrained(program):  # whose class has no place for selections
                 aligned = nearest(program, aligned, chosen[0], judged, attempt)
             steps, (done, facts) = aligned

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..allocation.problem import tied
+from ..axes.dim import find
 from ..cost.static import length_of
 from ..coupling.groups import find_groups
 from ..coupling.names import GROUP
-from ..errors import ModelError
-from ..ir.facts import Group, Scores
+from ..coupling.places import places
+from ..errors import BudgetError, ModelError
+from ..ir.facts import Group, Groups, Scores
+from ..ir.graph import Graph
 from ..ir.program import Program
 
 if TYPE_CHECKING:
@@ -40,19 +43,44 @@ def once(program: Program) -> bool:
 
 def unsaid(program: Program, alike: bool = True) -> tuple[str, ...]:
     """The groups that cannot be cut in the class, as ``freeze`` takes them: that lead, each by one channel less, to no
-    shapes that configurations say; with ``alike`` each class of like layers together, to none that one says."""
+    shapes that configurations say; with ``alike`` each class of like layers together, to none that one says, the eps of
+    norms across them included. A class of its own can be resized inside of blocks whatever configurations say."""
     made = pretrained(program)
     assert made is not None
     groups = find_groups(program.graph)
     nothing = Scores("", {group.name: np.zeros(group.size) for group in groups})
     chosen, _, others = tied(groups, nothing) if alike else (groups, nothing, {})
-    names = _names(made.model, program)
+    names, inner = _names(made.model, program), set() if alike else _inner(program.graph, groups)
     left = []
     for first in chosen:
         same = (first, *others.get(first.name, ()))
-        if not made.configuration.says(_cut(program, made.configuration, names, same), alike):
+        across = alike and any(member.across for member in first.members)
+        said = not across and made.configuration.says(_cut(program, made.configuration, names, same), alike)
+        if not said and first.name not in inner:
             left += [f"{GROUP}{group.name}" for group in same]
     return tuple(left)
+
+
+@contextmanager
+def more_unlike(alike: bool) -> Iterator[None]:
+    """Within, where nothing or too little can be cut of layers that are ``alike``, the hint says what lets more go."""
+    try:
+        yield
+    except (BudgetError, ModelError) as error:
+        if alike:
+            more = "`--unlike` (alike=False) lets layers inside of blocks go that no field of config.json says"
+            error.hint = f"{error.hint}; {more}" if error.hint else more
+        raise
+
+
+def _inner(graph: Graph, groups: Groups) -> set[str]:
+    """The groups that are neither streams, heads nor experts, of whose axes each is theirs alone."""
+    at = places(graph)
+    return {
+        group.name
+        for group in groups
+        if group.dim not in at and all(find(one.dim) is find(group.dim) for one in group.members)
+    }
 
 
 def _names(model: Any, program: Program) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -22,6 +23,7 @@ from .fingerprint import fingerprint
 from .instrument import Instrument
 from .recipe import Recipe, make
 
+_LIST = re.compile(r"(=[^|\s}]+)((?:\|[^|\s}]+){4,})")
 DATA_WORK = 20
 """What a pass that reads calibration data takes of the whole, where one that does not takes 1."""
 
@@ -111,14 +113,20 @@ def run_pass(step: Pass, program: Program) -> Program:
     except GraphpruneError as error:
         if isinstance(error, ShapeError) and error.around is None:
             error.around = around_named(program.graph, error.message)
-        done = [made.text for made in program.history]
-        error.message = f"in `{step.text()}`" + (f" after `{','.join(done)}`" if done else "") + f": {error.message}"
+        done = [_brief(made.text) for made in program.history]
+        after = f" after `{','.join(done)}`" if done else ""
+        error.message = f"in `{_brief(step.text())}`{after}: {error.message}"
         raise
     if program.host is not host and len(program.plan.edits) == before:
         program = program.did(Rewrite.of(step))
     program = program.planned(program.plan.signed(before, step.text()))
     seconds = time.perf_counter() - start
     return program.ran(Step(step.name, step.options(), step.text(), seconds, len(graph.ops), size))
+
+
+def _brief(text: str) -> str:
+    """A pass as an error names it: of a long list of names the first."""
+    return _LIST.sub(lambda found: f"{found[1]}|... {found[2].count('|')} more", text)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 import graphprune as gp
 from graphprune.cost import static as costs
 from graphprune.coupling.groups import find_groups
-from graphprune.errors import DataError, ModelError, RecipeError
+from graphprune.errors import BudgetError, DataError, ModelError, RecipeError
 from graphprune.hosts.torch.host import TorchHost
 from graphprune.hosts.torch.pretrained import example_of
 from graphprune.ir.facts import Groups, Keep, Scores
@@ -81,6 +81,8 @@ MORE = {
     ),
     "DeiTForImageClassification": IMAGE,
     "Dinov2ForImageClassification": IMAGE,
+    "BloomForCausalLM": dict(vocab_size=50, hidden_size=32, n_layer=2, n_head=4, **IDS),
+    "ConvNextForImageClassification": dict(hidden_sizes=[8, 16], depths=[1, 2], num_stages=2, image_size=32),
     "CLIPModel": TOWERS,
     "SiglipModel": TOWERS,
 }  # fmt: skip
@@ -98,10 +100,12 @@ EXPERTS = {
 """Experts lead the search there: they are most of the parameters."""
 WHOLE = ("CLIPModel", "SiglipModel", "Dinov2ForImageClassification")
 """Of which configurations say less: no widths of projections, or those of MLPs as whole multiples alone."""
-UNLIKE = ("SiglipModel",)
-"""Of which configurations say nothing: one field for the blocks of a tower and its head."""
+UNLIKE = ("SiglipModel", "BloomForCausalLM", "ConvNextForImageClassification")
+"""Of which configurations say nothing: one field for the blocks of a tower and its head, or none for their widths."""
 AUTOMATIC = {
     "SiglipModel": "AutoModel",
+    "BloomForCausalLM": "AutoModelForCausalLM",
+    "ConvNextForImageClassification": "AutoModelForImageClassification",
     "GPT2LMHeadModel": "AutoModelForCausalLM",
     "BertForMaskedLM": "AutoModelForMaskedLM",
     "BartForConditionalGeneration": "AutoModelForSeq2SeqLM",
@@ -396,6 +400,21 @@ def test_the_likes_of_what_is_frozen_stay_whole():
     keep = done.fact(Keep).keep
     cut = {one.name for one in done.fact(Groups) if len(keep.get(one.name, range(one.size))) < one.size}
     assert cut == {f"model.layers.{k}.self_attn.q_proj.1" for k in (0, 1)}
+
+
+def test_what_no_field_says_stays_whole_and_the_hint_says_how_it_goes(tmp_path):
+    """Nor do norms across heads, whose eps is one for all norms, let heads go where the configuration says all."""
+    olmo = folder(made("Olmo2ForCausalLM", GQA), tmp_path / "olmo")
+    alike, unlike = (gp.compile(f"hf:{olmo}", params="0.7x", dry_run=True, alike=alike) for alike in (True, False))
+    parts = [{name.split(".")[3] for name in one.program.plan.parameters} for one in (alike, unlike)]
+    assert parts == [{"mlp"}, {"mlp", "self_attn"}]
+    bloom = folder(made("BloomForCausalLM", MORE["BloomForCausalLM"]), tmp_path / "bloom")
+    with pytest.raises(ModelError, match="nothing can be pruned") as error:
+        gp.compile(f"hf:{bloom}", params="0.8x", dry_run=True)
+    assert "--unlike" in error.value.hint
+    with pytest.raises(BudgetError, match=r"\|\.\.\. \d+ more") as error:
+        gp.compile(f"hf:{olmo}", params="0.2x", dry_run=True)
+    assert "--unlike" in error.value.hint and len(error.value.message) < 400
 
 
 def test_what_cannot_keep_layers_alike_is_refused():

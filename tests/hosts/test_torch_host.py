@@ -276,6 +276,21 @@ class Casts(nn.Module):
         return self.b(x * torch.tensor([0.3])).float()
 
 
+def test_a_tensor_that_is_returned_twice_is():
+    class Twice(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down = torch.nn.Linear(4, 8), torch.nn.Linear(8, 3)
+
+        def forward(self, x):
+            y = self.down(self.up(x).relu())
+            return {"logits": y, "inside": [x, y]}
+
+    artifact = gp.compile(Twice(), torch.randn(2, 4), channels="0.5x", measure=False)
+    made = artifact.model(x := torch.randn(2, 4))
+    assert made["inside"][0] is x and made["inside"][1] is made["logits"]
+
+
 def test_casts_and_constants_do_not_lose_digits_in_the_proof():
     pruned = run(HALF, load(Casts(), (torch.randn(2, 6),)))
     assert max(check.error for check in proof.verify(pruned)) <= 1e-12

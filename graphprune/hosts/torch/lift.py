@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch.fx.graph_module import _get_attr
+from torch.utils import _pytree as pytree
 
 from ...axes.dim import Size
 from ...ir.graph import Graph, Op, Value
@@ -60,7 +61,9 @@ class Reader:
                     known = parameters.get(node.target) or self._value(node.target, tensor, constant=True)
                     self.values[node] = parameters.setdefault(node.target, known)
             elif node.op == "output":
-                outputs = [v for arg in node.all_input_nodes for v in self._all(arg)]
+                # not all_input_nodes, which has a tensor that is returned twice once
+                returned = (one for one in pytree.tree_leaves(node.args) if isinstance(one, fx.Node))
+                outputs = [v for arg in returned for v in self._all(arg)]
             elif node.target is operator.getitem and isinstance(self.values.get(node.args[0]), tuple):
                 self.values[node] = self.values[node.args[0]][node.args[1]]
             elif node.op == "call_function" and not any(word in str(node.target) for word in _IGNORED):

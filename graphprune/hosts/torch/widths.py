@@ -101,6 +101,8 @@ def untied(program: Program) -> dict[str, str]:
         if table is None or table.name not in program.graph.parameters or table.name in given or op.name not in before:
             continue
         old = before[op.name].inputs[0].name  # type: ignore[union-attr]
+        if old not in given:  # a table that the class computes
+            continue
         layers = {
             name: made.model.get_submodule(name.rpartition(".")[0]) for name in given if given[name] is given[old]
         }
