@@ -19,6 +19,8 @@ from ..ir.program import Program
 from ..pipeline.edits import Cut
 from .options import within
 
+NOT_RUN = "call this after the forward, with the same inputs; what torch.compile made is to run first after this"
+
 
 def answers(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
     """T^2 KL(teacher || student) of logits whose classes are the last axis, softened by T; the mean over
@@ -58,7 +60,7 @@ class InnerDistillation(nn.Module):
     def forward(self, *inputs: Any, **named: Any) -> Tensor:
         student, teacher = self._seen
         if set(student) != set(self.at):
-            raise ModelError("the student has not run yet", "call this after `student(x)`, with the same inputs")
+            raise ModelError("the student has not run yet", NOT_RUN)
         with torch.no_grad(), evaluated(self._pair[1]):
             self._pair[1](*inputs, **named)
         losses = []

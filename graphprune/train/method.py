@@ -189,8 +189,15 @@ class Method(nn.Module, metaclass=Finished):
 
     def train_along(self, parameter: nn.Parameter) -> nn.Parameter:
         """Have the optimizer train ``parameter`` just as it trains the module's own: the same learning
-        rate, schedule, momentum and decay. Raises ModelError without an optimizer."""
-        self.need_optimizer()
+        rate, schedule, momentum and decay. Raises ModelError without an optimizer, and for one that has shared out
+        its parameters among ranks already (ZeroRedundancyOptimizer) and would not see this."""
+        optimizer = self.need_optimizer()
+        inner = getattr(optimizer, "optim", None)  # that of one rank
+        if isinstance(inner, torch.optim.Optimizer):
+            raise ModelError(
+                f"{type(self).__name__} trains parameters of its own, which {type(optimizer).__name__} would leave out",
+                f"give a plain {type(inner).__name__}, or a method that has none, such as Catalyst",
+            )
         self._along.append(parameter)
         return parameter
 

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 
 from ..errors import ModelError, RecipeError, nearest
 from ..hosts.torch.export import unwrapped
+from .options import whole
 
 PARTS = ("norm", "bias", "lora")
 
@@ -34,8 +35,9 @@ class Recover(nn.Module):
 
     All else is frozen until ``merge``. The parameters of this are those that are trained, its ``state_dict`` saves and
     resumes them. While it is at work the model's own ``state_dict`` has the updates beside the weights. A is drawn from
-    torch's global generator. Raises RecipeError for an unknown part, ModelError where the model has none of the parts
-    or is parametrized already.
+    torch's global generator; DistributedDataParallel, made after this, has all ranks begin alike. Raises RecipeError
+    for an unknown part, ModelError where the model has none of the parts, is parametrized already, or is a
+    DistributedDataParallel, which would not average what is new.
     """
 
     def __init__(self, model: nn.Module, parts: str = "norm,bias,lora", rank: int = 8) -> None:
@@ -44,8 +46,12 @@ class Recover(nn.Module):
         for part in chosen:
             if part not in PARTS:
                 raise RecipeError(f"Recover: `parts` cannot have `{part}`", nearest(part, PARTS))
-        if rank < 1:
-            raise RecipeError(f"Recover: rank={rank} is no rank", "one or more")
+        whole("Recover", rank=rank)
+        if isinstance(getattr(model, "_orig_mod", model), nn.parallel.DistributedDataParallel):
+            raise ModelError(
+                "DistributedDataParallel averages the gradients of the parameters it was made with",
+                "give Recover the module inside (`.module`), and wrap it anew",
+            )
         model = unwrapped(model)
         if name := next((name for name, layer in model.named_modules() if parametrize.is_parametrized(layer)), None):
             raise ModelError(
@@ -67,7 +73,7 @@ class Recover(nn.Module):
                 parameter.requires_grad_()
                 vectors[id(parameter)] = parameter
             else:  # a tied weight has one update
-                updates.setdefault(id(parameter), LowRank(parameter.detach(), rank))
+                updates.setdefault(id(parameter), LowRank(parameter.detach(), int(rank)))
                 parametrize.register_parametrization(owner, leaf, updates[id(parameter)])
                 self._places.append((owner, leaf))
         self.vectors = nn.ParameterList(vectors.values())
@@ -76,7 +82,8 @@ class Recover(nn.Module):
     @torch.no_grad()
     def merge(self) -> None:
         """Put the updates into the weights, take the parametrizations away, and let everything train again."""
-        merged = [(owner, leaf, getattr(owner, leaf).clone()) for owner, leaf in self._places]
+        with torch.autocast(next(self.parameters()).device.type, enabled=False):
+            merged = [(owner, leaf, getattr(owner, leaf).clone()) for owner, leaf in self._places]
         for owner, leaf, weight in merged:
             parametrize.remove_parametrizations(owner, leaf, leave_parametrized=False)
             getattr(owner, leaf).copy_(weight)
@@ -110,5 +117,5 @@ def _parts(model: nn.Module, chosen: list[str]) -> Iterator[tuple[nn.Module, str
         has_weight = any(parameter.ndim > 1 for _, parameter in own)
         for leaf, parameter in own:
             part = "lora" if parameter.ndim > 1 else "bias" if has_weight else "norm"
-            if part in chosen and parameter.requires_grad:
+            if part in chosen and parameter.requires_grad and parameter.numel():
                 yield owner, leaf, parameter

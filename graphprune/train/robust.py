@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import ModelError
-from .distil import watch
+from ..errors import ModelError, RecipeError
+from .distil import NOT_RUN, watch
 from .options import within
 
 
@@ -28,7 +28,7 @@ class HSICBottleneck(nn.Module):
     of samples. Both strengths are to be tuned: they go with the scale of the task, and no default fits all.
 
     [derived] Beside any of the methods here, or after a cut; the paper's own masks come of ADMM. Raises ModelError for
-    a path that is not there, or returns no tensor.
+    a path that is not there, or returns no tensor, RecipeError for fewer than two samples.
     """
 
     def __init__(
@@ -43,7 +43,13 @@ class HSICBottleneck(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         if set(self._seen) != set(self.at):
-            raise ModelError("the module has not run yet", "call this after `module(x)`, with the same inputs")
+            raise ModelError("the module has not run yet", NOT_RUN)
+        sizes = {"x": len(x), "y": len(y)} | {f"`{path}`": len(seen) for path, seen in self._seen.items()}
+        if len(x) < 2 or len({*sizes.values()}) > 1:
+            raise RecipeError(
+                f"HSICBottleneck: samples of {', '.join(f'{name}: {size}' for name, size in sizes.items())}",
+                "as many of each, and two or more",
+            )
         with torch.autocast(x.device.type, enabled=False):
             labels = y if y.is_floating_point() else F.one_hot(y.unique(return_inverse=True)[1]).float()
             given, wanted = gaussian(x, self.width), gaussian(labels, self.width)
@@ -62,7 +68,8 @@ class HSICBottleneck(nn.Module):
 
 def gaussian(samples: Tensor, width: float) -> Tensor:
     """exp(-||a - b||^2 / (2 sigma^2)) of every two samples, sigma = width sqrt(d)."""
-    flat = samples.flatten(1) if samples.dtype == torch.float64 else samples.flatten(1).float()
+    flat = samples.reshape(len(samples), -1)
+    flat = flat if flat.dtype == torch.float64 else flat.float()
     squares = flat.square().sum(1)
     distances = (squares[:, None] + squares[None] - 2 * flat @ flat.T).clamp_min(0)
     return torch.exp(-distances / (2 * width**2 * flat.shape[1]))

@@ -151,8 +151,9 @@ def test_a_tied_weight_has_one_update():
 def test_what_cannot_be_is_refused():
     with pytest.raises(RecipeError, match=r"`parts` cannot have `biases`\n.*bias"):
         gp.train.Recover(network(), parts="norm,biases")
-    with pytest.raises(RecipeError, match="rank=0 is no rank"):
-        gp.train.Recover(network(), rank=0)
+    for rank in (0, 2.5, "8"):
+        with pytest.raises(RecipeError, match=f"Recover: `rank` cannot be {rank!r}"):
+            gp.train.Recover(network(), rank=rank)
     with pytest.raises(ModelError, match="Sequential has none of `norm` to train"):
         gp.train.Recover(nn.Sequential(nn.Linear(3, 3)), parts="norm")
     module = network()
@@ -161,3 +162,21 @@ def test_what_cannot_be_is_refused():
         gp.train.Recover(module)
     recover.merge()
     gp.train.Recover(module)
+
+
+def test_what_was_wrapped_before_is_refused(alone):
+    wrapped = nn.parallel.DistributedDataParallel(network())
+    with pytest.raises(ModelError, match=r"DistributedDataParallel averages .*\n.*`.module`"):
+        gp.train.Recover(wrapped)
+    assert all(parameter.requires_grad for parameter in wrapped.parameters())
+
+
+def test_merging_under_autocast_keeps_precision():
+    module = network()
+    recover = gp.train.Recover(module, parts="lora")
+    for update in recover.updates:
+        nn.init.normal_(update.b)
+    wanted = module[0].weight.detach().clone()
+    with torch.autocast("cpu", torch.bfloat16):
+        recover.merge()
+    assert torch.equal(module[0].weight, wanted)

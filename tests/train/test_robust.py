@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import graphprune as gp
-from graphprune.errors import ModelError
+from graphprune.errors import ModelError, RecipeError
 from graphprune.train.robust import gaussian, hsic
 
 
@@ -58,3 +58,21 @@ def test_what_is_not_there_is_named_and_nothing_is_hooked():
     x, y = samples()
     with pytest.raises(ModelError, match="the module has not run yet"):
         gp.train.HSICBottleneck(module, at=("1",))(x, y)
+    bottleneck = gp.train.HSICBottleneck(module.double(), at=("1",))
+    module(x)
+    with pytest.raises(RecipeError, match="samples of x: 24, y: 8, `1`: 24"):
+        bottleneck(x, y[:8])
+    module(x[:1])
+    with pytest.raises(RecipeError, match="samples of x: 1, y: 1, `1`: 1"):
+        bottleneck(x[:1], y[:1])
+
+
+def test_numbers_are_labels_as_columns_of_them_are():
+    module = nn.Sequential(nn.Linear(6, 4), nn.ReLU()).double()
+    bottleneck = gp.train.HSICBottleneck(module, at=("1",))
+    x, y = samples()
+    losses = []
+    for labels in (y.float(), y.float()[:, None]):
+        module(x)
+        losses.append(bottleneck(x, labels))
+    assert torch.equal(*losses)

@@ -394,6 +394,17 @@ def test_a_compiled_module_trains_alike(method):
         torch.testing.assert_close(a, b)
 
 
+def test_a_penalty_in_a_compiled_loss_trains_alike():
+    """One whose value is of the compiler's own costs."""
+    plain, module = network(), network()
+    train(plain, *made("LAPP", plain), batches(6))
+    penalty, optimizer = made("LAPP", module)
+    penalty.forward = torch.compile(penalty.forward, backend="eager")
+    train(module, penalty, optimizer, batches(6))
+    for a, b in zip(plain.state_dict().values(), module.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 RANKS = """
 import sys, torch, torch.distributed as dist
 sys.path[:0] = {path!r}

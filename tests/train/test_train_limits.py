@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from test_train_kin import sgd
 from test_train_methods import pair, task
 from torch import nn
+from torch.distributed.optim import ZeroRedundancyOptimizer
 
 import graphprune as gp
 from graphprune.cost.static import macs
@@ -346,3 +347,29 @@ def test_shares_that_are_rolled_through_are_decimal():
 
     gp.train.roll_back(program, attempt, lambda one: True, step=0.1, least=0.05)
     assert shares == [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05]
+
+
+@pytest.mark.parametrize("kind", ["LAPP", "Polarization", "Consensus", "Transport"])
+def test_an_optimizer_that_has_shared_out_what_it_holds_trains_no_gates(start, kind, alone):
+    """ZeroRedundancyOptimizer would leave them as they are, without a word."""
+    module, program = copied(start)
+    before = copy.deepcopy(module.state_dict())
+    options = {"total_steps": 20} if kind in ("LAPP", "Transport") else {}
+    shared = ZeroRedundancyOptimizer(module.parameters(), torch.optim.SGD, lr=0.1)
+    with pytest.raises(ModelError, match=f"{kind} trains parameters of its own, which ZeroRedundancyOptimizer would"):
+        getattr(gp.train, kind)(program, module, shared, **options)
+    assert all(torch.equal(before[name], own) for name, own in module.state_dict().items())
+    assert sum(len(group["params"]) for group in shared.param_groups) == len(list(module.parameters()))
+
+
+def test_what_has_no_parameters_of_its_own_works_with_any_optimizer(start, alone):
+    results = []
+    for kind in (torch.optim.SGD, ZeroRedundancyOptimizer):
+        module, program = copied(start)
+        options = {"optimizer_class": torch.optim.SGD} if kind is ZeroRedundancyOptimizer else {}
+        optimizer = kind(module.parameters(), lr=0.1, **options)
+        penalty = gp.train.Catalyst(program, module, optimizer, total_steps=8)
+        trained(module, penalty, optimizer, 8)
+        assert penalty.closed()
+        results.append(module.state_dict())
+    assert all(torch.equal(results[0][name], own) for name, own in results[1].items())
