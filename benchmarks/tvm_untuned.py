@@ -82,6 +82,14 @@ def load(name: str) -> Program:
         return gp.load(made)
     torch.manual_seed(0)
     module, inputs = made()
+    module.eval()
+    for layer in module.modules():  # as if trained: else deep networks end in numbers too small to be normal, and slow
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.train().momentum = None
+    with torch.no_grad():
+        module(*inputs)
     return gp.load(module.eval(), inputs)
 
 

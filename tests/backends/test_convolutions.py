@@ -98,3 +98,30 @@ def test_other_registers_and_layouts(case: str, on: Tvm) -> None:
 def test_bands_are_shared_by_threads() -> None:
     net = nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU6(), depthwise(32, 3, 1, 1), nn.ReLU6(), nn.Conv2d(32, 8, 1))
     compiled(net, 1, 3, 40, 40, threads=2)
+
+
+def test_pads_and_whole_windows_cost_no_kernel() -> None:
+    net = nn.Sequential(Layer(depthwise(32, 3, 2), (0, 1, 0, 1)), nn.AvgPool2d(40, ceil_mode=True), nn.Flatten())
+    kernels = compiled(net, 2, 32, 9, 8)
+    assert not any("pool" in name or "pad" in name.removesuffix("_prepacked") for name in kernels)
+    shaped = nn.Sequential(nn.ConstantPad2d((1, 2, 0, 1), 0.5), nn.Conv2d(32, 16, 3), nn.AvgPool2d(3, 2, 1))
+    assert any("pad" in name.removesuffix("_prepacked") for name in compiled(shaped, 1, 32, 8, 8)), "not zeros"
+
+
+@pytest.mark.parametrize("name", ["exp", "sigmoid", "tanh", "erf"])
+def test_vector_functions_are_exact_to_a_few_units(name: str) -> None:
+    numbers = torch.cat(
+        [torch.linspace(-30, 30, 4000), torch.linspace(-87, 88, 500), torch.tensor([0.0, -1e-30, 1e-8])]
+    )
+    limits = torch.tensor([float("inf"), -float("inf"), float("nan"), 100, -200])
+
+    class Function(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = getattr(torch, name)(x)
+            return y
+
+    x = torch.cat([numbers, limits])
+    (got,) = Tvm().run(gp.load(Function(), x), [x.numpy()])
+    want = getattr(torch, name)(x.double()).float().numpy()
+    np.testing.assert_allclose(got[: len(numbers)], want[: len(numbers)], rtol=5e-7, atol=1.2e-38)
+    np.testing.assert_allclose(got[len(numbers) :], want[len(numbers) :], rtol=5e-7, atol=1.2e-38)

@@ -19,10 +19,10 @@ from ...errors import TargetError, first_line
 from ...ir.host import Array, Host
 from ...ir.program import Program
 from ...passes.fold import Fold
-from . import schedule, transposed
+from . import schedule, transposed, vector_math
 from .channel_selection import selections_into_readers
 from .planes import planes_read
-from .rewrites import clips, moved_weights, norms, rewritten
+from .rewrites import clips, moved_weights, norms, pads, rewritten, whole_pools
 from .winograd import filtered
 
 _OPSET = 13  # the frontend reads older forms of Slice, Squeeze, ... as if they were of this opset
@@ -41,6 +41,7 @@ def toolchain() -> Any:
     except ImportError as error:
         message = f"target `tvm`: TVM is not installed ({first_line(error)})"
         raise TargetError(message, "pip install graphprune[tvm]") from error
+    vector_math.registered()
     return tvm
 
 
@@ -114,7 +115,7 @@ def lowered(module: Any, target: Any, layout: str = "NHWC", scheduled: bool = Tr
     from tvm import relax
 
     steps = relax.transform
-    module = transposed.plain(clips(steps.DecomposeOpsForInference()(norms(module))))
+    module = whole_pools(pads(transposed.plain(clips(steps.DecomposeOpsForInference()(norms(module))))))
     if layout == "NHWC":
         module = steps.ConvertLayout({"relax.nn.conv2d": ["NHWC", "HWIO"]})(module)
     module = planes_read(steps.CanonicalizeBindings()(moved_weights(steps.CanonicalizeBindings()(module))))

@@ -105,6 +105,69 @@ def clips(module: Any) -> Any:
     return rewritten(module, Clipper)
 
 
+def pads(module: Any) -> Any:
+    """Zeros that are put around an image, done by the convolution that reads it: alone, and between two changes of
+    layout, they go through memory three times. Channels first."""
+    from tvm import ir, relax
+
+    @relax.expr_functor.mutator
+    class Padder(relax.PyExprMutator):  # type: ignore[misc]
+        def visit_call_(self, call: Any) -> Any:
+            call = self.visit_expr_post_order(call)
+            if getattr(call.op, "name", "") != "relax.nn.conv2d" or call.attrs.data_layout != "NCHW":
+                return call
+            made = self.lookup_binding(call.args[0]) if isinstance(call.args[0], ir.Var) else None
+            more = _zeros(made)
+            if more is None:
+                return call
+            return relax.op.nn.conv2d(
+                made.args[0],
+                call.args[1],
+                strides=[int(n) for n in call.attrs.strides],
+                padding=[int(own) + n for own, n in zip(call.attrs.padding, more, strict=True)],
+                dilation=[int(n) for n in call.attrs.dilation],
+                groups=int(call.attrs.groups),
+                data_layout="NCHW",
+                kernel_layout=call.attrs.kernel_layout,
+                out_layout=call.attrs.out_layout,
+                out_dtype=call.attrs.out_dtype or None,
+            )
+
+    return rewritten(module, Padder)
+
+
+def _zeros(call: Any) -> list[int] | None:
+    """Top, left, bottom and right of the zeros that a call puts around images, if that is what it does."""
+    if getattr(getattr(call, "op", None), "name", "") != "relax.nn.pad" or call.attrs.pad_mode != "constant":
+        return None
+    value = call.attrs.pad_value
+    width = [int(n) for n in call.attrs.pad_width]
+    if float(getattr(value, "value", value)) or len(width) != 8 or any(width[:4]) or min(width) < 0:
+        return None
+    top, bottom, left, right = width[4:]
+    return [top, left, bottom, right]
+
+
+def whole_pools(module: Any) -> Any:
+    """Averages over a window that holds the whole image as what they are: TVM would add up the zeros around it, of
+    which a window as large as there are channels has millions."""
+    from tvm import relax
+
+    @relax.expr_functor.mutator
+    class Pooler(relax.PyExprMutator):  # type: ignore[misc]
+        def visit_call_(self, call: Any) -> Any:
+            call = self.visit_expr_post_order(call)
+            if getattr(call.op, "name", "") != "relax.nn.avg_pool2d" or call.attrs.layout != "NCHW":
+                return call
+            sizes, made = ([int(n) for n in value.ty.shape.values[2:]] for value in (call.args[0], call))
+            holds = all(int(n) >= size for n, size in zip(call.attrs.pool_size, sizes, strict=True))
+            if not holds or made != [1, 1] or any(int(n) for n in call.attrs.padding):
+                return call
+            return relax.op.mean(call.args[0], [2, 3], keepdims=True)
+
+    return rewritten(module, Pooler)
+
+
 def moved_weights(module: Any) -> Any:
     """Changes of layout and shape applied to constants. FoldConstant would compile a kernel for each, which
     took nine tenths of a compilation."""
