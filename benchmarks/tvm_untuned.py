@@ -87,6 +87,7 @@ def load(name: str) -> Program:
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
         if isinstance(layer, nn.BatchNorm2d):
+            layer.reset_parameters()
             layer.train().momentum = None
     with torch.no_grad():
         module(*inputs)
