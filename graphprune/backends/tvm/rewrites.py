@@ -118,7 +118,7 @@ def pads(module: Any) -> Any:
                 return call
             made = self.lookup_binding(call.args[0]) if isinstance(call.args[0], ir.Var) else None
             more = _zeros(made)
-            if more is None:
+            if made is None or more is None:
                 return call
             return relax.op.nn.conv2d(
                 made.args[0],

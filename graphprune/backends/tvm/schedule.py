@@ -116,7 +116,8 @@ class _Nest:
 
     def _spread(self, block: Any) -> None:
         """Spatial loops over the threads; where there are no others, over the lanes too. Of a block that branches
-        (padding) the last loop stays by itself: within it a vector takes one branch."""
+        (padding) the last loop stays by itself: within it a vector takes one branch. So does one that fills vectors,
+        the last in part: cut across rows, each lane would divide to find its own; LLVM vectorises what is left."""
         loops, kinds = self.sch.get_loops(block), self._kinds(block)
         spatial = next((k for k, kind in enumerate(kinds) if kind != _SPATIAL), len(kinds))
         if len(loops) != len(kinds) or not spatial:
@@ -125,6 +126,9 @@ class _Nest:
             self.sch.parallel(self.sch.fuse(*loops[:spatial]))
             return
         width = int(self.sch.get(loops[-1]).extent)
+        if len(loops) > 1 and width > self.registers.lanes and width % self.registers.lanes:
+            self.sch.parallel(self.sch.fuse(*loops[:-1]))
+            return
         lanes = next(n for n in (self.registers.lanes, 8, 4, 2, 1) if width % n == 0)
         if _BRANCH in str(self.sch.get(block)) and len(loops) > 1 and lanes > 1:
             outer, vector = self.sch.fuse(*loops[:-1]), self.sch.split(loops[-1], [None, lanes])[1]
