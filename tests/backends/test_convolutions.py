@@ -125,3 +125,21 @@ def test_vector_functions_are_exact_to_a_few_units(name: str) -> None:
     want = getattr(torch, name)(x.double()).float().numpy()
     np.testing.assert_allclose(got[: len(numbers)], want[: len(numbers)], rtol=5e-7, atol=1.2e-38)
     np.testing.assert_allclose(got[len(numbers) :], want[len(numbers) :], rtol=5e-7, atol=1.2e-38)
+
+
+class Rows(nn.Module):
+    """A norm and two softmaxes, of rows that fill vectors and others."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        x = self.norm(x)
+        return x, torch.softmax(3 * x, -1), torch.where(x > 0, torch.softmax(x, 1), 0.0)
+
+
+@pytest.mark.parametrize("width", [128, 40, 197, 7])
+def test_norms_and_softmaxes_are_right(width: int) -> None:
+    compiled(Rows(width), 2, 5, width)
+    compiled(Rows(width), 2, 5, width, threads=2, on=Tvm(mcpu="haswell"))

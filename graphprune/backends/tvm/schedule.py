@@ -16,6 +16,7 @@ from typing import Any
 
 from .schedule_bands import UNROLLED, Band, band, cut
 from .schedule_concat import concatenation
+from .schedule_rows import rows
 from .winograd import transform
 
 _SPATIAL, _REDUCTION = 0, 2  # tvm's numbers of kinds of block axes
@@ -84,6 +85,7 @@ def _schedule(func: Any, target: Any, registers: Registers) -> Any:
         lambda: _Nest(func, registers).tile(),
         lambda: _Nest(func, registers).pool(),
         lambda: concatenation(func, registers.lanes),
+        lambda: rows(func, registers.lanes),
         lambda: dlight.cpu.Reduction().apply(func, target, False),
         lambda: _Nest(func, registers).spread(),
     ):

@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 SHAPING = ("channel_selection", "cuda", "lower", "planes", "rewrites", "schedule", "schedule_bands",
-           "schedule_concat", "time_ops", "transposed", "vector_math", "winograd")  # fmt: skip
+           "schedule_concat", "schedule_rows", "time_ops", "transposed", "vector_math", "winograd")  # fmt: skip
 """Modules that decide what code an op becomes, or how one op alone is timed."""
 
 OTHERS = ("__init__", "records", "rpc", "search_space", "sources", "target", "tune", "vm_profile", "worker")
