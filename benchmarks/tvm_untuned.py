@@ -3,14 +3,16 @@
     python -m benchmarks.tvm_untuned [--network ResNet-18 ...] [--threads 1] [--out docs/tvm_untuned.json] [--again]
 
 Samples are taken in turns; medians over the rounds with their quartiles' distance, and the median of the ratios within
-a round with its standard error. Resumable: what ``--out`` holds is not run again unless ``--again`` says so. The table
+a round with its standard error. On one thread by the processor's time, which other programs' turns do not count in; on
+more by the clock on the wall. Resumable: what ``--out`` holds is not run again unless ``--again`` says so. The table
 goes to docs/benchmarks.md.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import torch
 from torch import nn
 
 import graphprune as gp
-from graphprune.backends.measure import beside
+from graphprune.backends.measure import OF_RANGE
 from graphprune.backends.onnxruntime.target import Onnx
 from graphprune.backends.tvm.target import Tvm
 from graphprune.ir.program import Program
@@ -32,7 +34,7 @@ from .results import Results, between
 PAGE = Path("docs/benchmarks.md")
 START, END = "<!-- tvm untuned: written by python -m benchmarks.tvm_untuned -->", "<!-- end of tvm untuned -->"
 RECIPE = "group,score,mask{macs=0.5x allocate=global grain=16},propagate"
-REPEATS = 61
+ROUNDS, SAMPLE = 41, 0.02  # seconds
 
 
 class CharLM(nn.Module):
@@ -95,17 +97,37 @@ def load(name: str) -> Program:
 
 
 def row(program: Program, threads: int) -> dict[str, Any]:
-    onnx, tvm = (target.runnable(program, threads=threads) for target in (Onnx(), Tvm()))
+    sides = {"onnx": Onnx().runnable(program, threads=threads), "tvm": Tvm().runnable(program, threads=threads)}
     example = program.host.example()
-    want, got = onnx.run(example)[0], tvm.run(example)[0]
-    found = beside(onnx, tvm, REPEATS, seconds=8, threads=threads)
+    want, got = (side.run(example)[0] for side in sides.values())
+    samples = turns(sides, time.process_time if threads == 1 else time.perf_counter)
+    ratio = samples["tvm"] / samples["onnx"]
+    low, high = np.percentile(ratio, [25, 75])
     return {
-        **{f"{name}_ms": one.median_ms for name, one in (("onnx", found.before), ("tvm", found.after))},
-        **{f"{name}_spread_ms": one.spread_ms for name, one in (("onnx", found.before), ("tvm", found.after))},
-        "ratio": found.share,
-        "ratio_error": found.error,
+        **{f"{name}_ms": float(np.median(own)) for name, own in samples.items()},
+        **{f"{name}_spread_ms": float(np.subtract(*np.percentile(own, [75, 25]))) for name, own in samples.items()},
+        "ratio": float(np.median(ratio)),
+        "ratio_error": float(OF_RANGE * (high - low) / len(ratio) ** 0.5),
         "error": float(np.abs(want - got).max() / np.abs(want).max()),
     }
+
+
+def turns(sides: Mapping[str, Callable[[], object]], clock: Callable[[], float]) -> dict[str, Any]:
+    """Milliseconds per call of each side, one sample a round."""
+    counts = {}
+    for name, call in sides.items():
+        for _ in range(4):
+            began = clock()
+            call()
+            counts[name] = max(1, int(SAMPLE / max(clock() - began, 1e-6)))
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for k in range(ROUNDS):
+        for name in sorted(sides, reverse=k % 2 == 1):
+            began = clock()
+            for _ in range(counts[name]):
+                sides[name]()
+            found[name].append((clock() - began) / counts[name] * 1e3)
+    return {name: np.array(own) for name, own in found.items()}
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:

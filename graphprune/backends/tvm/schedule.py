@@ -44,6 +44,8 @@ PLAIN = Choice()
 VARIANTS = tuple(Choice(rank, rows_first) for rank in range(8) for rows_first in (False, True))[1:]
 """What tuning tries before it searches."""
 
+SHARED = 1 << 12  # numbers that a kernel makes or adds up: with fewer it is for one thread
+
 PACKED = "meta_schedule.layout_rewrite_preproc"  # TVM's mark of a block that may run at compile time
 
 WIDE = Registers(lanes=16, tile=24)  # AVX-512: 32 registers, eight left for operands
@@ -124,12 +126,13 @@ class _Nest:
         spatial = next((k for k, kind in enumerate(kinds) if kind != _SPATIAL), len(kinds))
         if len(loops) != len(kinds) or not spatial:
             return
+        sizes = [int(self.sch.get(loop).extent) for loop in loops]
+        numbers, width = prod(sizes), sizes[-1]
         if spatial < len(kinds):
-            self.sch.parallel(self.sch.fuse(*loops[:spatial]))
+            self._share(self.sch.fuse(*loops[:spatial]), numbers)
             return
-        width = int(self.sch.get(loops[-1]).extent)
         if len(loops) > 1 and width > self.registers.lanes and width % self.registers.lanes:
-            self.sch.parallel(self.sch.fuse(*loops[:-1]))
+            self._share(self.sch.fuse(*loops[:-1]), numbers)
             return
         lanes = next(n for n in (self.registers.lanes, 8, 4, 2, 1) if width % n == 0)
         if _BRANCH in str(self.sch.get(block)) and len(loops) > 1 and lanes > 1:
@@ -137,7 +140,13 @@ class _Nest:
         else:
             outer, vector = self.sch.split(self.sch.fuse(*loops), [None, self.registers.lanes])
         self.sch.vectorize(vector)
-        self.sch.parallel(outer)
+        self._share(outer, numbers)
+
+    def _share(self, loop: Any, numbers: int) -> None:
+        """Among the threads, where there is work for them: waking them, or asking whether there are any, takes as
+        long as some thousand numbers."""
+        if numbers >= SHARED:
+            self.sch.parallel(loop)
 
     def _inlined(self) -> list[Any]:
         """The blocks that remain when every element-wise one moves into its reader. A block that
