@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -153,7 +153,7 @@ def load(
             "give data too; the value of an input of the example is --input NAME=VALUE",
         )
     with paused():
-        host = as_host(model, example_inputs, dynamic_shapes)
+        host = as_host(model, example_inputs, dynamic_shapes, _first(model, data))
     with paused(), _naming(data):
         program = _with_data(host, data, fixed, images, loss, seed, sized=example_inputs is not None)
     if check:
@@ -799,6 +799,21 @@ def _text(model: Any, data: Any) -> Any:
     from .hosts.torch.pretrained import tokenised
 
     return tokenised(Path(model.removeprefix(PREFIX)), Path(data))
+
+
+def _first(model: Any, data: Any) -> dict[str, Any] | None:
+    """Of arrays by name, two samples each, for a folder of transformers; what cannot be read is told of later."""
+    if not (isinstance(model, str) and model.startswith(PREFIX)):
+        return None
+    import numpy as np
+
+    with suppress(Exception):
+        if isinstance(data, (str, os.PathLike)) and Path(data).suffix == ".npz":
+            with np.load(data) as file:
+                return {name: file[name][:2] for name in file.files}
+        if isinstance(data, Mapping):
+            return {name: array[:2] for name, array in data.items() if hasattr(array, "shape")}
+    return None
 
 
 def _read_by(recipe: Recipe | None, loss: Any) -> None:

@@ -7,7 +7,7 @@ import importlib.util
 import os
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -27,10 +27,13 @@ KINDS = (
 )
 
 
-def as_host(model: Any, example_inputs: Any = None, dynamic_shapes: Any = None) -> Host:
-    """The host of a model, as ``api.load`` takes it. Raises ModelError."""
+def as_host(
+    model: Any, example_inputs: Any = None, dynamic_shapes: Any = None, samples: Mapping[str, Any] | None = None
+) -> Host:
+    """The host of a model, as ``api.load`` takes it. ``samples``: the first of its data, by name, which a folder is
+    traced on where they have other sizes than its own example. Raises ModelError."""
     if isinstance(model, (str, os.PathLike)):
-        return _from_text(os.fspath(model), example_inputs)
+        return _from_text(os.fspath(model), example_inputs, samples)
     kind = origins(model)
     if kind & {"onnx_ir", "onnx"}:
         from .onnx.host import OnnxHost
@@ -121,9 +124,10 @@ def _importable(module: str, name: str) -> str:
     return f"{module}:{name} must be importable from here, or given as path/to/{path.name}:{name}"
 
 
-def _from_text(text: str, example_inputs: Any) -> Host:
+def _from_text(text: str, example_inputs: Any, samples: Mapping[str, Any] | None) -> Host:
     if text.startswith(PREFIX):
-        return _resized(_from_folder(Path(text.removeprefix(PREFIX))), example_inputs)
+        named = example_inputs if isinstance(example_inputs, Mapping) else samples
+        return _resized(_from_folder(Path(text.removeprefix(PREFIX)), named), example_inputs)
     if not text:
         raise ModelError("an empty name is no model", KINDS)
     if "://" in text:
@@ -155,13 +159,13 @@ def _from_text(text: str, example_inputs: Any) -> Host:
     raise ModelError(f"{text}: {'not an .onnx or .pt2 file' if path.exists() else 'no such file'}", KINDS)
 
 
-def _from_folder(folder: Path) -> TorchHost:
+def _from_folder(folder: Path, samples: Mapping[str, Any] | None) -> TorchHost:
     """A network of the transformers library."""
     from .torch.host import TorchHost
     from .torch.pretrained import read
 
     made = read(folder)
-    host = TorchHost.export(made.model, made.example())
+    host = TorchHost.export(made.model, made.example(samples))
     host.pretrained = made
     if are_large(tensor.nbytes for tensor in made.model.parameters()):
         host.room = Room()

@@ -45,6 +45,9 @@ TOWERS = dict(
 SEQUENCE = dict(vocab_size=50, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4)
 SEQUENCE |= dict(decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=64, **IDS)
 
+PICTURED = dict(vision_config=dict(IMAGE), image_token_id=45)
+READS = dict(GQA, model_type="llama", head_dim=8)
+
 FIRST = {
     "LlamaForCausalLM": GQA,
 }
@@ -83,6 +86,14 @@ MORE = {
     "Dinov2ForImageClassification": IMAGE,
     "BloomForCausalLM": dict(vocab_size=50, hidden_size=32, n_layer=2, n_head=4, **IDS),
     "ConvNextForImageClassification": dict(hidden_sizes=[8, 16], depths=[1, 2], num_stages=2, image_size=32),
+    "LlavaForConditionalGeneration": dict(
+        PICTURED, vision_config=dict(IMAGE, model_type="clip_vision_model", projection_dim=32), text_config=READS
+    ),
+    "PaliGemmaForConditionalGeneration": dict(
+        PICTURED, vision_config=dict(IMAGE, model_type="siglip_vision_model"), image_token_index=45, projection_dim=32,
+        text_config=dict(READS, model_type="gemma"),
+    ),
+    "Idefics3ForConditionalGeneration": dict(PICTURED, text_config=READS, scale_factor=2),
     "CLIPModel": TOWERS,
     "SiglipModel": TOWERS,
 }  # fmt: skip
@@ -132,7 +143,7 @@ def folder(model, path):
 
 
 def rest(model):
-    return {"use_cache": False} if hasattr(model.config, "use_cache") else {}
+    return {"use_cache": False} if hasattr(model.config.get_text_config(), "use_cache") else {}
 
 
 def masked(artifact, model):
@@ -440,10 +451,28 @@ def test_what_is_no_folder_of_the_library_says_so(llama, tmp_path):
         "has no class `Nobody`",
     )
     refused(lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "no .safetensors")
+    refused(lambda f: (f / "config.json").rename(f / "adapter_config.json"), "an adapter")
+    quantised = dict(json.loads((llama / "config.json").read_text()), quantization_config={"quant_method": "gptq"})
+    refused(lambda f: (f / "config.json").write_text(json.dumps(quantised)), "weights are quantised .gptq.")
     with pytest.raises(ModelError, match="given as hf:"):
         gp.load(str(llama))
     with pytest.raises(DataError, match="no tokeniser"):
         gp.load("model.onnx", data=tmp_path / "text.txt")
+
+
+def test_a_folder_is_traced_on_inputs_as_large_as_its_data_or_as_is_said(llama, tmp_path):
+    tokens = np.random.default_rng(0).integers(3, 50, (8, 9))
+    np.savez(tmp_path / "tokens.npz", input_ids=tokens)
+    for data in (tmp_path / "tokens.npz", {"input_ids": tokens}):
+        assert gp.load(f"hf:{llama}", data=data).graph.inputs[0].shape[1] == 9
+    assert gp.load(f"hf:{llama}", {"input_ids": (2, 7)}).graph.inputs[0].shape[1] == 7
+
+
+def test_of_a_vision_language_model_images_are_where_their_tokens_are(tmp_path):
+    name = "LlavaForConditionalGeneration"
+    program = gp.load(f"hf:{folder(made(name, MORE[name]), tmp_path / 'in')}")
+    tokens, pixels = program.host.example()
+    assert ((tokens == 45).sum(1) == 4).all() and pixels.shape == (2, 3, 16, 16)
 
 
 def test_text_is_made_tokens_by_the_tokeniser_of_the_folder(llama, tmp_path):

@@ -34,9 +34,14 @@ class Pretrained:
     model: Any
     folder: Path | None = None
 
-    def example(self) -> dict[str, Any]:
-        """Example inputs as torch.export takes them."""
-        return {"args": (), "kwargs": {**example_of(self.model), **_without_cache(self.model)}}
+    def example(self, samples: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Example inputs as torch.export takes them; by name, ``samples`` (arrays) or sizes that they are to have."""
+        made = {**example_of(self.model), **_without_cache(self.model)}
+        takes = inspect.signature(self.model.forward).parameters
+        own = {name: item for name, item in (samples or {}).items() if name in takes and _is_sized(item, name in made)}
+        if any(name not in made or _sizes(item)[1:] != tuple(made[name].shape)[1:] for name, item in own.items()):
+            made |= {name: _sized(made.get(name), item) for name, item in own.items()}
+        return {"args": (), "kwargs": made}
 
     @cached_property
     def configuration(self) -> Configuration:
@@ -79,6 +84,11 @@ def read(folder: Path) -> Pretrained:
     where = folder / "config.json"
     if not where.is_file():
         what = "no config.json in it" if folder.is_dir() else "no such folder"
+        if (folder / "adapter_config.json").is_file():
+            raise ModelError(
+                f"{folder}: an adapter, without the network that it is for",
+                "merge it: PeftModel.from_pretrained(model, FOLDER).merge_and_unload().save_pretrained(OUT)",
+            )
         raise ModelError(
             f"{folder}: {what}",
             "nothing is fetched by its name: give a folder that model.save_pretrained(FOLDER) wrote",
@@ -97,6 +107,12 @@ def read(folder: Path) -> Pretrained:
         raise ModelError(
             f"{where}: transformers {library.__version__} has no class `{names[0] if names else ''}`.{own}",
             "load it in a function of yours: path/to/file.py:factory",
+        )
+    if isinstance(quantised := written.get("quantization_config"), dict):
+        how = quantised.get("quant_method", "no method is named")
+        raise ModelError(
+            f"{where}: its weights are quantised ({how}), and a cut is of numbers as they were trained",
+            "give the folder that it was made from, and quantise what comes out",
         )
     if not any(folder.glob("*.safetensors")):
         raise ModelError(
@@ -147,16 +163,21 @@ def example_of(model: Any) -> dict[str, torch.Tensor]:
         return torch.from_numpy(pixels).to(model.dtype)
 
     text, vision = getattr(config, "text_config", config), getattr(config, "vision_config", config)
-    main = model.main_input_name
-    if main == "pixel_values":
+    main, both = (
+        model.main_input_name,
+        vision is not config and "input_ids" in inspect.signature(model.forward).parameters,
+    )
+    if main == "pixel_values" and not both:
         return {"pixel_values": image(config)}
     if main == "input_features":
         frames = made.standard_normal((SAMPLES, config.num_mel_bins, 2 * config.max_source_positions), np.float32)
         found = {"input_features": torch.from_numpy(frames).to(model.dtype)}
-    elif main == "input_ids":
+    elif main in ("input_ids", "pixel_values"):
         found = {"input_ids": tokens(text.vocab_size)}
         if vision is not config:
             found["pixel_values"] = image(vision)
+        if vision is not config and getattr(config, "image_token_id", None) is not None:
+            found |= _merged(model, **found)
     else:
         raise ModelError(
             f"{type(model).__name__} reads `{main}`, of which no example can be made",
@@ -165,6 +186,50 @@ def example_of(model: Any) -> dict[str, torch.Tensor]:
     if config.is_encoder_decoder:
         found["decoder_input_ids"] = tokens(text.vocab_size)
     return found
+
+
+def _merged(model: Any, input_ids: torch.Tensor, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Of a vision-language model: as many tokens of images before the text as its images have features, and in it none.
+    Some take several images a sample, along an axis of their own. Raises ModelError."""
+    image, why = int(model.config.image_token_id), ""
+    for pixels in (pixel_values, pixel_values.unsqueeze(1)):
+        try:
+            with torch.no_grad():
+                made = model.get_image_features(pixel_values=pixels)
+        except Exception as error:  # whatever the class raises
+            why = why or raised(error)
+            continue
+        features = getattr(made, "pooler_output", made)
+        count = sum(len(one) for one in features) // len(pixels)
+        before = torch.full((len(pixels), count), image)
+        text = input_ids.masked_fill(input_ids == image, 3 if image != 3 else 4)
+        ids = torch.cat([before, text], 1)
+        found = {"input_ids": ids, "pixel_values": pixels}
+        if getattr(model.config.get_text_config(), "use_bidirectional_attention", False):  # between which it attends
+            found["token_type_ids"] = torch.zeros_like(ids)
+        return found
+    raise ModelError(
+        f"{type(model).__name__}: no example of an image can be made ({why})",
+        "load it in a function of yours that returns (model, example_inputs)",
+    )
+
+
+def _is_sized(item: Any, known: bool) -> bool:
+    return hasattr(item, "shape") or (known and isinstance(item, tuple) and all(type(n) is int for n in item))
+
+
+def _sizes(item: Any) -> tuple[int, ...]:
+    return item if isinstance(item, tuple) else tuple(item.shape)
+
+
+def _sized(made: torch.Tensor | None, item: Any) -> torch.Tensor:
+    """What was given, or an example of that size: what is cut off, or said again, is the end."""
+    if not isinstance(item, tuple):
+        return torch.as_tensor(item)
+    assert made is not None  # see _is_sized
+    for axis, size in enumerate(item):
+        made = made.index_select(axis, torch.arange(size).clamp(max=made.shape[axis] - 1))
+    return made
 
 
 def _length(config: Any) -> int:
@@ -176,7 +241,10 @@ def _length(config: Any) -> int:
 
 
 def _without_cache(model: Any) -> dict[str, Any]:
-    return {"use_cache": False} if getattr(model.config, "use_cache", False) else {}
+    text = model.config.get_text_config(decoder=True)
+    return (
+        {"use_cache": False} if getattr(model.config, "use_cache", False) or getattr(text, "use_cache", False) else {}
+    )
 
 
 def tokenised(folder: Path, text: Path) -> dict[str, np.ndarray[Any, Any]]:
