@@ -3,8 +3,9 @@ perceptron (64-256-256-10, no norm) at an eighth of its hidden channels.
 
     python -m benchmarks.training.rivals [--setting mlp] [--epochs 20] [--seeds 0 1 2] [--out DIR]
 
-Catalyst trains through all epochs and is cut at the end; one-shot pruning is cut at the start; all others train for the
-first half with their regulariser, are cut, and train on for the second. Interrupted, it goes on where it stopped.
+All train for the first half with their regulariser, are cut, and train on for the second at rates that start anew,
+but for one-shot pruning, which is cut at the start, and Catalyst, which trains through all epochs and is cut at the
+end; its rows "cut at half" go the way of the others. Interrupted, it goes on where it stopped.
 ResNet-20 is in benchmarks.training.cifar. The last row of the perceptron's table begins at weights that compute the
 same, of norms that are drawn: what magnitude does to fate is seen apart from what went into it.
 """
@@ -30,7 +31,9 @@ from .loop import Run, mean
 MASKS = {"digits": "mask{macs=0.2x}", "mlp": "mask{channels=0.125x}"}
 ROWS = (
     *("one-shot", "plain", "GroupLasso", "GReg", "Torch-Pruning, GroupNorm"),
-    *("Catalyst", "Catalyst, no lean", "Catalyst, leaning on L2", "Catalyst, no lean, norms at random"),
+    *("Catalyst", "Catalyst, no lean", "Catalyst, leaning on L2"),
+    *("Catalyst, cut at half", "Catalyst, no lean, cut at half"),
+    "Catalyst, no lean, norms at random",
 )
 
 
@@ -73,7 +76,7 @@ def one(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
         return {**found, "tuned": held(cut)}
     if name.startswith("Torch-Pruning"):
         return torch_pruning(options, module, half, seed)
-    whole = name.startswith("Catalyst")
+    whole = name.startswith("Catalyst") and not name.endswith("cut at half")
     run = run_of(seed + 50, options.epochs) if whole else half
     optimizer = run.optimizer(module)
     penalty = _penalty(name, known, program, module, optimizer, run)
