@@ -388,8 +388,8 @@ def compile(
     multiple that axes are kept at (else what the targets like). ``alike``: of a folder of transformers, keep as many of
     the same layer of all blocks, as its configuration says widths; False lets them differ, and the folder that is
     written has a class of its own, ``modeling_pruned.py``, for ``from_pretrained(..., trust_remote_code=True)``.
-    ``vocabulary``: tokens that do not occur in ``data`` go as well; or options of that pass (``"occurs=5 keep=0-258"``,
-    see ``graphprune passes vocabulary``).
+    ``vocabulary``: tokens that do not occur in ``data`` go as well, as the first pass of a recipe too; or options of
+    that pass (``"occurs=5 keep=0-258"``, see ``graphprune passes vocabulary``).
 
     **Data.** ``data``: a few hundred inputs, no labels (arrays, a loader, a file, a folder; see
     calibration.batches): channels go that the others can make up for, layers are fitted after the cut, and the
@@ -427,11 +427,14 @@ def compile(
             f"one budget or a recipe, not {len(given) + (recipe is not None)}", "a recipe has its budget in `mask{...}`"
         )
     control = Control.read(model, freeze, only, ignore, width, floor, grain, vocabulary)
-    if recipe is not None and control != Control():
+    if recipe is not None and control != Control(vocabulary=control.vocabulary):
         raise RecipeError(
             "a recipe says itself what is frozen, and at which floor and grain",
-            "group{freeze=... only=...}, mask{floor=... grain=...}; `vocabulary` is its first pass",
+            "group{freeze=... only=...}, mask{floor=... grain=...}",
         )
+    if recipe is not None and control.vocabulary:
+        beside = recipe if isinstance(recipe, Recipe) else Recipe.parse(recipe)
+        recipe = Recipe((*Recipe.parse(control.vocabulary).steps, *beside.steps))
     chosen = _targets(targets, rpc)
     effort = Budget.parse(tune) if tune is not None else None
     fallback: Mapping[str, Any] = {}

@@ -115,6 +115,14 @@ def test_a_trimmed_llama_is_loaded_with_its_tokeniser(tmp_path):
     assert not any("NOTHING was pruned" in note for note in artifact.report["notes"])
 
 
+def test_the_vocabulary_is_trimmed_before_a_published_recipe(tmp_path):
+    folder("LlamaForCausalLM", dict(GQA, **IDS), "bpe", tmp_path)
+    options = dict(recipe="flap", params="0.7x", vocabulary="occurs=2", data=tmp_path / "text.txt", dry_run=True)
+    artifact = gp.compile(f"hf:{tmp_path / 'in'}", **options)
+    assert [made.name for made in artifact.program.history][:2] == ["vocabulary", "group"]
+    assert artifact.program.history[0].text == "vocabulary{occurs=2}"
+
+
 @pytest.mark.parametrize("alike", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_vocabulary_is_trimmed_beside_widths(alike, tmp_path):
     """Blocks that differ have a class of their own, whose tokens are renumbered all the same."""
