@@ -397,6 +397,16 @@ def bound(data: Iterable[Batch], inputs: Sequence[Value]) -> int | None:
     return batch_size([value for value in inputs if value.name not in getattr(data, "fixed", ())])
 
 
+def fewer(data: Sequence[Batch], inputs: Sequence[Value], most: int) -> Sequence[Batch]:
+    """The samples in batches of at most ``most``; as they are where the model is bound to a number of samples, or none
+    has more."""
+    axes = sample_axes(data, inputs)
+    if not data or bound(data, inputs) is not None or samples(data[0], axes) <= most:
+        return data
+    parts = ((batch, k) for batch in data for k in range(0, samples(batch, axes), most))
+    return [rows(batch, slice(k, k + most), axes) for batch, k in parts]
+
+
 def some(batches: Iterable[Batch], inputs: Sequence[Value], count: int, limit_bytes: float = math.inf) -> list[Batch]:
     """The first ``count`` samples of the data, or as many whole batches as have them where the model is bound to a
     batch size; and no further batch once they take ``limit_bytes``."""

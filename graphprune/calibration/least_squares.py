@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..ir.host import Array
+from ..ir.large import Room
 
 
 class Covariance:
@@ -88,8 +89,9 @@ class Covariance:
 class NormalEquations:
     """Those of a least-squares fit of a layer: a Covariance of its inputs x, and sums of x t' for its targets t."""
 
-    def __init__(self, groups: int, inputs: int, outputs: int) -> None:
-        self.inputs = Covariance(groups, inputs)
+    def __init__(self, groups: int, inputs: int, outputs: int, room: Room | None = None) -> None:
+        """``room``: where the sums of x t' are, if not in memory: a vocabulary of outputs has many."""
+        self.inputs, self._room = Covariance(groups, inputs), room
         self._shape = groups, inputs, outputs // groups
         self._about: Array | None = None  # what is taken off every target
         self._forget()
@@ -97,7 +99,9 @@ class NormalEquations:
     def _forget(self) -> None:
         """As if no target had been added."""
         groups, inputs, outputs = self._shape
-        self._cross, self._target = np.zeros((groups, inputs, outputs)), np.zeros((groups, outputs))
+        cross = np.zeros((groups, inputs, outputs))
+        self._cross = cross if self._room is None else self._room.put(cross)
+        self._target = np.zeros((groups, outputs))
 
     def add(self, x: Array, target: Array) -> None:
         """``x``: (rows, groups, inputs); ``target``: (rows, outputs)."""
@@ -119,7 +123,8 @@ class NormalEquations:
             raise not_finite(where, "gives")
 
     def _aim(self, own: Array, target: Array) -> None:
-        self._cross += own.swapaxes(1, 2) @ target
+        for k in range(0, target.shape[2], STRIPE):  # products are as large as the sums
+            self._cross[..., k : k + STRIPE] += own.swapaxes(1, 2) @ target[..., k : k + STRIPE]
         self._target += _total(target)
 
     def _pairs(self, x: Array, target: Array) -> Iterator[tuple[Array, Array]]:
@@ -164,7 +169,7 @@ class NormalEquations:
 BLOCK = 4096
 """Rows that are multiplied at once."""
 STRIPE = 2048
-"""Rows of a matrix of unknowns that are made at once."""
+"""Rows of a matrix of unknowns, or outputs of it, that are made at once."""
 SOLVED_BYTES = 160 << 20
 """Of a layer's weights, those that are solved for at once."""
 ROWS, FEW, MANY = 100, 30, 16_384

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -12,15 +12,17 @@ import numpy as np
 from ..axes.dim import Dim
 from ..axes.index import Indices
 from ..calibration.activations import Walk
+from ..calibration.batches import fewer, sample_axes, samples
 from ..calibration.before_norms import preimage
 from ..calibration.least_squares import NormalEquations, draw, rows_wanted
+from ..cost.static import evaluate
 from ..coupling.affine import affine
 from ..coupling.branches import Gap, gaps
 from ..coupling.contractions import Contraction, contractions, counted
 from ..coupling.groups import everything
 from ..ir.facts import Keep
 from ..ir.graph import Graph, Op, Value
-from ..ir.host import Array, Host
+from ..ir.host import Array, Batch, Host
 from ..ir.large import Room, are_large, give_back
 from ..ir.program import Program
 from ..pipeline.bypass import Bypass
@@ -32,6 +34,8 @@ ROUNDS = 1
 """Further rounds of a fit behind a ReLU. More come a little closer: see docs/benchmarks.md."""
 HELD_BYTES = 1 << 26
 """Rows that take no more are held for the further rounds, others drawn again."""
+VALUE_BYTES = 1 << 27
+"""Of a value of a large network, what is made at once."""
 DAMP = 0.01
 """How strongly a weight is pulled to what it was, in mean variances of the layer's inputs."""
 
@@ -61,8 +65,9 @@ def least_squares(program: Program, keep: Keep, biases: bool = True) -> tuple[Co
     """
     fit = _Fit(program, keep, biases)
     todo = fit.todo()
-    given = Walk(fit.source, fit.whole, program.data, edited=False)
-    with given as theirs, Walk(fit.host, fit.graph, program.data) as mine:
+    data = fit.data()
+    given = Walk(fit.source, fit.whole, data, edited=False)
+    with given as theirs, Walk(fit.host, fit.graph, data) as mine:
         for number, layer in enumerate(todo):
             program.progress("least squares", number, len(todo))
             if layer.own:
@@ -101,9 +106,21 @@ class _Fit:
         large = are_large(8 * prod(map(int, value.shape or ())) for value in self.graph.parameters.values())
         self.room = Room() if large else None  # where they are, if not in memory
         self.biases: dict[str, Addition] = {}
-        self.seed = program.seed
+        self.seed, self.given = program.seed, program.data
         gone = [branch for edit in program.plan.of(Bypass) for branch in edit.branches]
         self.gaps = {gap.before.name: gap for gap in gaps(self.whole, gone)}
+
+    def data(self) -> Sequence[Batch]:
+        """What is calibrated on. Of a large network in batches of which no value takes more than VALUE_BYTES, by what
+        values take of the example's bytes."""
+        if self.room is None or not self.given:
+            return self.given
+        sizes = self.source.sizes()
+        largest = max(prod(evaluate(n, sizes) for n in value.shape or ()) for value in self.whole.values())
+        share = 4 * largest / max(sum(array.nbytes for array in self.source.example()), 1)
+        axes = sample_axes(self.given, self.whole.inputs)
+        sample = sum(array.nbytes for array in self.given[0]) / samples(self.given[0], axes)
+        return fewer(self.given, self.whole.inputs, max(int(VALUE_BYTES / max(share * sample, 1)), 1))
 
     def todo(self) -> list[Contraction]:
         """The layers whose input is not what it was in the original, in order of execution."""
@@ -126,7 +143,7 @@ class _Fit:
 
     def layer(self, layer: Contraction, theirs: Walk, mine: Walk) -> None:
         target = self._target(layer)
-        sums = NormalEquations(layer.groups, layer.inputs, layer.outputs)
+        sums = NormalEquations(layer.groups, layer.inputs, layer.outputs, self.room)
         rounds, held = ROUNDS if target.rectified else 0, list[tuple[Array, Array, Array]]()
         hold = rounds and rows_wanted(layer.inputs) * 8 * layer.groups * layer.inputs <= HELD_BYTES
         for x, offset, z in self._rows(layer, target, theirs, mine):
@@ -134,12 +151,16 @@ class _Fit:
             if hold:
                 held.append((x, offset, z))
         sums.check(layer.op.where)
-        weight, bias = sums.solve(layer.flat_matrix(self.host), DAMP, self.shifts(layer))
+        weight, bias = sums.solve(self._start(layer), DAMP, self.shifts(layer))
         for _ in range(rounds):
             sums.aim(_rectified(held or self._rows(layer, target, theirs, mine), target, weight, bias))
-            weight, bias = sums.solve(layer.flat_matrix(self.host), DAMP, self.shifts(layer))
+            weight, bias = sums.solve(self._start(layer), DAMP, self.shifts(layer))
         del sums  # before the weight is laid out as it was
         self._set(layer, self._kept(target.value, layer.out_axis), weight, bias)
+
+    def _start(self, layer: Contraction) -> Array:
+        start = layer.flat_matrix(self.host)
+        return start if self.room is None else self.room.put(start)
 
     def shifts(self, layer: Contraction) -> bool:
         """Whether its outputs may be shifted."""
@@ -198,7 +219,7 @@ class _Fit:
 
     def _set(self, layer: Contraction, kept: Indices, weight: Array, bias: Array) -> None:
         shape, dtype = layer.weight_shape, self.host.parameter(layer.weight).dtype
-        self.host.set_parameter(layer.weight, layer.tensor(weight, shape).astype(dtype))
+        self.host.set_parameter(layer.weight, layer.tensor(weight.astype(dtype), shape))
         new = self.host.parameter(layer.weight)  # with the digits that the model has
         self.weights[layer.weight] = new if self.room is None else self.room.put(new)
         if not self.shifts(layer):

@@ -16,6 +16,9 @@ SHARES = (0.5, 0.25, 0.125)
 not be so for the network."""
 
 
+PART = 1 << 22
+"""Numbers of an output that are compared at once."""
+
 Pairs = Iterable[tuple[Sequence[Array], Sequence[Array]]]
 """Per batch the original's outputs, and another network's."""
 
@@ -101,10 +104,13 @@ class Distance:
         """The outputs for one batch more."""
         for k, (theirs, ours) in enumerate(zip(original, made, strict=True)):
             if theirs.dtype.kind == "f":
-                y = theirs.astype(np.float64)
-                self.energy[k] = self.energy.get(k, 0.0) + float(np.square(y).sum())
-                if ours.shape == y.shape:
-                    self._squares[k] = self._squares.get(k, 0.0) + float(np.square(ours - y).sum())
+                comparable, parts = ours.shape == theirs.shape, range(0, theirs.size, PART)
+                for at in (slice(first, first + PART) for first in parts):  # logits of a vocabulary are many
+                    y = theirs.reshape(-1)[at].astype(np.float64)
+                    self.energy[k] = self.energy.get(k, 0.0) + float(np.square(y).sum())
+                    if comparable:
+                        off = ours.reshape(-1)[at] - y
+                        self._squares[k] = self._squares.get(k, 0.0) + float(np.square(off).sum())
 
     def share(self, energy: Mapping[int, float] | None = None) -> float:
         """``energy``: that of all batches, where there are more than were added."""

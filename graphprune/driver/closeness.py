@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,10 @@ from ..ir.program import Program, must_be_program
 
 Evaluate = Callable[[Any], Any]
 """Called with the network as its users call it (see ir.Host.deployed); a figure, or several by name."""
+
+
+AT_ONCE = 1 << 22
+"""Numbers of an output that are compared at once: logits of a vocabulary are many."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +63,13 @@ def _change(name: str, pairs: Sequence[tuple[Array, Array]]) -> OutputChange:
     if any(a.dtype.kind not in "fc" for a, _ in pairs):
         equal, entries = sum(int((a == b).sum()) for a, b in pairs), sum(a.size for a, _ in pairs)
         return OutputChange(name, None, None, equal / entries if entries else None)
-    rows = [(_rows(a), _rows(b)) for a, b in pairs]
-    whole = float(sum((np.abs(a) ** 2).sum() for a, _ in rows))
-    gap = float(sum((np.abs(a - b) ** 2).sum() for a, b in rows))
-    cosines = np.concatenate([_cosines(a, b) for a, b in rows])
+    whole = gap = 0.0
+    each: list[Array] = []
+    for a, b in _rows(pairs):
+        whole += float((np.abs(a) ** 2).sum())
+        gap += float((np.abs(a - b) ** 2).sum())
+        each.append(_cosines(a, b))
+    cosines = np.concatenate(each) if each else np.zeros(0)
     classes = all(a.ndim == 2 and a.shape[1] > 1 for a, _ in pairs)
     same = np.concatenate([a.argmax(1) == b.argmax(1) for a, b in pairs]).mean() if classes else None
     return OutputChange(
@@ -73,10 +80,19 @@ def _change(name: str, pairs: Sequence[tuple[Array, Array]]) -> OutputChange:
     )
 
 
-def _rows(array: Array) -> Array:
-    """A row per sample, in double precision; what is not a number (a mask of -inf, say) counts as zero."""
+def _rows(pairs: Sequence[tuple[Array, Array]]) -> Iterator[tuple[Array, Array]]:
+    """A row per sample, in double precision, some rows at once."""
+    for pair in pairs:
+        a, b = (one.reshape(len(one) if one.ndim else 1, -1) for one in pair)
+        step = max(AT_ONCE // max(a.shape[1], 1), 1)
+        for k in range(0, len(a), step):
+            yield _wide(a[k : k + step]), _wide(b[k : k + step])
+
+
+def _wide(array: Array) -> Array:
+    """What is not a number (a mask of -inf, say) counts as zero."""
     wide = array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
-    return np.nan_to_num(wide, posinf=0.0, neginf=0.0).reshape(len(array) if array.ndim else 1, -1)
+    return np.nan_to_num(wide, copy=False, posinf=0.0, neginf=0.0)
 
 
 def _cosines(a: Array, b: Array) -> Array:
