@@ -161,6 +161,10 @@ class Host(Protocol):
     def run(self, batch: Batch) -> list[Array]:
         """The outputs for one batch of inputs."""
 
+    def as_given(self) -> list[Array] | None:
+        """The outputs for the example of the model itself that this was read from: None where it is no longer there as
+        it was."""
+
     def watch(self, batch: Batch, names: Sequence[str], known: Mapping[str, Array] | None = None) -> dict[str, Array]:
         """Run once and return intermediate values by name. ``known`` values are taken as they are:
         nothing that only they depend on is computed."""

@@ -34,6 +34,8 @@ from .run import Rewrite
 
 FAR = 64
 """How many times the usual random input: what only large inputs wake is alive."""
+AS_GIVEN = 1e-3
+"""How far a module may be from its trace: kernels differ, in the precision that it has."""
 PIECE = 1 << 22
 """Numbers that are compared at once."""
 MEANS = "compensate{by=mean}"
@@ -90,7 +92,28 @@ def _verified(program: Program, batches: int) -> tuple[Check, ...]:
     whole_host = _without_dropped(program, exact)
     opening = [_as_opened(program, given.host, whole_host, inputs)] if program.plan.openings else []
     others = [_as_original(program, pruned.host, whole_host, inputs, graph, interface)] if _exact(program) else []
-    return (check, *opening, *others, _same_weights(program, pruned))
+    return (check, *opening, *others, *_as_given(program), _same_weights(program, pruned))
+
+
+def _as_given(program: Program) -> list[Check]:
+    """That what was read computes what the model itself does, on the example. Raises VerificationError: a module may
+    take other ways while torch.export traces it."""
+    origin, graph = program.origin, program.origin.lift()
+    expected = None if graph.draws else origin.as_given()
+    found = [] if expected is None else origin.run(origin.example())
+    if expected is None or [x.shape for x in expected] != [x.shape for x in found]:
+        return []
+    digits = max((DIGITS.get(value.dtype, 0.0) for value in graph.parameters.values()), default=0.0)
+    error = max((relative(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
+    check = Check("as read = as given", error, max(AS_GIVEN, 8 * digits))
+    if not check.holds:
+        raise VerificationError(
+            f"what torch.export traced differs from the module by {error:.3g} relative on the example (allowed: "
+            f"{check.tolerance:.3g}): the module computes something else while it is traced",
+            "look for torch.compiler.is_exporting(), is_compiling() and is_tracing() in its code, or leave that input "
+            "or option out of the example",
+        )
+    return [check]
 
 
 def _exact(program: Program) -> bool:

@@ -7,6 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import graphprune as gp
 from graphprune.errors import VerificationError
@@ -49,3 +50,31 @@ def test_outputs_that_do_not_depend_on_the_inputs_are_named(bias, shut):
     report = gp.compile(module, torch.randn(2, 4), channels=0.5, measure=False).report
     assert bool(report["verification"]["unmoved"]) is shut
     assert ("did not depend on the inputs tried" in verified(report)) is shut
+
+
+class Otherwise(nn.Module):
+    """Twice as much while it is traced."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+
+    def forward(self, x):
+        return self.body(x) * (2 if torch.compiler.is_exporting() else 1)
+
+
+def half(module):
+    return gp.run("group,score,mask{channels=0.5x},propagate", gp.load(module, (torch.randn(3, 6),)))
+
+
+def test_a_module_that_computes_something_else_while_it_is_traced_is_not_proven():
+    with pytest.raises(VerificationError, match="differs from the module by 1 relative"):
+        gp.verify(half(Otherwise()))
+
+
+def test_what_was_read_is_the_module_and_its_weights_as_they_are_now():
+    module = Otherwise().body
+    cut = half(module)
+    assert "as read = as given" in [check.what for check in gp.verify(cut)]
+    module[0].weight = nn.Parameter(torch.randn(8, 6))  # it is another module now
+    assert "as read = as given" not in [check.what for check in gp.verify(cut)]
