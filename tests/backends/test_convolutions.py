@@ -139,7 +139,7 @@ class Rows(nn.Module):
         return x, torch.softmax(3 * x, -1), torch.where(x > 0, torch.softmax(x, 1), 0.0)
 
 
-@pytest.mark.parametrize("width", [128, 40, 197, 7])
+@pytest.mark.parametrize("width", [128, 48, 40, 37, 197, 7])
 def test_norms_and_softmaxes_are_right(width: int) -> None:
     compiled(Rows(width), 2, 5, width)
     compiled(Rows(width), 2, 5, width, threads=2, on=Tvm(mcpu="haswell"))

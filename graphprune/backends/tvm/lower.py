@@ -23,6 +23,7 @@ from . import schedule, transposed, vector_math
 from .channel_selection import selections_into_readers
 from .planes import planes_read
 from .rewrites import clips, moved_weights, norms, pads, rewritten, whole_pools
+from .schedule_rows import softmaxes
 from .winograd import filtered
 
 _OPSET = 13  # the frontend reads older forms of Slice, Squeeze, ... as if they were of this opset
@@ -120,7 +121,7 @@ def lowered(module: Any, target: Any, layout: str = "NHWC", scheduled: bool = Tr
         module = steps.ConvertLayout({"relax.nn.conv2d": ["NHWC", "HWIO"]})(module)
     module = planes_read(steps.CanonicalizeBindings()(moved_weights(steps.CanonicalizeBindings()(module))))
     module = selections_into_readers(filtered(module))
-    return scheduled_loops(steps.FoldConstant()(module), target, scheduled)
+    return scheduled_loops(steps.FoldConstant()(softmaxes(module)), target, scheduled)
 
 
 def scheduled_loops(module: Any, target: Any, scheduled: bool = True) -> Any:
