@@ -280,3 +280,29 @@ def test_a_decoder_of_transformers_with_a_proof(heads: int, by: str) -> None:
     done = gp.run(f"tokens{{keep=4|2 after=1|2 by={by}}},group,score,mask{{params=0.8x}},propagate", llama(heads))
     assert all(check.holds for check in gp.verify(done))
     assert done.plan["steps"]
+
+
+def test_of_a_vision_language_model_tokens_of_the_image_go_behind_a_block_of_its_language_model() -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = transformers.LlamaConfig(vocab_size=12, **sizes)
+    vision = transformers.CLIPVisionConfig(image_size=12, patch_size=4, projection_dim=16, **sizes)
+    config = transformers.LlavaConfig(text_config=text, vision_config=vision, image_token_index=11)
+
+    class Model(nn.Module):
+        """The logits of what comes next."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = transformers.LlavaForConditionalGeneration(config)
+
+        def forward(self, ids: Tensor, pixels: Tensor) -> Tensor:
+            return self.network(input_ids=ids, pixel_values=pixels, logits_to_keep=1).logits
+
+    ids = torch.tensor([[1, *[11] * 9, 4, 5, 6], [2, *[11] * 9, 7, 8, 9]])  # a token, the image, text
+    program = gp.load(randomise(Model().eval()), (ids, torch.randn(2, 3, 12, 12)))
+    done = gp.run("tokens{keep=3 after=1 places=1-9}", program)
+    lengths = [(op.outputs[0].shape or ())[2] for op in done.graph.ops if op.kind == "attention"]
+    assert lengths == [10, 10, 13, 7]  # two blocks that look at the image, with its class token, and two that read
+    assert all(check.holds for check in gp.verify(done))

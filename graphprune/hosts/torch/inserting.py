@@ -19,6 +19,8 @@ _ATEN = torch.ops.aten
 _FUNCTIONS = {"add": _ATEN.add.Tensor, "mul": _ATEN.mul.Tensor, "div": _ATEN.div.Tensor}
 _OF_ONE = {"abs": _ATEN.abs.default, "log": _ATEN.log.default}
 _REDUCED = {"mean": _ATEN.mean.dim, "sum": _ATEN.sum.dim_IntList}
+_ALIKE = {_ATEN.masked_scatter.default: lambda x, mask, source: torch.where(mask, x, x)}
+"""What makes the same shape and dtype as an op of which torch infers no open sizes (its mask is broadcast)."""
 
 
 class Shapes:
@@ -31,7 +33,7 @@ class Shapes:
 
     def made(self, target: Any, args: Any, kwargs: Any = {}) -> Any:  # noqa: B006 (read alone)
         with torch.no_grad(), self.mode or nullcontext():  # else one that makes a tensor of a size settles what that is
-            return target(*fx.node.map_arg(args, self._val), **fx.node.map_arg(kwargs, self._val))
+            return _ALIKE.get(target, target)(*fx.node.map_arg(args, self._val), **fx.node.map_arg(kwargs, self._val))
 
     def _val(self, node: fx.Node) -> Any:
         value = _get_attr(self.model, str(node.target)) if node.op == "get_attr" else node.meta["val"]
