@@ -80,7 +80,7 @@ def test_the_hidden_size_is_written_into_the_node():
     assert {v.name: v.const_value.shape.numpy() for v in program.model.graph.initializers.values()} == {
         **{"W": (2, 12, 6), "R": (2, 12, 3), "B": (2, 24), "v": (3, 3)}
     }
-    check, _ = gp.verify(program)
+    check, *_ = gp.verify(program)
     assert check.error <= 1e-5
 
 
