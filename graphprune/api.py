@@ -125,9 +125,9 @@ def load(
 ) -> Program:
     """Read a model.
 
-    ``model``: an nn.Module (with ``example_inputs``: a tensor, a tuple, or ``{"args": ..., "kwargs":
-    ...}``), an ExportedProgram, an onnx_ir.Model or onnx.ModelProto, a path to an ``.onnx`` or
-    ``.pt2`` file, or ``"package.module:factory"``, or ``"path/to/file.py:factory"``, where
+    ``model``: an nn.Module (with ``example_inputs``: a tensor, a tuple, a mapping of forward's arguments by name,
+    or ``{"args": ..., "kwargs": ...}``), an ExportedProgram, an onnx_ir.Model or onnx.ModelProto, a path to an
+    ``.onnx`` or ``.pt2`` file, or ``"package.module:factory"``, or ``"path/to/file.py:factory"``, where
     ``factory()`` returns ``(module, example_inputs)``. Of all but a module ``example_inputs`` may leave inputs out
     and give sizes for arrays, by name: ``{"x": (1, 3, 320, 320), "rate": 16000}``; of an ONNX model what is not given
     is as the first sample of ``data``, or else sizes are tried until it runs. ``dynamic_shapes`` as torch.export takes

@@ -572,3 +572,29 @@ def test_a_graph_in_which_nothing_is_rewritten_is_not_compiled_again(monkeypatch
     monkeypatch.setattr(type(model), "recompile", lambda self: pytest.fail("compiled again"))
     assert write_out(model, True) == []
     narrow_to_slice(model)
+
+
+class Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x, scale=None):
+        x = x["x"] if isinstance(x, dict) else x
+        return self.outer(torch.relu(self.inner(x))) * (1.0 if scale is None else scale)
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        {"x": torch.ones(2, 6)},
+        {"x": torch.ones(2, 6), "scale": torch.ones(2, 1)},
+        ({"x": torch.ones(2, 6)},),
+        {"args": (torch.ones(2, 6),), "kwargs": {"scale": torch.ones(2, 1)}},
+    ],
+)
+def test_arguments_are_given_by_name_in_order_or_both(example):
+    done = gp.run("group,score,mask{channels=0.5x},propagate", gp.load(Named(), example))
+    assert done.host.parameter("inner.weight").shape == (4, 6)
+    assert all(check.holds for check in gp.verify(done))
+    assert len(done.graph.inputs) == (2 if "scale" in str(example) else 1)

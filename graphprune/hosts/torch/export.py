@@ -48,7 +48,7 @@ def check_loaded(module: torch.nn.Module) -> None:
 
 def trace(module: torch.nn.Module, inputs: Any, dynamic_shapes: Any = None) -> torch.export.ExportedProgram:
     """``module`` in eval mode; it is left in the mode it was in. Raises ModelError."""
-    args, kwargs = (inputs["args"], inputs["kwargs"]) if _is_call(inputs) else (_tuple(inputs), {})
+    args, kwargs = _call(module, inputs)
     with evaluated(module):
         return _trace(module, args, kwargs, dynamic_shapes)
 
@@ -125,8 +125,14 @@ def call_of(model: fx.GraphModule, flat: Sequence[Any]) -> Call:
     return args, kwargs
 
 
-def _is_call(inputs: Any) -> bool:
-    return isinstance(inputs, Mapping) and set(inputs) == {"args", "kwargs"}
+def _call(module: torch.nn.Module, inputs: Any) -> Call:
+    """What is given as example inputs: both parts of a call, arguments of forward by name (as a tokeniser makes
+    them), or in order."""
+    if isinstance(inputs, Mapping) and set(inputs) == {"args", "kwargs"}:
+        return inputs["args"], inputs["kwargs"]
+    if isinstance(inputs, Mapping) and inputs and inputs.keys() <= inspect.signature(module.forward).parameters.keys():
+        return (), dict(inputs)
+    return _tuple(inputs), {}
 
 
 def _tuple(inputs: Any) -> tuple[Any, ...]:

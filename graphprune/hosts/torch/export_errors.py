@@ -45,7 +45,8 @@ _HINTS = (
     ),
     (
         r"missing \w+ required|takes \d+ positional|unexpected keyword|positional argument",
-        'the example inputs are not what forward takes: a tensor, a tuple, or {"args": ..., "kwargs": ...}',
+        "the example inputs are not what forward takes: a tensor, a tuple, a mapping of its arguments by name, or "
+        '{"args": ..., "kwargs": ...}',
     ),
     (
         r"Unsupported input type <class 'numpy",
