@@ -98,10 +98,11 @@ def _verified(program: Program, batches: int) -> tuple[Check, ...]:
 def _as_given(program: Program) -> list[Check]:
     """That what was read computes what the model itself does, on the example. Raises VerificationError: a module may
     take other ways while torch.export traces it."""
-    origin, graph = program.origin, program.origin.lift()
-    expected = None if graph.draws else origin.as_given()
-    found = [] if expected is None else origin.run(origin.example())
-    if expected is None or [x.shape for x in expected] != [x.shape for x in found]:
+    origin = program.origin
+    if (expected := origin.as_given()) is None or (graph := origin.lift()).draws:
+        return []
+    found = origin.run(origin.example())
+    if [x.shape for x in expected] != [x.shape for x in found]:
         return []
     digits = max((DIGITS.get(value.dtype, 0.0) for value in graph.parameters.values()), default=0.0)
     error = max((relative(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)

@@ -545,7 +545,7 @@ class Begun:
         pass
 
 
-@pytest.mark.parametrize("spec", ["cpu", "best-cpu", "raspberry-pi-4"])
+@pytest.mark.parametrize("spec", ["cpu", "best-cpu", "raspberry-pi-4{link=false}"])
 def test_what_tvm_cannot_import_is_refused_before_any_pass_runs(spec: str) -> None:
     model = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["": 17]> net (float[4,2,5] x) => (float[4,1,2,3] y) '

@@ -74,7 +74,7 @@ def _by_row(sch: Any, parts: list[str], width: int, lanes: int) -> Any:
         if found:
             sch.reorder(far, found[0])
             sch.vectorize(found[0] if int(sch.get(found[0]).extent) == lanes else sch.split(found[0], [None, lanes])[1])
-            sch.decompose_reduction(block, far)
+        sch.decompose_reduction(block, far)  # in C a compiler does not see that the first turn sets what others read
     if width % lanes == 0:
         sch.vectorize(sch.split(along, [None, lanes])[1])
     return sch

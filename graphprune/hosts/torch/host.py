@@ -546,14 +546,14 @@ class TorchHost:
 
     def as_given(self) -> list[Array] | None:
         module = self.module
-        if module is None or self.baked:
+        if module is None or self.baked or self.writes:  # which a call would leave changed
             return None
         now, then = (dict([*one.named_parameters(), *one.named_buffers()]) for one in (module, self._module))
         if any(now[name].data_ptr() != then[name].data_ptr() for name in now.keys() & then.keys()):
             return None  # it has other weights since
         args, kwargs = self.call_arguments(self.example())
         try:
-            with torch.no_grad(), evaluated(module), kept(module, self.writes):
+            with torch.no_grad(), evaluated(module):
                 out = module(*args, **kwargs)
         except Exception:  # it was changed since
             return None
