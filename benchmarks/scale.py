@@ -110,8 +110,8 @@ def main() -> None:
         return
     results = Results(options.results)
     for shape in () if options.report else options.only or [*GRAPHS, FILE]:
-        sizes = [size for size in GRAPHS.get(shape, ()) if size in (options.sizes or SIZES + GRAPHS["dense"])]
-        for key in [f"{shape} {size}" for size in sizes] or [shape]:
+        wanted = [size for size in GRAPHS.get(shape, ()) if size in (options.sizes or GRAPHS[shape])]
+        for key in [f"{shape} {size}" for size in wanted] if shape in GRAPHS else [shape]:
             results.get(key, partial(_run, key))
     print(table(results))
     if options.results == RESULTS:
