@@ -150,6 +150,7 @@ class _Fit:
             sums.add(x, (z - offset) / target.scale)
             if hold:
                 held.append((x, offset, z))
+        del x, offset, z  # the last batch: logits of a vocabulary are many
         sums.check(layer.op.where)
         weight, bias = sums.solve(self._start(layer), DAMP, self.shifts(layer))
         for _ in range(rounds):
@@ -159,8 +160,12 @@ class _Fit:
         self._set(layer, self._kept(target.value, layer.out_axis), weight, bias)
 
     def _start(self, layer: Contraction) -> Array:
-        start = layer.flat_matrix(self.host)
-        return start if self.room is None else self.room.put(start)
+        if self.room is None:
+            return layer.flat_matrix(self.host)
+        read = layer.flat_matrix(self.host, None)
+        start = self.room.empty(read.shape, np.dtype(np.float64))
+        start[...] = read
+        return start
 
     def shifts(self, layer: Contraction) -> bool:
         """Whether its outputs may be shifted."""

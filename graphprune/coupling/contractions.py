@@ -52,18 +52,19 @@ class Contraction:
         """Of all groups."""
         return self.weight_shape[1 if self.transposed else 0]
 
-    def matrix(self, host: Host) -> Array:
-        """The weight as (groups, outputs, inputs, taps), float64. Inputs of all groups in a row are
-        the channels of the activation, outputs those of the result."""
-        weight = _constant(host, self.op, 1).astype(np.float64)
+    def matrix(self, host: Host, dtype: Any = np.float64) -> Array:
+        """The weight as (groups, outputs, inputs, taps). Inputs of all groups in a row are the channels of the
+        activation, outputs those of the result. ``dtype``: None leaves what is read."""
+        weight = _constant(host, self.op, 1)
+        weight = weight if dtype is None else weight.astype(dtype)
         weight = weight.T if self.transposed else weight
         alpha = float(self.op.attrs.get("alpha", 1))
         weight = weight if alpha == 1 else weight * alpha
         return weight.reshape(self.groups, -1, weight.shape[1], self.taps)
 
-    def flat_matrix(self, host: Host) -> Array:
-        """The weight as (groups, outputs, taps x inputs), float64."""
-        matrix = self.matrix(host).swapaxes(2, 3)
+    def flat_matrix(self, host: Host, dtype: Any = np.float64) -> Array:
+        """The weight as (groups, outputs, taps x inputs). ``dtype``: as of ``matrix``."""
+        matrix = self.matrix(host, dtype).swapaxes(2, 3)
         return matrix.reshape(*matrix.shape[:2], -1)
 
     def tensor(self, matrix: Array, shape: Sequence[int]) -> Array:
