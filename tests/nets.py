@@ -66,6 +66,15 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
     return module
 
 
+def told_apart(module: Any) -> Any:
+    """Random as ``randomise`` makes it, and its attention far from alike for all tokens."""
+    randomise(module)
+    for name, weight in module.named_parameters():
+        if name.endswith(("q.weight", "k.weight")):
+            weight.data *= 3
+    return module
+
+
 def image(channels: int = 3, size: int = 8, batch: int = 2) -> Callable[[], tuple[torch.Tensor]]:
     return lambda: (_randn(batch, channels, size, size),)
 

@@ -9,15 +9,13 @@ import numpy as np
 
 from ..ir.host import Array, Host
 from ..ir.program import Program
+from ..pipeline.compare import PIECE
 from ..pipeline.correction import Correct
 
 SHARES = (0.5, 0.25, 0.125)
 """How much of a correction is tried where the whole is too much: what is best for every layer by itself need
 not be so for the network."""
 
-
-PART = 1 << 22
-"""Numbers of an output that are compared at once."""
 
 Pairs = Iterable[tuple[Sequence[Array], Sequence[Array]]]
 """Per batch the original's outputs, and another network's."""
@@ -104,8 +102,8 @@ class Distance:
         """The outputs for one batch more."""
         for k, (theirs, ours) in enumerate(zip(original, made, strict=True)):
             if theirs.dtype.kind == "f":
-                comparable, parts = ours.shape == theirs.shape, range(0, theirs.size, PART)
-                for at in (slice(first, first + PART) for first in parts):  # logits of a vocabulary are many
+                comparable, parts = ours.shape == theirs.shape, range(0, theirs.size, PIECE)
+                for at in (slice(first, first + PIECE) for first in parts):  # logits of a vocabulary are many
                     y = theirs.reshape(-1)[at].astype(np.float64)
                     self.energy[k] = self.energy.get(k, 0.0) + float(np.square(y).sum())
                     if comparable:

@@ -15,13 +15,10 @@ from ..calibration.batches import sample_axes, samples
 from ..errors import ModelError, users_own
 from ..ir.host import Array, Batch, Host
 from ..ir.program import Program, must_be_program
+from ..pipeline.compare import PIECE
 
 Evaluate = Callable[[Any], Any]
 """Called with the network as its users call it (see ir.Host.deployed); a figure, or several by name."""
-
-
-AT_ONCE = 1 << 22
-"""Numbers of an output that are compared at once: logits of a vocabulary are many."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +81,7 @@ def _rows(pairs: Sequence[tuple[Array, Array]]) -> Iterator[tuple[Array, Array]]
     """A row per sample, in double precision, some rows at once."""
     for pair in pairs:
         a, b = (one.reshape(len(one) if one.ndim else 1, -1) for one in pair)
-        step = max(AT_ONCE // max(a.shape[1], 1), 1)
+        step = max(PIECE // max(a.shape[1], 1), 1)
         for k in range(0, len(a), step):
             yield _wide(a[k : k + step]), _wide(b[k : k + step])
 

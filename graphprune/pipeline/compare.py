@@ -14,6 +14,8 @@ SLACK = 4
 """How many times the spread of a model's own arithmetic may be put down to rounding."""
 LIMIT = 1e-2
 """More is never put down to rounding."""
+PIECE = 1 << 22
+"""Numbers that are compared at once, where there may be many: a large weight, logits of a vocabulary."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from ..ir.gc_paused import paused
 from ..ir.graph import Graph, Op, around
 from ..ir.host import Array, Batch, Host, random_array
 from ..ir.program import Program, must_be_program
-from .compare import LIMIT, Check, compare, relative, unmoved
+from .compare import LIMIT, PIECE, Check, compare, relative, unmoved
 from .correction import Correct
 from .edits import Cut, kept
 from .replay import kept_of, opened, replay, replayed
@@ -36,8 +36,6 @@ FAR = 64
 """How many times the usual random input: what only large inputs wake is alive."""
 AS_GIVEN = 1e-3
 """How far a module may be from its trace: kernels differ, in the precision that it has."""
-PIECE = 1 << 22
-"""Numbers that are compared at once."""
 MEANS = "compensate{by=mean}"
 DIGITS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """The relative distance of neighbours."""

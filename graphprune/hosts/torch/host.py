@@ -553,7 +553,7 @@ class TorchHost:
             return None  # it has other weights since
         args, kwargs = self.call_arguments(self.example())
         try:
-            with torch.no_grad(), evaluated(module):
+            with torch.no_grad(), evaluated(module), torch.random.fork_rng(devices=[]):  # what draws leaves no trace
                 out = module(*args, **kwargs)
         except Exception:  # it was changed since
             return None

@@ -163,10 +163,8 @@ def example_of(model: Any) -> dict[str, torch.Tensor]:
         return torch.from_numpy(pixels).to(model.dtype)
 
     text, vision = getattr(config, "text_config", config), getattr(config, "vision_config", config)
-    main, both = (
-        model.main_input_name,
-        vision is not config and "input_ids" in inspect.signature(model.forward).parameters,
-    )
+    main = model.main_input_name
+    both = vision is not config and "input_ids" in inspect.signature(model.forward).parameters
     if main == "pixel_values" and not both:
         return {"pixel_values": image(config)}
     if main == "input_features":
@@ -241,10 +239,8 @@ def _length(config: Any) -> int:
 
 
 def _without_cache(model: Any) -> dict[str, Any]:
-    text = model.config.get_text_config(decoder=True)
-    return (
-        {"use_cache": False} if getattr(model.config, "use_cache", False) or getattr(text, "use_cache", False) else {}
-    )
+    configs = (model.config, model.config.get_text_config(decoder=True))
+    return {"use_cache": False} if any(getattr(config, "use_cache", False) for config in configs) else {}
 
 
 def tokenised(folder: Path, text: Path) -> dict[str, np.ndarray[Any, Any]]:
