@@ -23,7 +23,7 @@ from .cost.latency.table import Table
 from .cost.units import UNITS
 from .driver.artifact import Code, check_code, coded, emit, profiled, write
 from .driver.closeness import Evaluate, closeness, figures
-from .driver.configured import more_unlike, pretrained, unsaid
+from .driver.configured import DIFFERED, more_unlike, pretrained, unsaid
 from .driver.contenders import nearest
 from .driver.dump import dumped
 from .driver.latency_search import has_latency, recorded, to_latency
@@ -459,7 +459,9 @@ def compile(
         for one in chosen:
             one.admit(program)
         widest = max(one.grain for one in chosen)
-        if pretrained(program) and recipe is None:
+        if (given_as := pretrained(program)) and given_as.widths is not None:
+            program, alike = program.note(DIFFERED), False
+        if given_as and recipe is None:
             control = replace(control, freeze=(*control.freeze, *unsaid(program, alike)), alike=alike)
         if recipe is None and not given and program.knows(Keep):  # training has decided already
             recipe = "propagate,compensate" if program.data else "propagate"
@@ -498,9 +500,9 @@ def compile(
         if own is not None:
             steps, (done, facts) = own, attempt(own)
         else:
-            with more_unlike(bool(pretrained(program)) and alike):
+            with more_unlike(bool(given_as) and alike):
                 aligned = _aligned(program, unit, text, widest, control, attempt)
-            if unit == "latency" and not pretrained(program):  # whose class has no place for selections
+            if unit == "latency" and not given_as:  # whose class has no place for selections
                 aligned = nearest(program, aligned, chosen[0], judged, attempt)
             steps, (done, facts) = aligned
         if processes.count() > 1:

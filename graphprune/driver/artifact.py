@@ -19,7 +19,7 @@ from ..pipeline.compare import Check, compare
 from ..pipeline.plan_file import write_plan
 from ..pipeline.provenance import provenance
 from ..pipeline.vocabulary import Vocabulary
-from .configured import CLASS_FILE, OWN_CLASS, once, pretrained, write_pretrained
+from .configured import once, pretrained, write_pretrained
 from .measured import Measured, latencies
 from .renumbered import renumbered
 
@@ -91,13 +91,15 @@ def write(folder: Path, program: Program, report: dict[str, Any]) -> None:
     if program.host.trainable and (why := write_widths(folder, own, values=not once(program))):
         notes.append(f"{UNWRITTEN}: {why}")
     if pretrained(program) is not None:
+        from ..hosts.torch.own_class import CLASS_FILE, NOTE
+
         why = write_pretrained(folder, own, trimmed[0].keep if trimmed else ())
         if why:
             notes.append(f"nothing that from_pretrained loads was written: {why}")
         elif trimmed:
             notes.append(RENUMBERED)
         if (folder / CLASS_FILE).exists():
-            notes.append(OWN_CLASS)
+            notes.append(NOTE)
         if once(program) and why:
             program.host.save(model_file(folder, program), about=provenance(program))
         elif once(program):

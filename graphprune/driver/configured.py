@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,6 +27,9 @@ if TYPE_CHECKING:
 
 SHARD = "2GB"
 """The most that a file of weights has."""
+
+
+DIFFERED = "widths are those that modeling_pruned.py has; layers need not be alike, as no configuration says them"
 
 
 def pretrained(program: Program) -> Pretrained | None:
@@ -108,16 +110,18 @@ def write_pretrained(folder: Path, program: Program, tokens: Sequence[int] = ())
     whose numbers are then their places here, in configurations and the tokeniser too. Returns why nothing was written
     where the class has no place for what was made. Raises ModelError where the class, made from a configuration that
     says them, does not compute what the program computes."""
+    from ..hosts.torch import own_class
     from ..hosts.torch.configuration import Configuration
+    from ..hosts.torch.pretrained import automatic
     from ..hosts.torch.rebuild import stored
     from ..hosts.torch.tokenizer import resize, with_numbers
-    from ..hosts.torch.widths import untied, widths
+    from ..hosts.torch.widths import of_the_whole, untied, widths
     from ..train.inplace import compare
     from .rebuilding import filled, twin
 
     made = pretrained(program)
     assert made is not None
-    kind, configuration = type(made.model), made.configuration
+    kind, configuration = made.kind, made.configuration
     try:
         new, tokenizer = {old: number for number, old in enumerate(tokens)}, made.tokenizer if tokens else None
         if tokens:
@@ -126,7 +130,8 @@ def write_pretrained(folder: Path, program: Program, tokens: Sequence[int] = ())
         if apart and (loose := configuration.having(tie_word_embeddings=False)) is not None:
             configuration = loose
         sizes = widths(program, apart)
-        full = said = _as_configured(program, configuration, sizes, apart)
+        whole = of_the_whole(program, sizes)
+        full = said = _as_configured(program, configuration, whole, apart)
         if full is None and apart:
             raise ModelError(f"no configuration of {kind.__name__} has an embedding of its own and these widths")
         if full is None:
@@ -147,7 +152,7 @@ def write_pretrained(folder: Path, program: Program, tokens: Sequence[int] = ())
     if tokenizer is not None:
         tokenizer.trimmed(new).write(folder)
     if said is None:
-        _write_class(folder, kind, sizes)
+        own_class.write(folder, kind, automatic(kind), whole)
     return None
 
 
@@ -182,7 +187,7 @@ def _as_configured(program: Program, whole: Configuration, sizes: Mapping[str, A
     if shapes.keys() == configuration.sizes.keys():
         found = configuration.narrower(shapes, eps) if eps else configuration.saying(shapes)
     if found is not None and valid(found):
-        full = made_from(kind, told(found, made.model), state, made.model.dtype)
+        full = made_from(kind, told(found, kind), state, made.model.dtype)
         if narrow:  # a class may make more of a head's width than a scale and angles
             with suppress(ModelError):
                 compare(full, program.source, program, "made from its configuration")
@@ -191,39 +196,3 @@ def _as_configured(program: Program, whole: Configuration, sizes: Mapping[str, A
     if gone:
         raise ModelError(f"no configuration of {kind.__name__} has these widths in the blocks that are left")
     return None
-
-
-CLASS_FILE = "modeling_pruned.py"
-OWN_CLASS = (
-    f"config.json has no fields that say this: {CLASS_FILE} does, for from_pretrained(..., trust_remote_code=True)"
-)
-CLASS = """\"\"\"{kind} at the widths in config.json. Written by graphprune; needs rebuild.py beside it and no more.
-
-AutoModel(ForCausalLM, ...).from_pretrained(folder, trust_remote_code=True) loads it.
-\"\"\"
-
-from transformers import {kind}
-
-from .rebuild import resized, stored
-
-
-class Pruned{kind}({kind}):
-    def __init__(self, config, *args, **kwargs):
-        super().__init__(config, *args, **kwargs)
-        stored(resized(self, config.widths), config.widths)
-"""
-
-
-def _write_class(folder: Path, kind: type, sizes: Mapping[str, Any]) -> None:
-    """``modeling_pruned.py``, and in ``config.json`` its name and the widths. It imports rebuild.py, see
-    rebuilding.write_widths."""
-    from ..hosts.torch.pretrained import automatic
-
-    (folder / CLASS_FILE).write_text(CLASS.format(kind=kind.__name__), encoding="utf-8")
-    where = folder / "config.json"
-    config = json.loads(where.read_text(encoding="utf-8"))
-    name = f"Pruned{kind.__name__}"
-    config["architectures"] = [name]
-    config["auto_map"] = dict.fromkeys(automatic(kind), f"modeling_pruned.{name}")
-    config["widths"] = sizes
-    where.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -19,7 +19,7 @@ def write_widths(folder: Path, program: Program, values: bool = True) -> str | N
     import torch
 
     from ..hosts.torch import rebuild
-    from ..hosts.torch.widths import widths
+    from ..hosts.torch.widths import of_the_whole, widths
     from ..hosts.torch.written import written
 
     try:
@@ -28,7 +28,7 @@ def write_widths(folder: Path, program: Program, values: bool = True) -> str | N
             rebuilt(program, module, found, assign=True)
     except ModelError as error:
         return error.message
-    (folder / "widths.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (folder / "widths.json").write_text(json.dumps(of_the_whole(program, found), indent=1) + "\n", encoding="utf-8")
     if values:
         with written(folder / "weights.pt") as file:
             torch.save(weights(program, found), file)

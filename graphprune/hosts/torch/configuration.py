@@ -271,10 +271,10 @@ def _differing(one: Shapes, other: Shapes) -> Iterator[tuple[str, int]]:
                 yield name, axis
 
 
-def told(config: Any, model: Any) -> Any:
+def told(config: Any, kind: type) -> Any:
     """A configuration with what else the model's own says: what it was saved with, and generates with."""
     config = copy.deepcopy(config)
-    config.architectures = [type(model).__name__]
+    config.architectures = [kind.__name__]
     return config
 
 

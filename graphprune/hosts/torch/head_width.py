@@ -84,7 +84,8 @@ def _widths(configuration: Configuration, keeps: Keeps) -> Iterator[tuple[Path, 
             raise ModelError(
                 f"heads have several widths, {each}, and a configuration of {configuration.kind.__name__} has one, "
                 f"`{path[-1]}`",
-                "keep as many channels of values as of queries and keys, in all layers",
+                "keep as many channels of values as of queries and keys, in all layers; heads of a folder that "
+                "modeling_pruned.py makes narrower stay as they are",
             )
         if found and was not in found:
             yield path, next(iter(found))

@@ -3,6 +3,7 @@ unpickled or downloaded: the class is the library's own."""
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import shutil
@@ -17,14 +18,17 @@ import numpy as np
 import torch
 
 from ...errors import DataError, ModelError, raised
-from .configuration import Configuration
+from . import own_class
+from .configuration import FIELDS, HEADS, Configuration
 from .tokenizer import Tokenizer, numbers
 
 SAMPLES, LENGTH = 2, 128
 """Of the example, that a network is traced on; of text, so many tokens make a sample (fewer where no more fit)."""
 MOST_SAMPLES = 512
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".gguf", ".index.json")
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pt2", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".gguf", ".index.json")
 """Files of a folder that hold weights; what else lies beside them is carried along."""
+OURS = (own_class.CLASS_FILE, "rebuild.py", "widths.json", "plan.json", "report.json", "report.html")
+"""But for what tells of a network that was compiled before."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Pretrained:
 
     model: Any
     folder: Path | None = None
+    widths: Mapping[str, Any] | None = None  # as in widths.json, of a class that no configuration says: see own_class
 
     def example(self, samples: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Example inputs as torch.export takes them; by name, ``samples`` (arrays) or sizes that they are to have."""
@@ -43,9 +48,22 @@ class Pretrained:
             made |= {name: _sized(made.get(name), item) for name, item in own.items()}
         return {"args": (), "kwargs": made}
 
+    @property
+    def kind(self) -> Any:
+        """The library's class."""
+        return type(self.model) if self.widths is None else type(self.model).__base__
+
     @cached_property
     def configuration(self) -> Configuration:
-        return Configuration(type(self.model), self.model.config)
+        """That of the library's class: before widths that it does not say. Where heads are narrower since, none of its
+        fields says how many there are."""
+        if self.widths is None:
+            return Configuration(self.kind, self.model.config)
+        config = copy.deepcopy(self.model.config)
+        for name in (own_class.WIDTHS, "auto_map"):
+            delattr(config, name)
+        narrower = any(size in own_class.HEAD_WIDTHS for sizes in self.widths["layers"].values() for size in sizes)
+        return Configuration(self.kind, config, [name for name in FIELDS if not (narrower and name in HEADS)])
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -75,7 +93,8 @@ class Pretrained:
     def carry(self, out: Path) -> None:
         """What is beside the weights (tokeniser, preprocessing, licence), into a folder that has not got it."""
         for path in sorted(self.folder.iterdir()) if self.folder else ():
-            if path.is_file() and not path.name.endswith(WEIGHTS) and not (out / path.name).exists():
+            ours = path.name in OURS or path.name.endswith(WEIGHTS)
+            if path.is_file() and not ours and not (out / path.name).exists():
                 shutil.copyfile(path, out / path.name)
 
 
@@ -101,11 +120,12 @@ def read(folder: Path) -> Pretrained:
         raise ModelError(
             f"{where}: {raised(error)}", "its `architectures` must name the class of the network"
         ) from error
-    found: Any = getattr(library, str(names[0]), None) if names else None
+    name = own_class.called(folder, written, str(names[0])) if names else ""
+    found: Any = getattr(library, name, None)
     if not (inspect.isclass(found) and issubclass(found, library.PreTrainedModel)):
         own = " It has code of its own (auto_map), which is not run." if "auto_map" in written else ""
         raise ModelError(
-            f"{where}: transformers {library.__version__} has no class `{names[0] if names else ''}`.{own}",
+            f"{where}: transformers {library.__version__} has no class `{name}`.{own}",
             "load it in a function of yours: path/to/file.py:factory",
         )
     if isinstance(quantised := written.get("quantization_config"), dict):
@@ -120,7 +140,7 @@ def read(folder: Path) -> Pretrained:
             "other weights are pickles, which can run code: load them yourself and save_pretrained again",
         )
     try:
-        kind: Any = found
+        kind: Any = own_class.of(found) if names[0] != name else found
         model, info = kind.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype="auto", output_loading_info=True
         )
@@ -131,7 +151,7 @@ def read(folder: Path) -> Pretrained:
             f"{folder}: {len(lacking)} weights of {names[0]} are not in its files, the first `{lacking[0]}`",
             "they would be random; `architectures` in config.json may be another class than was saved",
         )
-    return Pretrained(model.eval(), folder)
+    return Pretrained(model.eval(), folder, written[own_class.WIDTHS] if kind is not found else None)
 
 
 def is_pretrained(model: Any) -> bool:

@@ -125,11 +125,12 @@ def widths(program: Program, untied: Container[str] = ()) -> dict[str, Any]:
     after = {name: shape for name, shape in after.items() if name in before or name not in untied}
     _check(program, before, after)
     saved = program.model.state_dict()
+    stored = {name for name, one in _before(program).get("tensors", {}).items() if "keep" in one}
     changed: dict[str, Any] = {}
     for name, shape in after.items():
         if shape != before.get(name):
             changed[name] = {"was": before.get(name), "is": shape}
-            if name not in saved:
+            if name not in saved or name in stored:
                 changed[name]["keep"] = kept(program, name)
     gone = {name.rpartition(".")[0] for name in before.keys() - after.keys()}
     read = {value.name for op in program.graph.ops for value in op.inputs if value is not None}
@@ -146,6 +147,36 @@ def widths(program: Program, untied: Container[str] = ()) -> dict[str, Any]:
     eps = dict(_eps(program.origin.lift(), program.graph))
     found = {"version": VERSION, "tensors": changed, "layers": layers, "eps": eps, "identity": sorted(gone)}
     return {**found, "baked": sorted(getattr(program.origin, "baked", ()))}
+
+
+def of_the_whole(program: Program, found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What ``widths`` found, from the library's class on: the network of a folder may have had widths before."""
+    before: Any = _before(program)
+    if not before:
+        return found
+    eps = {path: {**one, "was": before["eps"].get(path, one)["was"]} for path, one in found["eps"].items()}
+    layers = {path: {**before["layers"].get(path, {}), **sizes} for path, sizes in found["layers"].items()}
+    tensors = {name: _followed(before["tensors"].get(name), one) for name, one in found["tensors"].items()}
+    changed = {"tensors": tensors, "layers": layers, "eps": eps}
+    once = {what: sorted({*before[what], *found[what]}) for what in ("identity", "baked")}
+    return {**found, **{what: {**before[what], **now} for what, now in changed.items()}, **once}
+
+
+def _before(program: Program) -> Mapping[str, Any]:
+    """The widths that the network of a folder had, see own_class."""
+    made: Any = getattr(program.origin, "pretrained", None)
+    return (made.widths if made is not None else None) or {}
+
+
+def _followed(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a tensor that was cut before, both cuts as one."""
+    if old is None:
+        return dict(new)
+    both = {"was": old["was"], "is": new["is"]}
+    if "keep" in new:
+        first, then = old["keep"], new["keep"]
+        both["keep"] = {**first, **then, **{axis: [first[axis][k] for k in then[axis]] for axis in first.keys() & then}}
+    return both
 
 
 def keeps(program: Program, names: Iterable[str]) -> Keeps:

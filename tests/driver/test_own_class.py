@@ -1,0 +1,97 @@
+"""Folders with a class of their own (modeling_pruned.py), compiled again: their widths go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from alone import WITHOUT
+from test_configured import GQA, READ, folder, made, masked, widths_of
+
+import graphprune as gp
+from graphprune.errors import ModelError
+
+pytest.importorskip("transformers")
+
+SLICED = "rms{untie=true},rotate{untie=true},group{places=stream},score{by=variance},mask{params=0.85x},propagate"
+NARROW = "group,score,mask{width=*q_proj.2=3|*v_proj.1=6},propagate"
+FITTED = "group{freeze=*attn*},score,mask{width=*layers.0*gate_proj=20},propagate,compensate"
+
+
+def data():
+    return {"input_ids": np.random.default_rng(0).integers(3, 50, (16, 60))}
+
+
+def given(again):
+    return {"params": again, "alike": False} if again.endswith("x") else {"recipe": again}
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "again"),
+    [
+        ("LlamaForCausalLM", "0.8x", "0.85x"),  # counts of heads in each block
+        pytest.param("Qwen3ForCausalLM", SLICED, SLICED, marks=pytest.mark.slow),  # eps by the channels that are left
+        pytest.param("Qwen3ForCausalLM", NARROW, "0.9x", marks=pytest.mark.slow),  # angles that no checkpoint has
+        pytest.param(
+            "LlamaForCausalLM", FITTED, FITTED.replace("layers.0", "layers.1"), marks=pytest.mark.slow
+        ),  # biases
+    ],
+    ids=["unlike", "eps", "angles", "biases"],
+)
+def test_a_folder_with_a_class_of_its_own_is_cut_again(name, first, again, tmp_path):
+    source = folder(made(name, dict(GQA, head_dim=8)), tmp_path / "in")
+    gp.compile(f"hf:{source}", data=data(), out=tmp_path / "once", measure=False, **given(first))
+    done = gp.compile(f"hf:{tmp_path / 'once'}", data=data(), out=tmp_path / "out", measure=False, **given(again))
+    ids = torch.from_numpy(done.program.host.example()[0])
+    torch.save({"input_ids": ids}, tmp_path / "given")
+    called = ["AutoModelForCausalLM", str(tmp_path / "out"), str(tmp_path / "given")]
+    home = {**os.environ, "HF_HOME": str(tmp_path / "home")}
+    subprocess.run([sys.executable, "-c", WITHOUT + READ, *called], check=True, env=home)
+    found = torch.load(tmp_path / "out/out")
+    want = torch.from_numpy(done.program.host.run([ids.numpy()])[0])
+    assert (found["logits"] - want).abs().max() <= 1e-5 * want.abs().max()
+    before = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("once", "out")]
+    assert before[0]["widths"] != before[1]["widths"] and before[0]["num_attention_heads"] == 4
+    if first == "0.8x":
+        zeroed = masked(done, done.program.source.pretrained.model)
+        tokens = zeroed.generate(ids[:, :8], max_new_tokens=32, min_new_tokens=32, do_sample=False)
+        assert torch.equal(found["tokens"], tokens)
+        assert any("layers need not be alike" in note for note in done.report["notes"])
+
+
+def test_widths_that_a_configuration_says_again_need_no_class_of_their_own(tmp_path):
+    source = folder(made("LlamaForCausalLM", GQA), tmp_path / "in")
+    cut = "group{freeze=*attn*},score,mask{width=*layers.0*gate_proj=20},propagate"
+    gp.compile(f"hf:{source}", recipe=cut, out=tmp_path / "once", measure=False)
+    even = cut.replace("layers.0*gate_proj=20", "gate_proj=16")
+    done = gp.compile(f"hf:{tmp_path / 'once'}", recipe=even, out=tmp_path / "out", measure=False)
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert (config["architectures"], config["intermediate_size"]) == (["LlamaForCausalLM"], 16)
+    assert not config.keys() & {"auto_map", "widths"} and not (tmp_path / "out/modeling_pruned.py").exists()
+    assert set(widths_of(tmp_path / "out", "gate_proj.weight").values()) == {(16, 32)}
+    assert not [note for note in done.report["notes"] if "modeling_pruned.py does" in note]
+    rebuilt = json.loads((tmp_path / "out/widths.json").read_text())["tensors"]  # of the library's class
+    assert {tuple(one["was"]) for name, one in rebuilt.items() if "gate_proj" in name} == {(48, 32)}
+
+
+def test_a_class_that_was_changed_since_is_refused(tmp_path):
+    source = folder(made("LlamaForCausalLM", GQA), tmp_path / "in")
+    gp.compile(f"hf:{source}", params="0.8x", alike=False, out=tmp_path / "once", measure=False)
+    written = (tmp_path / "once/modeling_pruned.py").read_text()
+    (tmp_path / "once/modeling_pruned.py").write_text(written + "        self.scale = 2\n")
+    with pytest.raises(ModelError, match="changed since graphprune wrote it"):
+        gp.load(f"hf:{tmp_path / 'once'}")
+    (tmp_path / "once/modeling_pruned.py").unlink()
+    with pytest.raises(ModelError, match="modeling_pruned.py: is not there"):
+        gp.load(f"hf:{tmp_path / 'once'}")
+    (tmp_path / "once/modeling_pruned.py").write_text(written)
+    config = json.loads((tmp_path / "once/config.json").read_text())
+    config["widths"]["version"] = 7
+    (tmp_path / "once/config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="of version 7, and this graphprune reads 1"):
+        gp.load(f"hf:{tmp_path / 'once'}")
