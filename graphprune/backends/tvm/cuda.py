@@ -42,7 +42,7 @@ class Cuda(Target):
 
     def admit(self, program: Program) -> None:
         self.require(LACKING)
-        imported(program.host, self.label)
+        imported(program.host, self.label, layers=False)
 
     def emit(self, program: Program, folder: Path) -> Path:
         self.require(LACKING)
@@ -51,7 +51,7 @@ class Cuda(Target):
 
         tvm = toolchain()
         target = tvm.target.Target({"kind": "cuda", "arch": self.arch}).with_host({"kind": "llvm"})
-        module, names = imported(program.host, self.label)
+        module, names = imported(program.host, self.label, layers=False)
         path = folder / "model.so"
         try:
             with target:

@@ -11,7 +11,7 @@ import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ...errors import TargetError, first_line
 from ...ir.host import Array, Host
 from ...ir.program import Program
 from ...passes.fold import Fold
-from . import schedule, transposed, vector_math
+from . import lstm, schedule, transposed, vector_math
 from .channel_selection import selections_into_readers
 from .planes import planes_read
 from .rewrites import clips, moved_weights, norms, pads, rewritten, whole_pools
@@ -46,16 +46,17 @@ def toolchain() -> Any:
     return tvm
 
 
-def imported(host: Host, label: str = "tvm") -> tuple[Any, list[str]]:
+def imported(host: Host, label: str = "tvm", layers: bool = True) -> tuple[Any, list[str]]:
     """The Relax module at the example's shapes, and the names of its inputs. ``label``: the target's, for
-    messages. Raises TargetError for what TVM's frontends cannot read."""
+    messages; ``layers``: with LSTM layers whole, which ``lowered`` knows, and not as TVM reads them. Raises TargetError
+    for what TVM's frontends cannot read."""
     toolchain()
     host = _folded(host)
     said = io.StringIO()  # the ONNX frontend prints which op it stumbled on
     try:
         with redirect_stdout(said):
-            read: Callable[[Any], Any] = _FRONTENDS.get(host.kind, _from_onnx)
-            module = read(host)
+            read: Callable[[Any, bool], Any] = _FRONTENDS.get(host.kind, _from_onnx)
+            module = read(host, layers)
     except Exception as error:  # the frontends raise whatever their converters raise
         op = re.search(r"Error converting operator (\w+)", said.getvalue())
         message = f"target `{label}`: cannot import the model: {f'{op[1]}: ' if op else ''}{last_line(error)}"
@@ -68,15 +69,17 @@ def _folded(host: Host) -> Host:
     return Fold().run(Program(host=host, source=host)).host
 
 
-def _from_torch(host: Any) -> Any:
+def _from_torch(host: Any, layers: bool) -> Any:
     from tvm.relax.frontend.torch import from_exported_program
 
+    converters = {**transposed.torch_converters(), **lstm.torch_converters()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return from_exported_program(host.exported(static=True), custom_convert_map=transposed.torch_converters())
+        program = lstm.decomposed(host.exported(static=True), layers)
+        return from_exported_program(program, custom_convert_map=converters, run_ep_decomposition=False)
 
 
-def _from_onnx(host: Host) -> Any:
+def _from_onnx(host: Host, layers: bool) -> Any:
     """ONNX Runtime folds what is constant at these shapes first: the frontend reads few of the
     chains of Shape, Gather and Concat that exporters write."""
     import onnx
@@ -103,10 +106,11 @@ def _from_onnx(host: Host) -> Any:
         ort.InferenceSession(str(given), options, providers=["CPUExecutionProvider"])
         model = onnx.shape_inference.infer_shapes(onnx.load(str(simple)))
         transposed.explicit_pads(model)
-        return from_onnx(model)
+        with lstm.read_from_onnx() if layers else nullcontext():
+            return from_onnx(model)
 
 
-_FRONTENDS: Mapping[str, Callable[[Any], Any]] = {"torch": _from_torch}
+_FRONTENDS: Mapping[str, Callable[[Any, bool], Any]] = {"torch": _from_torch}
 """By host, where TVM reads its models without a detour over ONNX."""
 
 
@@ -116,6 +120,8 @@ def lowered(module: Any, target: Any, layout: str = "NHWC", scheduled: bool = Tr
     from tvm import relax
 
     steps = relax.transform
+    registers = _registers(target)
+    module = lstm.kernels(module, registers.lanes, registers.tile)
     module = whole_pools(pads(transposed.plain(clips(steps.DecomposeOpsForInference()(norms(module))))))
     if layout == "NHWC":
         module = steps.ConvertLayout({"relax.nn.conv2d": ["NHWC", "HWIO"]})(module)
