@@ -112,7 +112,7 @@ def write_pretrained(folder: Path, program: Program, tokens: Sequence[int] = ())
     says them, does not compute what the program computes."""
     from ..hosts.torch import own_class
     from ..hosts.torch.configuration import Configuration
-    from ..hosts.torch.pretrained import automatic
+    from ..hosts.torch.pretrained import automatic, check_written
     from ..hosts.torch.rebuild import stored
     from ..hosts.torch.tokenizer import resize, with_numbers
     from ..hosts.torch.widths import of_the_whole, untied, widths
@@ -147,12 +147,20 @@ def write_pretrained(folder: Path, program: Program, tokens: Sequence[int] = ())
         compare(said, program.source, program, "made from its configuration")
     else:
         stored(full, sizes)
-    full.save_pretrained(folder, max_shard_size=SHARD)
+    there = set(folder.iterdir())
+    # Names of weights that the library changes as it loads a class of its own, it does not for another's.
+    full.save_pretrained(folder, max_shard_size=SHARD, save_original_format=said is not None)
+    if said is None:
+        own_class.write(folder, kind, automatic(kind), whole)
+    try:
+        check_written(folder, full)
+    except ModelError as error:
+        for path in set(folder.iterdir()) - there:
+            path.unlink()
+        return error.message
     made.carry(folder)
     if tokenizer is not None:
         tokenizer.trimmed(new).write(folder)
-    if said is None:
-        own_class.write(folder, kind, automatic(kind), whole)
     return None
 
 

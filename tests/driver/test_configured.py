@@ -118,6 +118,7 @@ AUTOMATIC = {
     "BloomForCausalLM": "AutoModelForCausalLM",
     "ConvNextForImageClassification": "AutoModelForImageClassification",
     "GPT2LMHeadModel": "AutoModelForCausalLM",
+    "GPTNeoXForCausalLM": "AutoModelForCausalLM",  # whose head has another name in files
     "BertForMaskedLM": "AutoModelForMaskedLM",
     "BartForConditionalGeneration": "AutoModelForSeq2SeqLM",
     "Dinov2ForImageClassification": "AutoModelForImageClassification",

@@ -44,7 +44,7 @@ def of(kind: Any) -> Any:
         kind.__init__(self, config, *args, **options)
         stored(resized(self, config.widths), config.widths)
 
-    return type(f"{PREFIX}{kind.__name__}", (kind,), {"__init__": begin, "__module__": kind.__module__})
+    return type(f"{PREFIX}{kind.__name__}", (kind,), {"__init__": begin, "__module__": __name__})
 
 
 def called(folder: Path, written: Mapping[str, Any], name: str) -> str:

@@ -154,6 +154,14 @@ def read(folder: Path) -> Pretrained:
     return Pretrained(model.eval(), folder, written[own_class.WIDTHS] if kind is not found else None)
 
 
+def check_written(folder: Path, model: Any) -> None:
+    """Raises ModelError where what is loaded of a folder is not, to the last bit, what was written there."""
+    found = read(folder).model.state_dict()
+    for name, tensor in model.state_dict().items():
+        if name not in found or not torch.equal(found[name], tensor.to(found[name].dtype)):
+            raise ModelError(f"`{name}` does not come back as it was written")
+
+
 def is_pretrained(model: Any) -> bool:
     """Whether it is a network of the library."""
     return any(part.__module__.startswith("transformers.") for part in type(model).__mro__) and hasattr(model, "config")
