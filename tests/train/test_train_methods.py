@@ -114,10 +114,26 @@ def test_lean_gives_a_start_to_what_has_a_score():
     scores = gp.run("group,score", program).fact(Scores)
     worth = torch.from_numpy(scores.scores["0"])
     catalyst = gp.train.Catalyst(program, module, total_steps=8, lean=scores)
-    torch.testing.assert_close(catalyst.ratios(), worth.mean() / worth, check_dtype=False)
+    torch.testing.assert_close(catalyst.ratios(), (worth.mean() / worth) ** 0.1, check_dtype=False)
     assert torch.equal(catalyst.kept(), worth > worth.median())
     with pytest.raises(RecipeError, match="`lean` has no scores of `0`"):
         gp.train.Catalyst(program, module, total_steps=8, lean=Scores("l2", {}))
+
+
+@pytest.mark.parametrize("growth, by", [(1.001, "lean"), (2.0, "growth")])
+def test_growth_decides_where_channels_grow_apart_and_the_lean_where_they_do_not(growth, by):
+    """What is worth least grows most: by a thousandth it goes all the same, by twice it stays."""
+    module, program = pair()
+    scores = gp.run("group,score", program).fact(Scores)
+    worth = torch.from_numpy(scores.scores["0"])
+    catalyst = gp.train.Catalyst(program, module, total_steps=8, lean=scores)
+    poor = worth <= worth.median()
+    with torch.no_grad():
+        for parameter, factors in catalyst.channels.mask(1 + (growth - 1) * poor.float()).items():
+            module.get_parameter(parameter).mul_(factors)
+    catalyst.step()
+    catalyst.step()
+    assert torch.equal(catalyst.kept(), ~poor if by == "lean" else poor)
 
 
 def test_the_gates_gradient_leans_where_asked():
