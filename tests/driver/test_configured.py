@@ -493,3 +493,53 @@ def test_text_is_made_tokens_by_the_tokeniser_of_the_folder(llama, tmp_path):
     (tmp_path / "short.txt").write_text("w1 w2")
     with pytest.raises(DataError, match="2 tokens"):
         gp.load(f"hf:{where}", data=tmp_path / "short.txt")
+
+
+SOUND = dict(
+    SMALL, vocab_size=20, conv_dim=[8, 8], conv_kernel=[10, 3], conv_stride=[5, 2], num_feat_extract_layers=2,
+    num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4,
+)  # fmt: skip
+RWKV = dict(SMALL, attention_hidden_size=32, context_length=64, rescale_every=1, **IDS)
+
+
+@pytest.mark.parametrize("name", [pytest.param("Wav2Vec2ForCTC"), pytest.param("HubertForCTC", marks=pytest.mark.slow)])
+def test_networks_of_sound_are_folders_like_any_other(name, tmp_path):
+    model = made(name, SOUND)
+    source = folder(model, tmp_path / "in")
+    done = gp.compile(f"hf:{source}", params="0.9x", out=tmp_path / "out", measure=False)
+    waves = torch.from_numpy(np.random.default_rng(1).standard_normal((2, 500), np.float32))
+    assert done.program.host.example()[0].shape == (2, 500)
+    again = getattr(hf, name).from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        found = again(waves).logits.numpy()
+    want = done.program.host.run([waves.numpy()])[0]
+    assert np.abs(found - want).max() <= 1e-5 * np.abs(want).max()
+    assert sum(p.numel() for p in again.parameters()) < sum(p.numel() for p in model.parameters())
+
+
+def test_weights_that_forward_writes_into_are_refused_with_the_way_out(tmp_path):
+    model = made("RwkvForCausalLM", RWKV)
+    with pytest.raises(
+        ModelError, match=r"writes into its own weight `rwkv.blocks.0.attention.output.weight` at .*py:"
+    ):
+        gp.load(model, {"input_ids": torch.randint(3, 50, (2, 9)), "use_cache": False})
+    model.config.rescale_every = 0
+    gp.load(model, {"input_ids": torch.randint(3, 50, (2, 9)), "use_cache": False})
+    kept = torch.nn.Sequential(torch.nn.Embedding(10, 8, max_norm=1.0), torch.nn.Linear(8, 4))
+    gp.load(kept, torch.randint(0, 10, (2, 3)))  # twice is as once
+
+
+def test_what_cannot_be_saved_or_traced_says_why_and_what_to_do():
+    vision = dict(depth=1, embed_dim=32, num_heads=4, hidden_size=32, patch_size=4, mlp_ratio=2)
+    angles = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+    text = dict(GQA, rope_parameters=angles)
+    with pytest.raises(ModelError, match="reads sizes of images from a tensor, `image_grid_thw`") as error:
+        example_of(made("Qwen2VLForConditionalGeneration", dict(text_config=text, vision_config=vision)))
+    assert "language model alone" in error.value.hint
+    sizes = dict(text_config=dict(GQA, head_dim=8), image_token_index=45, mm_tokens_per_image=4)
+    sizes |= dict(vision_config=dict(IMAGE, model_type="siglip_vision_model"))
+    model, ids = made("Gemma3ForConditionalGeneration", sizes), torch.randint(3, 40, (2, 9))
+    gp.load(model, {"input_ids": ids})
+    with pytest.raises(ModelError, match=r"an index under vmap .*gemma3.py:.*no file holds that op") as error:
+        gp.load(model, {"input_ids": ids, "token_type_ids": torch.zeros_like(ids)})
+    assert "leave `token_type_ids` out" in error.value.hint

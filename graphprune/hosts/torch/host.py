@@ -50,7 +50,7 @@ from .reindex import build, insert
 from .run import infer_shapes, to_numpy
 from .run import outputs as drawn_outputs
 from .run import watch as watch_values
-from .state import kept, written_buffers
+from .state import kept, refuse_unkept, written_buffers
 from .to_onnx import write_onnx
 from .written import written
 
@@ -111,6 +111,7 @@ class TorchHost:
         module, notes = _written_out(exported, inputs)
         example, made = pytree.tree_leaves(inputs), network(module)
         narrow_to_slice(made)
+        refuse_unkept(made)
         try:
             functionalise(made, example)
         except Unsupported:  # torch's own way, in which norms and dropout no longer follow train()

@@ -22,8 +22,9 @@ from . import own_class
 from .configuration import FIELDS, HEADS, Configuration
 from .tokenizer import Tokenizer, numbers
 
-SAMPLES, LENGTH = 2, 128
-"""Of the example, that a network is traced on; of text, so many tokens make a sample (fewer where no more fit)."""
+SAMPLES, LENGTH, FRAMES = 2, 128, 50
+"""Of the example, that a network is traced on; of text, so many tokens make a sample (fewer where no more fit), of
+sound so many frames, about a second."""
 MOST_SAMPLES = 512
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pt2", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".gguf", ".index.json")
 """Files of a folder that hold weights; what else lies beside them is carried along."""
@@ -198,7 +199,17 @@ def example_of(model: Any) -> dict[str, torch.Tensor]:
     if main == "input_features":
         frames = made.standard_normal((SAMPLES, config.num_mel_bins, 2 * config.max_source_positions), np.float32)
         found = {"input_features": torch.from_numpy(frames).to(model.dtype)}
+    elif main == "input_values" and (ratio := getattr(config, "inputs_to_logits_ratio", None)):  # samples of a frame
+        waves = made.standard_normal((SAMPLES, FRAMES * ratio), np.float32)
+        found = {"input_values": torch.from_numpy(waves).to(model.dtype)}
     elif main in ("input_ids", "pixel_values"):
+        if (sizes := "image_grid_thw") in inspect.signature(model.forward).parameters:
+            raise ModelError(
+                f"{type(model).__name__} reads sizes of images from a tensor, `{sizes}`, and loops by them: "
+                "torch.export has no form of that",
+                'its language model alone goes: a function of yours that returns (model, {"input_ids": ids}), given as '
+                "path/to/file.py:factory",
+            )
         found = {"input_ids": tokens(text.vocab_size)}
         if vision is not config:
             found["pixel_values"] = image(vision)

@@ -6,26 +6,29 @@ calls go on from one another.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import fx, nn
 
+from ...errors import ModelError
 from .edit import arguments
 from .functional import written_into
 
 
 def written_buffers(model: fx.GraphModule) -> tuple[str, ...]:
     """The names of the stored tensors that ops of the graph write into, by whatever view of them."""
-    found: dict[str, None] = {}
-    for node in model.graph.nodes:
-        root = written_into(node)
-        while root is not None and root.op == "call_function":
-            root = _viewed(root)
-        if root is not None and root.op == "get_attr":
-            found[str(root.target)] = None
-    return tuple(found)
+    return tuple({name: None for node in model.graph.nodes if (name := _root(node))})
+
+
+def _root(node: fx.Node) -> str:
+    """The stored tensor that an op writes into; nothing where it does not."""
+    root = written_into(node)
+    while root is not None and root.op == "call_function":
+        root = _viewed(root)
+    return str(root.target) if root is not None and root.op == "get_attr" else ""
 
 
 def _viewed(node: fx.Node) -> fx.Node | None:
@@ -36,6 +39,34 @@ def _viewed(node: fx.Node) -> fx.Node | None:
     named = arguments(node)
     viewed = [named[a.name] for a in schema.arguments if a.alias_info is not None]
     return next((value for value in viewed if isinstance(value, fx.Node)), None)
+
+
+def refuse_unkept(model: fx.GraphModule) -> None:
+    """Raises ModelError where forward writes into weights that are trained, so that no two calls compute the same, or
+    has an op that no file holds."""
+    for node in model.graph.nodes:
+        if node.target is torch.ops.higher_order.flat_apply:
+            raise ModelError(
+                f"an index under vmap is in what torch.export made{_line(node)}, and no file holds that op",
+                "index by torch.gather or index_select; a network of transformers that makes a mask so: leave "
+                "`token_type_ids` out of the example",
+            )
+        if (name := _root(node)) and isinstance(_tensor(model, name), nn.Parameter) and node.target not in _SETTLED:
+            raise ModelError(
+                f"forward writes into its own weight `{name}`{_line(node)}, and every call changes it again",
+                'leave that to training, or write into a buffer; of RWKV `"rescale_every": 0` in config.json computes '
+                "the same without",
+            )
+
+
+_SETTLED = (torch.ops.aten.embedding_renorm_.default,)
+"""What changes nothing where it was done before."""
+
+
+def _line(node: fx.Node) -> str:
+    """Where in the user's code, and in the library's."""
+    files = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    return f" at {files[-1][0]}:{files[-1][1]}" if files else ""
 
 
 @contextmanager
