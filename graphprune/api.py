@@ -152,8 +152,10 @@ def load(
             f"`{fixed[0]}` is to be the same for every sample, and there are none: no data was given",
             "give data too; the value of an input of the example is --input NAME=VALUE",
         )
+    samples = _first(model, data)
+    _agree(example_inputs, samples)
     with paused():
-        host = as_host(model, example_inputs, dynamic_shapes, _first(model, data))
+        host = as_host(model, example_inputs, dynamic_shapes, samples)
     with paused(), _naming(data):
         program = _with_data(host, data, fixed, images, loss, seed, sized=example_inputs is not None)
     if check:
@@ -819,6 +821,18 @@ def _first(model: Any, data: Any) -> dict[str, Any] | None:
         if isinstance(data, Mapping):
             return {name: array[:2] for name, array in data.items() if hasattr(array, "shape")}
     return None
+
+
+def _agree(example_inputs: Any, samples: Mapping[str, Any] | None) -> None:
+    """Raises ModelError where sizes that are given for inputs of a folder are not those of its data."""
+    given = example_inputs if isinstance(example_inputs, Mapping) else {}
+    for name, array in (samples or {}).items():
+        if isinstance(size := given.get(name), tuple) and size[1:] != array.shape[1:]:
+            said, has = ("x".join(map(str, ["N", *sizes[1:]])) for sizes in (size, array.shape))
+            raise ModelError(
+                f"example inputs: `{name}` is to be {said}, and the data has {has}",
+                "leave --input (example_inputs) out: a folder is traced at the sizes of its data",
+            )
 
 
 def _read_by(recipe: Recipe | None, loss: Any) -> None:

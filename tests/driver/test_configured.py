@@ -467,6 +467,9 @@ def test_a_folder_is_traced_on_inputs_as_large_as_its_data_or_as_is_said(llama, 
     for data in (tmp_path / "tokens.npz", {"input_ids": tokens}):
         assert gp.load(f"hf:{llama}", data=data).graph.inputs[0].shape[1] == 9
     assert gp.load(f"hf:{llama}", {"input_ids": (2, 7)}).graph.inputs[0].shape[1] == 7
+    with pytest.raises(ModelError, match="`input_ids` is to be Nx7, and the data has Nx9") as error:
+        gp.load(f"hf:{llama}", {"input_ids": (2, 7)}, data=tmp_path / "tokens.npz")
+    assert "leave --input" in error.value.hint
 
 
 def test_of_a_vision_language_model_images_are_where_their_tokens_are(tmp_path):
