@@ -27,8 +27,8 @@ from graphprune.backends.measure import beside
 from graphprune.backends.onnxruntime.target import Onnx
 from graphprune.backends.torch import Torch
 from graphprune.backends.tvm import winograd
-from graphprune.backends.tvm.schedule import NARROW, WIDE, Registers, choose
 from graphprune.backends.tvm.target import Library, Tvm
+from graphprune.backends.tvm.tiles import NARROW, WIDE, Registers, choose
 from graphprune.errors import ModelError, TargetError
 from graphprune.hosts.onnx.host import OnnxHost
 from graphprune.hosts.torch.host import TorchHost

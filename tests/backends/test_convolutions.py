@@ -88,6 +88,56 @@ def test_a_stem_reads_its_image_as_it_is(case: str) -> None:
     assert any("conv2d_planes" in name for name in kernels)
 
 
+class Separable(nn.Module):
+    """A depthwise convolution, a norm and an activation, a pointwise convolution, and what follows; ``twice``:
+    something else reads what lies between."""
+
+    def __init__(
+        self, channels: int, outs: int, kernel: int = 3, stride: int = 1, dilation: int = 1, **how: Any
+    ) -> None:
+        super().__init__()
+        padding = dilation * (kernel // 2)
+        self.deep = nn.Conv2d(channels, channels, kernel, stride, padding, dilation, channels, bias=False)
+        self.norm, self.wide = nn.BatchNorm2d(channels), nn.Conv2d(channels, outs, 1)
+        self.activation, self.twice = how.get("activation", nn.ReLU6()), how.get("twice", False)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = self.activation(self.norm(self.deep(x)))
+        z = self.wide(y)
+        return (z + x if z.shape == x.shape else torch.relu(z), *([y] if self.twice else []))
+
+
+PAIRS: dict[str, tuple[nn.Module, tuple[int, ...], int]] = {
+    "plain": (Separable(32, 16), (1, 32, 12, 12), 1),
+    "stride, odd sizes, 5 x 5": (Separable(48, 24, 5, 2), (1, 48, 15, 13), 1),
+    "37 outputs": (Separable(32, 37), (1, 32, 8, 9), 1),
+    "40 channels to one": (Separable(40, 1), (1, 40, 8, 8), 1),
+    "three a batch, a sum behind": (Separable(32, 32, activation=nn.ReLU()), (3, 32, 7, 7), 1),
+    "nothing between but a norm, dilation": (Separable(32, 16, dilation=2, activation=nn.Identity()), (1, 32, 9, 8), 1),
+    "several bands": (Separable(64, 16), (1, 64, 40, 40), 1),
+    "read by others": (Separable(32, 16, twice=True), (1, 32, 8, 8), 0),
+    "37 channels": (Separable(37, 16), (1, 37, 8, 8), 0),
+    "another activation": (Separable(32, 16, activation=nn.SiLU()), (1, 32, 8, 8), 0),
+    "one row": (Separable(32, 16), (1, 32, 1, 16), 0),
+}
+
+
+@pytest.mark.parametrize("case", PAIRS)
+def test_a_pointwise_convolution_makes_what_it_reads(case: str) -> None:
+    net, shape, joined = PAIRS[case]
+    kernels = compiled(net, *shape, threads=2)
+    assert sum("separable" in name for name in kernels) == joined
+
+
+def test_two_in_one_with_other_registers_and_schedules() -> None:
+    for on in (Tvm(mcpu="haswell"), Tvm(schedule=False)):
+        assert any("separable" in name for name in compiled(Separable(32, 32), 1, 32, 10, 10, on=on))
+    x = torch.randn(1, 32, 10, 10)
+    program = gp.load(nets.randomise(Separable(32, 20)).eval(), x)
+    heads = [op.name for op in program.graph.ops if op.kind == "conv"]
+    assert list(Tvm().profile(program)) == heads[1:], "the first has no time of its own"
+
+
 @pytest.mark.parametrize("on", [Tvm(mcpu="haswell"), Tvm(layout="NCHW")], ids=["AVX2", "channels first"])
 @pytest.mark.parametrize("case", ["5 x 5, more channels than vectors", "one axis each its own"])
 def test_other_registers_and_layouts(case: str, on: Tvm) -> None:

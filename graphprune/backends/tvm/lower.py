@@ -24,6 +24,8 @@ from .channel_selection import selections_into_readers
 from .planes import planes_read
 from .rewrites import clips, moved_weights, norms, pads, rewritten, whole_pools
 from .schedule_rows import softmaxes
+from .separable import separables
+from .tiles import NARROW, WIDE, Registers
 from .winograd import filtered
 
 _OPSET = 13  # the frontend reads older forms of Slice, Squeeze, ... as if they were of this opset
@@ -126,7 +128,7 @@ def lowered(module: Any, target: Any, layout: str = "NHWC", scheduled: bool = Tr
     if layout == "NHWC":
         module = steps.ConvertLayout({"relax.nn.conv2d": ["NHWC", "HWIO"]})(module)
     module = planes_read(steps.CanonicalizeBindings()(moved_weights(steps.CanonicalizeBindings()(module))))
-    module = selections_into_readers(filtered(module))
+    module = separables(selections_into_readers(filtered(module)), registers)
     return scheduled_loops(steps.FoldConstant()(softmaxes(module)), target, scheduled)
 
 
@@ -189,10 +191,10 @@ def _parts(ty: Any) -> list[Any]:
     return list(ty.fields) if hasattr(ty, "fields") else [ty]
 
 
-def _registers(target: Any) -> schedule.Registers:
+def _registers(target: Any) -> Registers:
     from tvm.target import codegen
 
-    return schedule.WIDE if codegen.llvm_cpu_has_features("avx512f", target) else schedule.NARROW
+    return WIDE if codegen.llvm_cpu_has_features("avx512f", target) else NARROW
 
 
 def interface(names: Sequence[str], inputs: Sequence[Array], outputs: Sequence[Array]) -> dict[str, Any]:

@@ -9,26 +9,19 @@ that are constants are stored in the order in which the tiles read them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from .schedule_bands import UNROLLED, Band, band, cut
+from .schedule_bands import Band, band, cut
 from .schedule_concat import concatenation
 from .schedule_rows import rows
+from .separable import separable
+from .tiles import REDUCTION, SPATIAL, Registers, choose, constants, kinds, pack, register_tile
 from .winograd import transform
 
-_SPATIAL, _REDUCTION = 0, 2  # tvm's numbers of kinds of block axes
 _BRANCH = "if_then_else"
-
-
-@dataclass(frozen=True)
-class Registers:
-    """The vector unit: floats in a register, and how many registers may hold a tile."""
-
-    lanes: int
-    tile: int
 
 
 @dataclass(frozen=True)
@@ -45,11 +38,6 @@ VARIANTS = tuple(Choice(rank, rows_first) for rank in range(8) for rows_first in
 """What tuning tries before it searches."""
 
 SHARED = 1 << 12  # numbers that a kernel makes or adds up: with fewer it is for one thread
-
-PACKED = "meta_schedule.layout_rewrite_preproc"  # TVM's mark of a block that may run at compile time
-
-WIDE = Registers(lanes=16, tile=24)  # AVX-512: 32 registers, eight left for operands
-NARROW = Registers(lanes=8, tile=12)  # AVX, and two NEON registers for one: 16, four left
 
 
 def schedule(module: Any, target: Any, registers: Registers) -> Any:
@@ -71,7 +59,7 @@ def variants(func: Any, target: Any, registers: Registers) -> Iterator[Any]:
     for choice in VARIANTS:
         try:
             with target:
-                done = _Nest(func, registers, choice).tile()
+                done = _tiled(func, registers, choice)
         except (ScheduleError, IndexError):  # of so few tiles there is no such rank
             continue
         if done is not None:
@@ -84,7 +72,7 @@ def _schedule(func: Any, target: Any, registers: Registers) -> Any:
 
     for attempt in (
         lambda: transform(func, registers.lanes),
-        lambda: _Nest(func, registers).tile(),
+        lambda: _tiled(func, registers, PLAIN),
         lambda: _Nest(func, registers).pool(),
         lambda: concatenation(func, registers.lanes),
         lambda: rows(func, registers.lanes),
@@ -100,6 +88,12 @@ def _schedule(func: Any, target: Any, registers: Registers) -> Any:
     return func
 
 
+def _tiled(func: Any, registers: Registers, choice: Choice) -> Any:
+    """A convolution or product, or two convolutions in one, in tiles; None where it is neither."""
+    pair = None if choice.rows_first else separable(func, registers, choice.rank)
+    return _Nest(func, registers, choice).tile() if pair is None else pair
+
+
 class _Nest:
     """One function being scheduled."""
 
@@ -108,7 +102,7 @@ class _Nest:
 
         self.sch: Any = s_tir.Schedule(func)
         self.registers, self.choice = registers, choice
-        self.constant = {func.params[int(k)].name for k in (func.attrs or {}).get("layout_free_buffers", ())}
+        self.constant = constants(func)
         self.blocks: list[Any] = list(self.sch.get_child_blocks(self.sch.get_sblock("root")))
 
     # ---- everything but products -----------------------------------------------------------------
@@ -123,7 +117,7 @@ class _Nest:
         (padding) the last loop stays by itself: within it a vector takes one branch. So does one that fills vectors,
         the last in part: cut across rows, each lane would divide to find its own; LLVM vectorises what is left."""
         loops, kinds = self.sch.get_loops(block), self._kinds(block)
-        spatial = next((k for k, kind in enumerate(kinds) if kind != _SPATIAL), len(kinds))
+        spatial = next((k for k, kind in enumerate(kinds) if kind != SPATIAL), len(kinds))
         if len(loops) != len(kinds) or not spatial:
             return
         sizes = [int(self.sch.get(loop).extent) for loop in loops]
@@ -166,10 +160,10 @@ class _Nest:
         return left
 
     def _kinds(self, block: Any) -> list[int]:
-        return [int(axis.iter_type) for axis in self.sch.get(block).iter_vars]
+        return kinds(self.sch, block)
 
     def _reduces(self, block: Any) -> bool:
-        return _REDUCTION in self._kinds(block)
+        return REDUCTION in self._kinds(block)
 
     # ---- pools -----------------------------------------------------------------------------------
 
@@ -184,8 +178,8 @@ class _Nest:
                 self._spread(block)
         block = self.sch.get_sblock(name)
         loops = list(zip(self.sch.get_loops(block), self._kinds(block), strict=True))
-        *outer, last = [loop for loop, kind in loops if kind == _SPATIAL]
-        window = [loop for loop, kind in loops if kind == _REDUCTION]
+        *outer, last = [loop for loop, kind in loops if kind == SPATIAL]
+        window = [loop for loop, kind in loops if kind == REDUCTION]
         far, lanes = self.sch.split(last, [None, self.registers.lanes])
         self.sch.reorder(*outer, far, *window, lanes)
         self.sch.parallel(self.sch.fuse(*outer, far))
@@ -195,7 +189,7 @@ class _Nest:
 
     def _keeps_last(self, block: Any) -> bool:
         nest = self.sch.get(block)
-        axes = [axis for axis in nest.iter_vars if int(axis.iter_type) == _SPATIAL]
+        axes = [axis for axis in nest.iter_vars if int(axis.iter_type) == SPATIAL]
         if len(nest.reads) != 1 or len(self.sch.get_loops(block)) != len(nest.iter_vars) or not axes:
             return False
         whole = int(axes[-1].dom.extent) % self.registers.lanes == 0
@@ -209,7 +203,7 @@ class _Nest:
         if len(products) != 1:
             return None
         product = self.sch.get(products[0])
-        if len(product.reads) < 2 or self._kinds(products[0]).count(_SPATIAL) < 2:
+        if len(product.reads) < 2 or self._kinds(products[0]).count(SPATIAL) < 2:
             return None
         name = product.name_hint
         blocks = self._inlined()
@@ -242,20 +236,20 @@ class _Nest:
             columns = [n for n in range(min(most, width), 0, -1) if width % n == 0]
             words, tile = 1, [1, columns[self.choice.rank]]
         elif channels % (words * lanes) == 0:
-            self._pack(main, words * lanes)
+            pack(self.sch, main, words * lanes, self.constant)
         cut(self.sch, pad, main, out, way, (lanes, words, tile))
-        self._register_tile(main, lanes, unrolled=way.depthwise)
+        register_tile(self.sch, main, lanes, unrolled=way.depthwise)
 
     def _padding(self, main: Any) -> list[int]:
         """The multiples to round a matrix product's axes up to (0: as it is), where rows have no good
         divisor (197 tokens) or channels fill no vector."""
         axes = self.sch.get(main).iter_vars
         kinds = self._kinds(main)
-        if kinds.count(_REDUCTION) != 1 or len(kinds) > 4:  # a convolution
+        if kinds.count(REDUCTION) != 1 or len(kinds) > 4:  # a convolution
             return [0] * len(kinds)
-        *_, rows, channels = (int(axis.dom.extent) for axis, kind in zip(axes, kinds, strict=True) if kind == _SPATIAL)
+        *_, rows, channels = (int(axis.dom.extent) for axis, kind in zip(axes, kinds, strict=True) if kind == SPATIAL)
         multiples = [0] * len(kinds)
-        last = max(k for k, kind in enumerate(kinds) if kind == _SPATIAL)
+        last = max(k for k, kind in enumerate(kinds) if kind == SPATIAL)
         if rows > self.registers.tile and max(n for n in range(1, 13) if rows % n == 0) < 4:
             multiples[last - 1] = 6
         if channels > self.registers.lanes and channels % (self.registers.lanes // 4):
@@ -285,7 +279,7 @@ class _Nest:
         width = int(sch.get(channels).extent)
         lanes, words, tiles = choose(extents, width, self.registers, self.choice.rank)
         if width % (words * lanes) == 0:
-            self._pack(main, words * lanes)
+            pack(self.sch, main, words * lanes, self.constant)
         outer, inner = [], []
         for loop, tile in zip(rows, tiles, strict=True):
             far, near = sch.split(loop, [None, tile])
@@ -303,7 +297,7 @@ class _Nest:
         for loop in (*inner, near):
             sch.unroll(loop)
         sch.vectorize(vector)
-        self._register_tile(main, lanes)
+        register_tile(self.sch, main, lanes)
 
     def _apart(self, main: Any, rows: int) -> list[bool]:
         """Of every row axis whether both operands have it, as a batch of products does: along such an axis a tile
@@ -314,65 +308,6 @@ class _Nest:
         reads = [
             {var for part in read.region for var in tirx.analysis.undefined_vars(part.min)} for read in block.reads
         ]
-        axes = [axis.var for axis in block.iter_vars if int(axis.iter_type) == _SPATIAL]
+        axes = [axis.var for axis in block.iter_vars if int(axis.iter_type) == SPATIAL]
         found = [all(axis in read for read in reads) for axis in axes[:-1]]
         return found if len(found) == rows else [False] * rows
-
-    def _pack(self, main: Any, width: int) -> None:
-        """Constant weights a tile of output channels at a time, so that a tile reads them in one sweep. Only where
-        their last axis is the channels', as they are: of an index that falls (a mirrored kernel) TVM's layout
-        transformation takes the wrong quotient."""
-        block = self.sch.get(main)
-        channels = [axis.var for axis in block.iter_vars if int(axis.iter_type) == _SPATIAL][-1]
-        for k, read in enumerate(block.reads):
-            if read.source.name in self.constant and len(read.region) > 1 and read.region[-1].min.same_as(channels):
-                packed = self.sch.cache_read(main, k, "global")
-                self.sch.transform_layout(main, ("read", k), lambda *at: (at[-1] // width, *at[:-1], at[-1] % width))
-                self.sch.annotate(packed, PACKED, True)
-
-    def _register_tile(self, main: Any, lanes: int, unrolled: bool = False) -> None:
-        """Inside a tile: the reduction outermost, the tile itself unrolled and in vectors."""
-        sch, kinds = self.sch, self._kinds(main)
-        loops = list(zip(sch.get_loops(main)[-len(kinds) :], kinds, strict=True))
-        spatial = [loop for loop, kind in loops if kind == _SPATIAL]
-        reduction = [loop for loop, kind in loops if kind == _REDUCTION]
-        spatial[-1:] = sch.split(spatial[-1], [None, lanes])
-        sch.reorder(*reduction, *spatial)
-        for loop in spatial[:-1]:
-            sch.unroll(loop)
-        if unrolled and prod(int(sch.get(loop).extent) for loop in reduction) <= UNROLLED:
-            for loop in reduction:
-                sch.unroll(loop)
-        sch.vectorize(spatial[-1])
-        sch.decompose_reduction(main, reduction[0])
-
-
-def choose(rows: Sequence[int], channels: int, registers: Registers, rank: int = 0) -> tuple[int, int, list[int]]:
-    """Lanes of a vector, vectors of a tile, and the tile's size along every row axis.
-
-    The tile of r x w registers needs r + w loads for r * w multiply-adds: the best ratio that fits
-    wins; ``rank`` 1 is the second best. Tiles divide the axes evenly, which is why a channel count that is
-    a multiple of the lanes (the target's ``grain``) pays. Raises IndexError where there are not so many.
-    """
-    whole = [size for size in (registers.lanes, registers.lanes // 2, registers.lanes // 4) if channels % size == 0]
-    lanes = whole[0] if whole else min(channels, registers.lanes)
-    ranked = [
-        (prod(tile) * words / (prod(tile) + words), words, tile[::-1])  # equal ones: along the last axis
-        for words in range(1, 5)
-        if words == 1 or channels % (words * lanes) == 0
-        for tile in _tiles(rows, registers.tile // words)
-    ]
-    _, words, tile = sorted(ranked, reverse=True)[rank]
-    return lanes, words, tile[::-1]
-
-
-def _tiles(rows: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Every way to cut the row axes evenly into tiles of at most ``most`` positions."""
-    if not rows:
-        yield []
-        return
-    *rest, last = rows
-    for size in range(1, min(last, most) + 1):
-        if last % size == 0:
-            for tile in _tiles(rest, most // size):
-                yield [*tile, size]

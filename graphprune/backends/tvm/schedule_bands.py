@@ -17,7 +17,6 @@ from typing import Any
 DEPTHWISE = 1 << 15  # bytes of a band: the nearest cache, with room for what else passes through it
 DENSE = 1 << 17  # bytes of a band, and of the weights that go by for each: the second cache
 BANDS = 4  # at least, where there are rows for them: for the threads
-UNROLLED = 32  # taps of a kernel: neighbours share what they load where these are unrolled
 
 
 @dataclass(frozen=True)

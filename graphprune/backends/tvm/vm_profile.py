@@ -20,6 +20,7 @@ from ..measure import settled
 
 RUNS = 17  # the first two are warm-up
 _KERNELS = re.compile(r"conv\d|matmul|dense|einsum")
+_BOTH = re.compile(r"conv2d_separable_(\d+)_")  # a depthwise convolution is part of the kernel (separable.py)
 _PARTS = ("winograd_read", "winograd_multiply")  # of the convolution whose result comes next (winograd.py)
 
 Times = list[tuple[str, int, list[float]]]
@@ -52,7 +53,8 @@ def kernel_times(machine: Any, run: Callable[[], object]) -> Times:
 
 def by_op(graph: Graph, host: Host, times: Times) -> dict[str, float]:
     """Milliseconds of every convolution and product, whatever was fused to it. Kernels do not say what they came
-    from: those that write as many numbers come in the graph's order, if they are as many as the ops."""
+    from: those that write as many numbers come in the graph's order, if they are as many as the ops. A depthwise
+    convolution that is computed within the pointwise one behind it has no time of its own."""
     heads, kernels, sizes = _by_size(), _by_size(), host.sizes()
     for op in graph.ops:
         if traits(op).latency in ("conv", "product") and not op.outputs[0].constant:
@@ -66,12 +68,15 @@ def by_op(graph: Graph, host: Host, times: Times) -> dict[str, float]:
             kernels[size].append(parts + ms)
             parts = 0.0
         elif _KERNELS.search(name):
+            if both := _BOTH.search(name):
+                kernels[int(both[1])].append(None)
             kernels[size].append(ms)
     return {
         op: ms
         for size, ops in heads.items()
         if len(ops) == len(kernels[size])
         for op, ms in zip(ops, kernels[size], strict=True)
+        if ms is not None
     }
 
 
