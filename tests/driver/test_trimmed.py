@@ -16,6 +16,7 @@ from test_configured import GQA, MORE, SEQUENCE, TEXT, made
 import graphprune as gp
 from graphprune.errors import ModelError
 from graphprune.hosts.torch.tokenizer import Tokenizer, numbers, resize, with_numbers
+from graphprune.pipeline.replay import replay
 
 hf = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
@@ -121,6 +122,28 @@ def test_the_vocabulary_is_trimmed_before_a_published_recipe(tmp_path):
     artifact = gp.compile(f"hf:{tmp_path / 'in'}", **options)
     assert [made.name for made in artifact.program.history][:2] == ["vocabulary", "group"]
     assert artifact.program.history[0].text == "vocabulary{occurs=2}"
+
+
+def test_the_vocabulary_is_trimmed_beside_blocks_that_go(tmp_path):
+    """The class with fewer blocks and tokens goes on as the whole one masked does, of which other tokens are never
+    chosen."""
+    folder("LlamaForCausalLM", dict(GQA, **IDS, num_hidden_layers=4), "bpe", tmp_path)
+    recipe = "vocabulary,group,branches{of=block alone=true},score{branches=angular}"
+    recipe += ",mask{params=0.75x allocate=global},propagate"
+    source, data = f"hf:{tmp_path / 'in'}", tmp_path / "text.txt"
+    artifact = gp.compile(source, recipe=recipe, data=data, out=tmp_path / "out", measure=False)
+    keep = np.array(artifact.program.plan["steps"][0]["keep"])
+    model = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.config.num_hidden_layers < 4 and model.config.vocab_size == len(keep) < TOKENS
+    begun = np.arange(4, 12)  # no padding
+    greedy = dict(max_new_tokens=16, min_new_tokens=16, do_sample=False, eos_token_id=None)
+    found = model.generate(torch.from_numpy(begun[None]), **greedy)[0].numpy()
+    masked = replay(artifact.program.plan, gp.load(source, data=data).host, masked=True).host
+    tokens = np.full(masked.example()[0].shape, keep[0])
+    tokens[:, :8] = keep[begun]
+    for at in range(8, 24):
+        tokens[:, at] = keep[masked.run([tokens])[0][0, at - 1, keep].argmax()]
+    assert np.array_equal(keep[found], tokens[0, :24])
 
 
 @pytest.mark.parametrize("alike", [True, pytest.param(False, marks=pytest.mark.slow)])
