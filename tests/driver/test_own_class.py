@@ -83,6 +83,32 @@ def test_a_folder_of_which_weights_would_come_back_otherwise_is_not_written(tmp_
     assert not (tmp_path / "renamed/config.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("BertForMaskedLM", True),
+        pytest.param("BartForConditionalGeneration", True, marks=pytest.mark.slow),
+        pytest.param("GPTNeoXForCausalLM", True, marks=pytest.mark.slow),
+        ("OPTForCausalLM", False),
+        pytest.param("GPT2LMHeadModel", False, marks=pytest.mark.slow),
+        pytest.param("DebertaV2ForMaskedLM", False, marks=pytest.mark.slow),
+    ],
+)
+def test_heads_that_no_field_counts_are_in_a_class_of_its_own_or_why_not_is_said(name, written, tmp_path):
+    """There hidden_size is what all heads come to: classes that go by a head's width take fewer, others count them."""
+    source = folder(made(name, MORE[name]), tmp_path / "in")
+    heads = "group{places=heads},score,mask{channels=0.5x floor=0},propagate"
+    done = gp.compile(f"hf:{source}", recipe=heads, out=tmp_path / "out", measure=False)
+    why = [note for note in done.report["notes"] if note.startswith("nothing that from_pretrained loads")]
+    assert bool(why) is not written and (tmp_path / "out/config.json").exists() is written
+    assert all(f"{name} cannot be rebuilt" in note and "should have" in note for note in why)
+    if written:
+        again = gp.load(f"hf:{tmp_path / 'out'}")
+        want = done.program.host.run(done.program.host.example())[0]
+        found = again.host.run(done.program.host.example())[0]
+        assert np.abs(found - want).max() <= 1e-5 * np.abs(want).max()
+
+
 def test_widths_that_a_configuration_says_again_need_no_class_of_their_own(tmp_path):
     source = folder(made("LlamaForCausalLM", GQA), tmp_path / "in")
     cut = "group{freeze=*attn*},score,mask{width=*layers.0*gate_proj=20},propagate"
