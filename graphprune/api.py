@@ -29,7 +29,7 @@ from .driver.dump import dumped
 from .driver.latency_search import has_latency, recorded, to_latency
 from .driver.measured import Measured, settled
 from .driver.no_slower import Tried, guarded
-from .driver.output import apart, new_folder
+from .driver.output import apart, new_folder, outside
 from .driver.stages import Stages
 from .driver.summary import Compilation
 from .errors import BudgetError, DataError, ModelError, RecipeError, TargetError
@@ -425,6 +425,8 @@ def compile(
     if not isinstance(recipe, (str, Recipe, type(None))):
         raise RecipeError(f"a recipe is text, not {type(recipe).__name__}", "'group,score,mask{macs=0.5x},propagate'")
     if len(given) + (recipe is not None) > 1:
+        if isinstance(recipe, str) and recipe not in published():
+            Recipe.parse(recipe)  # a name that is none is told of first
         raise RecipeError(
             f"one budget or a recipe, not {len(given) + (recipe is not None)}", "a recipe has its budget in `mask{...}`"
         )
@@ -443,6 +445,7 @@ def compile(
     if dry_run:
         out, verify, measure = None, False, measure and bool(chosen)
     apart(out, dump)
+    outside(out, model, data)
     first = processes.rank() == 0  # of several, the one that writes and proves
     measure, verify = measure and processes.count() == 1, verify and first
     with new_folder(out if first else None, force) as folder, dumped(dump if first else None, force) as dumps:
@@ -817,9 +820,10 @@ def _first(model: Any, data: Any) -> dict[str, Any] | None:
     with suppress(Exception):
         if isinstance(data, (str, os.PathLike)) and Path(data).suffix == ".npz":
             with np.load(data) as file:
-                return {name: file[name][:2] for name in file.files}
+                data = dict(file)
         if isinstance(data, Mapping):
-            return {name: array[:2] for name, array in data.items() if hasattr(array, "shape")}
+            first = {name: array[:2] for name, array in data.items() if hasattr(array, "shape")}
+            return first if all(array.ndim > 1 and len(array) for array in first.values()) else None
     return None
 
 

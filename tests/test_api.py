@@ -273,6 +273,15 @@ def test_force_replaces_what_compile_wrote(module, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_force_does_not_replace_what_is_read(module, tmp_path):
+    options = {"channels": "0.5x", "measure": False, "out": tmp_path / "out"}
+    gp.compile(module, (IMAGES,), **options)
+    there = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(OutputError, match="what is read is in it"):
+        gp.compile(tmp_path / "out" / "model.pt2", **options, force=True)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == there
+
+
 @pytest.mark.parametrize(("text", "kept"), [("0.5x", (8, 4)), ("0.25x", (4, 2))])
 def test_a_share_of_narrow_layers_is_not_rounded_away_by_the_target(text, kept):
     net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))

@@ -107,7 +107,8 @@ def _plain(path: Path) -> Iterator[None]:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         why = "it holds Python objects, or is of another kind" if "pickle" in str(error) else error
         raise DataError(
-            f"{path}: not an .npz or .npy file of plain arrays ({why})", "write it with numpy.savez"
+            f"{path}: not an .npz or .npy file of plain arrays ({why})",
+            "write it with numpy.savez; text, of hf:FOLDER, is a .txt file",
         ) from error
 
 

@@ -188,6 +188,11 @@ def _as_configured(program: Program, whole: Configuration, sizes: Mapping[str, A
             left_out = ", ".join(block[:-1] for block in gone)
             raise ModelError(f"no configuration of {kind.__name__} leaves out {left_out}")
         config, names = less
+        if added := [name for name in state if name not in names]:
+            raise ModelError(
+                f"{kind.__name__} without the blocks that went has no `{added[0]}`, which a fit made "
+                "(`compensate{bias=false}` makes no biases)"
+            )
         configuration, state = Configuration(kind, config), {names[old]: tensor for old, tensor in state.items()}
         eps = {names[f"{path}.weight"].removesuffix(".weight"): one for path, one in eps.items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}

@@ -7,8 +7,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..errors import OutputError
+from ..hosts.given import PREFIX
 from ..ir.atomic import Stage, followed, spelt, stage, system_error, unwritable
 from ..ir.host import SUFFIXES
 
@@ -22,6 +24,15 @@ def apart(*outputs: str | os.PathLike[str] | None) -> None:
         for other in places[:k]:
             if one.is_relative_to(other) or other.is_relative_to(one):
                 raise OutputError(f"{one} and {other} are both written, and one holds the other", "choose another path")
+
+
+def outside(out: str | os.PathLike[str] | None, *read: Any) -> None:
+    """Raises OutputError where the folder to be written is one that holds what is read: a model or data."""
+    for one in read:
+        if out is not None and isinstance(one, (str, os.PathLike)):
+            path = Path(os.fspath(one).removeprefix(PREFIX))
+            if path.exists() and path.resolve().is_relative_to(Path(out).resolve()):
+                raise OutputError(f"{out} would be replaced, and what is read is in it: {path}", "choose another path")
 
 
 @contextmanager

@@ -78,15 +78,15 @@ def rebuilt(program: Program, module: Any, sizes: Any = None, assign: bool = Fal
     Raises ModelError."""
     from ..hosts.torch.configuration import configure
     from ..hosts.torch.export import check_loaded
-    from ..hosts.torch.pretrained import is_pretrained
+    from ..hosts.torch.pretrained import networks
     from ..hosts.torch.widths import widths
     from ..train.inplace import compare
 
     if not assign:
         check_loaded(module)  # before it is changed
     filled(program, module, widths(program) if sizes is None else sizes, assign)
-    if is_pretrained(module):
-        tuple(configure(module))
+    for network in networks(module):
+        tuple(configure(network))
     compare(module, program.origin, program, "rebuilt")
     return module
 

@@ -20,7 +20,7 @@ from ..errors import ModelError
 from ..hosts.torch.configuration import configure
 from ..hosts.torch.export import check_loaded, evaluated, unwrapped
 from ..hosts.torch.host import TorchHost
-from ..hosts.torch.pretrained import is_pretrained
+from ..hosts.torch.pretrained import networks
 from ..hosts.torch.state import kept
 from ..hosts.torch.widths import all_tokens
 from ..ir.graph import Graph
@@ -90,8 +90,10 @@ def cut(
         *_set(norms),
     ]
     try:
-        if is_pretrained(module):
-            undo += configure(module)
+        cut = {id(owner) for owner, _, _ in undo}
+        for network in networks(module):
+            if any(id(part) in cut for part in network.modules()):
+                undo += configure(network)
         compare(module, host, done)
         args, kwargs = done.host.call_arguments(done.host.example())
         if trains and (error := training_error(module, args, kwargs)):

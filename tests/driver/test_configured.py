@@ -304,6 +304,25 @@ def test_a_module_cut_in_place_has_a_configuration_that_says_so(tmp_path):
     assert torch.equal(*tokens)
 
 
+def test_so_has_one_that_a_class_around_it_holds(tmp_path):
+    class Around(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.base = torch.nn.ModuleDict({"model": inner})
+
+        def forward(self, ids):
+            return self.base["model"](ids).logits
+
+    model = made("LlamaForCausalLM", GQA)
+    around, ids = Around(model), example_of(model)["input_ids"]
+    recipe = "group{freeze=*v_proj.1|*k_proj.1},score,mask{width=*k_proj=1|*gate_proj=20},propagate"
+    gp.apply(gp.run(recipe, gp.load(around, (ids,))), around, in_place=True)
+    assert (model.config.num_key_value_heads, model.config.intermediate_size) == (1, 20)
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(hf.LlamaForCausalLM.from_pretrained(tmp_path)(ids).logits, around(ids))
+
+
 def test_one_of_unlike_layers_refuses_to_be_saved(tmp_path):
     model = made("LlamaForCausalLM", GQA)
     cut_in_place(model, "group{freeze=*attn*},score,mask{width=*layers.1*gate_proj=20},propagate")
@@ -376,6 +395,10 @@ def test_blocks_that_are_left_out_are_said_and_halves_of_them_are_not(tmp_path):
             ids = given["input_ids"]
             with torch.no_grad():
                 assert torch.equal(again(ids).logits, torch.from_numpy(done.program.host.run([ids.numpy()])[0]))
+    fitted = f"group,branches{{of=block alone=true}},{chosen},compensate"  # biases among what is fitted
+    done = gp.compile(f"hf:{source}", recipe=fitted, data=given, out=tmp_path / "fitted", measure=False)
+    assert any("which a fit made" in note for note in done.report["notes"])
+    assert not (tmp_path / "fitted" / "config.json").exists() and (tmp_path / "fitted" / "model.pt2").exists()
 
 
 def test_layers_alike_lose_the_least_together():
@@ -470,6 +493,9 @@ def test_a_folder_is_traced_on_inputs_as_large_as_its_data_or_as_is_said(llama, 
     with pytest.raises(ModelError, match="`input_ids` is to be Nx7, and the data has Nx9") as error:
         gp.load(f"hf:{llama}", {"input_ids": (2, 7)}, data=tmp_path / "tokens.npz")
     assert "leave --input" in error.value.hint
+    for wrong in (tokens[:0], tokens[0]):
+        with pytest.raises(DataError):
+            gp.load(f"hf:{llama}", data={"input_ids": wrong})
 
 
 def test_of_a_vision_language_model_images_are_where_their_tokens_are(tmp_path):
@@ -496,6 +522,11 @@ def test_text_is_made_tokens_by_the_tokeniser_of_the_folder(llama, tmp_path):
     (tmp_path / "short.txt").write_text("w1 w2")
     with pytest.raises(DataError, match="2 tokens"):
         gp.load(f"hf:{where}", data=tmp_path / "short.txt")
+    (tmp_path / "latin.txt").write_bytes("w1 caf\xe9".encode("latin1"))
+    with pytest.raises(DataError, match="not UTF-8, at byte 6"):
+        gp.load(f"hf:{where}", data=tmp_path / "latin.txt")
+    with pytest.raises(DataError, match="No such file"):
+        gp.load(f"hf:{where}", data=tmp_path / "nowhere.txt")
 
 
 SOUND = dict(

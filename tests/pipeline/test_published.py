@@ -84,3 +84,5 @@ def test_compile_takes_a_name_with_a_budget_and_says_what_it_ran() -> None:
         gp.compile(given(), recipe="finercut", params="0.8x", macs="0.5x")
     with pytest.raises(RecipeError, match="unknown pass `finercat`"):
         gp.compile(given(), recipe="finercat")
+    with pytest.raises(RecipeError, match="unknown pass `finercat`"):
+        gp.compile(given(), recipe="finercat", params="0.8x")

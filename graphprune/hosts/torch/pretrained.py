@@ -168,6 +168,16 @@ def is_pretrained(model: Any) -> bool:
     return any(part.__module__.startswith("transformers.") for part in type(model).__mro__) and hasattr(model, "config")
 
 
+def networks(module: torch.nn.Module) -> Iterator[Any]:
+    """The networks of the library that it is or, of a class around them (adapters, a trainer's), has in it; a network's
+    own parts have its configuration."""
+    if is_pretrained(module):
+        yield module
+    else:
+        for part in module.children():
+            yield from networks(part)
+
+
 def _library() -> Any:
     try:
         import transformers
@@ -286,8 +296,16 @@ def tokenised(folder: Path, text: Path) -> dict[str, np.ndarray[Any, Any]]:
     """A text file by the tokeniser of a folder, packed into samples of equal length. Raises DataError."""
     library = _library()
     try:
+        content = text.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{text}: not UTF-8, at byte {error.start}", f"iconv -f latin1 -t utf-8 {text.name}, if it is Latin-1"
+        ) from error
+    except OSError as error:
+        raise DataError(f"{text}: {error.strerror}", "give a text file, or an .npz with an array per input") from error
+    try:
         tokenizer = library.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        ids = tokenizer(text.read_text(encoding="utf-8"), verbose=False)["input_ids"]
+        ids = tokenizer(content, verbose=False)["input_ids"]
         config = library.AutoConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # whatever the library raises
         hint = f"{folder} needs its tokeniser; or give an .npz with an array per input"
