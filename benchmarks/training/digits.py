@@ -21,10 +21,11 @@ import graphprune as gp
 from examples.digits import DigitsNet, digits
 
 from ..results import Results
-from .loop import Run, accuracy, mean
+from .loop import Images, Run, accuracy, mean
 
 WIDTH, BATCH, EPOCHS = 16, 64, 20
 X, Y, X_HELD, Y_HELD = digits()
+DIGITS = Images(X, Y, X_HELD, Y_HELD)
 
 
 def shifted(x: Tensor, y: Tensor, seed: int, size: int) -> Any:

@@ -24,6 +24,21 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 clock = time.process_time if DEVICE == "cpu" else time.perf_counter  # other work must not count
 
 
+@dataclass(frozen=True)
+class Images:
+    """To train on, and to measure on."""
+
+    x: Tensor
+    y: Tensor
+    x_held: Tensor
+    y_held: Tensor
+
+    def aside(self, fifth: int = 0) -> Images:
+        """A fifth of the training images to measure on, the others to train on."""
+        held = torch.arange(len(self.x)) % 5 == fifth
+        return Images(self.x[~held], self.y[~held], self.x[held], self.y[held])
+
+
 @dataclass
 class Run:
     """One training: ``epochs`` of ``length`` batches each at a one-cycle rate up to ``rate``."""

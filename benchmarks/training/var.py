@@ -29,8 +29,8 @@ from graphprune.train import Penalty
 
 from ..results import Results
 from . import cifar
-from .digits import BATCH, X_HELD, Y_HELD, X, Y, network, shifted
-from .loop import Run, accuracy, mean
+from .digits import BATCH, DIGITS, X, network, shifted
+from .loop import Images, Run, accuracy, mean
 from .rivals import perceptron
 
 SPARSITIES = (90, 95, 98)
@@ -103,25 +103,6 @@ def resnet20(seed: int) -> tuple[nn.Module, gp.Program]:
     return module, gp.run(cifar.GROUP, gp.load(module, (of_cifar().x[:2],)))
 
 
-@dataclass(frozen=True)
-class Images:
-    """To train on, and to measure on."""
-
-    x: Tensor
-    y: Tensor
-    x_held: Tensor
-    y_held: Tensor
-
-    def aside(self) -> Images:
-        """A fifth of the training images to measure on, the others to train on."""
-        fifth = torch.arange(len(self.x)) % 5 == 0
-        return Images(self.x[~fifth], self.y[~fifth], self.x[fifth], self.y[fifth])
-
-
-def of_digits() -> Images:
-    return Images(X, Y, X_HELD, Y_HELD)
-
-
 @cache
 def of_cifar() -> Images:
     return Images(*cifar.images("train", 4096), *cifar.images("test", 2000))
@@ -132,7 +113,7 @@ class Setting:
     """``make(seed)``: module and program. Highest rate, and epochs, of training; the sparsity that --tune judges at."""
 
     make: Callable[[int], tuple[nn.Module, gp.Program]]
-    images: Callable[[], Images] = of_digits
+    images: Callable[[], Images] = lambda: DIGITS
     batches: Callable[..., Any] = shifted
     rate: float = 0.05
     epochs: int = 20
