@@ -14,7 +14,7 @@ ratio D_i / ||F_i|| decides, one is the saddle, and a decision once made widens 
 
 [derived, how it is used here: R is no term of the loss, and has no strength]
 1. Opening: every D_i begins at ||F_i||, all ratios at one, and R rests. What the task makes of ||F_i|| meanwhile tips
-   the ratios, not how large a channel was; and, unless ``lean`` is none, a little, what it would lose without a channel.
+   the ratios, not how large a channel was; and, a little, unless ``lean`` is none, what it would lose without one.
 2. The decision: in each group as many as wanted, of the lowest ratios, stay. D is put so that no ratio is nearer to
    one than the margin, on either side, and is held there.
 3. Closing: after every step of the optimizer F and D move along the exact flow, for a time such that all channels
@@ -48,9 +48,9 @@ OPENING, CLOSED = 0.25, 0.5
 TAYLOR = "taylor"
 
 LEAN = 0.1
-"""The power of a lean beside growth. Where the task makes channels grow apart (by several per cent, in a network that has
-much to learn) growth decides, and the lean among what grew alike; where it does not (some tenths of a per cent) the lean
-decides alone, as scores differ by much more than that."""
+"""The power of a lean beside growth. Where the task makes channels grow apart (by several per cent, in a network that
+has much to learn) growth decides, and the lean among what grew alike; where it does not (some tenths of a per cent) the
+lean decides alone, as scores differ by much more than that."""
 
 
 class Catalyst(Penalty):
@@ -60,8 +60,9 @@ class Catalyst(Penalty):
     dropping it would be lossless only where zero is kept on the way.
 
     ``lean``: a score, relative to its group's mean, whose tenth root (``LEAN``) ratios are divided by: what has little
-    of it has to gain on the others to stay. ``"taylor"``, the default, is gathered in the opening, through the optimizer:
-    the sum over its steps of |dL/dm_i|, m_i the factor of channel i (its gate). Scores of a recipe count from the start.
+    of it has to gain on the others to stay. ``"taylor"``, the default, is gathered in the opening, through the
+    optimizer: the sum over its steps of |dL/dm_i|, m_i the factor of channel i (its gate). Scores of a recipe count
+    from the start.
 
     ``None`` is the paper's own: no channel has a start over another, and magnitude no say: where the norms of a
     perceptron are drawn, its function the same, fate does not go with them. (With norms that training made it does, by
