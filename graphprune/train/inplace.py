@@ -302,6 +302,8 @@ def compare(module: nn.Module, host: Host, done: Program, made: str = "cut in pl
 
 
 def _unfit(module: nn.Module, host: Host, done: Program, what: str, made: str = "cut in place") -> ModelError:
+    if made == "rebuilt" and (gone := bypassed(done)):
+        what = f"{len(gone)} branches went whole, which its forward still adds ({what})"
     before, after = _literals(host.model), _literals(done.model)
     changed = [name for name in before if name in after and before[name] != after[name]]
     where, freeze = "", "..."

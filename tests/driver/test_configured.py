@@ -387,6 +387,7 @@ def test_blocks_that_are_left_out_are_said_and_halves_of_them_are_not(tmp_path):
         done = gp.compile(f"hf:{source}", recipe=recipe, data=given, out=tmp_path / of, measure=False)
         notes = [note for note in done.report["notes"] if "from_pretrained" in note]
         assert (bool(notes), (tmp_path / of / "config.json").exists()) == ((True, False), (False, True))[of == "block"]
+        assert any("branches went whole, which its forward still adds" in note for note in done.report["notes"])
         if of == "block":
             again = hf.AutoModelForCausalLM.from_pretrained(tmp_path / of)
             left = [k for k in range(4) if f"model.layers.{k}.mlp.up_proj.weight" in done.program.model.state_dict()]
