@@ -30,7 +30,7 @@ from ..pipeline.compare import relative
 from ..pipeline.edits import kept as kept_of
 from ..pipeline.factoring import Factor
 from ..pipeline.replay import apply_plan
-from .identity import bypassed, identities, leave_out
+from .identity import bypassed, identities, leave_out, refuse_uncounted
 from .unread import refuse_unread, tensors, training_error
 
 Keep = Mapping[str, Mapping[int, Tensor]]
@@ -76,6 +76,8 @@ def cut(
     graph, gone = host.lift(), bypassed(done)
     norms = _norms(module, graph, done.graph)
     parts = identities(module, graph, gone) if gone else []
+    for network in networks(module):
+        refuse_uncounted(network, parts, module)
     _check_steps(module, host, done, parts)
     _check_baked(module, host, done)
     refuse_unread(module, graph, _widths(host, done), allow_unread)
