@@ -69,7 +69,7 @@ def more_unlike(alike: bool) -> Iterator[None]:
     try:
         yield
     except (BudgetError, ModelError) as error:
-        if alike:
+        if alike and error.__cause__ is None:  # else what failed is something that was called
             more = "`--unlike` (alike=False) lets layers inside of blocks go that no field of config.json says"
             error.hint = f"{error.hint}; {more}" if error.hint else more
         raise

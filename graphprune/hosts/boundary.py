@@ -8,6 +8,10 @@ from contextlib import contextmanager
 from ..errors import GraphpruneError, ModelError, first_line
 
 
+BEYOND = "index out of range in self"
+"""What torch says of a number that is looked up in a table and has no row there."""
+
+
 @contextmanager
 def refusing(what: str, hint: str | None = None) -> Iterator[None]:
     """Whatever is raised within and is not graphprune's own becomes a ModelError: a model that cannot
@@ -17,6 +21,8 @@ def refusing(what: str, hint: str | None = None) -> Iterator[None]:
     except GraphpruneError:
         raise
     except Exception as error:
+        if BEYOND in str(error):
+            hint = "the data has numbers that a table has no row for: tokens of another vocabulary?"
         raise ModelError(f"{what} ({first_line(error)})", hint) from error
 
 

@@ -500,6 +500,13 @@ def test_a_folder_is_traced_on_inputs_as_large_as_its_data_or_as_is_said(llama, 
             gp.load(f"hf:{llama}", data={"input_ids": wrong})
 
 
+def test_tokens_of_another_vocabulary_are_said_to_be_that(llama, tmp_path):
+    ids = np.random.default_rng(0).integers(0, 4000, (4, 9))
+    with pytest.raises(ModelError, match=r"(?s)a table has no row for: tokens of another vocabulary\?$"):
+        gp.compile(f"hf:{llama}", data={"input_ids": ids}, params="0.7x", out=tmp_path / "out", measure=False)
+    assert not (tmp_path / "out").exists()
+
+
 def test_of_a_vision_language_model_images_are_where_their_tokens_are(tmp_path):
     name = "LlavaForConditionalGeneration"
     program = gp.load(f"hf:{folder(made(name, MORE[name]), tmp_path / 'in')}")

@@ -118,9 +118,8 @@ def read(folder: Path) -> Pretrained:
         written = json.loads(where.read_text(encoding="utf-8"))
         names = list(written["architectures"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"{where}: {raised(error)}", "its `architectures` must name the class of the network"
-        ) from error
+        what = "it has no `architectures`" if isinstance(error, KeyError) else raised(error)
+        raise ModelError(f"{where}: {what}", "its `architectures` must name the class of the network") from error
     name = own_class.called(folder, written, str(names[0])) if names else ""
     found: Any = getattr(library, name, None)
     if not (inspect.isclass(found) and issubclass(found, library.PreTrainedModel)):
