@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 from ..errors import GraphpruneError, ModelError, first_line
 
-
 BEYOND = "index out of range in self"
 """What torch says of a number that is looked up in a table and has no row there."""
 

@@ -12,7 +12,7 @@ import mmap
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -43,6 +43,18 @@ def give_back() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:  # another libc
             trim(0)
+
+
+def in_turn(arrays: Mapping[str, Array]) -> Iterator[tuple[str, Array]]:
+    """Arrays by name. What was freed on the way goes back to the system after every ``FILE_BYTES`` of them: pieces of
+    what is made of one are held by what is small and stays, and the next does not fit in between."""
+    size = 0
+    for name, array in arrays.items():
+        yield name, array
+        size += array.nbytes
+        if size > FILE_BYTES:
+            size = 0
+            give_back()
 
 
 def released(size: int) -> None:

@@ -12,6 +12,7 @@ from ..errors import RecipeError
 from ..ir.document import Entry
 from ..ir.graph import Op
 from ..ir.host import Array
+from ..ir.large import in_turn
 from ..ir.program import Axis, Edit, Parameters, Program
 
 
@@ -60,7 +61,7 @@ class Correct(Edit):
             raise RecipeError(
                 f"the plan corrects `{unknown[0]}`, which this model does not have", "is it the same model?"
             )
-        for name, weight in self.weights.items():
+        for name, weight in in_turn(self.weights):
             axes = cut.get(name, {}) if cut is not None else {}
             host.set_parameter(name, _placed(name, weight, host.parameter(name), axes))
         for name, entry in self.bias.items():

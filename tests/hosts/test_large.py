@@ -275,6 +275,20 @@ assert before - anonymous() > 40 << 20 and len(small) == 1000
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_correction_gives_back_between_its_weights_what_was_freed(monkeypatch):
+    module = torch.nn.Sequential(*(torch.nn.Linear(16, 16, bias=False) for _ in range(6)))
+    program = gp.load(module, (torch.randn(2, 16),))
+    given = {name: program.host.parameter(name) * 2 for name in program.graph.parameters}
+    placed, after = [], []
+    set_parameter = TorchHost.set_parameter
+    monkeypatch.setattr(TorchHost, "set_parameter", lambda *args: (placed.append(args[1]), set_parameter(*args)))
+    monkeypatch.setattr(large, "give_back", lambda: after.append(len(placed)))
+    monkeypatch.setattr(large, "FILE_BYTES", 1 << 10)  # of one weight: given back when it is exceeded
+    done = Correct(given).apply(program)
+    assert len(placed) == 6 and after == [2, 4, 6]
+    assert all(np.array_equal(done.host.parameter(name), weight) for name, weight in given.items())
+
+
 def test_inspect_reads_no_weight_and_compile_checks_them(tmp_path, monkeypatch):
     source = llama(tmp_path / "in")
     plain = CliRunner().invoke(main, ["inspect", f"hf:{source}", "--json"], catch_exceptions=False)
