@@ -5,7 +5,8 @@ perceptron (64-256-256-10, no norm) at an eighth of its hidden channels.
 
 All train for the first half with their regulariser, are cut, and train on for the second at rates that start anew,
 but for one-shot pruning, which is cut at the start, and Catalyst, which trains through all epochs and is cut at the
-end; its rows "cut at half" go the way of the others. Interrupted, it goes on where it stopped.
+end; its rows "cut at half" go the way of the others. --aside measures on images that no choice was made by, a fifth of
+the training images, which are then not trained on. Interrupted, it goes on where it stopped.
 ResNet-20 is in benchmarks.training.cifar. The last row of the perceptron's table begins at weights that compute the
 same, of norms that are drawn: what magnitude does to fate is seen apart from what went into it.
 """

@@ -92,9 +92,9 @@ def cut(
         *_set(norms),
     ]
     try:
-        cut = {id(owner) for owner, _, _ in undo}
+        touched = {id(owner) for owner, _, _ in undo}
         for network in networks(module):
-            if any(id(part) in cut for part in network.modules()):
+            if any(id(part) in touched for part in network.modules()):
                 undo += configure(network)
         compare(module, host, done)
         args, kwargs = done.host.call_arguments(done.host.example())
