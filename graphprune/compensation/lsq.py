@@ -22,7 +22,7 @@ from ..coupling.contractions import Contraction, contractions, counted
 from ..coupling.groups import everything
 from ..ir.facts import Keep
 from ..ir.graph import Graph, Op, Value
-from ..ir.host import Array, Batch, Host
+from ..ir.host import Array, Batch, Host, as_stored
 from ..ir.large import Room, are_large, give_back
 from ..ir.program import Program
 from ..pipeline.bypass import Bypass
@@ -223,10 +223,10 @@ class _Fit:
             yield layer.rows(x, at), np.asarray(other + target.shift, z.dtype), z
 
     def _set(self, layer: Contraction, kept: Indices, weight: Array, bias: Array) -> None:
-        shape, dtype = layer.weight_shape, self.host.parameter(layer.weight).dtype
-        self.host.set_parameter(layer.weight, layer.tensor(weight.astype(dtype), shape))
-        new = self.host.parameter(layer.weight)  # with the digits that the model has
-        self.weights[layer.weight] = new if self.room is None else self.room.put(new)
+        name, shape = layer.weight, layer.weight_shape
+        self.host.set_parameter(name, layer.tensor(weight.astype(self.host.parameter(name).dtype), shape))
+        new = as_stored(self.host.parameter(name), self.graph.parameters[name].dtype)  # with the model's digits
+        self.weights[name] = new if self.room is None else self.room.put(new)
         if not self.shifts(layer):
             return
         change = bias - layer.bias(self.host)

@@ -64,8 +64,9 @@ def _part(host: Host, correction: Correct, share: float) -> Correct:
     """The way from what the weights and biases are to what they would be, walked so far."""
     weights = {}
     for name, new in correction.weights.items():
-        old = host.parameter(name).astype(np.float64)
-        weights[name] = (old + share * (new - old)).astype(new.dtype)
+        given = host.parameter(name)
+        old = given.astype(np.float64)
+        weights[name] = (old + share * (new - old)).astype(given.dtype).astype(new.dtype)  # as hosts round
     bias = {name: replace(a, add=tuple(share * x for x in a.add)) for name, a in correction.bias.items()}
     return Correct(weights, bias)
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import GraphpruneError, RecipeError, nearest
+from .host import has_floats
 
 LARGEST = 2**31 - 1
 """No axis, position or count is larger."""
@@ -146,12 +147,13 @@ class Entry:
 
     def array(self) -> NDArray[Any]:
         """A tensor of finite numbers."""
-        if not isinstance(self.value, np.ndarray) or self.value.dtype.kind not in "fiu":
+        found = self.value
+        if not isinstance(found, np.ndarray) or not (has_floats(found) or found.dtype.kind in "iu"):
             raise self.unlike("a tensor of numbers")
-        if self.value.dtype.kind == "f" and not np.isfinite(self.value).all():
-            bad = int(self.value.size - np.isfinite(self.value).sum())
-            raise self.error(f"{bad} of its {self.value.size} numbers are NaN or infinite")
-        return self.value
+        if has_floats(found) and not np.isfinite(found).all():
+            bad = int(found.size - np.isfinite(found).sum())
+            raise self.error(f"{bad} of its {found.size} numbers are NaN or infinite")
+        return found
 
     def plain(self, depth: int = DEEPEST) -> Any:
         """Whatever JSON can say, kept as it stands."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +16,9 @@ from ..errors import ModelError
 from .graph import Graph, Op, Piece, Site, Value
 
 Array = NDArray[Any]
+
+HALVES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+"""What hosts widen to float32, as they are stored."""
 
 Batch = Sequence[Array]
 """One array per model input, in the model's order."""
@@ -201,6 +205,16 @@ def as_real(array: Array) -> Array:
     if array.dtype.kind != "c":
         return array
     return np.stack([array.real, array.imag], -1)
+
+
+def as_stored(array: Array, dtype: str) -> Array:
+    """What ``Host.parameter`` gives of a parameter of that dtype, in as few bytes as the model has it."""
+    return array.astype(HALVES[dtype]) if dtype in HALVES else array
+
+
+def has_floats(array: Array) -> bool:
+    """Whether it is of floating point numbers, of half precision too; numpy knows bfloat16 as bytes."""
+    return array.dtype.kind == "f" or array.dtype in HALVES.values()
 
 
 def random_array(rng: np.random.Generator, shape: Sequence[int], dtype: str) -> Array:

@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import RecipeError
 from ..ir.document import Entry
 from ..ir.graph import Op
-from ..ir.host import Array
+from ..ir.host import Array, has_floats
 from ..ir.large import in_turn
 from ..ir.program import Axis, Edit, Parameters, Program
 
@@ -107,13 +107,13 @@ def _placed(name: str, weight: Array, whole: Array, axes: Mapping[str, Axis]) ->
     places = [np.asarray(axes[str(k)]["keep"]) if str(k) in axes else np.arange(n) for k, n in enumerate(whole.shape)]
     if tuple(map(len, places)) != weight.shape:
         raise RecipeError(f"the plan's `{name}` is {weight.shape}, the model's {tuple(map(len, places))}")
-    if weight.dtype.kind != "f" or whole.dtype.kind != "f":
+    if not has_floats(weight) or not has_floats(whole):
         raise RecipeError(f"the plan's `{name}` is {weight.dtype}, the model's {whole.dtype}")
     with np.errstate(over="ignore"):
         if not np.isfinite(weight.astype(whole.dtype)).all():
             raise RecipeError(f"the plan's `{name}` has numbers that are none in the model's {whole.dtype}")
     if not axes:
-        return weight.astype(whole.dtype, copy=False)
+        return weight.astype(whole.dtype)  # a copy: what is done to the network from here on leaves the plan as it is
     whole, at = whole.copy(), np.ix_(*places)
     if all(len(np.unique(place)) == len(place) for place in places):
         whole[at] = weight

@@ -1,7 +1,8 @@
 """plan.json, and the new weights of a correction in plan.safetensors beside it.
 
 Indices are text that people read and diff; fitted weights are neither, and as text would be several
-times the model. ``plan.json`` holds ``{"file": "plan.safetensors", "names": [...]}`` in their place.
+times the model. ``plan.json`` holds ``{"file": "plan.safetensors", "names": [...]}`` in their place. They are mapped
+when a plan is read: the system reads a page when it is used.
 """
 
 from __future__ import annotations
@@ -12,13 +13,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import RecipeError
 from ..ir.document import Entry
-from ..ir.host import Array
+from ..ir.host import HALVES, Array
 from ..ir.program import Plan
 from .plan_reader import VERSION, read
 
 WEIGHTS = "plan.safetensors"
+DTYPES = {
+    "BF16": HALVES["bfloat16"],
+    **{f"F{bits}": np.dtype(f"float{bits}") for bits in (16, 32, 64)},
+    **{f"{kind[0].upper()}{bits}": np.dtype(f"{kind}{bits}") for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
+}
+"""By their names in safetensors, those that a plan may have."""
 
 
 def write_plan(folder: Path, plan: Plan) -> None:
@@ -77,14 +86,13 @@ def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 def _with_weights(steps: Entry, path: Path) -> list[Any]:
     """The steps with tensors in the place of their names."""
     from safetensors import SafetensorError
-    from safetensors.numpy import load_file
 
     named = {number: dict(step.items())["weights"] for number, step in enumerate(steps.entries()) if _holds(step)}
     names = {number: _names(weights) for number, weights in named.items()}
     try:
-        tensors = load_file(path)
+        tensors = _mapped(path)
         found = {number: {name: tensors[f"{number}:{name}"] for name in own} for number, own in names.items()}
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:  # numpy has no float8
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RecipeError(
             f"{path}: not the weights of this plan ({error})", "plan.json and plan.safetensors belong together"
         ) from error
@@ -92,6 +100,25 @@ def _with_weights(steps: Entry, path: Path) -> list[Any]:
         {**step.value, "weights": found[number]} if number in found else step.value
         for number, step in enumerate(steps.entries())
     ]
+
+
+def _mapped(path: Path) -> dict[str, Array]:
+    """Every tensor of a file, as a map of it; what is written into one does not reach the file."""
+    from safetensors import safe_open
+
+    with safe_open(path, "numpy"):  # that the header is sound, and what it says of the file
+        data = np.asarray(np.memmap(path, np.uint8, "c"))
+    start = 8 + int.from_bytes(data[:8].tobytes(), "little")
+    header = json.loads(data[8:start].tobytes())
+    header.pop("__metadata__", None)
+    return {name: _tensor(data[start:], **about) for name, about in header.items()}
+
+
+def _tensor(data: Array, dtype: str, shape: Sequence[int], data_offsets: Sequence[int]) -> Array:
+    if dtype not in DTYPES:
+        raise ValueError(f"numbers of the type {dtype}")
+    found: Array = data[slice(*data_offsets)].view(DTYPES[dtype])
+    return found.reshape(shape)
 
 
 def _holds(step: Entry) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import mmap
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -16,9 +17,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_torch_file
+from safetensors.torch import save_file as save_torch_file
 from torch import nn
 
 import graphprune as gp
+from graphprune.compensation import lsq, no_worse
 from graphprune.errors import RecipeError
 from graphprune.ir.program import Edit
 from graphprune.pipeline import edits
@@ -506,6 +510,71 @@ def test_a_pass_that_makes_no_edit_is_run_again(monkeypatch):
     assert done.plan.edits == (Rewrite("again", by="again"),)
     monkeypatch.setattr("graphprune.pipeline.run.make", lambda name, options: Again())
     assert [step.name for step in replay(done.plan, done.source).history] == ["again"]
+
+
+def halved(dtype):
+    """A network in half precision, its program, and what is left of it, fitted to data."""
+    module = net(0).to(dtype)
+    data = np.asarray(torch.randn(20, 4, generator=torch.Generator().manual_seed(1)))
+    program = gp.load(module, X.to(dtype), data=data)
+    return module, gp.run("group,score,mask{channels=0.5x},propagate,compensate", program)
+
+
+def state(program):
+    return {name: tensor.view(torch.uint8) for name, tensor in program.model.state_dict().items()}
+
+
+def same_bytes(program, other):
+    ours, theirs = state(program), state(other)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_fitted_weights_are_written_in_the_precision_of_the_network(dtype, tmp_path):
+    module, done = halved(dtype)
+    write_plan(tmp_path, done.plan)
+    tensors = load_torch_file(tmp_path / "plan.safetensors")
+    assert len(tensors) > 1 and {tensor.dtype for tensor in tensors.values()} == {dtype}
+    again = gp.apply(tmp_path / "plan.json", module, X.to(dtype))
+    assert same_bytes(again, done)
+    assert all(check.error <= check.tolerance for check in gp.verify(again))
+    save_torch_file({name: tensor.float() for name, tensor in tensors.items()}, tmp_path / "plan.safetensors")
+    earlier = gp.apply(tmp_path / "plan.json", module, X.to(dtype))  # which wrote float32
+    assert same_bytes(earlier, done)
+
+
+def test_what_is_left_of_half_a_correction_is_in_that_precision_too(monkeypatch, tmp_path):
+    monkeypatch.setattr(lsq, "errors", lambda *args: no_worse.Errors(2.0, 1.0))
+    monkeypatch.setattr(no_worse.Distance, "share", lambda self, energy=None: 0.5)
+    module, done = halved(torch.bfloat16)
+    assert any("0.5 of it is used" in note for note in done.notes)
+    write_plan(tmp_path, done.plan)
+    tensors = load_torch_file(tmp_path / "plan.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    assert same_bytes(gp.apply(tmp_path / "plan.json", module, X.to(torch.bfloat16)), done)
+
+
+def test_a_plan_reads_its_weights_where_they_lie(tmp_path):
+    write_plan(tmp_path, halved(torch.bfloat16)[1].plan)
+    written = (tmp_path / "plan.safetensors").read_bytes()
+    (correct,) = read_plan(tmp_path).of(Correct)
+    for weight in correct.weights.values():
+        base = weight
+        while not isinstance(base, mmap.mmap):
+            base = base.base
+        weight[...] = 0
+    assert (tmp_path / "plan.safetensors").read_bytes() == written
+
+
+def test_training_the_result_leaves_the_plan_as_it_is(tmp_path):
+    done = halved(torch.float32)[1]
+    write_plan(tmp_path, done.plan)
+    with torch.no_grad():
+        for tensor in done.model.parameters():
+            tensor.add_(1)
+    (tmp_path / "after").mkdir()
+    write_plan(tmp_path / "after", done.plan)
+    assert (tmp_path / "after" / "plan.safetensors").read_bytes() == (tmp_path / "plan.safetensors").read_bytes()
 
 
 def test_weights_that_do_not_fit_are_refused_with_file_and_place(tmp_path):
