@@ -283,6 +283,18 @@ def llama(tmp_path_factory):
     return folder(made("LlamaForCausalLM", GQA), path)
 
 
+def test_the_network_in_memory_is_called_as_the_class_is(llama, tmp_path):
+    artifact = gp.compile(f"hf:{llama}", params="0.8x", out=tmp_path / "out", measure=False)
+    model = hf.LlamaForCausalLM.from_pretrained(tmp_path / "out")
+    ids = torch.randint(3, 50, (3, 60), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        want, tolerance = model(ids).logits, 1e-5 * model(ids).logits.abs().max()
+        assert (artifact.model(ids).logits - want).abs().max() <= tolerance
+        assert (artifact.model(input_ids=ids).logits - want).abs().max() <= tolerance
+        exported = torch.export.load(tmp_path / "out" / "model.pt2").module()
+        assert (exported(input_ids=ids).logits - want).abs().max() <= tolerance
+
+
 def cut_in_place(model, recipe):
     inputs = {"args": (), "kwargs": {**example_of(model), "use_cache": False}}
     done = gp.run(recipe, gp.load(model, inputs))

@@ -75,11 +75,15 @@ def without_cache(module: torch.nn.Module) -> tuple[str, ...]:
     return ("read without the key-value cache that it hands out (use_cache)",) if _caching(module) else ()
 
 
+def caches_are_known() -> bool:
+    """Whether torch.export has been told of the class of a key-value cache: then one is wanted among the outputs."""
+    return getattr(sys.modules.get("transformers.cache_utils"), "DynamicCache", None) in pytree.SUPPORTED_NODES
+
+
 def _caching(module: torch.nn.Module) -> list[Any]:
-    """The configurations of transformers' by which ``module`` hands out a key-value cache beside its results. None
-    where that class is known to torch.export: who told it so wants the cache among the outputs."""
-    kind = getattr(sys.modules.get("transformers.cache_utils"), "DynamicCache", None)
-    if kind is None or kind in pytree.SUPPORTED_NODES:
+    """The configurations of transformers' by which ``module`` hands out a key-value cache beside its results, which
+    torch.export does not know."""
+    if "transformers.cache_utils" not in sys.modules or caches_are_known():
         return []
     configs = {id(config): config for part in module.modules() if (config := getattr(part, "config", None)) is not None}
     return [config for config in configs.values() if getattr(config, "use_cache", None) is True]

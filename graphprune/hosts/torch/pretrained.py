@@ -20,6 +20,7 @@ import torch
 from ...errors import DataError, ModelError, raised
 from . import own_class
 from .configuration import FIELDS, HEADS, Configuration
+from .export import caches_are_known
 from .tokenizer import Tokenizer, numbers
 
 SAMPLES, LENGTH, FRAMES = 2, 128, 50
@@ -287,7 +288,8 @@ def _length(config: Any) -> int:
 
 
 def _without_cache(model: Any) -> dict[str, Any]:
-    configs = (model.config, model.config.get_text_config(decoder=True))
+    """How one is asked to hand out no cache where tracing does not see to that by itself, see export.evaluated."""
+    configs = (model.config, model.config.get_text_config(decoder=True)) if caches_are_known() else ()
     return {"use_cache": False} if any(getattr(config, "use_cache", False) for config in configs) else {}
 
 
