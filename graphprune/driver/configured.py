@@ -169,6 +169,7 @@ def _as_configured(program: Program, whole: Configuration, sizes: Mapping[str, A
     ``apart``: other names of its tensors, see widths.untied. Raises ModelError where no class of its own does
     either."""
     from ..hosts.torch.configuration import Configuration, told, valid
+    from ..hosts.torch.expert_groups import in_groups
     from ..hosts.torch.head_width import at_width, same_angles, scaled, tables
     from ..hosts.torch.pretrained import made_from
     from ..hosts.torch.widths import keeps
@@ -177,7 +178,9 @@ def _as_configured(program: Program, whole: Configuration, sizes: Mapping[str, A
 
     made, kind = pretrained(program), whole.kind
     assert made is not None
-    configuration = at_width(whole, keeps(program, whole.sizes), tables(program.model))
+    left = keeps(program, whole.sizes)
+    whole = in_groups(whole, left)
+    configuration = at_width(whole, left, tables(program.model))
     state, eps = weights(program, sizes), sizes["eps"]
     state |= {name: state[own] for own, name in apart.items()}
     state = {name: tensor for name, tensor in state.items() if name in whole.sizes or name not in apart}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from alone import WITHOUT
-from test_configured import GQA, MORE, READ, folder, made, masked, widths_of
+from test_configured import EXPERTS, GQA, MORE, READ, folder, made, masked, widths_of
 
 import graphprune as gp
 from graphprune.errors import ModelError
@@ -81,6 +81,44 @@ def test_a_folder_of_which_weights_would_come_back_otherwise_is_not_written(tmp_
     assert "are not in its files" in why or "does not come back" in why
     assert {path.name for path in (tmp_path / "renamed").iterdir()} >= {"model.pt2", "widths.json"}
     assert not (tmp_path / "renamed/config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("groups", "recipe", "counts"),
+    [
+        pytest.param((2, 1), "group{places=experts},score,mask{width=*gate.1=3},propagate", (6, 2), id="from-each"),
+        pytest.param((4, 2), "group{places=experts},score,mask{width=*gate.0=3},propagate", (6, 3), id="whole"),
+        pytest.param((2, 1), "stun", None, id="stun"),  # and widths of what all share: one field says both
+        pytest.param(
+            (4, 2),
+            "group{places=experts|inner freeze=*attn*},score,mask{width=*gate.0=3|*shared*=9},propagate",
+            None,
+            id="whole-unsaid",
+        ),
+    ],
+)
+def test_groups_of_experts_that_tokens_choose_among_are_counted(groups, recipe, counts, tmp_path):
+    """DeepSeek-V3's routers keep a number of groups, and a number of experts that they are as many shares of."""
+    sizes = dict(EXPERTS["DeepseekV3ForCausalLM"], n_routed_experts=8, n_group=groups[0], topk_group=groups[1])
+    source = folder(made("DeepseekV3ForCausalLM", sizes), tmp_path / "in")
+    budget = {"params": "0.7x"} if recipe == "stun" else {}
+    done = gp.compile(f"hf:{source}", recipe=recipe, out=tmp_path / "out", measure=False, **budget)
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert ("widths" in config) is (counts is None)
+    assert counts is None or (config["n_routed_experts"], config["n_group"]) == counts
+    again, example = gp.load(f"hf:{tmp_path / 'out'}"), done.program.host.example()
+    assert again.graph.parameters["model.layers.0.mlp.gate.weight"].shape == (6, 32)
+    found, want = again.host.run(example)[0], done.program.host.run(example)[0]
+    assert np.abs(found - want).max() <= 1e-5 * np.abs(want).max()
+
+
+def test_layers_with_several_counts_of_groups_of_experts_are_told_of(tmp_path):
+    sizes = dict(EXPERTS["DeepseekV3ForCausalLM"], n_routed_experts=8, n_group=4, topk_group=2)
+    source = folder(made("DeepseekV3ForCausalLM", sizes), tmp_path / "in")
+    recipe = "group{only=*layers.0*gate.0},score,mask{width=*gate.0=3},propagate"
+    done = gp.compile(f"hf:{source}", recipe=recipe, out=tmp_path / "out", measure=False)
+    (why,) = [note for note in done.report["notes"] if note.startswith("nothing that from_pretrained loads")]
+    assert "3 in `model.layers.0.mlp.experts.down_proj`, 4 in `model.layers.1.mlp" in why and "`n_group`" in why
 
 
 @pytest.mark.parametrize(

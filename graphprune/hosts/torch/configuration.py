@@ -18,11 +18,15 @@ Shapes = Mapping[str, tuple[int, ...]]
 Axis = tuple[str, int]
 """A tensor's name, and which of its axes."""
 Path = tuple[str, ...]
+Keeps = Mapping[str, Mapping[str, Sequence[int]]]
+"""Of tensors that were cut, by axis, the positions that are left."""
 
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 WIDTHS = (
     *("intermediate_size", "ffn_dim", "n_inner", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim", "hidden_dim"),
     *("ffn_hidden_size", "intermediate_dim", "moe_intermediate_size", "shared_expert_intermediate_size"),
-    *("num_local_experts", "num_experts", "n_routed_experts", "vocab_size"),
+    *EXPERTS,
+    "vocab_size",
 )
 RATIOS = ("mlp_ratio",)
 HEADS = (
@@ -83,17 +87,31 @@ class Configuration:
     def saying(self, wanted: Shapes, under: str = "") -> Any:
         """The configuration with which the class has these shapes (of what is ``under`` one of its blocks alone), or
         None where there is none."""
-        ratios = {
-            (name, axis): Fraction(wanted[name][axis], self.sizes[name][axis])
-            for name, axis in _differing(self.sizes, wanted)
-            if name.startswith(under)
-        }
+        ratios = self._ratios(wanted, under)
         key = (frozenset(ratios.items()), under)
         if key not in self._said:
             self._said[key] = self._saying(wanted, ratios, under) if ratios else self.config
         return self._said[key]
 
-    def _saying(self, wanted: Shapes, ratios: Mapping[Axis, Fraction], under: str) -> Any:
+    def said(self, wanted: Shapes, under: str) -> Shapes:
+        """These shapes, but for what no field can say, which is as it was."""
+        able = self._able(self._ratios(wanted, under), under)
+        axes = {axis for path in able for axis in self.moves[path]}
+        return {
+            name: tuple(wanted[name][k] if (name, k) in axes else size for k, size in enumerate(shape))
+            for name, shape in self.sizes.items()
+        }
+
+    def _ratios(self, wanted: Shapes, under: str) -> dict[Axis, Fraction]:
+        """Of what was, per axis that changed."""
+        return {
+            (name, axis): Fraction(wanted[name][axis], self.sizes[name][axis])
+            for name, axis in _differing(self.sizes, wanted)
+            if name.startswith(under)
+        }
+
+    def _able(self, ratios: Mapping[Axis, Fraction], under: str) -> dict[Path, int | float]:
+        """The fields whose axes all changed alike, and what they would come to."""
         able: dict[Path, int | float] = {}
         for path, axes in self.moves.items():
             found = {ratios.get(axis) for axis in axes if axis[0].startswith(under)}
@@ -104,6 +122,10 @@ class Configuration:
                     able[path] = nextafter(float(new), inf)  # the width is what it comes to, rounded down
                 elif new.denominator == 1:
                     able[path] = int(new)
+        return able
+
+    def _saying(self, wanted: Shapes, ratios: Mapping[Axis, Fraction], under: str) -> Any:
+        able = self._able(ratios, under)
         for count in range(1, min(len(able), MOST) + 1):
             for paths in combinations(able, count):
                 made = self._with({path: able[path] for path in paths})
@@ -176,11 +198,13 @@ class Configuration:
     def numbers(self, wanted: Shapes, before: Configuration | None = None) -> Iterator[tuple[str, str, int]]:
         """What the layers of a class of these shapes keep of its configuration, such as counts of heads, where it is
         not what they were made with, ``before``: layer, attribute, value. Blocks that differ have each a configuration
-        of their own."""
+        of their own, which may say but a part of it."""
         before = before or self
         whole = self.saying(wanted)
         for part in self.blocks if whole is None else ("",):
             found = self.saying(wanted, part)
+            if found is None and part:
+                found = self.saying(self.said(wanted, part), part)
             if found is None or found is before.config:
                 continue
             for path, layer in _made(self.kind, found).named_modules():

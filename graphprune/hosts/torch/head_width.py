@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from math import inf, isclose, nextafter, sqrt
 from typing import Any
 
 import torch
 
 from ...errors import ModelError
-from .configuration import Configuration, Path, fields_of, floats, value_of
+from .configuration import Configuration, Keeps, Path, fields_of, floats, value_of
 
 HEAD = ("head_dim", "d_kv")
 QUERIES = ("q_norm", "q_proj", "q")
@@ -25,8 +25,6 @@ STATIC = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary positions whose angles do not go by the length of a sample."""
 ANGLES = "inv_freq"
 
-Keeps = Mapping[str, Mapping[str, Sequence[int]]]
-"""Of tensors that were cut, by axis, the positions that are left."""
 Tables = Mapping[str, torch.Tensor]
 """Buffers that hold the angles a network has, by name."""
 

@@ -11,7 +11,9 @@ from torch import fx
 from ...errors import ModelError
 from ...ir.graph import Graph, Op
 from ...ir.program import Program
-from .head_width import Keeps, at_width, tables
+from .configuration import Keeps
+from .expert_groups import in_groups
+from .head_width import at_width, tables
 
 VERSION = 1
 
@@ -139,9 +141,9 @@ def widths(program: Program, untied: Container[str] = ()) -> dict[str, Any]:
             raise _unfit(f"a part of `{owner}` is gone")
     layers = dict(_layers(program.graph, {name.rpartition(".")[0] for name in changed}))
     if made := getattr(program.origin, "pretrained", None):  # what is no layer of torch's keeps numbers too
-        own = made.configuration
+        own, left = made.configuration, keeps(program, made.configuration.sizes)
         sizes = {name: tuple(after.get(name, was)) for name, was in own.sizes.items()}
-        now = at_width(own, keeps(program, own.sizes), tables(program.model))
+        now = at_width(in_groups(own, left), left, tables(program.model))
         for path, attribute, value in now.numbers(sizes, own):
             layers.setdefault(path, {}).setdefault(attribute, value)
     eps = dict(_eps(program.origin.lift(), program.graph))
