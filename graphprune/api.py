@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ from .cost.units import UNITS
 from .driver.artifact import Code, check_code, coded, emit, profiled, write
 from .driver.closeness import Evaluate, closeness, figures
 from .driver.configured import DIFFERED, more_unlike, pretrained, unsaid
-from .driver.contenders import nearest
+from .driver.contenders import Made, nearest, readers
 from .driver.dump import dumped
 from .driver.latency_search import has_latency, recorded, to_latency
 from .driver.measured import Measured, settled
@@ -57,6 +58,7 @@ from .pipeline.verify import verify
 from .pipeline.verify import verify as prove
 
 T = TypeVar("T")
+AUTO = "auto"
 AGAIN = "the network was pruned before: budgets are shares of what was left, and this plan follows that one's"
 
 __all__ = [
@@ -328,7 +330,7 @@ def compile(
     model: Any,
     example_inputs: Any = None,
     *,
-    recipe: str | Recipe | None = None,
+    recipe: str | Recipe | Sequence[str | Recipe] | None = None,
     channels: str | float | None = None,
     params: str | float | None = None,
     size: str | float | None = None,
@@ -381,7 +383,9 @@ def compile(
     that agree and by readers that choose where that pays, and the result that is nearer on samples held back is taken.
     Of every budget, what is slower than the original on a target is made anew with other widths, or called so.
     ``table``: a latency table that ``record`` made elsewhere. Instead of a budget ``recipe``: the passes, see
-    ``graphprune passes``; or beside one, the name of a published recipe, such as ``"2ssp"``.
+    ``graphprune passes``; or beside one, the name of a published recipe, such as ``"2ssp"``. Several recipes
+    (``["auto", "all", "ranks"]``) all run, and the result that changes outputs least on samples held back is taken:
+    ``auto``, what runs where none is given, lets channels go alone.
 
     **What may go.** ``freeze``: names of groups, layers, parameters to leave alone (``*`` is a wildcard); ``only``:
     of those whose outputs may go, and no others; ``ignore``: modules of the model itself to leave alone
@@ -420,25 +424,10 @@ def compile(
     """
     budgets = zip(UNITS, (channels, params, size, macs, memory, latency), strict=True)
     given = {unit: spelt(budget) for unit, budget in budgets if budget is not None}
-    if isinstance(recipe, str) and recipe in published() and len(given) <= 1:
-        recipe, given = published()[recipe].recipe(*next(iter(given.items()), ("macs", "0.5x"))), {}
-    if not isinstance(recipe, (str, Recipe, type(None))):
-        raise RecipeError(f"a recipe is text, not {type(recipe).__name__}", "'group,score,mask{macs=0.5x},propagate'")
-    if len(given) + (recipe is not None) > 1:
-        if isinstance(recipe, str) and recipe not in published():
-            Recipe.parse(recipe)  # a name that is none is told of first
-        raise RecipeError(
-            f"one budget or a recipe, not {len(given) + (recipe is not None)}", "a recipe has its budget in `mask{...}`"
-        )
     control = Control.read(model, freeze, only, ignore, width, floor, grain, vocabulary)
-    if recipe is not None and control != Control(vocabulary=control.vocabulary):
-        raise RecipeError(
-            "a recipe says itself what is frozen, and at which floor and grain",
-            "group{freeze=... only=...}, mask{floor=... grain=...}",
-        )
-    if recipe is not None and control.vocabulary:
-        beside = recipe if isinstance(recipe, Recipe) else Recipe.parse(recipe)
-        recipe = Recipe((*Recipe.parse(control.vocabulary).steps, *beside.steps))
+    ways = {_called(one): _own(one, given, control) for one in _recipes(recipe)}
+    if dry_run and len(ways) > 1:
+        raise RecipeError("a dry run fits nothing, and recipes are compared once they are fitted", "give one of them")
     chosen = _targets(targets, rpc)
     effort = Budget.parse(tune) if tune is not None else None
     fallback: Mapping[str, Any] = {}
@@ -466,15 +455,15 @@ def compile(
         widest = max(one.grain for one in chosen)
         if (given_as := pretrained(program)) and given_as.widths is not None:
             program, alike = program.note(DIFFERED), False
-        if given_as and recipe is None:
+        if given_as and None in ways.values():
             control = replace(control, freeze=(*control.freeze, *unsaid(program, alike)), alike=alike)
         if recipe is None and not given and program.knows(Keep):  # training has decided already
-            recipe = "propagate,compensate" if program.data else "propagate"
-        own = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
-        _read_by(own, loss)
-        if own is not None:
-            own.check(known=program.facts, has_data=bool(program.data))
-            _cuts(own)
+            ways = {AUTO: Recipe.parse("propagate,compensate" if program.data else "propagate")}
+        theirs = [own for own in ways.values() if own is not None]
+        _read_by(theirs, loss)
+        for each in theirs:
+            each.check(known=program.facts, has_data=bool(program.data))
+            _cuts(each)
         unit, text = next(iter(given.items()), ("", "") if width else ("macs", "0.5x"))
         held = Table.read(Path(table)) if table is not None else None
 
@@ -502,14 +491,18 @@ def compile(
             )
             return outcome.program, outcome.facts
 
-        if own is not None:
-            steps, (done, facts) = own, attempt(own)
-        else:
+        def made_by(own: Recipe | None) -> Made:
+            if own is not None:
+                return own, attempt(own)
             with more_unlike(bool(given_as) and alike):
                 aligned = _aligned(program, unit, text, widest, control, attempt)
             if unit == "latency" and not given_as:  # whose class has no place for selections
-                aligned = nearest(program, aligned, chosen[0], judged, attempt)
-            steps, (done, facts) = aligned
+                aligned = readers(program, aligned, chosen[0], judged, attempt)
+            return aligned
+
+        tried = {name: partial(made_by, own) for name, own in ways.items()}
+        taken, (steps, (done, facts)), contest = nearest(program, tried, judged)
+        auto = ways[taken] is None
         if processes.count() > 1:
             processes.check_plan(json.dumps(dict(done.plan), default=repr))
         made = Code()
@@ -547,14 +540,15 @@ def compile(
             model=_name(model),
             data=os.fspath(data) if isinstance(data, (str, os.PathLike)) else None,
             judged=judged,
-            auto=own is None,
-            default=own is None and not given and not width,
+            auto=auto,
+            default=auto and not given and not width,
             dry_run=dry_run,
             images=asdict(images) if images is not None else {},
             evaluation={"what": name, "before": figures_before, "after": after} if after else {},
             latency=facts,
             tuning=found,
             fallback=fallback,
+            contest=contest,
         )
         if folder is not None:
             write(folder, done, report)
@@ -839,9 +833,44 @@ def _agree(example_inputs: Any, samples: Mapping[str, Any] | None) -> None:
             )
 
 
-def _read_by(recipe: Recipe | None, loss: Any) -> None:
-    """Raises RecipeError where a loss is given and nothing in the recipe reads it."""
-    if loss is not None and not any(step.wants_loss() for step in (recipe.steps if recipe else ())):
+def _recipes(given: str | Recipe | Sequence[str | Recipe] | None) -> Sequence[str | Recipe]:
+    """All that were given, ``auto`` where none was. Raises RecipeError for what are none."""
+    several = [AUTO if given is None else given] if isinstance(given, (str, Recipe, type(None))) else given
+    if not isinstance(several, Sequence) or not several:
+        raise RecipeError(f"a recipe is text, not {type(given).__name__}", "'group,score,mask{macs=0.5x},propagate'")
+    for one in several:
+        if not isinstance(one, (str, Recipe)):
+            raise RecipeError(f"a recipe is text, not {type(one).__name__}", "['auto', 'all']")
+    if twice := [_called(one) for k, one in enumerate(several) if one in several[:k]]:
+        raise RecipeError(f"the recipe `{twice[0]}` is given twice")
+    return several
+
+
+def _called(recipe: str | Recipe) -> str:
+    return recipe if isinstance(recipe, str) else recipe.text()
+
+
+def _own(recipe: str | Recipe, given: Mapping[str, str], control: Control) -> Recipe | None:
+    """One of the user's own, with the budget that was given where it is a published one; None is ``auto``. Raises
+    RecipeError where there are several budgets, or it says itself what ``control`` has."""
+    named = isinstance(recipe, str) and recipe in published()
+    whole = None if recipe == AUTO or named else recipe if isinstance(recipe, Recipe) else Recipe.parse(recipe)
+    if (budgets := len(given) + (whole is not None)) > 1:
+        raise RecipeError(f"one budget or a recipe, not {budgets}", "a recipe has its budget in `mask{...}`")
+    if recipe == AUTO:
+        return None
+    if control != Control(vocabulary=control.vocabulary):
+        raise RecipeError(
+            "a recipe says itself what is frozen, and at which floor and grain",
+            "group{freeze=... only=...}, mask{floor=... grain=...}",
+        )
+    own = whole or published()[_called(recipe)].recipe(*next(iter(given.items()), ("macs", "0.5x")))
+    return Recipe((*Recipe.parse(control.vocabulary).steps, *own.steps)) if control.vocabulary else own
+
+
+def _read_by(recipes: Sequence[Recipe], loss: Any) -> None:
+    """Raises RecipeError where a loss is given and nothing in the recipes reads it."""
+    if loss is not None and not any(step.wants_loss() for recipe in recipes for step in recipe.steps):
         raise RecipeError(
             "a loss was given, and no pass of the recipe reads it",
             "score by one that does: group,score{by=taylor},mask{macs=0.5x allocate=global},propagate,compensate",

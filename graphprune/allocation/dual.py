@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Table = tuple[tuple[str, ...], Array]
 """Groups, and a number for every choice of theirs: an axis a group."""
-Tables = Callable[[Mapping[str, Array]], Sequence[Table]]
-"""``tables(options)``: what everything costs with each group at each of its options, as a sum of tables."""
+Tables = Callable[[Mapping[str, Array]], Sequence[Table] | None]
+"""``tables(options)``: what everything costs with each group at each of its options, as a sum of tables; None where one
+would have more than ``LARGEST`` entries."""
 Menus = Mapping[str, tuple[Array, Array]]
 """Per group its counts, rising, and what is lost at each."""
 
@@ -88,9 +89,10 @@ class _Problem:
 
     @classmethod
     def of(cls, menus: Menus, tables: Tables, budget: float) -> _Problem | None:
-        given = list(tables({name: counts for name, (counts, _) in menus.items()}))
+        made = tables({name: counts for name, (counts, _) in menus.items()})
+        given = list(made or ())
         order = _order({name: len(counts) for name, (counts, _) in menus.items()}, [names for names, _ in given])
-        if order is None:
+        if made is None or order is None:
             return None
         number = {name: k for k, name in enumerate(order)}
         prices, constant = list[tuple[tuple[int, ...], Array]](), 0.0

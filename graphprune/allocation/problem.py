@@ -20,7 +20,7 @@ from ..errors import BudgetError
 from ..ir.facts import Group, Groups, Scores
 from ..ir.host import Array
 from ..ir.program import Program
-from .dual import Table, Tables
+from .dual import LARGEST, Table, Tables
 
 T = TypeVar("T")
 
@@ -116,10 +116,13 @@ class Allocation:
         """See dual.Tables; None where the cost is no sum of products of axis sizes."""
         return self._tables if self._polynomials is not None else None
 
-    def _tables(self, options: Mapping[str, Array]) -> list[Table]:
+    def _tables(self, options: Mapping[str, Array]) -> list[Table] | None:
         names = [group.name for group in self.groups]
         tables: dict[tuple[int, ...], Array] = {}
-        for part in self._polynomials or ():
+        parts = self._polynomials or ()
+        if any(prod(len(options[names[k]]) for k in _groups(part)) > LARGEST for part in parts if len(part) > 1):
+            return None
+        for part in parts:
             for groups, table in _least(part, [options[name] for name in names]).items():
                 tables[groups] = tables.get(groups, 0.0) + table
         return [(tuple(names[k] for k in groups), table) for groups, table in tables.items()]
@@ -215,7 +218,7 @@ def _at(
 def _least(part: Sequence[Polynomial], options: Sequence[Array]) -> dict[tuple[int, ...], Array]:
     """The least of polynomials as a sum of tables, by the numbers of their groups."""
     if len(part) > 1:
-        groups = tuple(sorted({k for one in part for factors in one.terms for k in factors}))
+        groups = _groups(part)
         each = ([_table(factors, number, groups, options) for factors, number in one.terms.items()] for one in part)
         return {groups: np.minimum.reduce([np.add.reduce(one) for one in each])}
     tables: dict[tuple[int, ...], Array] = {}
@@ -223,6 +226,10 @@ def _least(part: Sequence[Polynomial], options: Sequence[Array]) -> dict[tuple[i
         groups = tuple(dict.fromkeys(factors))
         tables[groups] = tables.get(groups, 0.0) + _table(factors, number, groups, options)
     return tables
+
+
+def _groups(part: Sequence[Polynomial]) -> tuple[int, ...]:
+    return tuple(sorted({k for one in part for factors in one.terms for k in factors}))
 
 
 def _table(factors: Factors, number: float, groups: Sequence[int], options: Sequence[Array]) -> Array:

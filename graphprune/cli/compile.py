@@ -49,7 +49,9 @@ def _budgets(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--recipe",
     metavar="NAME|FILE.toml",
-    help="A published recipe (`graphprune passes`), with a budget; or one as TOML.",
+    multiple=True,
+    help="A published recipe (`graphprune passes`), with a budget; or one as TOML. Of several the result is taken that "
+    "changes outputs least on samples held back; `auto` is what runs where none is given.",
 )
 @click.option("--freeze", metavar="GLOB", multiple=True, help="Leave alone: a group, layer or parameter. Repeatable.")
 @click.option("--only", metavar="GLOB", multiple=True, help="Cut the outputs of these alone. Repeatable.")
@@ -155,7 +157,7 @@ def _budgets(command: Callable[..., None]) -> Callable[..., None]:
 def compile(
     model: str,
     passes_: str | None,
-    recipe: str | None,
+    recipe: tuple[str, ...],
     freeze: tuple[str, ...],
     only: tuple[str, ...],
     width: dict[str, str],
@@ -213,12 +215,14 @@ def compile(
       graphprune compile train.py:net --macs 0.5x -o out
       graphprune compile model.pt2 --passes 'group,score,dead,propagate' -o out
       graphprune compile m.onnx --recipe 2ssp --params 0.7x --data c.npz -o out
+      graphprune compile m.onnx --recipe auto --recipe all --data c.npz -o out
       graphprune compile model.onnx --print-after group --dump passes -o out
     """
-    if passes_ is not None and recipe is not None:
+    if passes_ is not None and recipe:
         raise click.UsageError("--passes and --recipe both give a recipe; take one")
-    own = find_recipe(recipe) if recipe is not None else passes_
-    if own is not None and any(budgets.values()) and not (recipe and isinstance(own, str)):
+    found = [find_recipe(one) for one in recipe]
+    own = found or passes_
+    if any(budgets.values()) and (passes_ is not None or not all(isinstance(one, str) for one in found)):
         raise click.UsageError("a recipe has its budget in `mask{...}`; take one or the other")
 
     if out is None and not dry_run:

@@ -138,7 +138,9 @@ def sweep(
 @click.option(
     "--passes", "passes_", metavar="RECIPE", type=Names("recipe"), help="The recipe as text; see `graphprune passes`."
 )
-@click.option("--recipe", metavar="NAME|FILE.toml", help="A published recipe (half of the MACs); or one as TOML.")
+@click.option(
+    "--recipe", metavar="NAME|FILE.toml", help="A published recipe or `auto` (half of the MACs); or one as TOML."
+)
 @click.option("--data", metavar="DATA", type=click.Path(path_type=Path), help="As for compile; else the example.")
 @click.option(
     "--tolerance", metavar="X", type=float, default=1e-3, show_default=True, help="The relative error that passes."
@@ -188,7 +190,9 @@ def bisect(
     with progress() as told:
         told("reading the model", 0, 1)
         steps = find_recipe(recipe) if recipe is not None else passes_ or ""
-        if isinstance(steps, str) and steps in published():
+        if steps == api.AUTO:
+            steps = api.default_recipe("macs", "0.5x", data=data is not None)
+        elif isinstance(steps, str) and steps in published():
             steps = published()[steps].recipe("macs", "0.5x")
         program = api.load(model, inputs, data=data, fixed=fixed)
         found = bisection.bisect(program, steps, tolerance=tolerance, against=against, progress=told)

@@ -10,16 +10,18 @@ if TYPE_CHECKING:
 
 
 def find_recipe(text: str) -> Recipe | str:
-    """The name of a published recipe as it is, or what a file of that name holds. Raises RecipeError."""
+    """The name of a published recipe, or ``auto``, as it is, or what a file of that name holds. Raises RecipeError."""
+    from ..api import AUTO
     from ..errors import RecipeError, nearest, shown
     from ..pipeline.published import published
 
+    known = [AUTO, *published()]
     if not text:
-        raise RecipeError("an empty name is no recipe", nearest(text, published()))
-    if text in published():
+        raise RecipeError("an empty name is no recipe", nearest(text, known))
+    if text in known:
         return text
     if not Path(text).suffix and not Path(text).exists():
-        raise RecipeError(f"`{shown(text)}` is no published recipe, and no file", nearest(text, published()))
+        raise RecipeError(f"`{shown(text)}` is no published recipe, and no file", nearest(text, known))
     return read_recipe(Path(text))
 
 

@@ -1,5 +1,4 @@
-"""Of a latency budget, whether readers of the same channels agree or choose for themselves: whichever result is nearer
-to the original on samples that nothing was fitted to."""
+"""Several ways to a budget: whichever result is nearest to the original on samples that nothing was fitted to."""
 
 from __future__ import annotations
 
@@ -8,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from ..backends.target import Target
-from ..errors import BudgetError
+from ..calibration.held_back import ONE_IN
+from ..errors import BudgetError, GraphpruneError, ModelError, RecipeError
 from ..ir.host import Batch
 from ..ir.program import Program
 from ..passes.group import Group
@@ -25,6 +25,36 @@ Made = tuple[Recipe, tuple[Program, Mapping[str, Any]]]
 
 
 def nearest(
+    program: Program, ways: Mapping[str, Callable[[], Made]], judged: Sequence[Batch]
+) -> tuple[str, Made, Mapping[str, Any]]:
+    """Of the ways by name the one whose result changes the outputs least on ``judged``, what it made, and plain data
+    for the report: by name the recipe and its change, or why it cannot. One alone is not judged. Raises what the first
+    raised where all do, RecipeError for several where nothing was held back."""
+    if len(ways) == 1:
+        ((name, way),) = ways.items()
+        return name, way(), {}
+    if not judged:
+        raise RecipeError(
+            f"{len(ways)} recipes are compared on samples held back, and there are none",
+            f"give data, {ONE_IN} samples or more; or one recipe",
+        )
+    made, told, refused = dict[str, Made](), dict[str, Any](), list[GraphpruneError]()
+    for name, way in ways.items():
+        try:
+            made[name] = way()
+        except (BudgetError, ModelError, RecipeError) as error:
+            refused.append(error)
+            told[name] = {"error": error.message}
+        else:
+            steps, (done, _) = made[name]
+            told[name] = {"recipe": steps.text(), "change": distance(program, done, judged)}
+    if not made:
+        raise refused[0]
+    best = min(made, key=lambda name: told[name]["change"])
+    return best, made[best], {"taken": best, "recipes": told}
+
+
+def readers(
     program: Program, first: Made, on: Target, judged: Sequence[Batch], attempt: Callable[[Recipe], Any]
 ) -> Made:
     """``first``, in which readers agree, or what the same recipe makes with readers that choose where that pays on the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,7 +14,12 @@ UNWRITTEN = "no widths.json was written"
 
 def steps(report: Mapping[str, Any]) -> list[Step]:
     """To load, to train on and to deploy what lies in the folder of the report: a title and code each."""
-    return [{"title": title, "code": code} for title, code in (*_model(report), *_targets(report))]
+    return [{"title": title, "code": code} for title, code in (*_model(report), *_targets(report), *_nearer(report))]
+
+
+def has_name(model: str) -> bool:
+    """Whether a shell can name it."""
+    return model.endswith((".onnx", ".pt2")) or ":" in model
 
 
 def _model(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -49,6 +55,24 @@ def _targets(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             )
         elif label not in ("onnx", "torch"):
             yield f"The code for {label}:", f"ls {label}/"
+
+
+def _nearer(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Where channels went alone, fitted, to a budget that is counted."""
+    budget = report.get("budget", {})
+    if not (report.get("auto") and report.get("closeness", {}).get("held_back") and budget.get("got")):
+        return
+    if "contest" in report or budget["unit"] == "channels":
+        return
+    model, unit, asked = str(report["model"]), budget["unit"], str(budget["asked"])
+    shell = ["graphprune", "compile", model, f"--{unit}", asked, "--recipe", "auto", "--recipe", "all"]
+    yield (
+        "Often nearer to the original at the same size, and several times as long to make: branches and ranks may go "
+        "too (as a module of its own, not as your class), and whichever is nearer is taken:",
+        shlex.join([*shell, "--data", str(report["data"]), "-o", "nearer"])
+        if has_name(model) and report["data"]
+        else f'gp.compile(model, example_inputs, {unit}="{asked}", recipe=["auto", "all"], data=data, out="nearer")',
+    )
 
 
 def _session(path: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from textwrap import fill
 from typing import Any
 
@@ -12,7 +12,7 @@ from ..cost.units import UNITS
 from ..errors import printable
 from .environment import templates
 from .network import blocks, drawing
-from .next_steps import steps
+from .next_steps import has_name, steps
 from .segments import picture, segments
 from .strips import strips
 from .units import COLUMNS, count, duration, error, ratio, shortened, size
@@ -131,8 +131,23 @@ def verdict(report: Report) -> str:
 
 
 def targeted(report: Report) -> list[str]:
-    """How a latency budget was met, or what was done where the cut was slower than the original, in one sentence;
-    nothing where there was no such thing."""
+    """Which of several recipes was taken, how a latency budget was met, or what was done where the cut was slower than
+    the original, in a sentence each; nothing where there was no such thing."""
+    return [*_contested(report), *_timed(report)]
+
+
+def _contested(report: Report) -> Iterator[str]:
+    if "contest" not in report:
+        return
+    taken, told = report["contest"]["taken"], report["contest"]["recipes"]
+    each = [
+        f"`{name}` {one['change']:.2%}" if "change" in one else f"`{name}` not at all ({one['error']})"
+        for name, one in told.items()
+    ]
+    yield f"Of {len(told)} recipes the nearest, on samples held back: `{taken}`. Outputs change by {'; '.join(each)}."
+
+
+def _timed(report: Report) -> list[str]:
     if "fallback" in report:
         return [_less_slow(report["fallback"])]
     if "latency" not in report:
@@ -253,7 +268,7 @@ def command(report: Report) -> str:
     """What reproduces the result: a shell line, or Python where the model has no name on disk."""
     model, recipe = str(report["model"]), str(report["recipe"])
     targets = [str(facts.get("target", name)) for name, facts in report["targets"].items()]
-    if not (model.endswith((".onnx", ".pt2")) or ":" in model):
+    if not has_name(model):
         options = [f"recipe={recipe!r}", f"seed={report['seed']}"]
         options += [f"targets={tuple(targets)!r}"] if targets else []
         options += ["data=data"] if report.get("data") else []

@@ -126,6 +126,19 @@ def test_a_published_recipe_by_name_with_a_budget(here: Path) -> None:
     assert re.search(r"alds +Layers as two each", well("passes").stdout)
 
 
+def test_several_recipes_of_which_the_nearest_is_taken(here: Path) -> None:
+    np.savez(here / "x.npz", input=np.random.default_rng(0).standard_normal((32, 6)).astype(np.float32))
+    budget = f"{NET} --params 0.6x --data x.npz --no-measure"
+    said = " ".join(well(f"compile {budget} --recipe auto --recipe alds -o out").stdout.split())
+    contest = json.loads((here / "out" / "report.json").read_text())["contest"]
+    assert set(contest["recipes"]) == {"auto", "alds"}
+    assert f"Of 2 recipes the nearest, on samples held back: `{contest['taken']}`." in said
+    wrong = run(f"compile {budget} --recipe auto --recipe aldz -o other")
+    assert wrong.exit_code == 1 and "did you mean `alds`?" in wrong.stderr
+    (here / "r.toml").write_text('[[pass]]\nname = "group"\n')
+    assert "a recipe has its budget" in run(f"compile {budget} --recipe auto --recipe r.toml -o other").stderr
+
+
 # ---- how much is said -------------------------------------------------------------------------------
 
 

@@ -44,6 +44,29 @@ def test_draws_that_channels_share_leave_them_open_and_both_models_draw_the_same
     assert gp.verify(pruned)[0].error <= 1e-12
 
 
+class Attending(nn.Module):
+    """Attention that drops a share of its weights, in training or not."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+        self.enter, self.leave = nn.Linear(4, 12), nn.Linear(4, 4)
+
+    def forward(self, x):
+        q, k, v = self.enter(x).chunk(3, -1)
+        return self.leave(nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=self.share))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_weights_of_attention_that_are_dropped_are_the_same_in_both_models(share):
+    x = torch.randn(2, 5, 4)
+    program = gp.load(nets.randomise(Attending(share)).eval(), x)
+    (again,), (once,) = program.host.run([x.numpy()]), program.host.run([x.numpy()])
+    assert (again == once).all() and (program.model(x).detach().numpy() == once).all() == (share == 0)
+    pruned = gp.run(HALF, program)
+    assert gp.verify(pruned)[0].error <= 1e-12
+
+
 def test_what_is_made_without_a_dtype_follows_the_proof():
     """`torch.zeros(n)` is float32 in a float32 network, and float64 in the one that the proof runs."""
 

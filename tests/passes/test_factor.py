@@ -150,6 +150,8 @@ def test_prices_are_the_lesser_of_whole_and_factored() -> None:
             three = {group.dim: counts[group.name] for group in groups}
             plain = count(opened.graph, opened.host)(three)
             assert expected <= plain
+        many = {group.name: np.arange(1, 101) for group in groups}
+        assert problem.tables(many) is None, "a layer's two widths and its rank meet in one table, which is not made"
         fewest = {group.dim: 1 for group in groups if group.name.endswith("rank")}
         assert cost(fewest) == count(opened.graph, opened.host)(fewest)
 

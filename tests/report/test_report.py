@@ -392,3 +392,18 @@ def test_where_the_time_goes_and_what_to_do_next() -> None:
     for one in (*torch, *onnx, *without):
         if "graphprune bench" not in one["code"] and not one["code"].startswith("ls"):
             compile(one["code"], one["title"], "exec")
+
+
+def test_what_else_would_be_nearer_is_a_line_to_copy() -> None:
+    facts = {"auto": True, "data": "x.npz", "closeness": {"held_back": True}}
+    fitted = changed(**facts, budget={"unit": "macs", "asked": "0.5x", "got": 0.5})
+    shell, python = steps(fitted)[-1]["code"], steps({**fitted, "data": None})[-1]["code"]
+    recipes = "--macs 0.5x --recipe auto --recipe all --data x.npz -o nearer"
+    assert shell == f"graphprune compile nets.zoo:resnet {recipes}"
+    assert 'macs="0.5x", recipe=["auto", "all"], data=data' in python
+    compile(python, "step", "exec")
+    latency, channels = (
+        {"unit": unit, "asked": "0.5x", "got": got} for unit, got in (("latency", None), ("channels", 0.5))
+    )
+    for other in ({"contest": {}}, {"auto": False}, {"closeness": {}}, {"budget": latency}, {"budget": channels}):
+        assert not any("nearer" in one["code"] for one in steps({**fitted, **other}))

@@ -130,7 +130,7 @@ class Reader:
             return str(node.target), None, {}
         name = schema.name.removeprefix("aten::")
         read = ATEN.get(f"{name}.{schema.overload_name or 'default'}") or ATEN.get(name)
-        if draws(node) and (read is None or _active(node)):
+        if draws(node) and (read is None or (_drops(node.target) and not _attends(node.target))):
             return "opaque", node.all_input_nodes, {"why": DRAWN, "draws": True}
         if read is None:
             return _as_given(node)
@@ -142,39 +142,43 @@ class Reader:
             kind = "pointwise"  # one slope for all channels
         if kind in ("pointwise", "along", "reduce") and name in ZERO and (ZERO[name] != "both" or len(nodes) == 2):
             attrs = {**attrs, "zero": ZERO[name]}
+        if draws(node):
+            attrs = {**attrs, "draws": True}
         return kind, nodes, _concrete(kind, node, attrs)
 
 
 def draws(node: fx.Node) -> bool:
     """Whether a node draws random numbers."""
-    return _seeded(node.target) or _active(node)
-
-
-@cache
-def _seeded(target: Any) -> bool:
-    """Whether what it draws is more than dropout between recurrent layers."""
-    return torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()) and not _between_layers(target)
-
-
-def _between_layers(target: Any) -> bool:
-    """Whether dropout is all that an op may draw: recurrent layers have it between one another."""
-    schema = getattr(target, "_schema", None)
-    return schema is not None and any(argument.name == "dropout" for argument in schema.arguments)
+    if _drops(node.target):
+        return _active(node)
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 @cache
 def _drops(target: Any) -> bool:
-    """Whether an op draws in training only."""
+    """Whether dropout, or what else there is in training only, is all that an op may draw: recurrent layers have it
+    between one another."""
     schema = getattr(target, "_schema", None)
-    return schema is not None and ("dropout" in schema.name or "rrelu" in schema.name or _between_layers(target))
+    return schema is not None and (
+        "dropout" in schema.name
+        or "rrelu" in schema.name
+        or _attends(target)
+        or any(argument.name == "dropout" for argument in schema.arguments)
+    )
+
+
+@cache
+def _attends(target: Any) -> bool:
+    """Whether what is dropped are weights of attention, which all channels share."""
+    return any(argument.name == "dropout_p" for argument in target._schema.arguments)
 
 
 def _active(node: fx.Node) -> bool:
-    """Whether a dropout (or another op that draws in training only) is in training, and drops anything."""
-    if not _drops(node.target):
-        return False
+    """Whether a dropout (or another op that draws in training only) is in training, and drops anything. Attention is
+    not told which it is in."""
     given = arguments(node)
-    return bool(given.get("train", given.get("training"))) and given.get("p", given.get("dropout", 1)) != 0
+    share = next((given[name] for name in ("p", "dropout", "dropout_p") if name in given), 1)
+    return bool(given.get("train", given.get("training", True))) and share != 0
 
 
 def _as_given(node: fx.Node) -> tuple[str, list[Any] | None, dict[str, Any]]:
