@@ -17,7 +17,7 @@ from .calibration import batches as calibration
 from .calibration import processes
 from .calibration.held_back import hold_back
 from .calibration.images import Images
-from .calibration.losses import loss_of
+from .calibration.losses import labels_of, loss_of
 from .calibration.suspect import one_sample, raw_pixels
 from .cost.budget import spelt
 from .cost.latency.table import Table
@@ -156,9 +156,8 @@ def load(
         )
     samples = _first(model, data)
     _agree(example_inputs, samples)
-    with paused():
-        host = as_host(model, example_inputs, dynamic_shapes, samples)
     with paused(), _naming(data):
+        host = as_host(model, example_inputs, dynamic_shapes, samples)
         program = _with_data(host, data, fixed, images, loss, seed, sized=example_inputs is not None)
     if check:
         _check_weights(program)
@@ -816,7 +815,8 @@ def _first(model: Any, data: Any) -> dict[str, Any] | None:
             with np.load(data) as file:
                 data = dict(file)
         if isinstance(data, Mapping):
-            first = {name: array[:2] for name, array in data.items() if hasattr(array, "shape")}
+            labels = labels_of([*data], [])  # with which the class would compute a loss
+            first = {name: array[:2] for name, array in data.items() if hasattr(array, "shape") and name not in labels}
             return first if all(array.ndim > 1 and len(array) for array in first.values()) else None
     return None
 

@@ -546,7 +546,14 @@ def _paired(rest: Sequence[Array], count: int | None) -> None:
 
 
 def _check(array: Array, value: Value) -> Array:
-    want = value.shape or ()
+    want, floating = value.shape or (), "float" in value.dtype
+    if floating != (array.dtype.kind == "f") or array.dtype.kind not in "fiubc":
+        raise DataError(
+            f"input `{value.name}` is {value.dtype}, the calibration array is {array.dtype}",
+            "convert (and normalise) it as the model expects"
+            if floating
+            else f"it takes whole numbers, such as tokens: array.astype('{value.dtype}')",
+        )
     if array.ndim != len(want) or any(
         isinstance(n, int) and n != m for n, m in zip(want[1:], array.shape[1:], strict=True)
     ):
@@ -555,12 +562,6 @@ def _check(array: Array, value: Value) -> Array:
         raise DataError(
             f"input `{value.name}` takes {shape}, the calibration array is {given}",
             _other_layout(want, array.shape),
-        )
-    floating = "float" in value.dtype
-    if floating != (array.dtype.kind == "f"):
-        raise DataError(
-            f"input `{value.name}` is {value.dtype}, the calibration array is {array.dtype}",
-            "convert (and normalise) it as the model expects",
         )
     if floating and not np.isfinite(array).all():
         raise DataError(

@@ -295,6 +295,46 @@ def test_the_network_in_memory_is_called_as_the_class_is(llama, tmp_path):
         assert (exported(input_ids=ids).logits - want).abs().max() <= tolerance
 
 
+TOKENS = np.random.default_rng(0).integers(3, 50, (4, 20))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"input_ids": TOKENS.astype(np.float32)}, "input `input_ids` is int64, the calibration array is float32"),
+        ({"input_ids": TOKENS.astype(str)}, "input `input_ids` is int64, the calibration array is <U21"),
+        ({"input_ids": TOKENS[..., None]}, "input `input_ids` takes Nx60, the calibration array is 4x20x1"),
+        ({"attention_mask": TOKENS}, "`attention_mask` is given and `input_ids` is not, which LlamaForCausalLM reads"),
+    ],
+    ids=["floats", "text", "axes", "mask"],
+)
+def test_data_that_no_token_is_in_is_told_of_where_it_is_read(llama, data, message, tmp_path):
+    np.savez(tmp_path / "a.npz", **data)
+    with pytest.raises(DataError, match=f"a.npz: .*{message}") as told:
+        gp.load(f"hf:{llama}", data=tmp_path / "a.npz")
+    assert told.value.hint
+
+
+@pytest.mark.parametrize(
+    ("data", "inputs"),
+    [
+        ({"tokens": TOKENS}, ["input_ids"]),
+        ({"input_ids": TOKENS, "labels": TOKENS}, ["input_ids"]),
+        ({"input_ids": TOKENS, "labels": TOKENS[:, 0]}, ["input_ids"]),
+        (
+            {"input_ids": TOKENS, "labels": TOKENS, "attention_mask": np.ones_like(TOKENS)},
+            ["input_ids", "attention_mask"],
+        ),
+    ],
+    ids=["another-name", "labels", "classes", "mask"],
+)
+def test_a_folder_is_traced_at_the_sizes_of_its_data_without_labels(llama, data, inputs, tmp_path):
+    np.savez(tmp_path / "a.npz", **data)
+    program = gp.load(f"hf:{llama}", data=tmp_path / "a.npz")
+    assert [value.name for value in program.graph.inputs] == inputs and len(program.graph.outputs) == 1
+    assert program.host.example()[0].shape[1:] == (20,) and sum(len(batch[0]) for batch in program.data) == 4
+
+
 def cut_in_place(model, recipe):
     inputs = {"args": (), "kwargs": {**example_of(model), "use_cache": False}}
     done = gp.run(recipe, gp.load(model, inputs))

@@ -42,13 +42,24 @@ class Pretrained:
     widths: Mapping[str, Any] | None = None  # as in widths.json, of a class that no configuration says: see own_class
 
     def example(self, samples: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Example inputs as torch.export takes them; by name, ``samples`` (arrays) or sizes that they are to have."""
-        made = {**example_of(self.model), **_without_cache(self.model)}
+        """Example inputs as torch.export takes them; by name, ``samples`` (arrays) or sizes that they are to have.
+        Raises DataError where some are given that are read beside others alone."""
+        made = example_of(self.model)
         takes = inspect.signature(self.model.forward).parameters
-        own = {name: item for name, item in (samples or {}).items() if name in takes and _is_sized(item, name in made)}
+        samples = samples or {}
+        if len(samples) == len(made) and not samples.keys() & takes.keys():  # then data is taken in order
+            samples = dict(zip(made, samples.values(), strict=True))
+        own = {name: item for name, item in samples.items() if name in takes and _traced(item, made.get(name))}
+        parts = own.keys() - made.keys(), made.keys() - samples.keys()
+        more, lacking = (", ".join(f"`{name}`" for name in sorted(part)) for part in parts)
+        if more and lacking:
+            raise DataError(
+                f"{more} is given and {lacking} is not, which {self.kind.__name__} reads beside it",
+                f"give all by name: {', '.join([*made, *(name for name in own if name not in made)])}",
+            )
         if any(name not in made or _sizes(item)[1:] != tuple(made[name].shape)[1:] for name, item in own.items()):
             made |= {name: _sized(made.get(name), item) for name, item in own.items()}
-        return {"args": (), "kwargs": made}
+        return {"args": (), "kwargs": made | _without_cache(self.model)}
 
     @property
     def kind(self) -> Any:
@@ -261,8 +272,15 @@ def _merged(model: Any, input_ids: torch.Tensor, pixel_values: torch.Tensor) -> 
     )
 
 
-def _is_sized(item: Any, known: bool) -> bool:
-    return hasattr(item, "shape") or (known and isinstance(item, tuple) and all(type(n) is int for n in item))
+def _traced(item: Any, made: torch.Tensor | None) -> bool:
+    """Whether a network may be traced on what is given for an input: of other numbers than its own example has, or of
+    other axes where those are tokens, one error is told where the data is read."""
+    if not hasattr(item, "shape"):
+        return made is not None and isinstance(item, tuple) and all(type(n) is int for n in item)
+    kind = next((kind for kind in ("float", "int", "bool") if kind in str(item.dtype)), "")
+    if made is None:
+        return bool(kind)
+    return kind == "float" if made.is_floating_point() else kind == "int" and item.ndim == made.ndim
 
 
 def _sizes(item: Any) -> tuple[int, ...]:
