@@ -4,21 +4,22 @@
     python -m benchmarks.opened --report
 
 Contenders: every family of dims by itself, all of them in one budget, `auto`, the published recipes, Torch-Pruning
-where it runs. Each result is in docs/opened.json as soon as it is there, so that a run goes on where it stopped;
---report puts the tables into docs/benchmarks.md. With --latency, budgets are shares of the network's time in ONNX
-Runtime, and what goes is chosen by tables of what ops take there (`mask{latency=...}`). The networks, and what a result
-is worth: benchmarks/opened_tasks.py.
+where it runs; and whichever of `auto` and `all` is nearer on samples held back, as `compile` takes it of both. Each
+result is in docs/opened.json as soon as it is there, so that a run goes on where it stopped; --report puts the tables
+into docs/benchmarks.md. With --latency, budgets are shares of the network's time in ONNX Runtime, and what goes is
+chosen by tables of what ops take there (`mask{latency=...}`). The networks, and what a result is worth:
+benchmarks/opened_tasks.py.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .opened_sides import NAMES, THEIRS, at_latency, contenders, measured, recipe
+from .opened_sides import CONTEST, NAMES, THEIRS, at_latency, contenders, measured, recipe
 from .opened_tasks import BUDGETS, TASKS, Task
 from .results import Results, between
 
@@ -26,6 +27,7 @@ RESULTS, PAGE = Path("docs/opened.json"), Path("docs/benchmarks.md")
 START, END = "<!-- opened: written by python -m benchmarks.opened --report -->", "<!-- end of opened -->"
 AT_LATENCY = ("auto", "all", "ranks", "branches")
 LATENCIES = ("0.7x", "0.5x")
+NEARER = " and ".join(CONTEST) + ", the nearer"
 
 
 def key(on: str, budget: str, name: str) -> str:
@@ -40,12 +42,13 @@ def timed(on: str, share: str, name: str) -> str:
 def table(found: Mapping[str, Any], on: str, columns: Mapping[str, Callable[[str], str]]) -> str:
     """Of one network, a row a contender that has a result, a column a budget (which says the key of a result);
     the best of each column is bold. Nothing where there is no result."""
-    task = TASKS[on]
-    cells = {(budget, name): found.get(made(name)) for budget, made in columns.items() for name in contenders(task)}
-    shown = [budget for budget in columns if any(cells[budget, name] for name in contenders(task))]
+    task, every = TASKS[on], [*contenders(TASKS[on]), NEARER]
+    cells = {(budget, name): found.get(made(name)) for budget, made in columns.items() for name in every[:-1]}
+    cells |= {(budget, NEARER): _nearer([cells.get((budget, name)) for name in CONTEST]) for budget in columns}
+    shown = [budget for budget in columns if any(cells[budget, name] for name in every)]
     if not shown:
         return ""
-    names = [name for name in contenders(task) if any(cells[budget, name] for budget in shown)]
+    names = [name for name in every if any(cells[budget, name] for budget in shown)]
     lines = [f"| {on}, {task.shown} | " + " | ".join(shown) + " |", "|---" * (len(shown) + 1) + "|"]
     worth = {
         budget: [one[task.shown] for name in names if task.shown in (one := cells[budget, name] or {})]
@@ -65,6 +68,12 @@ def tables(found: Mapping[str, Any]) -> str:
         )
         made.append(table(found, on, {f"latency {share}": partial(timed, on, share) for share in LATENCIES}))
     return "\n\n".join(filter(None, made))
+
+
+def _nearer(found: Sequence[Mapping[str, Any] | None]) -> Mapping[str, Any] | None:
+    """Of results, all of which are there, that which changes the outputs least on samples held back."""
+    made = [one for one in found if one and "change" in one]
+    return min(made, key=lambda one: float(one["change"])) if None not in found and made else None
 
 
 def _cell(task: Task, one: Mapping[str, Any] | None, best: float | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatch
 from functools import cache, partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from graphprune.api import default_recipe
 from graphprune.backends import share as share_of_latency
 from graphprune.backends.onnxruntime.target import Onnx
 from graphprune.cost.static import macs, params
+from graphprune.driver.contenders import distance
 from graphprune.driver.curve import begun
 from graphprune.driver.latency_search import to_latency
 from graphprune.ir.program import Program
@@ -54,6 +55,8 @@ CRITERIA: Mapping[str, Callable[[Any], Any]] = {
 EXPERTS = ("mone", "stun")
 """Recipes for what no network here has."""
 NAMES = ("auto", *FAMILIES, *(name for name in published() if name not in EXPERTS), THEIRS)
+CONTEST = ("auto", "all")
+"""Of these `compile --recipe auto --recipe all` takes what changes the outputs less on the samples held back."""
 COUNTED = (params, macs)
 
 
@@ -75,8 +78,13 @@ def recipe(name: str, budget: str) -> Recipe:
 
 
 @cache
+def parted(on: str) -> tuple[Program, Sequence[Any]]:
+    """A network, and the samples that are held back, as `compile` does."""
+    return gp.hold_back(TASKS[on].program())
+
+
 def program(on: str) -> Program:
-    return TASKS[on].program()
+    return parted(on)[0]
 
 
 @cache
@@ -104,23 +112,25 @@ def measured(on: str, name: str, budget: str) -> dict[str, Any]:
     unit, share = budget.split("=")
     if name == THEIRS:
         return torch_pruning(on, unit, float(share.rstrip("x")))
-    whole = program(on)
+    whole, judged = parted(on)
     try:
         done, seconds = pruned(on, recipe(name, budget), unit)
-        return {**_worth(on, done), **_left(whole, done), "seconds": round(seconds, 1), **_opened(done)}
+        held = {"change": distance(whole, done, judged), "seconds": round(seconds, 1)}
+        return {**_worth(on, done), **_left(whole, done), **held, **_opened(done)}
     except gp.GraphpruneError as error:
         return {"refused": str(error)[:300]}
 
 
 def at_latency(on: str, name: str, share: str) -> dict[str, Any]:
     """The same within a share of the latency in ONNX Runtime, one thread, that is measured anew once all is done."""
-    whole, target, start = program(on), Onnx(), time.process_time()
+    (whole, judged), target, start = parted(on), Onnx(), time.process_time()
     try:
         found = to_latency(whole, recipe(name, f"latency={share}"), target)
         done, seconds = found.program, time.process_time() - start
         took = {
             "latency": round(share_of_latency(target.runnable(whole), target.runnable(done)), 3),
             "predicted": round(found.facts["predicted_ms"] / found.facts["whole_ms"], 3),
+            "change": distance(whole, done, judged),
         }
         return {**_worth(on, done), **_left(whole, done), **took, "seconds": round(seconds, 1), **_opened(done)}
     except gp.GraphpruneError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 pytest.importorskip("onnxruntime")
-from benchmarks.opened import _cell, key, tables, timed
+from benchmarks.opened import NEARER, _cell, key, tables, timed
 from benchmarks.opened_sides import NAMES, THEIRS, contenders, recipe
 from benchmarks.opened_tasks import TASKS
 
@@ -25,6 +25,18 @@ def test_every_contender_of_a_network_is_a_recipe_for_its_budget(on: str) -> Non
 def test_contenders_of_one_recipe_have_one_result() -> None:
     assert key("stories", "params=0.7x", "auto") == key("stories", "params=0.7x", "widths")
     assert len({key("stories", "params=0.7x", name) for name in NAMES}) == len(NAMES) - 1  # auto is widths
+
+
+@pytest.mark.parametrize("change", [0.1, 0.3])
+def test_of_auto_and_all_the_nearer_has_a_row(change: float) -> None:
+    """By samples held back, not by what is shown."""
+    found = {
+        key("vit", "macs=0.5x", "all"): {"accuracy": 90.0, "change": change},
+        key("vit", "macs=0.5x", "auto"): {"accuracy": 95.0, "change": 0.2},
+        key("vit", "macs=0.7x", "auto"): {"accuracy": 96.0, "change": 0.1},
+    }
+    rows = {cells[1].strip(): cells[2:4] for cells in (line.split("|") for line in tables(found).splitlines())}
+    assert [cell.strip() for cell in rows[NEARER]] == ["-", "90.00" if change < 0.2 else "**95.00**"]
 
 
 def test_the_table_shows_what_is_there_and_marks_the_best_of_each_column() -> None:
