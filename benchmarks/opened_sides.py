@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 import graphprune as gp
-from graphprune.api import default_recipe
 from graphprune.backends import share as share_of_latency
 from graphprune.backends.onnxruntime.target import Onnx
 from graphprune.cost.static import macs, params
+from graphprune.driver.auto import default_recipe
 from graphprune.driver.contenders import distance
 from graphprune.driver.curve import begun
 from graphprune.driver.latency_search import to_latency

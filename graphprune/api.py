@@ -4,43 +4,40 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from .backends.effort import Budget
 from .backends.target import Target, on_devices, target
-from .calibration import batches as calibration
 from .calibration import processes
 from .calibration.held_back import hold_back
 from .calibration.images import Images
-from .calibration.losses import labels_of, loss_of
-from .calibration.suspect import one_sample, raw_pixels
+from .calibration.losses import loss_of
 from .cost.budget import spelt
 from .cost.latency.table import Table
 from .cost.units import UNITS
 from .driver.artifact import Code, check_code, coded, emit, profiled, write
+from .driver.auto import AUTO, Control, aligned, check_cuts, check_loss, default_recipe, ways
 from .driver.closeness import Evaluate, closeness, figures
 from .driver.configured import DIFFERED, more_unlike, pretrained, unsaid
 from .driver.contenders import Made, nearest, readers
 from .driver.dump import dumped
 from .driver.latency_search import has_latency, recorded, to_latency
+from .driver.loading import check_sizes, check_weights, first_samples, naming, text_as_tokens, with_data
 from .driver.measured import Measured, settled
 from .driver.no_slower import Tried, guarded
 from .driver.output import apart, new_folder, outside
 from .driver.stages import Stages
 from .driver.summary import Compilation
-from .errors import BudgetError, DataError, ModelError, RecipeError, TargetError
-from .hosts.given import PREFIX, as_host, imported, origins
-from .ir.facts import Groups, Keep, Scores
+from .errors import DataError, ModelError, RecipeError, TargetError
+from .hosts.given import as_host, imported, origins
+from .ir.facts import Keep
 from .ir.gc_paused import paused
-from .ir.host import Host
-from .ir.program import Loss, Program, must_be_program
+from .ir.program import Program, must_be_program
 from .passes.compensate import Compensate
-from .passes.group import Group
 from .passes.mask import Mask
 from .pipeline.base import Progress
 from .pipeline.compare import Check
@@ -49,7 +46,6 @@ from .pipeline.fingerprint import fingerprint
 from .pipeline.instrument import Instrument
 from .pipeline.plan_file import read_plan
 from .pipeline.plan_reader import as_plan
-from .pipeline.published import published
 from .pipeline.recipe import Recipe
 from .pipeline.replay import apply_plan
 from .pipeline.run import Begun
@@ -57,8 +53,6 @@ from .pipeline.run import run as run_recipe
 from .pipeline.verify import verify
 from .pipeline.verify import verify as prove
 
-T = TypeVar("T")
-AUTO = "auto"
 AGAIN = "the network was pruned before: budgets are shares of what was left, and this plan follows that one's"
 
 __all__ = [
@@ -142,7 +136,7 @@ def load(
     ``check``: whether weights are looked at; without it none of a folder of transformers, or of ONNX with external
     data, is read from disk. The model given is not changed. Raises ModelError (a weight is NaN, too), DataError.
     """
-    data = _text(model, data)
+    data = text_as_tokens(model, data)
     if not isinstance(seed, int) or seed < 0:
         raise RecipeError(f"seed={seed!r} is no whole number from 0 up")
     if data is None and images is not None:
@@ -154,73 +148,14 @@ def load(
             f"`{fixed[0]}` is to be the same for every sample, and there are none: no data was given",
             "give data too; the value of an input of the example is --input NAME=VALUE",
         )
-    samples = _first(model, data)
-    _agree(example_inputs, samples)
-    with paused(), _naming(data):
+    samples = first_samples(model, data)
+    check_sizes(example_inputs, samples)
+    with paused(), naming(data):
         host = as_host(model, example_inputs, dynamic_shapes, samples)
-        program = _with_data(host, data, fixed, images, loss, seed, sized=example_inputs is not None)
+        program = with_data(host, data, fixed, images, loss, seed, sized=example_inputs is not None)
     if check:
-        _check_weights(program)
+        check_weights(program)
     return program
-
-
-def _with_data(
-    host: Host,
-    data: Any,
-    fixed: Sequence[str],
-    images: Images | None,
-    loss: Callable[..., Any] | None,
-    seed: int,
-    *,
-    sized: bool,
-) -> Program:
-    """The program of a model and its data; ``sized``: its example inputs were given, and images are as large."""
-    if data is not None and (inputs := host.undecided()):
-        samples, data = calibration.first(data, inputs, fixed, images)
-        host.suppose(samples)
-    program = Program(host=host, source=host, seed=seed)
-    _check_axes(program)  # which reads it
-    program = program.note(*host.notes, *_never_read(program))
-    inputs = program.graph.inputs
-    if data is None:
-        if loss is not None:
-            raise DataError("a loss needs calibration data with labels", "give data too: an .npz with `labels`")
-        return program
-    sizes = host.sizes() if sized else None
-    if loss is not None:
-        found, rest = calibration.with_rest(data, inputs, fixed, sizes, images)
-        return replace(program, data=found, loss=Loss(loss, rest)).note(*_in_order(found))
-    program = replace(program, data=calibration.batches(data, inputs, fixed, sizes, images))
-    program = program.note(*_in_order(program.data))
-    program = program.note(*filter(None, (raw_pixels(program), one_sample(program), calibration.unread(data, inputs))))
-    same = [value.name for value in inputs if value.shape and value.name in getattr(program.data, "fixed", ())]
-    detected = [name for name in same if name not in fixed]
-    return program.note(f"calibration: the same for every sample: {', '.join(detected)}") if detected else program
-
-
-@contextmanager
-def _naming(data: Any) -> Iterator[None]:
-    """What is wrong with data is said of its file."""
-    try:
-        yield
-    except DataError as error:
-        if isinstance(data, (str, os.PathLike)) and os.fspath(data) not in error.message:
-            error.message = f"{os.fspath(data)}: {error.message}"
-        raise
-
-
-def _never_read(program: Program) -> tuple[str, ...]:
-    """A remark on inputs that no op reads and no output is."""
-    graph = program.graph
-    read = {value.name for op in graph.ops for value in op.inputs if value is not None}
-    read |= {value.name for value in graph.outputs}
-    unread = [value.name for value in graph.inputs if value.name not in read]
-    return (f"the network never reads {', '.join(f'`{name}`' for name in unread)}",) if unread else ()
-
-
-def _in_order(data: Any) -> tuple[str, ...]:
-    order = getattr(data, "order", ())
-    return (f"calibration: no name is an input's, so arrays are taken in order: {', '.join(order)}",) if order else ()
 
 
 def run(
@@ -424,8 +359,8 @@ def compile(
     budgets = zip(UNITS, (channels, params, size, macs, memory, latency), strict=True)
     given = {unit: spelt(budget) for unit, budget in budgets if budget is not None}
     control = Control.read(model, freeze, only, ignore, width, floor, grain, vocabulary)
-    ways = {_called(one): _own(one, given, control) for one in _recipes(recipe)}
-    if dry_run and len(ways) > 1:
+    wanted = ways(recipe, given, control)
+    if dry_run and len(wanted) > 1:
         raise RecipeError("a dry run fits nothing, and recipes are compared once they are fitted", "give one of them")
     chosen = _targets(targets, rpc)
     effort = Budget.parse(tune) if tune is not None else None
@@ -454,15 +389,15 @@ def compile(
         widest = max(one.grain for one in chosen)
         if (given_as := pretrained(program)) and given_as.widths is not None:
             program, alike = program.note(DIFFERED), False
-        if given_as and None in ways.values():
+        if given_as and None in wanted.values():
             control = replace(control, freeze=(*control.freeze, *unsaid(program, alike)), alike=alike)
         if recipe is None and not given and program.knows(Keep):  # training has decided already
-            ways = {AUTO: Recipe.parse("propagate,compensate" if program.data else "propagate")}
-        theirs = [own for own in ways.values() if own is not None]
-        _read_by(theirs, loss)
+            wanted = {AUTO: Recipe.parse("propagate,compensate" if program.data else "propagate")}
+        theirs = [own for own in wanted.values() if own is not None]
+        check_loss(theirs, loss)
         for each in theirs:
             each.check(known=program.facts, has_data=bool(program.data))
-            _cuts(each)
+            check_cuts(each)
         unit, text = next(iter(given.items()), ("", "") if width else ("macs", "0.5x"))
         held = Table.read(Path(table)) if table is not None else None
 
@@ -494,14 +429,14 @@ def compile(
             if own is not None:
                 return own, attempt(own)
             with more_unlike(bool(given_as) and alike):
-                aligned = _aligned(program, unit, text, widest, control, attempt)
+                made = aligned(program, unit, text, widest, control, attempt)
             if unit == "latency" and not given_as:  # whose class has no place for selections
-                aligned = readers(program, aligned, chosen[0], judged, attempt)
-            return aligned
+                made = readers(program, made, chosen[0], judged, attempt)
+            return made
 
-        tried = {name: partial(made_by, own) for name, own in ways.items()}
+        tried = {name: partial(made_by, own) for name, own in wanted.items()}
         taken, (steps, (done, facts)), contest = nearest(program, tried, judged)
-        auto = ways[taken] is None
+        auto = wanted[taken] is None
         if processes.count() > 1:
             processes.check_plan(json.dumps(dict(done.plan), default=repr))
         made = Code()
@@ -664,252 +599,11 @@ def record(
     return recorded(scored, one, mask, threads=threads, table=table, progress=progress)[0]
 
 
-def _aligned(
-    program: Program, unit: str, text: str, widest: int, control: Control, attempt: Callable[[Recipe], T]
-) -> tuple[Recipe, T]:
-    """The default recipe, with the user's grain, or the largest up to ``widest`` that meets the budget; a latency
-    table has a price for what is below the grain."""
-    scored = program.knows(Groups) and program.knows(Scores)
-    if scored and control.vocabulary:
-        raise RecipeError("training has found the groups already", "gp.run('vocabulary', program) before it")
-    if scored and (control.freeze or control.only):
-        raise RecipeError("training has found the groups already", "gp.run('group{freeze=...}', program) before it")
-    grain = widest if control.grain is None else control.grain
-    if unit == "channels" and grain > 1 and control.grain is None:  # a coarse one leaves groups unlike shares
-        grain = _near(program if scored else run(f"{control.group()},score", program), text, grain)
-    while True:
-        chosen = replace(control, grain=grain)
-        steps = default_recipe(unit, text, chosen, data=bool(program.data), scored=scored)
-        try:
-            return steps, attempt(steps)
-        except BudgetError:
-            if grain == 1 or unit == "latency" or control.grain is not None:
-                raise
-            grain //= 2
-
-
-def _near(scored: Program, text: str, grain: int) -> int:
-    """The largest grain at which at least nine tenths of the channels asked for are kept."""
-    whole = sum(group.size for group in scored.fact(Groups))
-    while grain > 1:
-        mask = Mask(channels=text, grain=grain)
-        try:
-            kept = sum(map(len, mask.run(scored).fact(Keep).keep.values()))
-        except BudgetError:
-            kept = 0
-        if kept >= 0.9 * mask.budget()[1].share(whole) * whole:
-            break
-        grain //= 2
-    return grain
-
-
-@dataclass(frozen=True)
-class Control:
-    """What a user says beside a budget, for the default recipe: see ``compile``."""
-
-    freeze: tuple[str, ...] = ()
-    only: tuple[str, ...] = ()
-    width: tuple[tuple[str, str], ...] = ()
-    floor: float | None = None
-    grain: int | None = None
-    alike: bool = False
-    vocabulary: str = ""  # the pass that trims it
-
-    @classmethod
-    def read(
-        cls,
-        model: Any,
-        freeze: str | Sequence[str],
-        only: str | Sequence[str],
-        ignore: Sequence[Any],
-        width: Mapping[str, int | float | str] | None,
-        floor: float | None,
-        grain: int | None,
-        vocabulary: bool | str = False,
-    ) -> Control:
-        """From the arguments of ``compile``; modules of ``model`` that ``ignore`` has go by their names. Raises
-        ModelError for one that is none of its, RecipeError for a name without a letter."""
-        left, alone = ((one,) if isinstance(one, str) else tuple(one) for one in (freeze, only))
-        for what, given in (("freeze", left), ("only", alone)):
-            if other := [one for one in given if not isinstance(one, str)]:
-                raise RecipeError(
-                    f"{what} takes names, not {type(other[0]).__name__}", "ignore=[model.head] takes modules"
-                )
-            if not all(given):
-                raise RecipeError(f"{what} has an empty name, which matches nothing", "`*` matches everything")
-        names = {id(module): name for name, module in _modules(model)} if ignore else {}
-        for module in ignore:
-            if not names.get(id(module)):
-                raise ModelError(
-                    f"ignore has {type(module).__name__}, which is no module within the {type(model).__name__} given",
-                    "ignore=[model.head]; freeze=['head'] takes names",
-                )
-        widths = tuple((name, str(one)) for name, one in (width or {}).items())
-        trim = f"vocabulary{{{vocabulary}}}" if isinstance(vocabulary, str) else "vocabulary" * vocabulary
-        frozen = (*left, *(names[id(module)] for module in ignore))
-        return cls(frozen, alone, widths, floor, grain, vocabulary=trim)
-
-    def group(self) -> str:
-        return Group(freeze="|".join(self.freeze), only="|".join(self.only)).text()
-
-    def mask(self) -> list[str]:
-        own = [f"width={'|'.join(f'{name}={one}' for name, one in self.width)}"] if self.width else []
-        floor = [] if self.floor is None else [f"floor={self.floor}"]
-        grain = [] if self.grain in (None, 1) else [f"grain={self.grain}"]
-        return own + floor + grain + (["alike=layers"] if self.alike else [])
-
-
-def default_recipe(unit: str, text: str, control: Control | None = None, *, data: bool, scored: bool = False) -> Recipe:
-    """`auto`: the recipe that is run where none is given. With calibration data: channels by what the
-    others cannot make up for, as many of each group as its measured distortion says, and every layer
-    after the cut fitted to the original network. Without: by weights. Chosen by benchmarks/accuracy.py.
-    ``scored``: training has scored the channels, and one threshold for all decides."""
-    control = control or Control()
-    fit = ",compensate{bias=false}" if control.alike else ",compensate"  # a class of the library has no place for more
-    score, allocate, repair = ("score{by=obs}", "rd", fit) if data else ("score", "global", "")
-    trim = f"{control.vocabulary}," if control.vocabulary else ""
-    steps = "" if scored else f"{trim}{control.group()},{score},"
-    allocate = "global" if scored else allocate
-    if not unit:  # widths of the user's own, and nothing else is cut
-        allocate = "uniform"
-    options = [f"{unit}={text}"] if unit else []
-    # Channels are a promise about every group; of latency the least loss is chosen, measured or of scores.
-    if unit and unit != "channels" and (unit != "latency" or allocate == "rd"):
-        options.append(f"allocate={allocate}")
-    options += control.mask()
-    return Recipe.parse(f"{steps}mask{{{' '.join(options)}}},propagate{repair}")
-
-
-def _cuts(recipe: Recipe) -> None:
-    """Raises RecipeError where channels are chosen and never cut."""
-    steps = recipe.steps
-    chosen = next((k for k in reversed(range(len(steps))) if Keep in steps[k].gives), len(steps))
-    if chosen < len(steps) and not any(Keep in step.needs and step.rewrites for step in steps[chosen:]):
-        raise RecipeError(
-            f"`{steps[chosen].text()}` chooses what stays, and nothing after it cuts the rest",
-            "put `propagate` after it",
-        )
-
-
-def _text(model: Any, data: Any) -> Any:
-    """Calibration data; of a text file the tokens, for a network that has a tokeniser in its folder."""
-    if not isinstance(data, (str, os.PathLike)) or Path(data).suffix != ".txt":
-        return data
-    if not (isinstance(model, str) and model.startswith(PREFIX)):
-        raise DataError(
-            f"{data}: text, of which no tokeniser makes inputs", f"a folder with one is given as {PREFIX}FOLDER"
-        )
-    from .hosts.torch.pretrained import tokenised
-
-    return tokenised(Path(model.removeprefix(PREFIX)), Path(data))
-
-
-def _first(model: Any, data: Any) -> dict[str, Any] | None:
-    """Of arrays by name, two samples each, for a folder of transformers; what cannot be read is told of later."""
-    if not (isinstance(model, str) and model.startswith(PREFIX)):
-        return None
-    import numpy as np
-
-    with suppress(Exception):
-        if isinstance(data, (str, os.PathLike)) and Path(data).suffix == ".npz":
-            with np.load(data) as file:
-                data = dict(file)
-        if isinstance(data, Mapping):
-            labels = labels_of([*data], [])  # with which the class would compute a loss
-            first = {name: array[:2] for name, array in data.items() if hasattr(array, "shape") and name not in labels}
-            return first if all(array.ndim > 1 and len(array) for array in first.values()) else None
-    return None
-
-
-def _agree(example_inputs: Any, samples: Mapping[str, Any] | None) -> None:
-    """Raises ModelError where sizes that are given for inputs of a folder are not those of its data."""
-    given = example_inputs if isinstance(example_inputs, Mapping) else {}
-    for name, array in (samples or {}).items():
-        if isinstance(size := given.get(name), tuple) and size[1:] != array.shape[1:]:
-            said, has = ("x".join(map(str, ["N", *sizes[1:]])) for sizes in (size, array.shape))
-            raise ModelError(
-                f"example inputs: `{name}` is to be {said}, and the data has {has}",
-                "leave --input (example_inputs) out: a folder is traced at the sizes of its data",
-            )
-
-
-def _recipes(given: str | Recipe | Sequence[str | Recipe] | None) -> Sequence[str | Recipe]:
-    """All that were given, ``auto`` where none was. Raises RecipeError for what are none."""
-    several = [AUTO if given is None else given] if isinstance(given, (str, Recipe, type(None))) else given
-    if not isinstance(several, Sequence) or not several:
-        raise RecipeError(f"a recipe is text, not {type(given).__name__}", "'group,score,mask{macs=0.5x},propagate'")
-    for one in several:
-        if not isinstance(one, (str, Recipe)):
-            raise RecipeError(f"a recipe is text, not {type(one).__name__}", "['auto', 'all']")
-    if twice := [_called(one) for k, one in enumerate(several) if one in several[:k]]:
-        raise RecipeError(f"the recipe `{twice[0]}` is given twice")
-    return several
-
-
-def _called(recipe: str | Recipe) -> str:
-    return recipe if isinstance(recipe, str) else recipe.text()
-
-
-def _own(recipe: str | Recipe, given: Mapping[str, str], control: Control) -> Recipe | None:
-    """One of the user's own, with the budget that was given where it is a published one; None is ``auto``. Raises
-    RecipeError where there are several budgets, or it says itself what ``control`` has."""
-    named = isinstance(recipe, str) and recipe in published()
-    whole = None if recipe == AUTO or named else recipe if isinstance(recipe, Recipe) else Recipe.parse(recipe)
-    if (budgets := len(given) + (whole is not None)) > 1:
-        raise RecipeError(f"one budget or a recipe, not {budgets}", "a recipe has its budget in `mask{...}`")
-    if recipe == AUTO:
-        return None
-    if control != Control(vocabulary=control.vocabulary):
-        raise RecipeError(
-            "a recipe says itself what is frozen, and at which floor and grain",
-            "group{freeze=... only=...}, mask{floor=... grain=...}",
-        )
-    own = whole or published()[_called(recipe)].recipe(*next(iter(given.items()), ("macs", "0.5x")))
-    return Recipe((*Recipe.parse(control.vocabulary).steps, *own.steps)) if control.vocabulary else own
-
-
-def _read_by(recipes: Sequence[Recipe], loss: Any) -> None:
-    """Raises RecipeError where a loss is given and nothing in the recipes reads it."""
-    if loss is not None and not any(step.wants_loss() for recipe in recipes for step in recipe.steps):
-        raise RecipeError(
-            "a loss was given, and no pass of the recipe reads it",
-            "score by one that does: group,score{by=taylor},mask{macs=0.5x allocate=global},propagate,compensate",
-        )
-
-
 def _evaluation(evaluate: Evaluate | str | None) -> tuple[Evaluate | None, str]:
     """The function, and what reports call it."""
     if not isinstance(evaluate, str):
         return evaluate, getattr(evaluate, "__name__", type(evaluate).__name__)
     return imported(evaluate), evaluate
-
-
-def _check_axes(program: Program) -> None:
-    """No empty axis."""
-    for value in (*program.graph.inputs, *program.graph.parameters.values()):
-        if value.shape is not None and 0 in value.shape and value.shape != (0,):  # how caches begin
-            raise ModelError(f"`{value.name}` has an axis of size zero: {'x'.join(map(str, value.shape))}")
-
-
-def _check_weights(program: Program) -> None:
-    """No NaN weight."""
-    import numpy as np
-
-    for name, value in program.graph.parameters.items():
-        if "float" in value.dtype:
-            weight = program.host.parameter(name)
-            bad = int(np.isnan(weight).sum()) if np.isnan(np.min(weight, initial=0.0)) else 0
-            if bad:
-                raise ModelError(
-                    f"weight `{name}` has {bad} NaN of {weight.size} numbers",
-                    "a model with NaN weights computes nothing",
-                )
-
-
-def _modules(model: Any) -> Iterable[tuple[str, Any]]:
-    """Those within a module, by name; nothing else has any."""
-    found: Iterable[tuple[str, Any]] = model.named_modules() if hasattr(model, "named_modules") else ()
-    return found
 
 
 def _targets(given: Sequence[str | Target], rpc: str | None = None) -> list[Target]:

@@ -25,7 +25,7 @@ def passes(name: str | None, as_json: bool) -> None:
       graphprune passes score
       graphprune passes mask --json
     """
-    from ..api import default_recipe
+    from ..driver.auto import default_recipe
     from ..errors import RecipeError, nearest, shown
     from ..pipeline.base import passes as every
     from ..pipeline.published import published

@@ -185,13 +185,14 @@ def bisect(
 
     from .. import api
     from ..driver import bisect as bisection
+    from ..driver.auto import AUTO, default_recipe
     from ..pipeline.published import published
 
     with progress() as told:
         told("reading the model", 0, 1)
         steps = find_recipe(recipe) if recipe is not None else passes_ or ""
-        if steps == api.AUTO:
-            steps = api.default_recipe("macs", "0.5x", data=data is not None)
+        if steps == AUTO:
+            steps = default_recipe("macs", "0.5x", data=data is not None)
         elif isinstance(steps, str) and steps in published():
             steps = published()[steps].recipe("macs", "0.5x")
         program = api.load(model, inputs, data=data, fixed=fixed)

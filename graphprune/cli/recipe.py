@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 def find_recipe(text: str) -> Recipe | str:
     """The name of a published recipe, or ``auto``, as it is, or what a file of that name holds. Raises RecipeError."""
-    from ..api import AUTO
+    from ..driver.auto import AUTO
     from ..errors import RecipeError, nearest, shown
     from ..pipeline.published import published
 

@@ -15,13 +15,13 @@ import torch
 from torch import nn
 
 import graphprune as gp
-from graphprune.api import default_recipe
 from graphprune.calibration.activations import Walk
 from graphprune.calibration.batches import batches
 from graphprune.calibration.least_squares import NormalEquations
 from graphprune.compensation import lsq
 from graphprune.coupling.contractions import contractions
 from graphprune.coupling.groups import find_groups
+from graphprune.driver.auto import default_recipe
 from graphprune.errors import RecipeError
 from graphprune.hosts.onnx.host import OnnxHost
 from graphprune.hosts.torch.host import TorchHost
