@@ -19,8 +19,8 @@ from .calibration.losses import loss_of
 from .cost.budget import spelt
 from .cost.latency.table import Table
 from .cost.units import UNITS
-from .driver.artifact import Code, check_code, coded, emit, profiled, write
-from .driver.auto import AUTO, Control, aligned, check_cuts, check_loss, default_recipe, ways
+from .driver.artifact import Code, check_code, coded, emit, no_folder, profiled, write
+from .driver.auto import AUTO, Control, aligned, check, default_recipe, ways
 from .driver.closeness import Evaluate, closeness, figures
 from .driver.configured import DIFFERED, more_unlike, pretrained, unsaid
 from .driver.contenders import Made, nearest, readers
@@ -393,11 +393,7 @@ def compile(
             control = replace(control, freeze=(*control.freeze, *unsaid(program, alike)), alike=alike)
         if recipe is None and not given and program.knows(Keep):  # training has decided already
             wanted = {AUTO: Recipe.parse("propagate,compensate" if program.data else "propagate")}
-        theirs = [own for own in wanted.values() if own is not None]
-        check_loss(theirs, loss)
-        for each in theirs:
-            each.check(known=program.facts, has_data=bool(program.data))
-            check_cuts(each)
+        check(wanted, program, loss)
         unit, text = next(iter(given.items()), ("", "") if width else ("macs", "0.5x"))
         held = Table.read(Path(table)) if table is not None else None
 
@@ -427,7 +423,10 @@ def compile(
 
         def made_by(own: Recipe | None) -> Made:
             if own is not None:
-                return own, attempt(own)
+                result = attempt(own)
+                if given_as and len(wanted) > 1 and (why := no_folder(result[0])):
+                    raise ModelError(f"nothing that from_pretrained loads can be written of it: {why}")
+                return own, result
             with more_unlike(bool(given_as) and alike):
                 made = aligned(program, unit, text, widest, control, attempt)
             if unit == "latency" and not given_as:  # whose class has no place for selections

@@ -81,7 +81,7 @@ def test_a_grain_of_nothing_is_refused() -> None:
 
 
 def test_a_recipe_says_so_itself() -> None:
-    with pytest.raises(RecipeError, match="a recipe says itself"):
+    with pytest.raises(RecipeError, match="says itself what is frozen"):
         gp.compile(net(), X, recipe="group,score,mask{macs=0.5x},propagate", freeze=["0"])
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..axes.dim import find
 from ..calibration.batches import samples, some
 from ..calibration.held_back import hold_back
-from ..calibration.outputs import Outputs, compared, distortion
+from ..calibration.outputs import Outputs, by_place, compared, distortion
 from ..calibration.processes import gathered, mine
 from ..ir.facts import Groups, Keep
 from ..ir.host import Array, Batch, Host
@@ -65,14 +65,15 @@ class Measured:
         begun = program.seeing(self.repaired.data).learn(keep)
         for step in Recipe.parse("propagate,compensate").steps:
             begun = step.run(begun)
-        names, theirs, own = list(self.whole[0]), compared(begun.graph), mine(self.last)
-        seen = (begun.host.watch(batch, theirs) for batch in own)
-        renamed = [dict(zip(names, map(one.__getitem__, theirs), strict=True)) for one in seen]
-        whole = gathered([program.host.watch(batch, names) for batch in own], len(self.last))
+        own = mine(self.last)
+        whole, seen = (
+            gathered([by_place(one.host.watch(batch, names), names) for batch in own], len(self.last))
+            for one, names in ((program, compared(program.graph)), (begun, compared(begun.graph)))
+        )
         gone = sum(len(edit.branches) for edit in begun.plan.of(Bypass))
         factored = len(ranks(begun))
         opened = f"{gone} branches go and {factored} layers become two"
-        return Made(distortion(whole, gathered(renamed, len(self.last))), opened)
+        return Made(distortion(whole, seen), opened)
 
     def along(
         self, name: str, order: Array, stops: Sequence[int], known: Sequence[Mapping[str, Array]]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..calibration.outputs import finite
 from ..ir.host import Array, Host
 from ..ir.program import Program
 from ..pipeline.compare import PIECE
@@ -105,10 +106,10 @@ class Distance:
             if theirs.dtype.kind == "f":
                 comparable, parts = ours.shape == theirs.shape, range(0, theirs.size, PIECE)
                 for at in (slice(first, first + PIECE) for first in parts):  # logits of a vocabulary are many
-                    y = theirs.reshape(-1)[at].astype(np.float64)
+                    y = finite(theirs.reshape(-1)[at])
                     self.energy[k] = self.energy.get(k, 0.0) + float(np.square(y).sum())
                     if comparable:
-                        off = ours.reshape(-1)[at] - y
+                        off = finite(ours.reshape(-1)[at]) - y
                         self._squares[k] = self._squares.get(k, 0.0) + float(np.square(off).sum())
 
     def share(self, energy: Mapping[int, float] | None = None) -> float:

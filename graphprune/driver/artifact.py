@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..backends.measure import Runnable
@@ -75,6 +76,17 @@ def emit(folder: Path, program: Program, targets: Sequence[Target], progress: Pr
 
 def model_file(folder: Path, program: Program) -> Path:
     return folder / f"model{program.host.suffix}"
+
+
+def no_folder(program: Program) -> str | None:
+    """Why nothing can be written that from_pretrained loads, if so: it is tried."""
+    trimmed = program.plan.of(Vocabulary)
+    try:
+        own = renumbered(program, trimmed[0]) if trimmed else program
+    except ModelError as error:
+        return error.message
+    with TemporaryDirectory() as folder:
+        return write_pretrained(Path(folder), own, trimmed[0].keep if trimmed else ())
 
 
 def write(folder: Path, program: Program, report: dict[str, Any]) -> None:

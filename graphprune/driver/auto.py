@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from ..errors import BudgetError, ModelError, RecipeError
+from ..errors import BudgetError, ModelError, RecipeError, nearest, shown
 from ..ir.facts import Groups, Keep, Scores
 from ..ir.program import Program
 from ..passes.group import Group
@@ -30,11 +30,15 @@ def ways(
 def _recipes(given: str | Recipe | Sequence[str | Recipe] | None) -> Sequence[str | Recipe]:
     """All that were given, ``auto`` where none was. Raises RecipeError for what are none."""
     several = [AUTO if given is None else given] if isinstance(given, (str, Recipe, type(None))) else given
-    if not isinstance(several, Sequence) or not several:
+    if not isinstance(several, Sequence):
         raise RecipeError(f"a recipe is text, not {type(given).__name__}", "'group,score,mask{macs=0.5x},propagate'")
+    if not several:
+        raise RecipeError("a list of no recipes was given", "recipe=None is `auto`; ['auto', 'all'] compares two")
     for one in several:
         if not isinstance(one, (str, Recipe)):
             raise RecipeError(f"a recipe is text, not {type(one).__name__}", "['auto', 'all']")
+        if len(several) > 1 and isinstance(one, str) and one.isidentifier() and one not in (AUTO, *published()):
+            raise RecipeError(f"`{shown(one)}` is no recipe", nearest(one, (AUTO, *published())))
     if twice := [_called(one) for k, one in enumerate(several) if one in several[:k]]:
         raise RecipeError(f"the recipe `{twice[0]}` is given twice")
     return several
@@ -55,8 +59,9 @@ def _own(recipe: str | Recipe, given: Mapping[str, str], control: Control) -> Re
         return None
     if control != Control(vocabulary=control.vocabulary):
         raise RecipeError(
-            "a recipe says itself what is frozen, and at which floor and grain",
-            "group{freeze=... only=...}, mask{floor=... grain=...}",
+            f"`{shown(_called(recipe))}` says itself what is frozen, and at which floor and grain",
+            "freeze, only, width, floor and grain are of `auto`; of a recipe as text group{freeze=... only=...}, "
+            "mask{floor=... grain=...}",
         )
     own = whole or published()[_called(recipe)].recipe(*next(iter(given.items()), ("macs", "0.5x")))
     return Recipe((*Recipe.parse(control.vocabulary).steps, *own.steps)) if control.vocabulary else own
@@ -184,7 +189,25 @@ def _near(scored: Program, text: str, grain: int) -> int:
     return grain
 
 
-def check_cuts(recipe: Recipe) -> None:
+def check(ways: Mapping[str, Recipe | None], program: Program, loss: Any) -> None:
+    """Raises RecipeError where a recipe of the user's cannot run (of a published one it says which), would cut nothing
+    of what it chooses, or where none reads a loss that was given."""
+    recipes = {name: recipe for name, recipe in ways.items() if recipe is not None}
+    for name, recipe in recipes.items():
+        try:
+            recipe.check(known=program.facts, has_data=bool(program.data))
+            _check_cuts(recipe)
+        except RecipeError as error:
+            error.message = f"`{name}`: {error.message}" if name in published() else error.message
+            raise
+    if loss is not None and not any(step.wants_loss() for recipe in recipes.values() for step in recipe.steps):
+        raise RecipeError(
+            "a loss was given, and no pass of the recipe reads it",
+            "score by one that does: group,score{by=taylor},mask{macs=0.5x allocate=global},propagate,compensate",
+        )
+
+
+def _check_cuts(recipe: Recipe) -> None:
     """Raises RecipeError where channels are chosen and never cut."""
     steps = recipe.steps
     chosen = next((k for k in reversed(range(len(steps))) if Keep in steps[k].gives), len(steps))
@@ -192,13 +215,4 @@ def check_cuts(recipe: Recipe) -> None:
         raise RecipeError(
             f"`{steps[chosen].text()}` chooses what stays, and nothing after it cuts the rest",
             "put `propagate` after it",
-        )
-
-
-def check_loss(recipes: Sequence[Recipe], loss: Any) -> None:
-    """Raises RecipeError where a loss is given and nothing in the recipes reads it."""
-    if loss is not None and not any(step.wants_loss() for recipe in recipes for step in recipe.steps):
-        raise RecipeError(
-            "a loss was given, and no pass of the recipe reads it",
-            "score by one that does: group,score{by=taylor},mask{macs=0.5x allocate=global},propagate,compensate",
         )

@@ -49,6 +49,7 @@ def nearest(
             steps, (done, _) = made[name]
             told[name] = {"recipe": steps.text(), "change": distance(program, done, judged)}
     if not made:
+        refused[0].message = "; ".join(f"`{name}`: {one['error']}" for name, one in told.items())
         raise refused[0]
     best = min(made, key=lambda name: told[name]["change"])
     return best, made[best], {"taken": best, "recipes": told}

@@ -142,7 +142,7 @@ def _show(folder: Path, curve: Mapping[str, Any]) -> None:
 
 def point(text: str, folder: str, report: Mapping[str, Any]) -> dict[str, Any]:
     """What a curve says of one report."""
-    kept = ("before", "after", "closeness", "evaluation", "recipe", "verification", "notes")
+    kept = ("before", "after", "closeness", "evaluation", "recipe", "contest", "verification", "notes")
     return {"budget": text, "folder": folder, **{key: report[key] for key in kept if key in report}}
 
 

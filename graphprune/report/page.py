@@ -140,11 +140,12 @@ def _contested(report: Report) -> Iterator[str]:
     if "contest" not in report:
         return
     taken, told = report["contest"]["taken"], report["contest"]["recipes"]
-    each = [
-        f"`{name}` {one['change']:.2%}" if "change" in one else f"`{name}` not at all ({one['error']})"
-        for name, one in told.items()
-    ]
-    yield f"Of {len(told)} recipes the nearest, on samples held back: `{taken}`. Outputs change by {'; '.join(each)}."
+    each = [f"`{name}` {one['change']:.2%}" for name, one in told.items() if "change" in one]
+    failed = [f" `{name}` failed: {one['error'].rstrip('.')}." for name, one in told.items() if "error" in one]
+    yield (
+        f"Of {len(told)} recipes the nearest, on samples held back: `{taken}`. Outputs change by {'; '.join(each)}."
+        f"{''.join(failed)}"
+    )
 
 
 def _timed(report: Report) -> list[str]:
@@ -218,7 +219,8 @@ def close(report: Report) -> list[str]:
     left = len(outputs) - CLOSENESS_LIMIT
     more = f" {left} more outputs change less; see report.json." if left > 0 else ""
     told = "; ".join(_change(one) for one in outputs[:CLOSENESS_LIMIT])
-    return [f"Against the original, on {count(facts['samples'])} samples {seen}: {told}.{more}"]
+    samples = f"{count(facts['samples'])} sample{'' if facts['samples'] == 1 else 's'}"
+    return [f"Against the original, on {samples} {seen}: {told}.{more}"]
 
 
 def change(report: Report, key: str) -> float | None:

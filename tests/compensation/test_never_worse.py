@@ -15,7 +15,7 @@ from torch import nn
 
 from graphprune.calibration.batches import batches
 from graphprune.compensation import lsq
-from graphprune.compensation.no_worse import errors, no_worse
+from graphprune.compensation.no_worse import Distance, errors, no_worse
 from graphprune.hosts.torch.host import TorchHost
 from graphprune.ir.program import Program
 from graphprune.pipeline import verify as proof
@@ -265,3 +265,13 @@ def test_on_its_calibration_data_compensation_is_never_worse_than_the_cut_alone(
         done = do(f"compensate{{by={by}}}", cut)
         assert error(done, program) <= error(cut, program) * (1 + 1e-9), by
         assert all(check.error <= check.tolerance for check in proof.verify(done)), by
+
+
+def test_what_is_not_finite_counts_as_zero():
+    a, b = np.random.default_rng(0).standard_normal((2, 5, 4))
+    shares = []
+    for off in (-np.inf, 0.0):
+        found = Distance()
+        found.add(*([np.where(np.arange(4) > 2, off, one)] for one in (a, b)))
+        shares.append(found.share())
+    assert shares[0] == shares[1] > 0

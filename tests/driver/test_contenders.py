@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -66,8 +67,8 @@ def test_recipes_that_cannot_do_it_are_named_and_the_others_run() -> None:
     made = compiled(2, ["slicegpt", "auto"])
     contest = made.report["contest"]
     assert contest["taken"] == "auto" and "no residual stream" in contest["recipes"]["slicegpt"]["error"]
-    assert "`slicegpt` not at all (" in targeted(made.report)[0]
-    with pytest.raises((ModelError, RecipeError), match="no residual stream"):
+    assert "`slicegpt` failed: in `rotate" in targeted(made.report)[0]
+    with pytest.raises((ModelError, RecipeError), match=r"(?s)`slicegpt`: .*no residual stream.*; `shortgpt`: "):
         compiled(2, ["slicegpt", "shortgpt"])
     with pytest.raises(BudgetError):
         compiled(2, ["auto", "all"], params="0.0001x")
@@ -76,13 +77,13 @@ def test_recipes_that_cannot_do_it_are_named_and_the_others_run() -> None:
 @pytest.mark.parametrize(
     ("call", "why"),
     [
-        (lambda: compiled(2, []), "a recipe is text"),
+        (lambda: compiled(2, []), "a list of no recipes"),
         (lambda: compiled(2, ["auto", 3]), "a recipe is text, not int"),
         (lambda: compiled(2, ["auto", "auto"]), "`auto` is given twice"),
         (lambda: compiled(2, ["auto", "group,score,mask{params=0.7x},propagate"]), "one budget or a recipe, not 2"),
-        (lambda: compiled(2, ["auto", "all"], params=0.7, freeze="0"), "a recipe says itself what is frozen"),
+        (lambda: compiled(2, ["auto", "all"], params=0.7, freeze="0"), "`all` says itself what is frozen"),
         (lambda: compiled(2, ["auto", "all"], params=0.7, dry_run=True), "a dry run fits nothing"),
-        (lambda: compiled(2, ["auto", "alll"]), "unknown pass `alll`"),
+        (lambda: compiled(2, ["auto", "alll"]), "`alll` is no recipe"),
         (
             lambda: gp.compile(network(2), torch.from_numpy(DATA[:2]), recipe=["auto", "alds"], params=0.7),
             "2 recipes are compared on samples held back, and there are none",
@@ -92,3 +93,41 @@ def test_recipes_that_cannot_do_it_are_named_and_the_others_run() -> None:
 def test_what_cannot_be_compared_is_refused(call: Callable[[], Any], why: str) -> None:
     with pytest.raises(RecipeError, match=why):
         call()
+
+
+class Odd(nn.Module):
+    """What a network may hand out: its input after what it makes, a result twice, scalars, logits of which some are
+    forbidden, whole numbers alone."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.net, self.what = network(2), what
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = self.net(x)
+        if self.what == "whole":
+            return y.argmax(-1)
+        made = {
+            "input": (y[:, :6], x),
+            "twice": (y, y),
+            "scalar": (y, y.sum()),
+            "forbidden": y.masked_fill(torch.arange(12) > 7, float("-inf")),
+        }
+        return made[self.what]
+
+
+@pytest.mark.parametrize("what", ["input", "twice", "scalar", "forbidden", "whole"])
+def test_outputs_of_any_kind_are_compared(what: str) -> None:
+    program = gp.load(Odd(what).eval(), torch.from_numpy(DATA[:2]), data=DATA)
+    report = gp.compile(program, recipe=["auto", "all"], params="0.7x", measure=False).report
+    assert all("change" in one for one in report["contest"]["recipes"].values())
+    if what in ("input", "twice"):
+        lost = losses(report)
+        assert max(lost) < 2, "outputs are compared with what they were"
+        assert what == "input" or lost == losses(compiled(2, "all").report)
+
+
+def losses(report: Mapping[str, Any]) -> list[float]:
+    """What each kind alone and all together lose, by the note."""
+    (note,) = [note for note in report["notes"] if note.startswith("`allocate=rd`")]
+    return [float(lost) for lost in re.findall(r"(\d\S*) (?:together|ranks alone|channels alone)", note)]
