@@ -178,3 +178,15 @@ def test_a_class_that_was_changed_since_is_refused(tmp_path):
     (tmp_path / "once/config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="of version 7, and this graphprune reads 1"):
         gp.load(f"hf:{tmp_path / 'once'}")
+
+
+def test_of_recipes_for_a_folder_those_that_no_folder_can_hold_are_out(tmp_path):
+    """Layers that become two have no place in the class, however near the result."""
+    source = folder(made("LlamaForCausalLM", GQA), tmp_path / "in")
+    ranks = "factor{by=data},group{only=*rank},score,mask{params=0.8x allocate=rd floor=0},propagate"
+    widths = "group{freeze=*attn*},score,mask{params=0.8x allocate=uniform},propagate"
+    done = gp.compile(f"hf:{source}", data=data(), recipe=[ranks, widths], out=tmp_path / "out", measure=False)
+    contest = done.report["contest"]
+    assert contest["taken"] == widths and "change" in contest["recipes"][widths]
+    assert "nothing that from_pretrained loads can be written of it" in contest["recipes"][ranks]["error"]
+    assert (tmp_path / "out/config.json").exists()
