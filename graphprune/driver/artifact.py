@@ -91,7 +91,7 @@ def no_folder(program: Program) -> str | None:
 
 def write(folder: Path, program: Program, report: dict[str, Any]) -> None:
     """plan.json (with plan.safetensors), report.json and report.html; of a module widths.json and what goes with it."""
-    from ..report.next_steps import UNWRITTEN
+    from ..report.next_steps import NO_FOLDER, UNWRITTEN
     from ..report.page import render
     from .rebuilding import write_widths
 
@@ -107,7 +107,7 @@ def write(folder: Path, program: Program, report: dict[str, Any]) -> None:
 
         why = write_pretrained(folder, own, trimmed[0].keep if trimmed else ())
         if why:
-            notes.append(f"nothing that from_pretrained loads was written: {why}")
+            notes.append(f"{NO_FOLDER}: {why}")
         elif trimmed:
             notes.append(RENUMBERED)
         if (folder / CLASS_FILE).exists():

@@ -10,6 +10,8 @@ Step = Mapping[str, str]
 
 UNWRITTEN = "no widths.json was written"
 """How the note begins that says why."""
+NO_FOLDER = "nothing that from_pretrained loads was written"
+"""Likewise, of a folder of transformers."""
 
 
 def steps(report: Mapping[str, Any]) -> list[Step]:
@@ -25,6 +27,14 @@ def has_name(model: str) -> bool:
 def _model(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if report["host"] == "onnx":
         yield "Load it, anywhere that ONNX runs:", _session("model.onnx")
+        return
+    notes = " ".join(report.get("notes", ()))
+    if str(report["model"]).startswith("hf:") and NO_FOLDER not in notes:
+        trusted = ", trust_remote_code=True" if "trust_remote_code" in notes else ""
+        yield (
+            "Load it as any folder of transformers, by the Auto class of your task (graphprune is not needed):",
+            f'model = transformers.AutoModelForCausalLM.from_pretrained("out"{trusted})',
+        )
         return
     yield "Load it, where torch is and nothing else:", 'model = torch.export.load("model.pt2").module()'
     if not any(UNWRITTEN in note for note in report.get("notes", ())):
@@ -62,9 +72,9 @@ def _nearer(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     budget = report.get("budget", {})
     if not (report.get("auto") and report.get("closeness", {}).get("held_back") and budget.get("got")):
         return
-    if "contest" in report or budget["unit"] == "channels":
-        return
     model, unit, asked = str(report["model"]), budget["unit"], str(budget["asked"])
+    if "contest" in report or unit == "channels" or model.startswith("hf:"):  # whose class has no place for ranks
+        return
     shell = ["graphprune", "compile", model, f"--{unit}", asked, "--recipe", "auto", "--recipe", "all"]
     yield (
         "Often nearer to the original at the same size, and several times as long to make: branches and ranks may go "

@@ -387,6 +387,10 @@ def test_where_the_time_goes_and_what_to_do_next() -> None:
     torch, onnx = steps(REPORT), steps(changed(host="onnx"))
     assert "rebuild(YourClass()" in torch[1]["code"] and "onnx/model.onnx" in torch[2]["code"]
     assert onnx[0]["title"] == "Load it, anywhere that ONNX runs:" and len(onnx) == 2
+    folder = changed(model="hf:llama")
+    for notes, code in (([], '"out")'), (["... (trust_remote_code=True)"], '"out", trust_remote_code=True)')):
+        assert steps({**folder, "notes": notes})[0]["code"].endswith(f"from_pretrained({code}")
+    assert steps({**folder, "notes": ["nothing that from_pretrained loads was written: x"]})[0] == torch[0]
     without = steps(changed(notes=["no widths.json was written: it is a function"]))
     assert "gp.apply" in without[1]["code"]
     for one in (*torch, *onnx, *without):
@@ -405,5 +409,12 @@ def test_what_else_would_be_nearer_is_a_line_to_copy() -> None:
     latency, channels = (
         {"unit": unit, "asked": "0.5x", "got": got} for unit, got in (("latency", None), ("channels", 0.5))
     )
-    for other in ({"contest": {}}, {"auto": False}, {"closeness": {}}, {"budget": latency}, {"budget": channels}):
+    for other in (
+        {"contest": {}},
+        {"auto": False},
+        {"closeness": {}},
+        {"model": "hf:x"},
+        {"budget": latency},
+        {"budget": channels},
+    ):
         assert not any("nearer" in one["code"] for one in steps({**fitted, **other}))
