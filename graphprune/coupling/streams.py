@@ -209,7 +209,7 @@ class _Walk:
         return f"{op.where} writes it"
 
     def _writer(self, value: Value, axis: int | None, scales: tuple[str, ...]) -> str:
-        if value.name not in self.graph.parameters or axis is None or not value.dtype.startswith("float"):
+        if value.name not in self.graph.parameters or axis is None or "float" not in value.dtype:
             return f"`{value.name}`, which writes it, is no parameter along it"
         if self.made.writers.setdefault(value.name, Writer(axis, scales)) != Writer(axis, scales):
             return f"`{value.name}` writes it in two ways"

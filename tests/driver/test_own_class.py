@@ -190,3 +190,21 @@ def test_of_recipes_for_a_folder_those_that_no_folder_can_hold_are_out(tmp_path)
     assert contest["taken"] == widths and "change" in contest["recipes"][widths]
     assert "nothing that from_pretrained loads can be written of it" in contest["recipes"][ranks]["error"]
     assert (tmp_path / "out/config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "recipe"),
+    [
+        ("Qwen3MoeForCausalLM", dict(EXPERTS["Qwen3MoeForCausalLM"], moe_intermediate_size=24), None),
+        ("LlamaForCausalLM", GQA, "slicegpt"),
+    ],
+    ids=["experts", "rotated"],
+)
+def test_as_published_in_bfloat16(name, sizes, recipe, tmp_path):
+    """Rows of experts are multiplied by an op of bfloat16 alone, and a proof is in double precision."""
+    source = folder(made(name, sizes).bfloat16(), tmp_path / "in")
+    done = gp.compile(f"hf:{source}", data=data(), recipe=recipe, params="0.8x", out=tmp_path / "out", measure=False)
+    proof = done.report["verification"]
+    assert proof["dtype"] == "float64" and proof["max_relative_error"] <= 1e-12
+    assert (tmp_path / "out/config.json").exists() and done.report["budget"]["got"] <= 0.8
+    assert {str(tensor.dtype) for tensor in done.model.parameters()} == {"torch.bfloat16"}

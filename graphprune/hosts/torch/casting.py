@@ -8,6 +8,7 @@ import torch
 from torch import fx
 from torch.fx.graph_module import _get_attr
 
+from . import grouped  # noqa: F401  (its op)
 from .edit import arguments, set_argument
 
 _COMPLEX = {torch.float16: torch.complex32, torch.float32: torch.complex64, torch.float64: torch.complex128}
@@ -35,7 +36,7 @@ def unsaid_eps(dtype: torch.dtype) -> float | None:
 
 def cast_graph(model: fx.GraphModule, dtype: torch.dtype) -> None:
     """Every dtype that is written in the graph, or that an op which makes tensors takes by default; an eps that goes by
-    the dtype stays what it was; what asserts dtypes goes."""
+    the dtype stays what it was; an op of bfloat16 alone is another; what asserts dtypes goes."""
 
     def wanted(argument: Any) -> Any:
         return wider(argument, dtype) if isinstance(argument, torch.dtype) else argument
@@ -52,6 +53,8 @@ def cast_graph(model: fx.GraphModule, dtype: torch.dtype) -> None:
         val = node.meta.get("val")
         if node.target is torch.ops.aten.rms_norm.default and arguments(node)["eps"] is None:
             set_argument(node, "eps", unsaid_eps(val.dtype))
+        if node.target is torch.ops.aten._grouped_mm.default and dtype is not torch.bfloat16:
+            _regroup(node)
         if _makes(node) and wider(val.dtype, dtype) is not val.dtype:
             node.update_kwarg("dtype", wider(val.dtype, dtype))
         if node.target in _OF_NUMBERS and isinstance(val, torch.Tensor) and wider(val.dtype, dtype) is not val.dtype:
@@ -61,6 +64,13 @@ def cast_graph(model: fx.GraphModule, dtype: torch.dtype) -> None:
             node.replace_all_uses_with(made, lambda user, made=made: user is not made)
         if node.op == "placeholder" and isinstance(val, torch.Tensor):
             node.meta["val"] = val.to(wider(val.dtype, dtype))
+
+
+def _regroup(node: fx.Node) -> None:
+    given = arguments(node)
+    x, weight, offs = given["self"], given["mat2"], given["offs"]
+    if x.meta["val"].ndim == 2 and weight.meta["val"].ndim == 3 and offs is not None and given["bias"] is None:
+        node.target, node.args, node.kwargs = torch.ops.graphprune.grouped_mm.default, (x, weight, offs), {}
 
 
 def _makes(node: fx.Node) -> bool:

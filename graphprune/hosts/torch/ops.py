@@ -220,7 +220,7 @@ _enter(
 )
 _enter("mm bmm", lambda a: ("matmul", [a["self"], a["mat2"]], {}))
 _enter("matmul", lambda a: ("matmul", [a["self"], a["other"]], {}))
-_enter("_grouped_mm transformers::grouped_mm_fallback", _grouped)
+_enter("_grouped_mm transformers::grouped_mm_fallback graphprune::grouped_mm", _grouped)
 _enter("baddbmm", lambda a: ("matmul", [a["batch1"], a["batch2"], a["self"]], {}))
 _enter("outer ger", lambda a: ("einsum", [a["self"], a["vec2"]], {"equation": "i,j->ij"}))
 _enter("einsum", lambda a: ("einsum", list(a["tensors"]), {"equation": a["equation"]}))
