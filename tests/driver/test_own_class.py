@@ -15,6 +15,7 @@ from test_configured import EXPERTS, GQA, MORE, READ, folder, made, masked, widt
 
 import graphprune as gp
 from graphprune.errors import ModelError
+from graphprune.hosts.torch.pretrained import example_of
 
 hf = pytest.importorskip("transformers")
 
@@ -208,3 +209,17 @@ def test_as_published_in_bfloat16(name, sizes, recipe, tmp_path):
     assert proof["dtype"] == "float64" and proof["max_relative_error"] <= 1e-12
     assert (tmp_path / "out/config.json").exists() and done.report["budget"]["got"] <= 0.8
     assert {str(tensor.dtype) for tensor in done.model.parameters()} == {"torch.bfloat16"}
+
+
+def test_sound_for_a_network_in_bfloat16_is_given_as_arrays_have_it(tmp_path):
+    model = made("WhisperForConditionalGeneration", MORE["WhisperForConditionalGeneration"]).bfloat16()
+    given, rng = example_of(model), np.random.default_rng(0)
+    arrays = {
+        name: rng.standard_normal((12, *like.shape[1:])).astype(np.float32)
+        if like.is_floating_point()
+        else rng.integers(3, 50, (12, *like.shape[1:]))
+        for name, like in given.items()
+    }
+    source = folder(model, tmp_path / "in")
+    done = gp.compile(f"hf:{source}", data=arrays, params="0.8x", out=tmp_path / "out", measure=False)
+    assert (tmp_path / "out/config.json").exists() and done.report["closeness"]["held_back"]

@@ -288,9 +288,11 @@ def _sizes(item: Any) -> tuple[int, ...]:
 
 
 def _sized(made: torch.Tensor | None, item: Any) -> torch.Tensor:
-    """What was given, or an example of that size: what is cut off, or said again, is the end."""
+    """What was given, in the network's precision, or an example of that size: what is cut off, or said again, is the
+    end."""
     if not isinstance(item, tuple):
-        return torch.as_tensor(item)
+        given = torch.as_tensor(item)
+        return given.to(made.dtype) if made is not None and made.is_floating_point() else given
     assert made is not None  # see _is_sized
     for axis, size in enumerate(item):
         made = made.index_select(axis, torch.arange(size).clamp(max=made.shape[axis] - 1))
