@@ -169,7 +169,7 @@ class _Fit:
 
     def shifts(self, layer: Contraction) -> bool:
         """Whether its outputs may be shifted."""
-        return self.add or layer.has_bias
+        return self.add or layer.has_bias(self.graph)
 
     def shift(self, read: Contraction, theirs: Walk, mine: Walk) -> None:
         """Bring the mean of every output back to the original's."""
@@ -203,12 +203,13 @@ class _Fit:
     def _rows(
         self, layer: Contraction, target: Target, theirs: Walk, mine: Walk
     ) -> Iterator[tuple[Array, Array, Array]]:
-        """Per batch: what the layer reads, and where scale * y + offset should come to z."""
+        """Per batch: what the layer reads, and where scale * y + offset should come to z, y what is fitted of it."""
         wanted = [layer.value.name, *([target.other.name] if target.other else [])]
         rng = np.random.default_rng([self.seed, self.place[layer.op.name]])
         read = [target.value.name, *([target.gap.before.name] if target.gap else [])]
         original = theirs.at(self.whole_place[layer.op.name], read)
         kept = self._kept(target.value, layer.out_axis)
+        shift = target.shift if self.shifts(layer) else target.shift + target.scale * layer.bias(self.host)
         for there, here in zip(original, mine.at(self.place[layer.op.name], wanted), strict=True):
             x = here[layer.value.name]
             y = self.index.cut(there[target.value.name], target.value.dims, but=layer.out_axis)
@@ -220,7 +221,7 @@ class _Fit:
                 z = preimage(z.astype(np.float64), target.gap.norms, self.host)
                 z = was.std(-1, keepdims=True) * z + was.mean(-1, keepdims=True)
             other = layer.targets(here[target.other.name], at) if target.other is not None else 0.0
-            yield layer.rows(x, at), np.asarray(other + target.shift, z.dtype), z
+            yield layer.rows(x, at), np.asarray(other + shift, z.dtype), z
 
     def _set(self, layer: Contraction, kept: Indices, weight: Array, bias: Array) -> None:
         name, shape = layer.weight, layer.weight_shape

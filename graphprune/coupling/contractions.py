@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..axes.dim import Dim, symbols
+from ..axes.dim import Dim, find, symbols
 from ..errors import ModelError
 from ..ir.graph import Graph, Op, Value
 from ..ir.host import Array, Host
@@ -73,9 +73,17 @@ class Contraction:
         flat = whole.swapaxes(1, 2).reshape(len(whole), -1)
         return np.ascontiguousarray(flat.T if self.transposed else flat).reshape(shape)
 
-    @property
-    def has_bias(self) -> bool:
-        return len(self.op.inputs) > 2 and self.op.inputs[2] is not None
+    def has_bias(self, graph: Graph) -> bool:
+        """Whether it has one that nothing else reads, its own or added to it right behind it: see Host.add_bias."""
+        op = graph.only_user(self.out)
+        added = op.inputs if op is not None and op.attrs.get("function") == "add" else ()
+        own = self.op.inputs[2:3] if self.op.attrs.get("beta", 1) else ()
+        width = find(self.out.dims[self.out_axis])
+        return any(
+            value.name in graph.parameters and len(graph.users(value)) == 1 and find(value.dims[-1]) is width
+            for value in (*own, *added)
+            if value is not None and value.dims
+        )
 
     def bias(self, host: Host) -> Array:
         """The bias, zeros where there is none."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from ..axes.dim import find, leaves
+from ..axes.dim import leaves
 from ..cost.static import Cost, Term, bits, gates
 from ..cost.units import cost
-from ..coupling.contractions import Contraction, contractions, counted
+from ..coupling.contractions import contractions, counted
 from ..ir.facts import Groups
-from ..ir.graph import Graph, Rank
+from ..ir.graph import Rank
 from ..ir.program import Program
 from .base import Pass
 
@@ -42,18 +42,6 @@ def _biases(unit: str, program: Program, groups: Groups) -> Iterator[Term]:
         reads = layer is not None and not own.isdisjoint(leaves(layer.dim))
         if reads or op.name in there or any(value is not None and value.name in changed for value in op.inputs):
             changed |= {out.name for out in op.outputs}
-            if layer is not None and not _has_bias(layer, graph) and layer.out.name not in rows:
+            if layer is not None and not layer.has_bias(graph) and layer.out.name not in rows:
                 each = (bits(layer.out.dtype),) if unit == "size" else ()
                 yield (layer.out.dims[layer.out_axis], *there.get(op.name, ()), *each)
-
-
-def _has_bias(layer: Contraction, graph: Graph) -> bool:
-    """Whether it has one of its own, or what is added to it right behind it is one: see Host.add_bias."""
-    op = graph.only_user(layer.out)
-    added = op.inputs if op is not None and op.attrs.get("function") == "add" else ()
-    width = find(layer.out.dims[layer.out_axis])
-    return any(
-        value.constant and len(graph.users(value)) == 1 and find(value.dims[-1]) is width
-        for value in (*layer.op.inputs[2:3], *added)
-        if value is not None and value.dims
-    )

@@ -348,6 +348,27 @@ def test_layers_that_cannot_be_fitted_get_their_mean_outputs_back():
     assert all(check.error <= check.tolerance for check in proof.verify(done))
 
 
+class SharedBias(nn.Module):
+    """Layers that read the same bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 12), nn.Linear(12, 6), nn.Linear(6, 6)
+        self.b.bias = self.c.bias
+
+    def forward(self, x):
+        return self.c(self.b(torch.relu(self.a(x))))
+
+
+def test_without_biases_layers_that_share_one_keep_it():
+    program = load(SharedBias(), (4,), samples=100)
+    cut = do(CUT, program)
+    done = do("compensate{bias=false}", cut)
+    assert done.graph.parameters.keys() == program.graph.parameters.keys()
+    errors = [np.square(outputs(one) - outputs(program)).sum() for one in (cut, done)]
+    assert errors[1] < 0.7 * errors[0]
+
+
 def test_means_pass_through_depthwise_layers_norms_and_activations():
     """What a 1x1 convolution behind them gives on average stays what it was."""
     program = nets.program("Depthwise")

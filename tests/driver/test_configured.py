@@ -414,6 +414,16 @@ def test_with_data_layers_are_fitted_without_biases_that_the_class_has_no_place_
     assert (found - want).norm() < 0.9 * (cut - want).norm()
 
 
+def test_products_that_add_a_bias_of_their_own_take_what_a_fit_adds_to_it(tmp_path):
+    """Layers of GPT-2 are addmm."""
+    given = folder(made("GPT2LMHeadModel", MORE["GPT2LMHeadModel"]), tmp_path / "given")
+    data = {"input_ids": np.random.default_rng(0).integers(3, 50, (8, 60))}
+    fitted = gp.compile(f"hf:{given}", params="0.8x", data=data, out=tmp_path / "out", measure=False)
+    assert fitted.report["after"]["params"] <= 0.8 * fitted.report["before"]["params"]
+    assert not [note for note in fitted.report["notes"] if "from_pretrained" in note]
+    hf.GPT2LMHeadModel.from_pretrained(tmp_path / "out")
+
+
 def test_what_no_configuration_says_a_class_of_its_own_does_and_else_it_is_said(llama, tmp_path):
     def written(name, recipe):
         data = {"input_ids": np.random.default_rng(0).integers(3, 50, (8, 60))}

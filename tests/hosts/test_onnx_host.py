@@ -874,3 +874,14 @@ def test_nodes_that_wait_for_each_other_or_for_nothing_are_refused(inputs, said)
     model.graph.node[-1].input[:] = inputs
     with pytest.raises(ModelError, match=said):
         gp.load(model)
+
+
+def test_a_gemm_without_a_bias_has_what_is_added_behind_it() -> None:
+    host = OnnxHost(
+        build("p = ReduceMean<axes=[2,3], keepdims=0>(x) g = Gemm(p, z) y = Add(g, c)", {"z": (4, 5), "c": (5,)})
+    )
+    edited, bias = host.copy(), np.arange(5.0)
+    edited.add_bias(find_op(host, "g"), bias)
+    assert edited.lift().parameters.keys() == host.lift().parameters.keys()
+    batch = host.example()
+    assert np.abs(edited.run(batch)[0] - host.run(batch)[0] - bias).max() < 1e-5

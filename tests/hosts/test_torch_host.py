@@ -549,6 +549,45 @@ def test_shapes_are_inferred_and_a_norm_of_another_width_is_refused():
     assert host.run([IMAGES.numpy()])[0].shape == (2, 5, 6, 6)
 
 
+class Products(nn.Module):
+    """Layers with a bias that takes what is added to it, and those at the end with none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.ParameterList([nn.Parameter(torch.randn(4, 4)) for _ in range(7)])
+        self.b = nn.ParameterList([nn.Parameter(torch.randn(*shape)) for shape in [(4,), (1, 4), (2, 4), (4,), (4,)]])
+        self.one, self.last = nn.Parameter(torch.randn(1)), nn.Linear(4, 4, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.addmm(self.b[0], x, self.w[0])
+        x = torch.addmm(self.b[1], x, self.w[1], beta=0.5, alpha=3.0)
+        x = torch.addmm(self.b[2], x, self.w[2])
+        x = x @ self.w[3] + self.b[3]
+        x = self.last(x) + self.b[4]
+        x = torch.addmm(self.one, x, self.w[4])
+        x = torch.addmm(self.one, x, self.w[5], beta=0)
+        return x @ self.w[6]
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_a_bias_is_added_to_the_one_that_a_layer_has(number: int) -> None:
+    host = TorchHost.export(Products(), (torch.randn(2, 4),), dynamic_shapes=({},)).copy("float64")
+    edited, batch, bias = host.copy(), host.example(), np.arange(1.0, 5.0)
+    layers = [op for op in host.lift().ops if op.kind in ("gemm", "matmul", "linear")]
+    edited.add_bias(layers[number], bias)
+    assert len(edited.lift().parameters) == len(host.lift().parameters) + (number > 4)
+    names = [_read(one, number + 1) for one in (host, edited)]
+    before, after = (one.watch(batch, [name])[name] for one, name in zip((host, edited), names, strict=True))
+    np.testing.assert_allclose(after, before + bias, rtol=1e-12)
+
+
+def _read(host: TorchHost, number: int) -> str:
+    """What the layer of that number reads, the output behind the last."""
+    graph = host.lift()
+    reads = [op.inputs[0].name for op in graph.ops if op.kind in ("gemm", "matmul", "linear")]
+    return [*reads, graph.outputs[0].name][number]
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_nothing_is_collected_while_a_module_is_traced(fails: bool) -> None:
     """Walking over what tracing makes, and all that torch has imported, took a fifth of it."""

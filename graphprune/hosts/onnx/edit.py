@@ -164,22 +164,30 @@ def exclude(graph: ir.Graph, node: ir.Node, name: str, size: int, behind: int, d
 
 
 def add_bias(graph: ir.Graph, node: ir.Node, op: Op, bias: Array) -> None:
-    """See ir.Host.add_bias. A MatMul's goes into the Add that follows it, made where there is none."""
-    bias = np.asarray(bias, np.float64)
-    if traits(op).absorbs:
+    """See ir.Host.add_bias. A product's without a bias goes into the Add that follows it, which is made for a MatMul
+    where there is none."""
+    bias, weight = np.asarray(bias, np.float64), op.inputs[1] if len(op.inputs) > 1 else None
+    product = traits(op).contracts and not traits(op).spatial and weight is not None and weight.constant
+    add = _added_behind(node) if product and all(one is None for one in node.inputs[2:]) else None
+    if add is not None:
+        _raise(graph, *add, f"{op.name}_bias", bias)
+    elif traits(op).absorbs:
         _add_to_input(graph, node, op, bias)
-    elif traits(op).contracts and len(op.inputs) > 1 and op.inputs[1] is not None and op.inputs[1].constant:
-        out = node.outputs[0]
-        readers = list(out.uses())
-        add = readers[0].node if len(readers) == 1 and not out.is_graph_output() else None
-        k = 1 - readers[0].idx if add is not None else 0
-        other = add.inputs[k] if add is not None and add.op_type == "Add" else None
-        if add is not None and other is not None and constant_tensor(other) is not None:
-            _raise(graph, add, k, other, f"{op.name}_bias", bias)
-        else:
-            _insert_add(graph, node, op, bias)
+    elif product:
+        _insert_add(graph, node, op, bias)
     else:
         raise ModelError(f"{op.where}: a bias can be added to a convolution, Gemm or MatMul with a constant weight")
+
+
+def _added_behind(node: ir.Node) -> tuple[ir.Node, int, ir.Value] | None:
+    """The Add of a constant to what a node makes, where nothing else reads that, and which of its inputs that is."""
+    out = node.outputs[0]
+    readers = list(out.uses())
+    if len(readers) != 1 or out.is_graph_output() or readers[0].node.op_type != "Add":
+        return None
+    add, k = readers[0].node, 1 - readers[0].idx
+    other = add.inputs[k]
+    return None if other is None or constant_tensor(other) is None else (add, k, other)
 
 
 def _add_to_input(graph: ir.Graph, node: ir.Node, op: Op, bias: Array) -> None:

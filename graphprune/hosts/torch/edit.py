@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -53,13 +53,17 @@ def pointwise(graph: fx.Graph, target: Any, *operands: fx.Node) -> fx.Node:
     return node
 
 
-def added_behind(node: fx.Node, width: int) -> fx.Node | None:
-    """The parameter of ``width`` numbers that is added to what a node makes, where nothing else reads that."""
-    add = next(iter(node.users)) if len(node.users) == 1 else None
-    if add is None or add.target is not torch.ops.aten.add.Tensor or add.kwargs:
-        return None
-    others = [one for one in add.all_input_nodes if one is not node and one.op == "get_attr"]
-    return next((one for one in others if one.meta["val"].shape == (width,)), None)
+def added_to(node: fx.Node) -> Iterator[tuple[fx.Node, float]]:
+    """The parameters that are added to what a layer makes, and how many times: its bias, what addmm adds, and what is
+    added to a product that nothing else reads."""
+    named = arguments(node)
+    found = [(named.get("self" if "mat1" in named else "bias"), float(named.get("beta", 1)))]
+    add = next(iter(node.users)) if len(node.users) == 1 and "stride" not in named else None
+    if add is not None and add.target is torch.ops.aten.add.Tensor and not add.kwargs:
+        found += [(one, 1.0) for one in add.all_input_nodes if one is not node]
+    for one, times in found:
+        if one is not None and one.op == "get_attr" and times:
+            yield one, times
 
 
 def _shape(node: fx.Node, value: Sequence[int | None]) -> None:

@@ -33,7 +33,7 @@ from . import lanes
 from .baked import bake, note
 from .casting import as_read, cast_graph, wider
 from .conditions import both_run, choices
-from .edit import LITERALS, added_behind, arguments, narrow_to_slice, pointwise, set_argument, stored
+from .edit import LITERALS, added_to, arguments, narrow_to_slice, pointwise, set_argument, stored
 from .export import call_of, check_loaded, evaluated, modes, retrace, trace, unwrapped, without_cache
 from .factor import after, before, transposed, weight_of
 from .functional import Unsupported, functionalise
@@ -298,11 +298,11 @@ class TorchHost:
         node = self._node(op)
         named = arguments(node)
         old, added = named.get("bias"), torch.from_numpy(np.asarray(bias, np.float64))
-        own: Any = old if "bias" in named else added_behind(node, len(bias))
-        if own is not None and own.op == "get_attr" and self._uses(own.target) == 1:
-            whole = self._tensor(own.target).detach()
-            self._assign(own.target, self._as_stored(whole.double() + added.to(whole.device), whole))
-            return
+        for own, times in added_to(node):
+            whole = self._tensor(str(own.target)).detach()
+            if whole.shape[-1:] == added.shape and self._uses(own.target) == 1:
+                self._assign(str(own.target), self._as_stored(whole.double() + added.to(whole.device) / times, whole))
+                return
         weight = stored(next(named[name] for name in ("weight", "other", "mat2") if name in named))
         with self._module.graph.inserting_before(node):
             new = self._new_parameter(str(weight.target), "bias", added)
@@ -310,7 +310,7 @@ class TorchHost:
                 new = pointwise(self._module.graph, torch.ops.aten.add.Tensor, new, old)
         if "bias" in named:
             set_argument(node, "bias", new)
-        else:  # a bare matrix product
+        else:  # a product without one, or that adds what others read too
             with self._module.graph.inserting_after(node):
                 total = pointwise(self._module.graph, torch.ops.aten.add.Tensor, node, new)
             node.replace_all_uses_with(total, lambda user: user is not total)
