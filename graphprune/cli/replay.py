@@ -20,7 +20,7 @@ from .example import input_option
     metavar="OUT",
     type=click.Path(path_type=Path),
     required=True,
-    help="A file, or a folder for model and plan.",
+    help="A file, or a folder for model and plan; of hf:FOLDER one that from_pretrained loads.",
 )
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 @click.option(
@@ -40,6 +40,7 @@ def apply(
     Examples:
       graphprune apply out model.onnx -o pruned.onnx
       graphprune apply out/plan.json model.onnx -o pruned.onnx
+      graphprune apply out hf:FOLDER -o again
     """
     from .. import api
     from ..driver.save import save
@@ -47,7 +48,7 @@ def apply(
     with progress() as told:
         told("replaying the plan", 0, 1)
         done = api.apply(plan, model, inputs, allow_other_weights=allow_other_weights)
-        path = save(done, out, force)
-    for one in done.notes:
+        path, notes = save(done, out, force)
+    for one in (*done.notes, *notes):
         note(one)
     echo(path)

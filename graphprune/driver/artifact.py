@@ -90,9 +90,22 @@ def no_folder(program: Program) -> str | None:
 
 
 def write(folder: Path, program: Program, report: dict[str, Any]) -> None:
-    """plan.json (with plan.safetensors), report.json and report.html; of a module widths.json and what goes with it."""
-    from ..report.next_steps import NO_FOLDER, UNWRITTEN
+    """plan.json (with plan.safetensors), report.json and report.html, and what ``write_classes`` does."""
     from ..report.page import render
+
+    notes = write_classes(folder, program)
+    report["notes"] = [*report["notes"], *(note for note in notes if note not in report["notes"])]  # saved once before
+
+    about = {"model": report["model"], "recipe": report["recipe"], "seed": program.seed}
+    write_plan(folder, replace(program.plan, about=about))
+    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (folder / "report.html").write_text(render(report), encoding="utf-8")
+
+
+def write_classes(folder: Path, program: Program) -> list[str]:
+    """Write what classes are made from at the new widths, beside the model that ``emit`` wrote: of a module widths.json
+    and what goes with it, of a folder of transformers what from_pretrained loads. Returns what is to be noted."""
+    from ..report.next_steps import NO_FOLDER, UNWRITTEN
     from .rebuilding import write_widths
 
     notes, own, trimmed = [], program, program.plan.of(Vocabulary) if pretrained(program) else []
@@ -116,12 +129,7 @@ def write(folder: Path, program: Program, report: dict[str, Any]) -> None:
             program.host.save(model_file(folder, program), about=provenance(program))
         elif once(program):
             notes.append(ONCE)
-    report["notes"] = [*report["notes"], *(note for note in notes if note not in report["notes"])]  # saved once before
-
-    about = {"model": report["model"], "recipe": report["recipe"], "seed": program.seed}
-    write_plan(folder, replace(program.plan, about=about))
-    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    (folder / "report.html").write_text(render(report), encoding="utf-8")
+    return notes
 
 
 def loaded(

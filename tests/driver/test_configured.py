@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 import torch
 from alone import WITHOUT
+from click.testing import CliRunner
 from safetensors import safe_open
 from torch.overrides import TorchFunctionMode
 
 import graphprune as gp
+from graphprune.cli import main
 from graphprune.cost import static as costs
 from graphprune.coupling.groups import find_groups
 from graphprune.errors import BudgetError, DataError, ModelError, RecipeError
@@ -333,6 +335,18 @@ def test_a_folder_is_traced_at_the_sizes_of_its_data_without_labels(llama, data,
     program = gp.load(f"hf:{llama}", data=tmp_path / "a.npz")
     assert [value.name for value in program.graph.inputs] == inputs and len(program.graph.outputs) == 1
     assert program.host.example()[0].shape[1:] == (20,) and sum(len(batch[0]) for batch in program.data) == 4
+
+
+def test_a_plan_applied_to_a_folder_writes_the_folder_that_compile_does(llama, tmp_path):
+    gp.compile(f"hf:{llama}", params="0.8x", out=tmp_path / "out", measure=False)
+    arguments = ["apply", str(tmp_path / "out"), f"hf:{llama}", "-o", str(tmp_path / "again")]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    compiled, again = ({path.name: path for path in (tmp_path / name).iterdir()} for name in ("out", "again"))
+    assert again.keys() == compiled.keys() - {"report.json", "report.html"}
+    same = ("config.json", "model.safetensors", "tokenizer_config.json", "generation_config.json", "widths.json")
+    assert not [name for name in same if again[name].read_bytes() != compiled[name].read_bytes()]
+    hf.LlamaForCausalLM.from_pretrained(tmp_path / "again")
 
 
 def cut_in_place(model, recipe):
