@@ -220,9 +220,10 @@ def compile(
     """
     if passes_ is not None and recipe:
         raise click.UsageError("--passes and --recipe both give a recipe; take one")
-    found = [find_recipe(one) for one in recipe]
-    own = found or passes_
-    if any(budgets.values()) and (passes_ is not None or not all(isinstance(one, str) for one in found)):
+    from ..pipeline.recipe import Recipe
+
+    found = [find_recipe(one) for one in recipe] if passes_ is None else [Recipe.parse(passes_)]
+    if any(budgets.values()) and not all(isinstance(one, str) for one in found):
         raise click.UsageError("a recipe has its budget in `mask{...}`; take one or the other")
 
     if out is None and not dry_run:
@@ -242,7 +243,7 @@ def compile(
             model,
             inputs,
             **budgets,
-            recipe=own,
+            recipe=found or None,
             freeze=freeze,
             only=only,
             width=width,

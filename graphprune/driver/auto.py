@@ -37,8 +37,9 @@ def _recipes(given: str | Recipe | Sequence[str | Recipe] | None) -> Sequence[st
     for one in several:
         if not isinstance(one, (str, Recipe)):
             raise RecipeError(f"a recipe is text, not {type(one).__name__}", "['auto', 'all']")
-        if len(several) > 1 and isinstance(one, str) and one.isidentifier() and one not in (AUTO, *published()):
-            raise RecipeError(f"`{shown(one)}` is no recipe", nearest(one, (AUTO, *published())))
+        if several is given and isinstance(one, str) and one.isidentifier() and one not in (AUTO, *published()):
+            names = nearest(one, (AUTO, *published()))
+            raise RecipeError(f"`{shown(one)}` is no recipe", f"{names}; passes are one text: 'group,score,mask...'")
     if twice := [_called(one) for k, one in enumerate(several) if one in several[:k]]:
         raise RecipeError(f"the recipe `{twice[0]}` is given twice")
     return several

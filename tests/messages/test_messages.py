@@ -312,7 +312,7 @@ IN_PYTHON: dict[str, tuple[Any, str, str]] = {
     "a foreign module": (lambda: gp.compile(net(), X, ignore=[nn.Linear(2, 2)]), "no module within", "[model.head]"),
     "freeze beside a recipe": (
         lambda: gp.compile(net(), X, recipe="group", freeze="0"),
-        "a recipe says itself",
+        "`group` says itself what is frozen",
         "group{freeze=",
     ),
     "a width of nothing": (lambda: gp.compile(net(), X, width={"0": 0}), "`width` cannot be `0=0`", "conv1=24"),
@@ -333,7 +333,7 @@ IN_PYTHON: dict[str, tuple[Any, str, str]] = {
     "a floor of 2": (lambda: gp.compile(net(), X, floor=2), "floor=2.0 is not a share", "from 0 to 1"),
     "no name": (lambda: gp.load(""), "an empty name is no model", ".onnx"),
     "arrays for tensors": (lambda: gp.load(net(), X.numpy()), "could not trace it", "torch.from_numpy"),
-    "a recipe that is a list": (lambda: gp.compile(net(), X, recipe=["group"]), "text, not list", "'group,score"),
+    "a recipe that is a list": (lambda: gp.compile(net(), X, recipe=["group"]), "`group` is no recipe", "'group,score"),
     "modules for names": (lambda: gp.compile(net(), X, freeze=[*net()]), "names, not Linear", "ignore=[model.head]"),
     "text for a list": (lambda: gp.compile(net(), X, targets="onnx"), "targets is a list", "['onnx']"),
     "a seed below 0": (lambda: gp.load(net(), X, seed=-1), "seed=-1 is no whole number", ""),
