@@ -1,12 +1,14 @@
 """plan.json, and the new weights of a correction in plan.safetensors beside it.
 
 Indices are text that people read and diff; fitted weights are neither, and as text would be several
-times the model. ``plan.json`` holds ``{"file": "plan.safetensors", "names": [...]}`` in their place. They are mapped
-when a plan is read: the system reads a page when it is used.
+times the model. ``plan.json`` holds ``{"file": "plan.safetensors", "digest": "sha256:...", "names": [...]}`` in their
+place: the weights of another run, of the same names and shapes, are not those. They are mapped when a plan is read: the
+system reads a page when it is used.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -33,21 +35,32 @@ DTYPES = {
 def write_plan(folder: Path, plan: Plan) -> None:
     """Write ``plan.json``, and ``plan.safetensors`` where the plan has weights."""
     tensors: dict[str, Array] = {}
-    steps = []
+    steps, named = list[dict[str, Any]](), list[dict[str, Any]]()
     for number, edit in enumerate(plan.edits):
         step = edit.step()
         if "weights" in step:
             tensors |= {f"{number}:{name}": array for name, array in step["weights"].items()}
             step["weights"] = {"file": WEIGHTS, "names": sorted(step["weights"])}
+            named.append(step["weights"])
         steps.append(step)
-    content = {"version": VERSION, **plan.about, **plan, "steps": steps}
-    text = folder / "plan.json"
-    text.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     if tensors:
         from safetensors.numpy import save_file
 
         save_file(tensors, folder / WEIGHTS)
+        digest = _digest(folder / WEIGHTS)
+        for weights in named:
+            weights["digest"] = digest
+    content = {"version": VERSION, **plan.about, **plan, "steps": steps}
+    text = folder / "plan.json"
+    text.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    if tensors:
         shutil.copymode(text, folder / WEIGHTS)  # it is written for its owner alone
+
+
+def _digest(path: Path) -> str:
+    """Of a file's bytes, of which few are held at once."""
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
 def read_plan(path: Path) -> Plan:
@@ -89,7 +102,14 @@ def _with_weights(steps: Entry, path: Path) -> list[Any]:
 
     named = {number: dict(step.items())["weights"] for number, step in enumerate(steps.entries()) if _holds(step)}
     names = {number: _names(weights) for number, weights in named.items()}
+    said = {
+        digest for weights in named.values() if (digest := _said(weights)) is not None
+    }  # earlier versions said none
     try:
+        there = {_digest(path)} if said else said
+        if there != said:
+            one, other = (", ".join(sorted(digest[:15] for digest in digests)) for digests in (there, said))
+            raise ValueError(f"{one}, and plan.json has {other}")
         tensors = _mapped(path)
         found = {number: {name: tensors[f"{number}:{name}"] for name in own} for number, own in names.items()}
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -126,6 +146,12 @@ def _holds(step: Entry) -> bool:
 
 
 def _names(weights: Entry) -> list[str]:
-    parts = weights.table(("file", "names"))
+    parts = weights.table(("file", "names"), ("digest",))
     parts["file"].one_of((WEIGHTS,))
     return [name.text() for name in parts["names"].entries()]
+
+
+def _said(weights: Entry) -> str | None:
+    """The digest that plan.json has of their file."""
+    parts = dict(weights.items())
+    return parts["digest"].text() if "digest" in parts else None

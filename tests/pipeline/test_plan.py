@@ -529,6 +529,35 @@ def same_bytes(program, other):
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def forget_digest(folder):
+    """As earlier versions wrote a plan."""
+    plan = json.loads((folder / "plan.json").read_text())
+    for step in plan["steps"]:
+        step.get("weights", {}).pop("digest", None)
+    (folder / "plan.json").write_text(json.dumps(plan))
+
+
+@pytest.mark.parametrize("other", ["data", "byte", "dtype"])
+def test_fitted_weights_of_another_plan_are_refused(other, tmp_path):
+    """Names and shapes are those of the plan, of which nobody would see that they are not its own."""
+    module, done = halved(torch.bfloat16)
+    write_plan(tmp_path, done.plan)
+    file = tmp_path / "plan.safetensors"
+    if other == "data":
+        tensors = {name: 2 * tensor for name, tensor in load_torch_file(file).items()}
+        save_torch_file(tensors, file)
+    elif other == "byte":
+        content = file.read_bytes()
+        file.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+    else:
+        file.write_bytes(file.read_bytes().replace(b'"BF16"', b'"F16" '))
+    with pytest.raises(RecipeError, match=r"plan\.safetensors: not the weights of this plan \(sha256:") as error:
+        gp.apply(tmp_path / "plan.json", module, X.to(torch.bfloat16))
+    assert error.value.hint == "plan.json and plan.safetensors belong together"
+    forget_digest(tmp_path)
+    assert gp.apply(tmp_path / "plan.json", module, X.to(torch.bfloat16)).plan
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_fitted_weights_are_written_in_the_precision_of_the_network(dtype, tmp_path):
     module, done = halved(dtype)
@@ -539,6 +568,7 @@ def test_fitted_weights_are_written_in_the_precision_of_the_network(dtype, tmp_p
     assert same_bytes(again, done)
     assert all(check.error <= check.tolerance for check in gp.verify(again))
     save_torch_file({name: tensor.float() for name, tensor in tensors.items()}, tmp_path / "plan.safetensors")
+    forget_digest(tmp_path)
     earlier = gp.apply(tmp_path / "plan.json", module, X.to(dtype))  # which wrote float32
     assert same_bytes(earlier, done)
 
@@ -584,6 +614,7 @@ def test_weights_that_do_not_fit_are_refused_with_file_and_place(tmp_path):
     tensors = load_file(tmp_path / "plan.safetensors")
     name = next(iter(tensors))
     save_file({**tensors, name: tensors[name][:1]}, tmp_path / "plan.safetensors")
+    forget_digest(tmp_path)
     with pytest.raises(RecipeError, match=r"^.*plan\.json: steps\[1\]: the plan's `.*` is \(1, "):
         gp.apply(tmp_path / "plan.json", net(0), X)
     with pytest.raises(RecipeError, match=r"^.*plan\.json: the plan was made from other weights"):
