@@ -102,9 +102,7 @@ def _with_weights(steps: Entry, path: Path) -> list[Any]:
 
     named = {number: dict(step.items())["weights"] for number, step in enumerate(steps.entries()) if _holds(step)}
     names = {number: _names(weights) for number, weights in named.items()}
-    said = {
-        digest for weights in named.values() if (digest := _said(weights)) is not None
-    }  # earlier versions said none
+    said = {one.value["digest"] for one in named.values() if "digest" in one.value}  # not in plans of earlier versions
     try:
         there = {_digest(path)} if said else said
         if there != said:
@@ -148,10 +146,6 @@ def _holds(step: Entry) -> bool:
 def _names(weights: Entry) -> list[str]:
     parts = weights.table(("file", "names"), ("digest",))
     parts["file"].one_of((WEIGHTS,))
+    if "digest" in parts:
+        parts["digest"].text()
     return [name.text() for name in parts["names"].entries()]
-
-
-def _said(weights: Entry) -> str | None:
-    """The digest that plan.json has of their file."""
-    parts = dict(weights.items())
-    return parts["digest"].text() if "digest" in parts else None
