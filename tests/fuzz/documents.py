@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import tempfile
 from functools import cache
@@ -39,12 +40,17 @@ FAMILIES = (Family("conv", (1, 1, 8, 3, 1)), Family("product", (7,)), Family("st
 
 @cache
 def plan_files() -> dict[str, bytes]:
-    """A model, its plan and the weights of the plan."""
+    """A model, its plan and the weights of the plan, without the digest by which damaged ones are told: those are to be
+    read, too."""
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         onnx.save(to_onnx(NET), str(folder / "source.onnx"))
         program = gp.load(folder / "source.onnx", data=np.float32(data(NET, 2, batch=40)[0]))
         write_plan(folder, gp.run(RECIPE, program).plan)
+        plan = json.loads((folder / "plan.json").read_text())
+        for step in plan["steps"]:
+            step.get("weights", {}).pop("digest", None)
+        (folder / "plan.json").write_text(json.dumps(plan, indent=1))
         return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
