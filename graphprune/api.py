@@ -318,7 +318,7 @@ def compile(
     Of every budget, what is slower than the original on a target is made anew with other widths, or called so.
     ``table``: a latency table that ``record`` made elsewhere. Instead of a budget ``recipe``: the passes, see
     ``graphprune passes``; or beside one, the name of a published recipe, such as ``"2ssp"``. Several recipes
-    (``["auto", "all", "ranks"]``) all run, and the result that changes outputs least on samples held back is taken:
+    (``["auto", "all"]``) all run, and the result that changes outputs least on samples held back is taken:
     ``auto``, what runs where none is given, lets channels go alone.
 
     **What may go.** ``freeze``: names of groups, layers, parameters to leave alone (``*`` is a wildcard); ``only``:

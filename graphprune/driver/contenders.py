@@ -28,8 +28,8 @@ def nearest(
     program: Program, ways: Mapping[str, Callable[[], Made]], judged: Sequence[Batch]
 ) -> tuple[str, Made, Mapping[str, Any]]:
     """Of the ways by name the one whose result changes the outputs least on ``judged``, what it made, and plain data
-    for the report: by name the recipe and its change, or why it cannot. One alone is not judged. Raises what the first
-    raised where all do, RecipeError for several where nothing was held back."""
+    for the report: by name the recipe and its change, or why it cannot. One alone is not judged. Where none can, raises
+    what the first raised, saying what each did; RecipeError for several where nothing was held back."""
     if len(ways) == 1:
         ((name, way),) = ways.items()
         return name, way(), {}

@@ -6,6 +6,8 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..hosts.given import PREFIX
+
 Step = Mapping[str, str]
 
 UNWRITTEN = "no widths.json was written"
@@ -29,7 +31,7 @@ def _model(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "Load it, anywhere that ONNX runs:", _session("model.onnx")
         return
     notes = " ".join(report.get("notes", ()))
-    if str(report["model"]).startswith("hf:") and NO_FOLDER not in notes:
+    if str(report["model"]).startswith(PREFIX) and NO_FOLDER not in notes:
         trusted = ", trust_remote_code=True" if "trust_remote_code" in notes else ""
         yield (
             "Load it as any folder of transformers, by the Auto class of your task (graphprune is not needed):",
@@ -73,7 +75,7 @@ def _nearer(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if not (report.get("auto") and report.get("closeness", {}).get("held_back") and budget.get("got")):
         return
     model, unit, asked = str(report["model"]), budget["unit"], str(budget["asked"])
-    if "contest" in report or unit == "channels" or model.startswith("hf:"):  # whose class has no place for ranks
+    if "contest" in report or unit == "channels" or model.startswith(PREFIX):  # whose class has no place for ranks
         return
     shell = ["graphprune", "compile", model, f"--{unit}", asked, "--recipe", "auto", "--recipe", "all"]
     yield (
