@@ -150,7 +150,7 @@ def answers(task: Task) -> list[dict[str, Any]]:
             found.append(one | {"refused": error.message})
             continue
         with tempfile.TemporaryDirectory() as folder:
-            after = save(done, Path(folder) / "out")
+            after, _ = save(done, Path(folder) / "out")
             now = answered(task, after)
             feeds = SOURCES[task.source].feeds(path)
             one["macs"] = macs(after, feeds) / macs(path, feeds)

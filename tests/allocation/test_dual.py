@@ -202,6 +202,7 @@ def test_tables_add_up_to_the_cost_and_prices_are_its(name: str, unit: str) -> N
         want = cost({group.dim: counts[group.name] for group in groups})
         assert problem.tables is not None
         parts = problem.tables({name: np.array([count]) for name, count in counts.items()})
+        assert parts is not None
         assert sum(float(table.sum()) for _, table in parts) == pytest.approx(want, rel=1e-12)
         for group in groups:
             options = np.arange(1, group.size + 1)

@@ -196,7 +196,7 @@ def test_of_recipes_for_a_folder_those_that_no_folder_can_hold_are_out(tmp_path)
 @pytest.mark.parametrize(
     ("name", "sizes", "recipe"),
     [
-        ("Qwen3MoeForCausalLM", dict(EXPERTS["Qwen3MoeForCausalLM"], moe_intermediate_size=24), None),
+        ("Qwen3MoeForCausalLM", EXPERTS["Qwen3MoeForCausalLM"] | {"moe_intermediate_size": 24}, None),
         ("LlamaForCausalLM", GQA, "slicegpt"),
     ],
     ids=["experts", "rotated"],

@@ -144,6 +144,7 @@ def test_prices_are_the_lesser_of_whole_and_factored() -> None:
             counts = {group.name: int(rng.integers(1, group.size + 1)) for group in groups}
             expected = problem.price(counts)
             tables = problem.tables({name: np.array([k]) for name, k in counts.items()})
+            assert tables is not None
             assert sum(float(table.sum()) for _, table in tables) == pytest.approx(expected)
             for name, k in counts.items():
                 assert problem.prices(counts, name, np.array([1, k]))[1] == pytest.approx(expected)

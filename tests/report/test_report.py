@@ -409,12 +409,13 @@ def test_what_else_would_be_nearer_is_a_line_to_copy() -> None:
     latency, channels = (
         {"unit": unit, "asked": "0.5x", "got": got} for unit, got in (("latency", None), ("channels", 0.5))
     )
-    for other in (
+    others: tuple[dict[str, Any], ...] = (
         {"contest": {}},
         {"auto": False},
         {"closeness": {}},
         {"model": "hf:x"},
         {"budget": latency},
         {"budget": channels},
-    ):
+    )
+    for other in others:
         assert not any("nearer" in one["code"] for one in steps({**fitted, **other}))
