@@ -2,53 +2,51 @@
 
     python -m benchmarks.tuning --budget 10min [--network ResNet-18 ...] [--threads 1] [--out docs/tuning.json]
 
-Run again it tunes on: what was found is kept, and the minutes add up in ``--out``. ``--table`` prints the
-Markdown of what is there. Keep the machine quiet.
+The networks, and how times are taken, are those of ``benchmarks.tvm_untuned``. Run again it tunes on: what was found
+is kept, and the minutes add up in ``--out``. The table goes to docs/benchmarks.md. Keep the machine quiet.
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import graphprune as gp
-from graphprune.backends import interleave
 from graphprune.backends.effort import Budget
 from graphprune.backends.onnxruntime.target import Onnx
 from graphprune.backends.tvm.target import Tvm
+from graphprune.pipeline.compare import relative
 from graphprune.report.progress import shown
 
-from .latency import MODELS, load
-from .results import Results
+from .results import Results, between
+from .tvm_untuned import MODELS, PAGE, RECIPE, load, turns
 
-RECIPE = "group,score,mask{macs=0.5x allocate=global grain=16},propagate"
-REPEATS = 60
+START, END = "<!-- tvm tuned: written by python -m benchmarks.tuning -->", "<!-- end of tvm tuned -->"
 
 
 def one(name: str, budget: Budget | None, threads: int) -> dict[str, Any]:
     """Tune on for the budget, then measure the three in turns."""
-    with tempfile.TemporaryDirectory() as folder:
-        program = gp.run(RECIPE, load(name, Path(folder)))
-        tuned, found = Tvm(tuned=threads), {"minutes": 0.0, "trials": 0}
-        if budget is not None:
-            with shown() as progress:
-                _, found = Tvm().tune(program, budget, threads=threads, progress=progress)
-        kinds = {"onnx": Onnx(), "untuned": Tvm(), "tuned": tuned}
-        calls = {kind: target.runnable(program, threads=threads) for kind, target in kinds.items()}
-        example = program.host.example()
-        want, got = (calls[kind].run(example)[0] for kind in ("onnx", "tuned"))
-        times = interleave(calls, REPEATS, seconds=15)
-        return {
-            "minutes": found["minutes"],
-            "trials": found["trials"],
-            "error": float(np.abs(want - got).max() / np.abs(want).max()),
-            **{f"{kind}_ms": latency.median_ms for kind, latency in times.items()},
-            "spread": times["tuned"].spread_ms / times["tuned"].median_ms,
-        }
+    program, found = gp.run(RECIPE, load(name)), {"minutes": 0.0, "trials": 0}
+    if budget is not None:
+        with shown() as progress:
+            _, found = Tvm().tune(program, budget, threads=threads, progress=progress)
+    sides = {"onnx": Onnx(), "untuned": Tvm(), "tuned": Tvm(tuned=threads)}
+    calls = {side: target.runnable(program, threads=threads) for side, target in sides.items()}
+    example = program.host.example()
+    want, got = (calls[side].run(example)[0] for side in ("onnx", "tuned"))
+    samples = turns(calls, time.process_time if threads == 1 else time.perf_counter)
+    return {
+        "minutes": found["minutes"],
+        "trials": found["trials"],
+        "error": relative(want, got),
+        "ratio": float(np.median(samples["tuned"] / samples["onnx"])),
+        **{f"{side}_ms": float(np.median(own)) for side, own in samples.items()},
+        **{f"{side}_spread_ms": float(np.subtract(*np.percentile(own, [75, 25]))) for side, own in samples.items()},
+    }
 
 
 def table(rows: dict[str, list[dict[str, Any]]]) -> str:
@@ -57,32 +55,36 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> str:
         "| tuned / ONNX Runtime | error |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for key, turns in rows.items():
+    for key, turned in rows.items():
         minutes = trials = 0.0
-        for row in turns:
+        for row in turned:
             minutes, trials = minutes + row["minutes"], trials + row["trials"]
+            times = (
+                f"{row[f'{side}_ms']:.2f} ± {row[f'{side}_spread_ms']:.2f}" for side in ("onnx", "untuned", "tuned")
+            )
             lines.append(
-                f"| {key} | {minutes:.0f} | {trials:.0f} | {row['onnx_ms']:.2f} | {row['untuned_ms']:.2f} "
-                f"| {row['tuned_ms']:.2f} | {row['tuned_ms'] / row['onnx_ms']:.2f} | {row['error']:.0e} |"
+                f"| {key} | {minutes:.0f} | {trials:.0f} | {times} | {row['ratio']:.2f} | {row['error']:.0e} |"
             )
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs/tuning.json"))
     parser.add_argument("--network", action="append", choices=list(MODELS))
     parser.add_argument("--threads", action="append", type=int)
     parser.add_argument("--budget", help="10min, or a number of trials; nothing: measure what is recorded")
-    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--table", action="store_true", help="of what is there; nothing is measured")
     given = parser.parse_args()
     results = Results(given.out)
-    for name in [] if given.table else given.network or ["ResNet-18", "MobileNetV2"]:
+    for name in [] if given.table else given.network or MODELS:
         for threads in given.threads or [1]:
             row = one(name, Budget.parse(given.budget) if given.budget else None, threads)
             key = f"{name}, {threads}"
             results.add(key, [*results.known.get(key, []), row])
     print(table(results.known))
+    if START in PAGE.read_text(encoding="utf-8"):
+        between(PAGE, START, END, table(results.known))
 
 
 if __name__ == "__main__":

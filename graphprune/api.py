@@ -551,7 +551,8 @@ def curve(
     def compiled(text: str, place: Path) -> Mapping[str, Any]:
         if not shared:
             rest, _ = hold_back(program)
-            recipe = default_recipe(unit, text, control, data=bool(program.data))
+            own, *_ = ways(options.get("recipe"), {unit: text}, control).values()
+            recipe = own or default_recipe(unit, text, control, data=bool(program.data))
             shared.append(program.learn(curves.begun(rest, recipe, progress).fact(Begun)))
             before.update(figures(judge, program.host, name) if judge else {})
         budget: dict[str, Any] = {unit: text}

@@ -38,8 +38,9 @@ def trace(out: Path, model: nn.Module | None = None, **options: Any) -> dict[str
     return gp.curve(model or net(), torch.zeros(2, 6), data=X, out=out, measure=False, **options)
 
 
+@pytest.mark.parametrize("recipe", [None, "all"])
 def test_points_are_what_compile_makes_and_what_they_share_is_made_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rd = import_module("graphprune.allocation.rd")  # the package has a function of that name
     runs, measure = [], rd.distortions
@@ -49,10 +50,12 @@ def test_points_are_what_compile_makes_and_what_they_share_is_made_once(
         return measure(*arguments)
 
     monkeypatch.setattr(rd, "distortions", measured)
-    made = trace(tmp_path / "c", budgets="0.4,0.7x")
+    made = trace(tmp_path / "c", budgets="0.4,0.7x", recipe=recipe)
     assert runs == [1]
     for text, point in zip(("0.4", "0.7x"), made["points"], strict=True):
-        alone = gp.compile(net(), torch.zeros(2, 6), macs=text, data=X, measure=False, out=tmp_path / text)
+        alone = gp.compile(
+            net(), torch.zeros(2, 6), macs=text, data=X, recipe=recipe, measure=False, out=tmp_path / text
+        )
         assert point["recipe"] == alone.report["recipe"] and point["closeness"] == alone.report["closeness"]
         for name in ("plan.safetensors", "weights.pt"):
             assert (tmp_path / "c" / point["folder"] / name).read_bytes() == (tmp_path / text / name).read_bytes()
