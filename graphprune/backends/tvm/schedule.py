@@ -18,7 +18,20 @@ from .schedule_bands import Band, band, cut
 from .schedule_concat import concatenation
 from .schedule_rows import rows
 from .separable import separable
-from .tiles import REDUCTION, SPATIAL, Registers, choose, constants, kinds, pack, register_tile
+from .tiles import (
+    PARTITION,
+    REDUCTION,
+    SPATIAL,
+    Registers,
+    choose,
+    constants,
+    even,
+    kinds,
+    pack,
+    partitioned,
+    register_tile,
+    split,
+)
 from .winograd import transform
 
 _BRANCH = "if_then_else"
@@ -63,7 +76,7 @@ def variants(func: Any, target: Any, registers: Registers) -> Iterator[Any]:
         except (ScheduleError, IndexError):  # of so few tiles there is no such rank
             continue
         if done is not None:
-            yield done.mod["main"].with_attr("tirx.is_scheduled", True)
+            yield _finished(done)
 
 
 def _schedule(func: Any, target: Any, registers: Registers) -> Any:
@@ -84,8 +97,18 @@ def _schedule(func: Any, target: Any, registers: Registers) -> Any:
         except ScheduleError:
             continue
         if done is not None:
-            return done.mod["main"].with_attr("tirx.is_scheduled", True)
+            return _finished(done)
     return func
+
+
+def _finished(sch: Any) -> Any:
+    """The function of a schedule. TVM cuts loops in two (``tiles.partitioned``) where indices have 32 bits alone."""
+    from tvm import tirx
+
+    blocks = sch.get_child_blocks(sch.get_sblock("root"))
+    cut = any(PARTITION in sch.get(loop).annotations for block in blocks for loop in sch.get_loops(block))
+    module = tirx.transform.ForceNarrowIndexToInt32()(sch.mod) if cut else sch.mod
+    return module["main"].with_attr("tirx.is_scheduled", True)
 
 
 def _tiled(func: Any, registers: Registers, choice: Choice) -> Any:
@@ -235,8 +258,8 @@ class _Nest:
             most = self.registers.tile // 3  # the other registers hold weights and what was loaded
             columns = [n for n in range(min(most, width), 0, -1) if width % n == 0]
             words, tile = 1, [1, columns[self.choice.rank]]
-        elif channels % (words * lanes) == 0:
-            pack(self.sch, main, words * lanes, self.constant)
+        else:
+            pack(self.sch, main, lanes, words, self.constant)
         cut(self.sch, pad, main, out, way, (lanes, words, tile))
         register_tile(self.sch, main, lanes, unrolled=way.depthwise)
 
@@ -278,22 +301,26 @@ class _Nest:
         extents = [1 if alone else int(sch.get(loop).extent) for loop, alone in zip(rows, apart, strict=True)]
         width = int(sch.get(channels).extent)
         lanes, words, tiles = choose(extents, width, self.registers, self.choice.rank)
-        if width % (words * lanes) == 0:
-            pack(self.sch, main, words * lanes, self.constant)
+        pack(sch, main, lanes, words, self.constant)
         outer, inner = [], []
         for loop, tile in zip(rows, tiles, strict=True):
             far, near = sch.split(loop, [None, tile])
             outer.append(far)
             inner.append(near)
-        far, near, vector = sch.split(channels, [None, words, lanes])
+        far, near, vector = split(sch, channels, lanes, words)
         # Channels outermost: their weights stay in cache. Rows outermost: what they read does.
         shared = [loop for loop, alone in zip(outer, apart, strict=True) if not alone]
         around = [loop for loop, alone in zip(outer, apart, strict=True) if alone]
-        around += [*shared, far] if self.choice.rows_first else [far, *shared]
-        sch.reorder(*around, *inner, near, vector)
-        threads = sch.fuse(*around)
-        sch.parallel(threads)
-        sch.compute_at(main, threads, preserve_unit_loops=True)
+        around, within = ([*around, *shared], [far]) if self.choice.rows_first else (around, [far, *shared])
+        sch.reorder(*around, *within, *inner, near, vector)
+        if even(width, lanes, words):
+            tasks = at = sch.fuse(*around, *within)
+        elif prod(int(sch.get(loop).extent) for loop in around) == 1:
+            tasks = at = partitioned(sch, sch.fuse(*around, *within))
+        else:
+            tasks, at = sch.fuse(*around), partitioned(sch, sch.fuse(*within))
+        sch.parallel(tasks)
+        sch.compute_at(main, at, preserve_unit_loops=True)
         for loop in (*inner, near):
             sch.unroll(loop)
         sch.vectorize(vector)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from .tiles import even, partitioned, split
+
 DEPTHWISE = 1 << 15  # bytes of a band: the nearest cache, with room for what else passes through it
 DENSE = 1 << 17  # bytes of a band, and of the weights that go by for each: the second cache
 BANDS = 4  # at least, where there are rows for them: for the threads
@@ -68,7 +70,10 @@ def cut(sch: Any, pad: Any, main: Any, out: Any, way: Band, tile: tuple[int, int
     bands, height = sch.split(height, [None, way.rows])
     above, rows = sch.split(height, [None, tall])
     left, columns = sch.split(width, [None, wide])
-    far, near, vector = sch.split(channels, [None, words, lanes])
+    width = int(sch.get(channels).extent)
+    far, near, vector = split(sch, channels, lanes, words)
+    if not even(width, lanes, words):
+        partitioned(sch, far)
     if way.depthwise:
         around, tiles = [batch, bands, far], [above, left]
     else:

@@ -14,7 +14,7 @@ from math import prod
 from typing import Any
 
 from .rewrites import FUSES_WHAT_FOLLOWS, kernel, rewritten
-from .tiles import REDUCTION, Registers, choose, constants, kinds, pack, register_tile
+from .tiles import REDUCTION, Registers, choose, constants, even, kinds, pack, partitioned, register_tile, split
 
 NAME = "conv2d_separable"  # of kernels with how many numbers lie between, for profiles
 BAND = 1 << 17  # bytes of what lies between the two: the second cache, with room for weights
@@ -178,12 +178,13 @@ def _read(sch: Any, main: Any, out: Any, between: Any, constant: Sequence[str], 
     whole = [n for n in range(1, rows + 1) if rows % n == 0 and n * row <= BAND]
     band = ([n for n in whole if rows // n >= BANDS] or whole)[-1]
     lanes, words, (tall, wide) = choose([band, columns], count, registers, rank)
-    if count % (words * lanes) == 0:
-        pack(sch, main, words * lanes, constant)
+    pack(sch, main, lanes, words, constant)
     bands, height = sch.split(height, [None, band])
     above, row_ = sch.split(height, [None, tall])
     left, column = sch.split(width, [None, wide])
-    far, near, vector = sch.split(channels, [None, words, lanes])
+    far, near, vector = split(sch, channels, lanes, words)
+    if not even(count, lanes, words):
+        partitioned(sch, far)
     sch.reorder(batch, bands, far, above, left, row_, column, near, vector)
     task = sch.fuse(batch, bands)
     sch.parallel(task)

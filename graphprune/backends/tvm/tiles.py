@@ -13,6 +13,7 @@ from typing import Any
 SPATIAL, REDUCTION = 0, 2  # tvm's numbers of kinds of block axes
 UNROLLED = 32  # taps of a kernel: neighbours share what they load where these are unrolled
 PACKED = "meta_schedule.layout_rewrite_preproc"  # TVM's mark of a block that may run at compile time
+PARTITION = "pragma_loop_partition_hint"  # and of a loop that may be cut in two
 
 
 @dataclass(frozen=True)
@@ -30,20 +31,38 @@ NARROW = Registers(lanes=8, tile=12)  # AVX, and two NEON registers for one: 16,
 def choose(rows: Sequence[int], channels: int, registers: Registers, rank: int = 0) -> tuple[int, int, list[int]]:
     """Lanes of a vector, vectors of a tile, and the tile's size along every row axis.
 
-    The tile of r x w registers needs r + w loads for r * w multiply-adds: the best ratio that fits
-    wins; ``rank`` 1 is the second best. Tiles divide the axes evenly, which is why a channel count that is
-    a multiple of the lanes (the target's ``grain``) pays. Raises IndexError where there are not so many.
+    A tile of r x w registers needs r + w loads for r * w multiply-adds: what has the most of these per load wins;
+    ``rank`` 1 is the second best. Tiles divide the row axes evenly, and channels but for a narrower last tile (see
+    ``partitioned``); of a channel count that is no multiple of the lanes (the target's ``grain``) vectors are shorter.
+    Raises IndexError where there are not so many.
     """
     whole = [size for size in (registers.lanes, registers.lanes // 2, registers.lanes // 4) if channels % size == 0]
     lanes = whole[0] if whole else min(channels, registers.lanes)
+    vectors = -(-channels // lanes)
     ranked = [
-        (prod(tile) * words / (prod(tile) + words), words, tile[::-1])  # equal ones: along the last axis
-        for words in range(1, 5)
-        if words == 1 or channels % (words * lanes) == 0
+        (prod(tile) * vectors / (prod(tile) * -(-vectors // words) + vectors), words, tile[::-1])
+        for words in range(1, min(4, vectors) + 1 if whole else 2)
         for tile in _tiles(rows, registers.tile // words)
-    ]
+    ]  # equal ones: along the last axis
     _, words, tile = sorted(ranked, reverse=True)[rank]
     return lanes, words, tile[::-1]
+
+
+def split(sch: Any, channels: Any, lanes: int, words: int) -> tuple[Any, Any, Any]:
+    """The loop over channels as loops over tiles, over the vectors of one, and over lanes."""
+    vectors, vector = sch.split(channels, [None, lanes])
+    return (*sch.split(vectors, [None, words]), vector)
+
+
+def even(channels: int, lanes: int, words: int) -> bool:
+    return channels % (lanes * words) == 0
+
+
+def partitioned(sch: Any, loop: Any) -> Any:
+    """A narrower last tile becomes code of its own, as otherwise each multiply-add would ask whether it is needed.
+    ``loop``: over tiles of channels, or what that is fused into as the outermost; the same is returned."""
+    sch.annotate(loop, PARTITION, 1)
+    return loop
 
 
 def _tiles(rows: Sequence[int], most: int) -> Iterator[list[int]]:
@@ -68,12 +87,17 @@ def constants(func: Any) -> list[str]:
     return [func.params[int(k)].name for k in (func.attrs or {}).get("layout_free_buffers", ())]
 
 
-def pack(sch: Any, main: Any, width: int, constant: Collection[str]) -> None:
-    """Constant weights a tile of output channels at a time, so that a tile reads them in one sweep. Only where
-    their last axis is the channels', as they are: of an index that falls (a mirrored kernel) TVM's layout
-    transformation takes the wrong quotient. ``constant``: the names of buffers that are."""
+def pack(sch: Any, main: Any, lanes: int, words: int, constant: Collection[str]) -> None:
+    """Constant weights a tile of output channels at a time, so that a tile reads them in one sweep; in one for each of
+    its vectors where the last tile is narrower. Only where their last axis is the channels', as they are: of an index
+    that falls (a mirrored kernel) TVM's layout transformation takes the wrong quotient. ``constant``: the names of
+    buffers that are."""
     block = sch.get(main)
-    channels = [axis.var for axis in block.iter_vars if int(axis.iter_type) == SPATIAL][-1]
+    *_, last = (axis for axis in block.iter_vars if int(axis.iter_type) == SPATIAL)
+    channels, count = last.var, int(last.dom.extent)
+    if count % lanes:
+        return
+    width = lanes * words if even(count, lanes, words) else lanes
     for k, read in enumerate(block.reads):
         if read.source.name in constant and len(read.region) > 1 and read.region[-1].min.same_as(channels):
             packed = sch.cache_read(main, k, "global")
