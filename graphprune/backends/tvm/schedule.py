@@ -25,12 +25,10 @@ from .tiles import (
     Registers,
     choose,
     constants,
-    even,
     kinds,
     pack,
-    partitioned,
+    partition,
     register_tile,
-    split,
 )
 from .winograd import transform
 
@@ -50,6 +48,7 @@ PLAIN = Choice()
 VARIANTS = tuple(Choice(rank, rows_first) for rank in range(8) for rows_first in (False, True))[1:]
 """What tuning tries before it searches."""
 
+FEW = 8  # tiles of channels: too few to be all that threads share
 SHARED = 1 << 12  # numbers that a kernel makes or adds up: with fewer it is for one thread
 
 
@@ -270,11 +269,9 @@ class _Nest:
         kinds = self._kinds(main)
         if kinds.count(REDUCTION) != 1 or len(kinds) > 4:  # a convolution
             return [0] * len(kinds)
-        *_, rows, channels = (int(axis.dom.extent) for axis, kind in zip(axes, kinds, strict=True) if kind == SPATIAL)
+        *_, channels = (int(axis.dom.extent) for axis, kind in zip(axes, kinds, strict=True) if kind == SPATIAL)
         multiples = [0] * len(kinds)
         last = max(k for k, kind in enumerate(kinds) if kind == SPATIAL)
-        if rows > self.registers.tile and max(n for n in range(1, 13) if rows % n == 0) < 4:
-            multiples[last - 1] = 6
         if channels > self.registers.lanes and channels % (self.registers.lanes // 4):
             multiples[last] = self.registers.lanes
         return multiples
@@ -307,24 +304,39 @@ class _Nest:
             far, near = sch.split(loop, [None, tile])
             outer.append(far)
             inner.append(near)
-        far, near, vector = split(sch, channels, lanes, words)
+        vectors, vector = sch.split(channels, [None, lanes])
+        far, near = sch.split(vectors, [None, words])
+        uneven = width % (lanes * words) > 0, extents[-1] % tiles[-1] > 0
+        shared = [(loop, False) for loop, alone in zip(outer, apart, strict=True) if not alone]
+        around = [(loop, False) for loop, alone in zip(outer, apart, strict=True) if alone]
+        if uneven[1]:
+            shared[-1] = outer[-1], True
         # Channels outermost: their weights stay in cache. Rows outermost: what they read does.
-        shared = [loop for loop, alone in zip(outer, apart, strict=True) if not alone]
-        around = [loop for loop, alone in zip(outer, apart, strict=True) if alone]
-        around, within = ([*around, *shared], [far]) if self.choice.rows_first else (around, [far, *shared])
-        sch.reorder(*around, *within, *inner, near, vector)
-        if even(width, lanes, words):
-            tasks = at = sch.fuse(*around, *within)
-        elif prod(int(sch.get(loop).extent) for loop in around) == 1:
-            tasks = at = partitioned(sch, sch.fuse(*around, *within))
-        else:
-            tasks, at = sch.fuse(*around), partitioned(sch, sch.fuse(*within))
-        sch.parallel(tasks)
-        sch.compute_at(main, at, preserve_unit_loops=True)
+        first = self.choice.rows_first or (uneven[1] and -(-width // (lanes * words)) < FEW)
+        order = [*around, *shared, (far, uneven[0])] if first else [*around, (far, uneven[0]), *shared]
+        sch.reorder(*(loop for loop, _ in order), *inner, near, vector)
+        nests = self._fused(order)
+        sch.parallel(nests[0])
+        sch.compute_at(main, nests[-1], preserve_unit_loops=True)
         for loop in (*inner, near):
             sch.unroll(loop)
         sch.vectorize(vector)
         register_tile(self.sch, main, lanes)
+
+    def _fused(self, order: list[tuple[Any, bool]]) -> list[Any]:
+        """Nested loops, the outermost first, as few: one whose last tile is smaller stays outermost in what it is fused
+        into, and is cut in two."""
+        nests: list[list[tuple[Any, bool]]] = [[]]
+        for loop, uneven in order:
+            if uneven and prod(int(self.sch.get(one).extent) for one, _ in nests[-1]) > 1:
+                nests.append([])
+            nests[-1].append((loop, uneven))
+        found = []
+        for nest in nests:
+            found.append(self.sch.fuse(*(loop for loop, _ in nest)))
+            if any(uneven for _, uneven in nest):
+                partition(self.sch, found[-1])
+        return found
 
     def _apart(self, main: Any, rows: int) -> list[bool]:
         """Of every row axis whether both operands have it, as a batch of products does: along such an axis a tile

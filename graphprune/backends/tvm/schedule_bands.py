@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from .tiles import even, partitioned, split
+from .tiles import tiled
 
 DEPTHWISE = 1 << 15  # bytes of a band: the nearest cache, with room for what else passes through it
 DENSE = 1 << 17  # bytes of a band, and of the weights that go by for each: the second cache
@@ -69,11 +69,9 @@ def cut(sch: Any, pad: Any, main: Any, out: Any, way: Band, tile: tuple[int, int
     batch, height, width, channels = sch.get_loops(out)
     bands, height = sch.split(height, [None, way.rows])
     above, rows = sch.split(height, [None, tall])
-    left, columns = sch.split(width, [None, wide])
-    width = int(sch.get(channels).extent)
-    far, near, vector = split(sch, channels, lanes, words)
-    if not even(width, lanes, words):
-        partitioned(sch, far)
+    left, columns = tiled(sch, width, wide)
+    vectors, vector = sch.split(channels, [None, lanes])
+    far, near = tiled(sch, vectors, words)
     if way.depthwise:
         around, tiles = [batch, bands, far], [above, left]
     else:

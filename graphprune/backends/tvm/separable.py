@@ -14,7 +14,7 @@ from math import prod
 from typing import Any
 
 from .rewrites import FUSES_WHAT_FOLLOWS, kernel, rewritten
-from .tiles import REDUCTION, Registers, choose, constants, even, kinds, pack, partitioned, register_tile, split
+from .tiles import REDUCTION, Registers, choose, constants, kinds, pack, register_tile, tiled
 
 NAME = "conv2d_separable"  # of kernels with how many numbers lie between, for profiles
 BAND = 1 << 17  # bytes of what lies between the two: the second cache, with room for weights
@@ -181,10 +181,9 @@ def _read(sch: Any, main: Any, out: Any, between: Any, constant: Sequence[str], 
     pack(sch, main, lanes, words, constant)
     bands, height = sch.split(height, [None, band])
     above, row_ = sch.split(height, [None, tall])
-    left, column = sch.split(width, [None, wide])
-    far, near, vector = split(sch, channels, lanes, words)
-    if not even(count, lanes, words):
-        partitioned(sch, far)
+    left, column = tiled(sch, width, wide)
+    vectors, vector = sch.split(channels, [None, lanes])
+    far, near = tiled(sch, vectors, words)
     sch.reorder(batch, bands, far, above, left, row_, column, near, vector)
     task = sch.fuse(batch, bands)
     sch.parallel(task)

@@ -32,47 +32,51 @@ def choose(rows: Sequence[int], channels: int, registers: Registers, rank: int =
     """Lanes of a vector, vectors of a tile, and the tile's size along every row axis.
 
     A tile of r x w registers needs r + w loads for r * w multiply-adds: what has the most of these per load wins;
-    ``rank`` 1 is the second best. Tiles divide the row axes evenly, and channels but for a narrower last tile (see
-    ``partitioned``); of a channel count that is no multiple of the lanes (the target's ``grain``) vectors are shorter.
-    Raises IndexError where there are not so many.
+    ``rank`` 1 is the second best. Tiles divide the row axes evenly but for the last, where that has no good divisor
+    (197 tokens), and channels but for a narrower last tile (see ``partitioned``); of a channel count that is no
+    multiple of the lanes (the target's ``grain``) vectors are shorter. Raises IndexError where there are not so many.
     """
     whole = [size for size in (registers.lanes, registers.lanes // 2, registers.lanes // 4) if channels % size == 0]
     lanes = whole[0] if whole else min(channels, registers.lanes)
-    vectors = -(-channels // lanes)
-    ranked = [
-        (prod(tile) * vectors / (prod(tile) * -(-vectors // words) + vectors), words, tile[::-1])
-        for words in range(1, min(4, vectors) + 1 if whole else 2)
-        for tile in _tiles(rows, registers.tile // words)
-    ]  # equal ones: along the last axis
+    vectors, positions = -(-channels // lanes), prod(rows)
+    good = range(4, registers.tile // 2 + 1)
+    ragged = bool(rows) and rows[-1] > max(good) and all(rows[-1] % size for size in good)
+    ranked = []
+    for words in range(1, min(4, vectors) + 1 if whole else 2):
+        for tile in _tiles(rows, registers.tile // words, ragged):
+            loads = -(-vectors // words) * positions + _count(rows, tile) * vectors
+            ranked.append((positions * vectors / loads, words, tile[::-1]))  # equal ones: along the last axis
     _, words, tile = sorted(ranked, reverse=True)[rank]
     return lanes, words, tile[::-1]
 
 
-def split(sch: Any, channels: Any, lanes: int, words: int) -> tuple[Any, Any, Any]:
-    """The loop over channels as loops over tiles, over the vectors of one, and over lanes."""
-    vectors, vector = sch.split(channels, [None, lanes])
-    return (*sch.split(vectors, [None, words]), vector)
+def _count(rows: Sequence[int], tile: Sequence[int]) -> int:
+    return prod(-(-size // part) for size, part in zip(rows, tile, strict=True))
 
 
-def even(channels: int, lanes: int, words: int) -> bool:
-    return channels % (lanes * words) == 0
+def tiled(sch: Any, loop: Any, size: int) -> tuple[Any, Any]:
+    """A loop as one over tiles and one within them, not to be fused with others."""
+    extent = int(sch.get(loop).extent)
+    far, near = sch.split(loop, [None, size])
+    if extent % size:
+        partition(sch, far)
+    return far, near
 
 
-def partitioned(sch: Any, loop: Any) -> Any:
-    """A narrower last tile becomes code of its own, as otherwise each multiply-add would ask whether it is needed.
-    ``loop``: over tiles of channels, or what that is fused into as the outermost; the same is returned."""
+def partition(sch: Any, loop: Any) -> None:
+    """A smaller last tile becomes code of its own, as otherwise each multiply-add would ask whether it is needed.
+    ``loop``: over tiles of an axis, or what that is fused into as the outermost."""
     sch.annotate(loop, PARTITION, 1)
-    return loop
 
 
-def _tiles(rows: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Every way to cut the row axes evenly into tiles of at most ``most`` positions."""
+def _tiles(rows: Sequence[int], most: int, ragged: bool = False) -> Iterator[list[int]]:
+    """Every way to cut the row axes into tiles of at most ``most`` positions, evenly, the last ``ragged`` if so."""
     if not rows:
         yield []
         return
     *rest, last = rows
     for size in range(1, min(last, most) + 1):
-        if last % size == 0:
+        if ragged or last % size == 0:
             for tile in _tiles(rest, most // size):
                 yield [*tile, size]
 
@@ -97,7 +101,7 @@ def pack(sch: Any, main: Any, lanes: int, words: int, constant: Collection[str])
     channels, count = last.var, int(last.dom.extent)
     if count % lanes:
         return
-    width = lanes * words if even(count, lanes, words) else lanes
+    width = lanes * words if count % (lanes * words) == 0 else lanes
     for k, read in enumerate(block.reads):
         if read.source.name in constant and len(read.region) > 1 and read.region[-1].min.same_as(channels):
             packed = sch.cache_read(main, k, "global")
