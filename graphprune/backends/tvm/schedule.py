@@ -48,7 +48,7 @@ PLAIN = Choice()
 VARIANTS = tuple(Choice(rank, rows_first) for rank in range(8) for rows_first in (False, True))[1:]
 """What tuning tries before it searches."""
 
-FEW = 8  # tiles of channels: too few to be all that threads share
+FEW = 3  # tiles of channels: too few to be all that threads share, and their weights stay in cache
 SHARED = 1 << 12  # numbers that a kernel makes or adds up: with fewer it is for one thread
 
 
