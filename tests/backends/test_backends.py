@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -358,12 +359,30 @@ def test_tvm_schedules_awkward_sizes(module: Callable[[], nn.Module], x: torch.T
 
 @pytest.mark.parametrize("registers", [WIDE, NARROW])
 @pytest.mark.parametrize("rows", [(1, 16, 16), (1, 7, 7), (17,), (197,), (1, 1)], ids=str)
-@pytest.mark.parametrize("channels", [1, 10, 24, 37, 64, 1000])
-def test_a_tile_divides_its_axes_and_fits(registers: Registers, rows: tuple[int, ...], channels: int) -> None:
+@pytest.mark.parametrize("channels", [1, 10, 24, 37, 64, 80, 1000])
+def test_a_tile_fits_and_needs_the_fewest_loads(registers: Registers, rows: tuple[int, ...], channels: int) -> None:
+    def cut(size: int, part: int) -> list[int]:
+        return [min(part, size - at) for at in range(0, size, part)]
+
+    def loads(words: int, tiles: Sequence[int]) -> int:
+        """A tile loads a number of each of its rows, and its vectors of weights."""
+        places = [prod(sizes) for sizes in itertools.product(*map(cut, rows, tiles))]
+        return sum(place + own for place in places for own in cut(-(-channels // lanes), words))
+
     lanes, words, tiles = choose(rows, channels, registers)
-    assert all(row % tile == 0 for row, tile in zip(rows, tiles, strict=True))
-    assert words * np.prod(tiles) <= registers.tile and 1 <= lanes <= registers.lanes
-    assert words == 1 or channels % (words * lanes) == 0
+    assert words * prod(tiles) <= registers.tile and 1 <= lanes <= registers.lanes
+    assert words == 1 or channels % lanes == 0
+    poor = not any(rows[-1] % n == 0 for n in range(4, registers.tile // 2 + 1)) and rows[-1] > registers.tile // 2
+    each = [[n for n in range(1, row + 1) if row % n == 0] for row in rows[:-1]]
+    each.append([n for n in range(1, rows[-1] + 1) if poor or rows[-1] % n == 0])
+    fitting = [
+        (own, parts)
+        for own in range(1, 5 if channels % lanes == 0 else 2)
+        for parts in itertools.product(*each)
+        if own * prod(parts) <= registers.tile
+    ]
+    assert all(row % tile == 0 for row, tile in zip(rows[:-1], tiles[:-1], strict=True))
+    assert loads(words, tiles) == min(loads(*one) for one in fitting)
 
 
 def test_the_tile_of_a_convolution_is_known() -> None:

@@ -193,3 +193,68 @@ class Rows(nn.Module):
 def test_norms_and_softmaxes_are_right(width: int) -> None:
     compiled(Rows(width), 2, 5, width)
     compiled(Rows(width), 2, 5, width, threads=2, on=Tvm(mcpu="haswell"))
+
+
+class Heads(nn.Module):
+    """Products of two tensors, a batch of them, between products with weights."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(width, inner), nn.Linear(inner, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        z: torch.Tensor = x + self.last(torch.softmax(y @ y.transpose(1, 2), -1) @ y)
+        return z
+
+
+UNEVEN: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+    "pointwise": (Layer(nn.Conv2d(24, 80, 1)), (3, 24, 14, 14)),
+    "bands": (Layer(nn.Conv2d(16, 80, 3, 2, 1)), (1, 16, 28, 38)),
+    "minimal filtering": (Layer(nn.Conv2d(80, 80, 3, 1, 1)), (1, 80, 30, 30)),
+    "depthwise and pointwise": (Separable(32, 80), (1, 32, 16, 19)),
+    "columns without a divisor": (Layer(nn.Conv2d(24, 176, 1)), (2, 24, 3, 23)),
+    "tokens and heads": (Heads(48, 80), (2, 29, 48)),
+    "few channels": (Heads(24, 48), (1, 37, 24)),
+}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("case", UNEVEN)
+def test_tiles_need_not_divide_their_axes(case: str, threads: int) -> None:
+    layer, shape = UNEVEN[case]
+    compiled(layer, *shape, threads=threads, on=Tvm(mcpu="haswell") if threads > 1 else None)
+
+
+def test_a_smaller_last_tile_is_code_of_its_own() -> None:
+    """Else each multiply-add would ask whether it is needed: 176 channels are no whole number of tiles."""
+    import tvm
+
+    from graphprune.backends.tvm.lower import imported, lowered
+
+    loops: dict[str, list[str]] = {}
+
+    @tvm.instrument.pass_instrument
+    class Watch:
+        def run_after_pass(self, module: Any, info: Any) -> None:
+            if info.name == "s_tir.LoopPartition":
+                loops.update({str(name): f.script().splitlines() for name, f in module.functions_items()})
+
+    on = Tvm(mcpu="haswell")
+    program = gp.load(Layer(nn.Conv2d(24, 176, 1)).eval(), torch.zeros(1, 24, 14, 14))
+    module = lowered(imported(program.host)[0], on._llvm())
+    with tvm.transform.PassContext(opt_level=3, instruments=[Watch()]):
+        tvm.compile(module, on._llvm())
+    (conv,) = (lines for name, lines in loops.items() if "conv2d" in name)
+    parallel = [k for k, line in enumerate(conv) if "T.parallel(" in line]
+    assert len(parallel) == 2
+    asked = [line for line in conv[parallel[0] : parallel[1]] if "if " in line and "T.bool(True)" not in line]
+    assert not asked
+
+
+def test_an_axis_to_squeeze_may_be_counted_from_the_last() -> None:
+    class Squeezed(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean(-1, keepdim=True).squeeze(-1)
+
+    compiled(nn.Sequential(nn.Conv2d(3, 8, 3), Squeezed()), 1, 3, 8, 8)

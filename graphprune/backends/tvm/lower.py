@@ -22,7 +22,7 @@ from ...passes.fold import Fold
 from . import lstm, schedule, transposed, vector_math
 from .channel_selection import selections_into_readers
 from .planes import planes_read
-from .rewrites import clips, moved_weights, norms, pads, rewritten, whole_pools
+from .rewrites import clips, moved_weights, norms, pads, rewritten, squeezes, whole_pools
 from .schedule_rows import softmaxes
 from .separable import separables
 from .tiles import NARROW, WIDE, Registers
@@ -124,7 +124,7 @@ def lowered(module: Any, target: Any, layout: str = "NHWC", scheduled: bool = Tr
     steps = relax.transform
     registers = _registers(target)
     module = lstm.kernels(module, registers.lanes, registers.tile)
-    module = whole_pools(pads(transposed.plain(clips(steps.DecomposeOpsForInference()(norms(module))))))
+    module = whole_pools(pads(transposed.plain(clips(steps.DecomposeOpsForInference()(norms(squeezes(module)))))))
     if layout == "NHWC":
         module = steps.ConvertLayout({"relax.nn.conv2d": ["NHWC", "HWIO"]})(module)
     module = planes_read(steps.CanonicalizeBindings()(moved_weights(steps.CanonicalizeBindings()(module))))

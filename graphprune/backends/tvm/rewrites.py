@@ -105,6 +105,23 @@ def clips(module: Any) -> Any:
     return rewritten(module, Clipper)
 
 
+def squeezes(module: Any) -> Any:
+    """Axes that are left out, counted from the first: ConvertLayout runs out of memory over one counted from the
+    last."""
+    from tvm import relax
+
+    @relax.expr_functor.mutator
+    class Counter(relax.PyExprMutator):  # type: ignore[misc]
+        def visit_call_(self, call: Any) -> Any:
+            call = self.visit_expr_post_order(call)
+            if getattr(call.op, "name", "") != "relax.squeeze" or call.attrs.axis is None:
+                return call
+            count = len(call.args[0].ty.shape.values)
+            return relax.op.squeeze(call.args[0], [int(axis) % count for axis in call.attrs.axis])
+
+    return rewritten(module, Counter)
+
+
 def pads(module: Any) -> Any:
     """Zeros that are put around an image, done by the convolution that reads it: alone, and between two changes of
     layout, they go through memory three times. Channels first."""
