@@ -26,7 +26,7 @@ from graphprune.ir.program import Program
 
 from .latency import MODELS, load
 from .results import between
-from .tuning import RECIPE
+from .tvm_untuned import RECIPE
 
 PAGE = Path("docs/benchmarks.md")
 START, END = "<!-- precisions: written by python -m benchmarks.precisions -->", "<!-- end of precisions -->"
