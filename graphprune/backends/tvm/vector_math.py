@@ -21,6 +21,10 @@ LOG2 = (0.693359375, -2.12194440e-4)  # in two parts, the first of few bits: its
 EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 """exp(r) is 1 + r + r * r * EXP(r), r at most half of log 2 (Moshier, Cephes: expf)."""
 
+FAR = 88.0  # of sigmoid: below -88 it is zero
+FALL = (-8.29027209e-3, 4.189816048e-2, -1.666763813e-1, 4.999914783e-1, -9.999997063e-1)
+"""exp(-r) is 1 + r * FALL(r), r at most half of log 2 (minimax, 9e-8)."""
+
 TANH, TANH_BELOW = (
     (-2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08,
      1.48572235717979e-05, 6.37261928875436e-04, 4.89352455891786e-03),
@@ -59,12 +63,8 @@ def _exp(x: Any) -> Any:
         bits = (n.astype(_like(x, "int32")) + _whole(x, 127)) << _whole(x, 23)
         return (_polynomial(EXP, r) * r * r + r + _number(x, 1)) * tirx.reinterpret(x.ty.dtype, bits)
 
-    def bounded(near: Any) -> Any:
-        n = tirx.nearbyint(near * _number(x, 1 / math.log(2)))
-        return _let(n, lambda n: _let(near - n * _number(x, LOG2[0]) - n * _number(x, LOG2[1]), lambda r: power(r, n)))
-
     def every(x: Any) -> Any:
-        made = _let(_clamped(x, LEAST, MOST), bounded)
+        made = _let(_clamped(x, LEAST, MOST), lambda near: _reduced(near, power))
         made = tirx.Select(x < _number(x, LEAST), _number(x, 0), made)
         return _real(x, tirx.Select(x > _number(x, MOST), _number(x, math.inf), made))
 
@@ -72,7 +72,19 @@ def _exp(x: Any) -> Any:
 
 
 def _sigmoid(x: Any) -> Any:
-    return _number(x, 1) / (_number(x, 1) + _exp(_number(x, 0) - x))
+    """1 / (1 + exp(-x)), with less care for exp than above: what is no normal float counts for nothing beside one."""
+    from tvm import tirx
+
+    def fall(r: Any, n: Any) -> Any:
+        """exp(-r) / 2 ** n."""
+        bits = tirx.reinterpret(_like(x, "int32"), r * _polynomial(FALL, r) + _number(x, 1))
+        return tirx.reinterpret(x.ty.dtype, bits - (n.astype(_like(x, "int32")) << _whole(x, 23)))
+
+    def every(x: Any) -> Any:
+        made = _number(x, 1) / (_number(x, 1) + _let(_clamped(x, -FAR, FAR), lambda near: _reduced(near, fall)))
+        return _real(x, tirx.Select(x < _number(x, -FAR), _number(x, 0), made))
+
+    return _let(x, every)
 
 
 def _rational(above: Sequence[float], below: Sequence[float], end: float) -> Callable[[Any], Any]:
@@ -102,6 +114,14 @@ def _let(value: Any, body: Callable[[Any], Any]) -> Any:
 
     name = tirx.Var("v", value.ty.dtype)
     return tirx.Let(name, value, body(name))
+
+
+def _reduced(x: Any, body: Callable[[Any, Any], Any]) -> Any:
+    """What ``body`` makes of r, at most half of log 2, and the whole number n, which x is r + n * log 2 of."""
+    from tvm import tirx
+
+    n = tirx.nearbyint(x * _number(x, 1 / math.log(2)))
+    return _let(n, lambda n: _let(x - n * _number(x, LOG2[0]) - n * _number(x, LOG2[1]), lambda r: body(r, n)))
 
 
 def _polynomial(weights: Sequence[float], x: Any) -> Any:
