@@ -226,6 +226,12 @@ def test_tiles_need_not_divide_their_axes(case: str, threads: int) -> None:
     compiled(layer, *shape, threads=threads, on=Tvm(mcpu="haswell") if threads > 1 else None)
 
 
+def test_weights_grow_by_as_much_as_may_be() -> None:
+    layer = Layer(nn.Conv2d(128, 128, 3, 1, 1))
+    assert not any("winograd" in name for name in compiled(layer, 1, 128, 16, 16))
+    assert any("winograd" in name for name in compiled(layer, 1, 128, 16, 16, on=Tvm(growth=3)))
+
+
 def test_a_smaller_last_tile_is_code_of_its_own() -> None:
     """Else each multiply-add would ask whether it is needed: 176 channels are no whole number of tiles."""
     import tvm

@@ -172,6 +172,11 @@ MISTAKES: list[tuple[str, str, str]] = [
     # ---- targets, tables, figures
     (f"{NET} --target toaster", "unknown target `toaster`", "known: "),
     (f"{NET} --target tvmm", "unknown target `tvmm`", "did you mean `tvm`?"),
+    (
+        f"{NET} --target 'tvm{{growth=-1}}'",
+        "option `growth` is a share of the weights, 0 or more, not -1.0",
+        "growth=1",
+    ),
     (f"{NET} --target 'tvm{{layot=NCHW}}'", "target `tvm` has no option `layot`", "did you mean `layout`?"),
     (f"{NET} --target onnx --target onnx", "two targets are called `onnx`", "give it once"),
     (f"{NET} --target board.toml", "board.toml: base `aarch65` is not a board", "did you mean `aarch64`?"),

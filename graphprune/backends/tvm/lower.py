@@ -26,7 +26,7 @@ from .rewrites import clips, moved_weights, norms, pads, rewritten, squeezes, wh
 from .schedule_rows import softmaxes
 from .separable import separables
 from .tiles import NARROW, WIDE, Registers
-from .winograd import filtered
+from .winograd import GROWTH, filtered
 
 _OPSET = 13  # the frontend reads older forms of Slice, Squeeze, ... as if they were of this opset
 
@@ -116,9 +116,9 @@ _FRONTENDS: Mapping[str, Callable[[Any, bool], Any]] = {"torch": _from_torch}
 """By host, where TVM reads its models without a detour over ONNX."""
 
 
-def lowered(module: Any, target: Any, layout: str = "NHWC", scheduled: bool = True) -> Any:
+def lowered(module: Any, target: Any, layout: str = "NHWC", scheduled: bool = True, growth: float = GROWTH) -> Any:
     """From the imported graph to loops for ``target``, one function per fused op, its schedule fixed
-    (``scheduled``) or none."""
+    (``scheduled``) or none. ``growth``: see ``winograd.filtered``."""
     from tvm import relax
 
     steps = relax.transform
@@ -128,7 +128,7 @@ def lowered(module: Any, target: Any, layout: str = "NHWC", scheduled: bool = Tr
     if layout == "NHWC":
         module = steps.ConvertLayout({"relax.nn.conv2d": ["NHWC", "HWIO"]})(module)
     module = planes_read(steps.CanonicalizeBindings()(moved_weights(steps.CanonicalizeBindings()(module))))
-    module = separables(selections_into_readers(filtered(module)), registers)
+    module = separables(selections_into_readers(filtered(module, growth)), registers)
     return scheduled_loops(steps.FoldConstant()(softmaxes(module)), target, scheduled)
 
 

@@ -6,6 +6,7 @@ TVM is an extra and slow to import, so every import of it is inside a function.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from .records import Records
 from .sources import schedules
 from .tune import best_loops, search
 from .vm_profile import Times, by_op, kernel_times
+from .winograd import GROWTH
 from .worker import Workers
 
 REMARK = (
@@ -52,6 +54,7 @@ class Tvm(Target):
 
     mcpu: str = ""  # as LLVM names it; empty: this machine's
     layout: str = "NHWC"  # of convolutions: NHWC vectorises over channels; NCHW as imported
+    growth: float = GROWTH  # of weights that may be added to save time: 3 x 3 convolutions by minimal filtering
     schedule: bool = True  # False: the loops as they come, 10 to 100 times slower
     tuned: int = 0  # with the schedules that a search on so many threads recorded; 0: the fixed ones alone
     opt: int = 3  # TVM's optimisation level, 0 to 3
@@ -60,6 +63,9 @@ class Tvm(Target):
         if self.layout not in ("NHWC", "NCHW"):
             hint = nearest(self.layout, ["NHWC", "NCHW"])
             raise TargetError(f"`tvm`: option `layout` is NHWC or NCHW, not `{self.layout}`", hint)
+        if not 0 <= self.growth < math.inf:
+            message = f"`tvm`: option `growth` is a share of the weights, 0 or more, not {self.growth}"
+            raise TargetError(message, "tvm{growth=1} lets them become twice as many")
         if self.opt not in range(4):
             raise TargetError(f"`tvm`: option `opt` is 0 to 3, not {self.opt}")
 
@@ -74,9 +80,11 @@ class Tvm(Target):
         with tvm.transform.PassContext(opt_level=self.opt):
             try:
                 if self.tuned:
-                    loops, tuned = best_loops(module, target, self.layout, self.records(target, self.tuned))
+                    loops, tuned = best_loops(
+                        module, target, self.layout, self.records(target, self.tuned), self.growth
+                    )
                 else:
-                    loops, tuned = lowered(module, target, self.layout, self.schedule), 0
+                    loops, tuned = lowered(module, target, self.layout, self.schedule, self.growth), 0
                 executable = tvm.compile(loops, target)
             except Exception as error:  # TVM's passes share no base class for what they raise
                 raise TargetError(f"target `tvm`: cannot compile the model: {last_line(error)}") from error
@@ -103,7 +111,13 @@ class Tvm(Target):
     def time_ops(self, points: Sequence[Point], *, threads: int = 1) -> Iterator[dict[Point, Latency]]:
         tvm = toolchain()
         return relax_ops.time_ops(
-            points, threads, self.label, self._llvm(), lambda built: (built, tvm.cpu()), scheduled=self.schedule
+            points,
+            threads,
+            self.label,
+            self._llvm(),
+            lambda built: (built, tvm.cpu()),
+            scheduled=self.schedule,
+            growth=self.growth,
         )
 
     def profile(self, program: Program, *, threads: int = 1) -> dict[str, float]:
@@ -118,7 +132,16 @@ class Tvm(Target):
         module, _ = imported(program.host)
         records, workers = self.records(target, threads), Workers(threads)
         found = search(
-            module, target, self.layout, budget, records, workers, cores=threads, seed=seed, progress=progress
+            module,
+            target,
+            self.layout,
+            budget,
+            records,
+            workers,
+            growth=self.growth,
+            cores=threads,
+            seed=seed,
+            progress=progress,
         )
         return replace(self, tuned=threads), found
 

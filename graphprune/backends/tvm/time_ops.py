@@ -13,7 +13,7 @@ from ...ir.facts import Latency
 from ..measure import settled
 from ..onnxruntime.time_ops import geometry, shapes
 from .lower import fixed, last_line, scheduled_loops, toolchain
-from .winograd import filtered
+from .winograd import GROWTH, filtered
 
 ROUNDS = 9  # samples of every op
 COLD = {"repeat": 3, "f_preproc": "cache_flush_cpu_non_first_arg"}
@@ -39,7 +39,14 @@ _BUILDING = threading.Lock()
 
 
 def time_ops(
-    points: Sequence[Point], threads: int, target: str, code: Any, load: Load, *, scheduled: bool = True
+    points: Sequence[Point],
+    threads: int,
+    target: str,
+    code: Any,
+    load: Load,
+    *,
+    scheduled: bool = True,
+    growth: float = GROWTH,
 ) -> Iterator[dict[Point, Latency]]:
     """The latency of each op, a batch at a time. ``code``: the TVM target. Raises TargetError where an op
     cannot be compiled."""
@@ -51,7 +58,7 @@ def time_ops(
         functions: dict[str, Any] = {}
         try:
             with _BUILDING, tvm.transform.PassContext(opt_level=3, config={"tirx.disable_assert": True}):
-                names = [_kernels(point, k, code, functions, scheduled) for k, point in enumerate(batch)]
+                names = [_kernels(point, k, code, functions, scheduled, growth) for k, point in enumerate(batch)]
                 # Weights are packed when the network is compiled: here they come as the kernels read them.
                 loops = RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(tvm.IRModule(functions))
                 built = tvm.tirx.build(loops, target=code)
@@ -65,11 +72,13 @@ def time_ops(
         yield {point: settled(samples[k], threads, target) for k, point in enumerate(batch)}
 
 
-def _kernels(point: Point, number: int, code: Any, functions: dict[str, Any], scheduled: bool) -> list[str]:
+def _kernels(
+    point: Point, number: int, code: Any, functions: dict[str, Any], scheduled: bool, growth: float
+) -> list[str]:
     """The kernels of one op in order, entered into ``functions`` under names of its own."""
     from tvm import ir, tirx
 
-    module = scheduled_loops(filtered(_module(point)), code, False)
+    module = scheduled_loops(filtered(_module(point), growth), code, False)
     module = fixed(module, code) if scheduled else module
     names = {}
     for name, function in module.functions_items():

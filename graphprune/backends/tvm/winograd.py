@@ -28,13 +28,13 @@ and 2 they are four times as large."""
 FILTER = np.array([[6, 0, 0], [-4, -4 * P, -2], [-4, 4 * P, -2], [1, Q, 2], [1, -Q, 2], [0, 0, 6]]) / 6
 
 FEWEST = 16  # channels read and made: with fewer the transforms take what the products save
-WEIGHTS = 12  # transformed weights for every number that the convolution reads or makes: with more, loading them does
-GROWTH, FREE = 0.1, 1 << 17  # by how much a model's constants may grow: a tenth, and half a megabyte
+WEIGHTS = 24  # transformed weights for every number that the convolution reads or makes: with more, loading them does
+GROWTH, FREE = 0.1, 1 << 17  # by how much a model's constants may grow: a tenth unless said, and half a megabyte
 
 
-def filtered(module: Any) -> Any:
+def filtered(module: Any, growth: float = GROWTH) -> Any:
     """A module, its convolutions channels last, with those for which it pays done so; where constants would grow
-    too much, those with the most pixels."""
+    by more than ``growth`` of them, those with the most pixels."""
     from tvm import ir, relax
 
     constants: list[Any] = []
@@ -49,7 +49,7 @@ def filtered(module: Any) -> Any:
     for function in dict(module.functions_items()).values():
         if isinstance(function, relax.Function):
             relax.analysis.post_order_visit(function, visit)
-    room = FREE + GROWTH * sum(np.prod([int(n) for n in node.ty.shape.values]) for node in constants)
+    room = FREE + growth * sum(np.prod([int(n) for n in node.ty.shape.values]) for node in constants)
     chosen: list[_Conv] = []
     for conv in sorted(found, key=lambda conv: -conv.pixels):
         if conv.growth <= room:
