@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import shlex
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TargetError, absent, nearest
+from .tvm.winograd import GROWTH
 
 _FOLDER = Path(__file__).with_name("boards")
 
@@ -34,6 +36,7 @@ class Board:
     flags: tuple[str, ...] = ()  # of that compiler
     emulator: str = ""  # the command that runs the device's programs on another machine
     cores: int = 1
+    growth: float = GROWTH  # of weights that may be added to save time; 0 where memory for them is short
     bare: bool = False  # no operating system: a static library with the weights in it, and no program
 
     @property
@@ -90,8 +93,7 @@ def read(path: Path) -> Board:
     except (OSError, ValueError) as error:
         such = 'a board is a .toml file with base = "aarch64" and what differs'
         raise TargetError(f"{path}: not a board ({error})", such) from error
-    base = given.pop("base", None)
-    if base is not None:
+    while (base := given.pop("base", None)) is not None:
         start = _FOLDER / f"{base}.toml"
         if not start.is_file() or start == path:
             raise TargetError(f"{path}: base `{base}` is not a board", nearest(str(base), _names()))
@@ -102,16 +104,21 @@ def read(path: Path) -> Board:
         if key not in known:
             raise TargetError(f"{path}: a board has no `{key}`", nearest(key, known))
         wanted = list if types[key] == tuple[str, ...] else types[key]
+        if wanted is float and type(value) is int:
+            given[key] = value = float(value)
         if not isinstance(value, wanted) or (wanted is list and not all(isinstance(one, str) for one in value)):
             raise TargetError(f"{path}: `{key}` is {value!r}", f"it takes {_KINDS[wanted]}")
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     made = Board(path.stem, **values)
     if made.code not in ("object", "c") or (made.code == "object" and not made.triple):
         raise TargetError(f"{path}: `code` is object, which needs a `triple`, or c")
+    if not 0 <= made.growth < math.inf:
+        message = f"{path}: `growth` is a share of the weights, 0 or more, not {made.growth}"
+        raise TargetError(message, "growth = 1 lets them become twice as many")
     return made
 
 
-_KINDS = {str: "a text", int: "a whole number", bool: "true or false", list: "a list of texts"}
+_KINDS = {str: "a text", int: "a whole number", bool: "true or false", float: "a number", list: "a list of texts"}
 
 
 def _names() -> list[str]:

@@ -170,6 +170,21 @@ def test_damaged_weights_and_what_is_no_file_are_refused(net: Program, made: Mad
     assert run(tmp_path / "x.bin") == (1, f"{folder}/weights.bin: damaged, or of another model\n")
 
 
+def test_flash_holds_the_weights_and_hardly_more(tmp_path: Path) -> None:
+    """Minimal filtering would make twice as much of them; a board of one's own may take it."""
+    pytest.importorskip("tvm")
+    layers = [nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 48, 3), nn.ReLU(), nn.Conv2d(48, 17, 3)]
+    program = gp.load(nn.Sequential(*layers), torch.zeros(1, 3, 24, 24))
+    weights = sum(program.host.parameter(name).nbytes for name in program.graph.parameters)
+    (tmp_path / "roomy.toml").write_text('base = "cortex-m7"\ngrowth = 1\n')
+    taken = {}
+    for name in ("c", "cortex-m7", str(tmp_path / "roomy.toml")):
+        on, folder = target(f"{name}{{link=false}}"), tmp_path / Path(name).stem
+        folder.mkdir()
+        taken[folder.name] = on.found(on.emit(program, folder))["weights_bytes"] / weights
+    assert 1 <= taken["c"] == taken["cortex-m7"] < 1.05 and taken["roomy"] > 1.5
+
+
 @pytest.mark.parametrize("parts", [70, 300])
 def test_a_wide_concatenation_fits_or_is_refused(parts: int) -> None:
     tensors = tuple(Buffer("arena", 64 * k, (1,), "float32") for k in range(parts + 1))
@@ -327,6 +342,8 @@ def test_a_board_of_ones_own_starts_from_another(tmp_path: Path) -> None:
         ("triple = 'x'\nmattr = [1]", "`mattr` is [1]\n  hint: it takes a list of texts"),
         ("base = 'arch64'", "base `arch64` is not a board\n  hint: did you mean `aarch64`?"),
         ("mcpu = 'generic'", "`code` is object, which needs a `triple`, or c"),
+        ("base = 'c'\ngrowth = -1", "`growth` is a share of the weights, 0 or more, not -1.0\n  hint: growth = 1"),
+        ("base = 'c'\ngrowth = 'no'", "`growth` is 'no'\n  hint: it takes a number"),
         ("triple = ", "not a board (Invalid value"),
     ],
 )

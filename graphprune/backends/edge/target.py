@@ -150,7 +150,18 @@ class Edge(Target):
         code = toolchain().target.Target(device.llvm())
         module, _ = imported(program.host, self.label)
         records, workers = self.records(threads), Workers(threads, Device(device, self.rpc))
-        found = search(module, code, self.layout, budget, records, workers, cores=threads, seed=seed, progress=progress)
+        found = search(
+            module,
+            code,
+            self.layout,
+            budget,
+            records,
+            workers,
+            growth=device.growth,
+            cores=threads,
+            seed=seed,
+            progress=progress,
+        )
         return replace(self, tuned=threads), found
 
     def records(self, threads: int) -> Records:
@@ -159,9 +170,10 @@ class Edge(Target):
 
     def loops(self, module: Any, code: Any) -> Any:
         """An imported module's loops, scheduled."""
+        growth = board(self.board).growth
         if self.tuned:
-            return best_loops(module, code, self.layout, self.records(self.tuned))[0]
-        return lowered(module, code, self.layout)
+            return best_loops(module, code, self.layout, self.records(self.tuned), growth)[0]
+        return lowered(module, code, self.layout, growth=growth)
 
     def code(self) -> str:
         return schedules()

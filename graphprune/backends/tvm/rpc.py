@@ -91,7 +91,7 @@ def time_ops(
 
     def work(k: int) -> list[dict[Point, Latency]]:
         mine = [point for part in parts[k :: len(found)] for point in part]
-        return list(relax_ops.time_ops(mine, threads, label, code, sender(found[k], device)))
+        return list(relax_ops.time_ops(mine, threads, label, code, sender(found[k], device), growth=device.growth))
 
     with ThreadPoolExecutor(len(found)) as pool:
         for batches in pool.map(work, range(len(found))):

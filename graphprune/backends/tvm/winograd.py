@@ -34,7 +34,9 @@ GROWTH, FREE = 0.1, 1 << 17  # by how much a model's constants may grow: a tenth
 
 def filtered(module: Any, growth: float = GROWTH) -> Any:
     """A module, its convolutions channels last, with those for which it pays done so; where constants would grow
-    by more than ``growth`` of them, those with the most pixels."""
+    by more than ``growth`` of them and half a megabyte, those with the most pixels; with 0 none."""
+    if not growth:
+        return module
     from tvm import ir, relax
 
     constants: list[Any] = []
