@@ -64,12 +64,13 @@ def menu(problem: Allocation, group: Group) -> list[int]:
     below the grain its halves, down to four."""
     if group.name in problem.given:
         return [problem.given[group.name]]
-    halves, least = list[int](), max(4.0, problem.floor * group.size)
+    halves, least = list[int](), max(4.0, problem.floor * group.size, group.least)
     half = problem.steps[group.name] / 2
-    while half >= least and half == int(half):
+    while half >= least and half % group.multiple == 0:
         halves.append(int(half))
         half /= 2
-    return sorted({*halves, *Allocation.menu(problem, group)})
+    narrower = (count for count in halves if count < group.size)  # an axis may have fewer than half the grain
+    return sorted({*narrower, *Allocation.menu(problem, group)})
 
 
 def within(problem: Timed, links: Links, *, distortion: bool) -> Keep:

@@ -10,14 +10,20 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import nets
+import networkx as nx
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from known import Known, Sleeper, alone, without_a_clock
 from residual import transformer
 from torch import nn
 
 import graphprune as gp
+from graphprune.allocation import timed
+from graphprune.allocation.problem import Allocation
+from graphprune.axes.dim import Dim
 from graphprune.backends.best import Best
 from graphprune.backends.measure import Comparison, Runnable, settled
 from graphprune.backends.onnxruntime.target import Onnx
@@ -27,10 +33,12 @@ from graphprune.cost.latency.model import LatencyModel, points
 from graphprune.cost.latency.table import Surface, Table, grid
 from graphprune.cost.latency.tabulated import Sheet
 from graphprune.cost.latency.workload import Family, works
+from graphprune.cost.static import Cost
 from graphprune.driver.latency_search import recorded, to_latency
 from graphprune.driver.measured import distance
 from graphprune.errors import BudgetError, DataError, RecipeError, TargetError
-from graphprune.ir.facts import Groups, Keep, Latency, Scores
+from graphprune.ir.facts import Group, Groups, Keep, Latency, Scores
+from graphprune.ir.graph import Branch
 from graphprune.ir.host import Batch
 from graphprune.ir.program import Program
 from graphprune.passes.mask import Mask
@@ -675,6 +683,31 @@ def test_narrow_axes_may_keep_halves_of_the_grain(program: Program) -> None:
     assert menus == {"stem": [8, 16, 32, 48, 64], "point": [16, 32, 48, 64, 80, 96, 112, 128], "last": [4, 8, 16, 32]}
     coarse = Mask(latency="0.5x", grain=24, floor=0.0).menus(scored)
     assert coarse["last"] == [6, 12, 24, 32]
+
+
+@settings(max_examples=300)
+@given(
+    size=st.integers(1, 70),
+    grain=st.integers(1, 40),
+    floor=st.floats(0, 1),
+    chosen=st.integers(1, 9),
+    multiple=st.integers(1, 6),
+    branch=st.booleans(),
+)
+def test_a_menu_has_counts_that_there_are(
+    size: int, grain: int, floor: float, chosen: int, multiple: int, branch: bool
+) -> None:
+    """Half the grain may be more than an axis has, fewer than an op chooses of it, or no multiple that one takes."""
+    if branch:  # kept or not
+        size, chosen, multiple = 1, 1, 1
+    group = Group("c", Dim(size), size, (), (Branch("add", 0),) if branch else (), min(chosen, size), multiple)
+    problem = Allocation(
+        Program(host=None, source=None),  # no menu asks for them
+        Groups((group,), (), nx.Graph()), Scores("", {}), Cost("", (), {}), 0.0, "", floor, grain,
+    )  # fmt: skip
+    counts = timed.menu(problem, group)
+    assert counts == sorted(set(counts)) and counts[-1] == size and counts[0] >= group.least
+    assert all(count % multiple == 0 for count in counts[:-1])
 
 
 def test_a_latency_mask_alone_says_what_it_needs(program: Program) -> None:
