@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from onnx import TensorProto, save
+from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor, make_tensor_value_info
 from torch import nn
+from torch.nn import functional
 
 import graphprune as gp
 from graphprune.backends import target
@@ -113,6 +116,40 @@ def test_the_folder_is_small_and_needs_libc_alone(name: str, net: Program, made:
         needed = [line.split("[")[1].rstrip("]") for line in said.stdout.splitlines() if "NEEDED" in line]
         allowed = ("libc.", "libm.", "libgomp.", "ld-linux", "libgcc_s.")
         assert needed and all(one.startswith(allowed) for one in needed), needed
+
+
+class Functions(nn.Module):
+    """What C has names for in <math.h>: infinities, NaN, and functions of one or two numbers."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        far = functional.pad(x, (1, 1, 1, 1), value=-torch.inf)
+        attended = functional.scaled_dot_product_attention(x[:, 0], x[:, 1], x[:, 0])
+        return (
+            functional.hardswish(x), functional.hardsigmoid(x), x.clamp(min=0), x.clamp(max=1), attended,
+            functional.max_pool2d(far, 3), torch.where(torch.isinf(far), 0, far), torch.where(x > 0, x, torch.nan),
+            x.abs(), functional.softsign(x), functional.logsigmoid(x), functional.normalize(x), x.exp().log1p(),
+            functional.lp_pool2d(x, 2, 2), functional.mish(x), x.round(), x.trunc(), x.expm1(), x.abs().log2(),
+        )  # fmt: skip
+
+
+def test_numbers_and_functions_have_names_in_c(tmp_path: Path) -> None:
+    on, program = need("c"), gp.load(Functions(), 2 * torch.randn(2, 3, 6, 6))
+    batch = program.host.example()
+    got, want = on.load(on.emit(program, tmp_path)).run(batch), program.host.run(batch)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_double_precision_has_them_too(tmp_path: Path) -> None:
+    x, y = (make_tensor_value_info(name, TensorProto.DOUBLE, [8]) for name in "xy")
+    nodes = [make_node("Mod", ["x", "two"], ["m"], fmod=1), make_node("Abs", ["m"], ["a"])]
+    nodes += [make_node("Clip", ["a", "", "one"], ["y"])]
+    constants = [make_tensor("two", TensorProto.DOUBLE, [], [2.0]), make_tensor("one", TensorProto.DOUBLE, [], [1.0])]
+    graph = make_graph(nodes, "g", [x], [y], constants)
+    save(make_model(graph, opset_imports=[make_opsetid("", 18)], ir_version=9), tmp_path / "model.onnx")
+    on, program = need("c"), gp.load(tmp_path / "model.onnx")
+    batch = [np.linspace(-5, 5, 8)]
+    assert error(on.load(on.emit(program, tmp_path)).run(batch), program.host.run(batch)) <= 1e-12
 
 
 def test_build_sh_builds_what_was_not_linked(net: Program, tmp_path: Path) -> None:

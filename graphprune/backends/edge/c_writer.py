@@ -6,7 +6,8 @@ import re
 import shlex
 import shutil
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +129,28 @@ def _row(numbers: Any) -> str:
 def _portable(source: str) -> str:
     """TVM's C without TVM's headers."""
     body = re.sub(r"^#(include|define TVM_EXPORTS).*\n", "", source, flags=re.MULTILINE)
+    body = re.sub(r"\b(inf|nan)f?\b", lambda found: _NUMBERS[found[1]], body)  # as C++'s streams write them
     body = re.sub(r"\.v_(ptr|int64|float64)\b", r".v.v_\1", body)  # C99 has no unnamed unions
     return _PROLOGUE + _lanes(re.sub(r'^#ifdef __cplusplus\nextern "C"\n#endif\n', "", body, flags=re.MULTILINE))
+
+
+_NUMBERS = {"inf": "INFINITY", "nan": "NAN"}  # of <math.h>
+
+
+@cache
+def functions() -> None:
+    """Give TVM, in this process, the functions of <math.h> that it has no form of in C."""
+    from tvm import tirx
+
+    def call(name: str) -> Callable[[Any], Any]:
+        def lower(of: Any) -> Any:
+            single = str(of.ty.dtype) == "float32"
+            return tirx.call_pure_extern(of.ty.dtype, f"{name}f" if single else name, *of.args)
+
+        return lower
+
+    for name in ("exp2", "fabs", "fma", "fmod"):
+        tirx.register_intrin_lowering(f"tirx.{name}", target="c", f=call(name))
 
 
 _FOR = re.compile(r"( *)for \(int\d+_t (\w+) = 0; \2 < \d+; \+\+\2\) \{")

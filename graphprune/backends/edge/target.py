@@ -125,7 +125,7 @@ class Edge(Target):
         from ..tvm import rpc
 
         device, tvm = board(self.board), toolchain()
-        code = tvm.target.Target(device.llvm())
+        code = _code(device)
         module, _ = imported(program.host, self.label)
         executable = tvm.compile(self.loops(module, code), code)
         return rpc.Remote(executable, device, self.rpc, self.label, threads, program.host.example())
@@ -147,7 +147,7 @@ class Edge(Target):
         if not self.rpc or device.code != "object":
             said = "no device to tune on" if not self.rpc else "only machine code can be tuned, not C"
             raise TargetError(f"target `{self.label}`: {said}", "--rpc HOST:PORT, with a board that LLVM compiles for")
-        code = toolchain().target.Target(device.llvm())
+        code = _code(device)
         module, _ = imported(program.host, self.label)
         records, workers = self.records(threads), Workers(threads, Device(device, self.rpc))
         found = search(
@@ -195,7 +195,7 @@ def _compile(target: Edge, device: Board, program: Program, folder: Path) -> tup
     config = {"tirx.disable_assert": True, "tirx.disable_vectorize": device.code == "c"}
     with tvm.transform.PassContext(opt_level=3, config=config):
         try:
-            code = tvm.target.Target(device.llvm())
+            code = _code(device)
             made, kernels = plan(target.loops(module, code), target.label)
             standalone.check(made, target.label)
             built = tvm.tirx.build(kernels, target=code)
@@ -205,6 +205,13 @@ def _compile(target: Edge, device: Board, program: Program, folder: Path) -> tup
             raise TargetError(f"target `{target.label}`: cannot compile the model: {last_line(error)}") from error
     standalone.write(made, built, device, folder)
     return names, made
+
+
+def _code(device: Board) -> Any:
+    """What TVM makes for a board: its own word for it."""
+    tvm = toolchain()
+    standalone.functions()
+    return tvm.target.Target(device.llvm())
 
 
 def _complaint(said: str) -> str:
