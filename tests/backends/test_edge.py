@@ -152,6 +152,19 @@ def test_double_precision_has_them_too(tmp_path: Path) -> None:
     assert error(on.load(on.emit(program, tmp_path)).run(batch), program.host.run(batch)) <= 1e-12
 
 
+@pytest.mark.parametrize("form", ["torch", "onnx"])
+def test_half_precision_is_refused_before_any_work(form: str, tmp_path: Path) -> None:
+    pytest.importorskip("tvm")
+    program = gp.load(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).half(), torch.zeros(1, 3, 8, 8).half())
+    if form == "onnx":
+        program = gp.load(Onnx().emit(program, tmp_path))
+    for refuse in (target("c").admit, lambda program: target("c").emit(program, tmp_path)):
+        with pytest.raises(TargetError) as caught:
+            refuse(program)
+        said = str(caught.value)
+        assert said.startswith("target `c`: ") and "1x3x8x8 is float16, which C does not have\n  hint: convert" in said
+
+
 def test_build_sh_builds_what_was_not_linked(net: Program, tmp_path: Path) -> None:
     need("x86_64" if platform.machine() == "x86_64" else "c")
     on = target("c{link=false}")

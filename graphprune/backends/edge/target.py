@@ -17,7 +17,7 @@ import numpy as np
 from ...cost.latency.table import Point
 from ...errors import ModelError, TargetError, first_line, nearest
 from ...ir.facts import Latency
-from ...ir.host import Array, Batch
+from ...ir.host import HALVES, Array, Batch
 from ...ir.program import Program
 from ..boards import Board, board
 from ..effort import Budget
@@ -68,7 +68,7 @@ class Edge(Target):
             from ..tvm import rpc
 
             rpc.sessions(self.rpc, most=1)
-        imported(program.host, self.label)
+        _imported(self, program)
 
     def _device(self) -> Board:
         """The board. Raises TargetError where what links for it is missing."""
@@ -126,7 +126,7 @@ class Edge(Target):
 
         device, tvm = board(self.board), toolchain()
         code = _code(device)
-        module, _ = imported(program.host, self.label)
+        module, _ = _imported(self, program)
         executable = tvm.compile(self.loops(module, code), code)
         return rpc.Remote(executable, device, self.rpc, self.label, threads, program.host.example())
 
@@ -148,7 +148,7 @@ class Edge(Target):
             said = "no device to tune on" if not self.rpc else "only machine code can be tuned, not C"
             raise TargetError(f"target `{self.label}`: {said}", "--rpc HOST:PORT, with a board that LLVM compiles for")
         code = _code(device)
-        module, _ = imported(program.host, self.label)
+        module, _ = _imported(self, program)
         records, workers = self.records(threads), Workers(threads, Device(device, self.rpc))
         found = search(
             module,
@@ -187,10 +187,22 @@ class Edge(Target):
         return {**super().describe(), "tuned": self.tuned > 0, "mcpu": device.mcpu, "triple": device.triple}
 
 
+def _imported(target: Edge, program: Program) -> tuple[Any, list[str]]:
+    """See lower.imported. Raises TargetError for numbers that C does not have, too."""
+    for op in program.graph.ops if board(target.board).code == "c" else ():
+        half = next((value for value in (*op.inputs, *op.outputs) if value and value.dtype in HALVES), None)
+        if half is not None:
+            raise TargetError(
+                f"target `{target.label}`: {op.origin} ({op.kind}): {half} is {half.dtype}, which C does not have",
+                "convert the model to float32 (torch: `.float()`, before it is exported), or take the target `onnx`",
+            )
+    return imported(program.host, target.label)
+
+
 def _compile(target: Edge, device: Board, program: Program, folder: Path) -> tuple[list[str], Plan]:
     """Everything but the linking; the names of the inputs, and where things lie."""
     tvm = toolchain()
-    module, names = imported(program.host, target.label)
+    module, names = _imported(target, program)
     # Nobody catches an assertion on the device, and every caller of these kernels is a table of ours.
     config = {"tirx.disable_assert": True, "tirx.disable_vectorize": device.code == "c"}
     with tvm.transform.PassContext(opt_level=3, config=config):
