@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,82 @@ def test_records_survive_and_keep_the_best(loops: tuple[Any, dict[str, Any]], tm
     assert len(path.read_text().splitlines()) == 4, "what is not better is not written"
     assert fingerprint(one) != fingerprint(two)
     assert fingerprint(one) == fingerprint(one.with_attr("global_symbol", "another_name"))
+
+
+def test_a_record_goes_on_a_line_of_its_own(loops: tuple[Any, dict[str, Any]], tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text('{"op": "cut sh')
+    Records(path).add(next(iter(loops[1].values())), 1.0, "schedule")
+    assert len(Records(path).best) == 1
+
+
+def _searched(code: Any, functions: dict[str, Any], path: Path) -> None:
+    """Records of two ops, and a search's own: a trial of the first op and two of the second."""
+    from tvm.s_tir import Schedule
+    from tvm.s_tir import meta_schedule as ms
+
+    records = Records(path)
+    database = records.database()
+    for number, function in enumerate(list(functions.values())[:2], 1):
+        records.add(function, 1.0, "schedule")
+        workload = database.commit_workload(alone(function))
+        for _ in range(number):
+            trace = Schedule(alone(function)).trace
+            info = ms.arg_info.ArgInfo.from_prim_func(alone(function)["main"])
+            database.commit_tuning_record(ms.database.TuningRecord(trace, workload, [1.0 / number], code, info))
+
+
+BINARY = b"\x00\xff\n" * 9
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage", "left", "told"),
+    [
+        ("workloads.json", lambda _: b"", 0, "3 of 3 lines of .*trials.json"),
+        ("workloads.json", lambda _: BINARY, 0, "9 of 9 lines of .*workloads.json"),
+        ("workloads.json", lambda text: text[:-99], 1, "2 of 3 lines of .*trials.json"),
+        ("workloads.json", lambda text: b"?" + text, 2, "1 of 2 lines of .*workloads.json"),
+        ("trials.json", lambda text: text[:9] + b"\n" + text, 3, "1 of 4 lines of .*trials.json"),
+        ("trials.json", lambda _: BINARY, 0, "9 of 9 lines of .*trials.json"),
+        ("jsonl", lambda text: BINARY + text, 3, "9 of 11 lines of .*records.jsonl"),
+    ],
+)
+def test_of_damaged_records_is_kept_what_can_be_read(
+    loops: tuple[Any, dict[str, Any]],
+    tmp_path: Path,
+    kind: str,
+    damage: Callable[[bytes], bytes],
+    left: int,
+    told: str,
+) -> None:
+    path = tmp_path / "records.jsonl"
+    _searched(*loops, path)
+    file, aside = path.with_suffix(f".{kind}"), path.with_suffix(f".{kind}.damaged")
+    there = damage(file.read_bytes())
+    file.write_bytes(there)
+    with pytest.warns(UserWarning, match=told):
+        records = Records(path)
+        database = records.database()
+    assert len(records.best) == 2 and len(database) == left
+    assert not aside.exists() or aside.read_bytes() == there
+    for function in list(loops[1].values())[:2]:
+        database.commit_workload(alone(function))
+    assert len(Records(path).database()) == left, "the search can go on"
+
+
+def test_a_schedule_that_cannot_be_read_is_left_out(program: Program, cache: Path) -> None:
+    from graphprune.backends.tvm.lower import imported, lowered
+    from graphprune.backends.tvm.tune import best_loops
+
+    on = Tvm()
+    code, module = on._llvm(), imported(program.host)[0]
+    records = on.records(code, 1)
+    plain = lowered(module, code, on.layout, False)
+    name = next(name for name, _ in plain.functions_items() if "conv2d" in name.name_hint)
+    records.add(plain[name], 1.0, "not a schedule")
+    with pytest.warns(UserWarning, match=f"`{name.name_hint}` in .*{records.path.name} cannot be read"):
+        _, found = best_loops(module, code, on.layout, records)
+    assert found == 0
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,16 @@ class Records:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.best: dict[str, tuple[float, str]] = {}
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        lines, damaged = _lines(path), 0
+        for line in lines:
             try:
                 at = json.loads(line)
-                self._keep(at["op"], float(at["ms"]), at["schedule"])
-            except (ValueError, KeyError, TypeError):
-                continue  # cut short by a crash
+                self._keep(str(at["op"]), float(at["ms"]), str(at["schedule"]))
+            except (ValueError, KeyError, TypeError, RecursionError):  # of whatever somebody wrote there
+                damaged += line.endswith(b"\n")  # what has no end was cut short by a crash
+        if damaged:
+            told = f"tuning: {damaged} of {len(lines)} lines of {path} cannot be read and are left out"
+            warnings.warn(told, stacklevel=2)
 
     @classmethod
     def of(cls, key: Mapping[str, Any]) -> Records:
@@ -38,6 +44,7 @@ class Records:
         key = fingerprint(function)
         if self._keep(key, ms, schedule):
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            _drop_cut_line(self.path)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"op": key, "ms": ms, "schedule": schedule}) + "\n")
 
@@ -46,14 +53,19 @@ class Records:
 
     def database(self) -> Any:
         """MetaSchedule's own database of everything it measured, beside the file: the evolution goes on
-        from it."""
-        from tvm.s_tir import meta_schedule as ms
+        from it. Of damaged files what can be read is left, and the files themselves are put beside it."""
+        from tvm.s_tir.meta_schedule.database import JSONDatabase
 
-        paths = [self.path.with_suffix(f".{part}.json") for part in ("workloads", "trials")]
+        workloads, trials = (self.path.with_suffix(f".{part}.json") for part in ("workloads", "trials"))
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        for path in paths:
+        for path in (workloads, trials):
             _drop_cut_line(path)
-        return ms.database.JSONDatabase(*map(str, paths))
+        try:
+            return JSONDatabase(str(workloads), str(trials))
+        except Exception:  # what TVM raises shares no base class
+            for path, lines in zip((workloads, trials), _readable(workloads, trials), strict=True):
+                _put_right(path, lines)
+            return JSONDatabase(str(workloads), str(trials))
 
     def _keep(self, key: str, ms: float, schedule: str) -> bool:
         better = ms < self.best.get(key, (math.inf, ""))[0]
@@ -74,8 +86,40 @@ def alone(function: Any) -> Any:
     return tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
 
 
+def _lines(path: Path) -> list[bytes]:
+    return path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+
+
 def _drop_cut_line(path: Path) -> None:
-    """A crash may have left half a line, which the database would refuse to read."""
-    text = path.read_bytes() if path.is_file() else b""
-    if text and not text.endswith(b"\n"):
-        path.write_bytes(text[: text.rfind(b"\n") + 1])
+    """A crash may have left half a line, which the database would refuse to read, and the next one would go on."""
+    lines = _lines(path)
+    if lines and not lines[-1].endswith(b"\n"):
+        path.write_bytes(b"".join(lines[:-1]))
+
+
+def _readable(workloads: Path, trials: Path) -> tuple[list[bytes], list[bytes]]:
+    """The lines of a database's two files that TVM can read: trials know their workload by the number of its line."""
+    from tvm.s_tir.meta_schedule.database import TuningRecord, Workload
+
+    known: dict[int, tuple[bytes, Any]] = {}
+    for number, line in enumerate(_lines(workloads)):
+        with contextlib.suppress(Exception):  # it is left out, and _put_right says so
+            known[number] = line, Workload.from_json(json.loads(line))
+    places, found = {number: place for place, number in enumerate(known)}, []
+    for line in _lines(trials):
+        with contextlib.suppress(Exception):
+            number, record = json.loads(line)
+            TuningRecord.from_json(record, known[number][1])
+            found.append(json.dumps([places[number], record]).encode() + b"\n")
+    return [line for line, _ in known.values()], found
+
+
+def _put_right(path: Path, lines: Sequence[bytes]) -> None:
+    """Leaves these lines in a file; what was there is put aside where it had more."""
+    there = len(_lines(path))
+    if len(lines) < there:
+        aside = path.with_name(f"{path.name}.damaged")
+        path.replace(aside)
+        told = f"tuning: {there - len(lines)} of {there} lines of {path} cannot be read and are left out"
+        warnings.warn(f"{told} (the file as it was: {aside.name})", stacklevel=3)
+    path.write_bytes(b"".join(lines))  # trials of workloads that moved are others too

@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -20,7 +21,7 @@ from typing import Any
 
 from ...errors import TargetError
 from ..effort import Budget
-from .lower import fixed, lowered, packed, toolchain, variants
+from .lower import fixed, last_line, lowered, packed, toolchain, variants
 from .records import Records, alone
 from .search_space import ITERATION, Evolution, cost_model
 from .winograd import GROWTH
@@ -143,7 +144,12 @@ def best_loops(module: Any, target: Any, layout: str, records: Records, growth: 
     for name, function in loops.functions_items():
         if name.name_hint == "main" or (best := records.get(function)) is None:
             continue
-        tuned = tvm.script.from_source(best[1])["main"]
+        try:
+            tuned = tvm.script.from_source(best[1])["main"]
+        except Exception as error:  # what TVM raises shares no base class
+            told = f"tuning: the schedule of `{name.name_hint}` in {records.path} cannot be read ({last_line(error)})"
+            warnings.warn(f"{told}: the op is compiled untuned", stacklevel=2)
+            continue
         loops[name] = tuned.without_attr("global_symbol").with_attr("tirx.is_scheduled", True)
         found += 1
     return packed(fixed(loops, target)), found
