@@ -326,6 +326,25 @@ def test_tvm_says_what_goes_in_and_out_and_that_it_is_untuned(library: Path) -> 
     assert sorted(file.name for file in library.parent.iterdir()) == ["model.json", "model.so"]
 
 
+def test_what_is_written_in_the_place_of_a_loaded_library_is_loaded(tmp_path: Path) -> None:
+    x = image(1)
+    first, second = (program(Residual(width), x) for width in (8, 12))
+    made = [runnable(Tvm().emit(first, tmp_path))]
+    (tmp_path / "model.so").unlink()
+    made.append(runnable(Tvm().emit(second, tmp_path)))
+    for one, code in zip((first, second), made, strict=True):
+        assert error(code.run([x.numpy()]), one.host.run([x.numpy()])) <= TVM_TOLERANCE
+
+
+def test_tvm_compiles_what_has_no_layout_with_channels_last() -> None:
+    """TVM's change of layouts fails over a maximum with a tensor of one number."""
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[1,3,8,8] x) => (float[1,3,8,8] z)
+      <float[3,3,1,1] w = {1,2,3,4,5,6,7,8,9}, float[1] c = {0.5}> { y = Conv(x, w) z = Max(y, c) }"""
+    made = gp.load(onnx.parser.parse_model(text))
+    batch = made.host.example()
+    assert error(Tvm().run(made, batch), made.host.run(batch)) <= TVM_TOLERANCE
+
+
 def test_tvm_of_an_onnx_model(onnx_residual: Program) -> None:
     batch = onnx_residual.host.example()
     assert error(Tvm().run(onnx_residual, batch), onnx_residual.host.run(batch)) <= TVM_TOLERANCE

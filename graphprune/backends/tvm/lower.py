@@ -11,7 +11,7 @@ import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext, redirect_stdout
+from contextlib import nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ...errors import TargetError, first_line
 from ...ir.host import Array, Host
 from ...ir.program import Program
 from ...passes.fold import Fold
-from . import lstm, schedule, transposed, vector_math
+from . import lstm, schedule, torch_ops, transposed, vector_math
 from .channel_selection import selections_into_readers
 from .planes import planes_read
 from .rewrites import clips, moved_weights, norms, pads, rewritten, squeezes, whole_pools
@@ -72,13 +72,19 @@ def _folded(host: Host) -> Host:
 
 
 def _from_torch(host: Any, layers: bool) -> Any:
+    from torch.export import default_decompositions
     from tvm.relax.frontend.torch import from_exported_program
 
-    converters = {**transposed.torch_converters(), **lstm.torch_converters()}
+    converters = {**transposed.torch_converters(), **lstm.torch_converters(), **torch_ops.converters()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = lstm.decomposed(host.exported(static=True), layers)
-        return from_exported_program(program, custom_convert_map=converters, run_ep_decomposition=False)
+        program = host.exported(static=True)
+        table = {**default_decompositions(), **torch_ops.decompositions()}
+        for op in lstm.whole(program) if layers else ():
+            del table[op]
+        program = program.run_decompositions(table)
+        module = from_exported_program(program, custom_convert_map=converters, run_ep_decomposition=False)
+    return torch_ops.indices(module)
 
 
 def _from_onnx(host: Host, layers: bool) -> Any:
@@ -126,7 +132,8 @@ def lowered(module: Any, target: Any, layout: str = "NHWC", scheduled: bool = Tr
     module = lstm.kernels(module, registers.lanes, registers.tile)
     module = whole_pools(pads(transposed.plain(clips(steps.DecomposeOpsForInference()(norms(squeezes(module)))))))
     if layout == "NHWC":
-        module = steps.ConvertLayout({"relax.nn.conv2d": ["NHWC", "HWIO"]})(module)
+        with suppress(Exception):  # over some ops that pass fails: then as they come, channels first, which is slower
+            module = steps.ConvertLayout({"relax.nn.conv2d": ["NHWC", "HWIO"]})(module)
     module = planes_read(steps.CanonicalizeBindings()(moved_weights(steps.CanonicalizeBindings()(module))))
     module = separables(selections_into_readers(filtered(module, growth)), registers)
     return scheduled_loops(steps.FoldConstant()(softmaxes(module)), target, scheduled)
@@ -156,9 +163,17 @@ def packed(module: Any) -> Any:
     """What schedules do to weights before they read them, done now: one build for all of them, where
     FoldConstant would start the compiler for each."""
     import tvm
-    from tvm import ir, relax
+    from tvm import ir, relax, tirx
 
-    module = relax.transform.SplitLayoutRewritePreproc()(module)
+    plain = {  # loops that no schedule fits, of which that pass expects a form
+        name: function
+        for name, function in module.functions_items()
+        if isinstance(function, tirx.PrimFunc) and "tirx.is_scheduled" not in (function.attrs or {})
+    }
+    rest = {name: function for name, function in module.functions_items() if name not in plain}
+    module = relax.transform.SplitLayoutRewritePreproc()(tvm.IRModule(rest, attrs=module.attrs))
+    for name, function in plain.items():
+        module[name] = function
     packers = {
         name: function.with_attr("global_symbol", name.name_hint)
         for name, function in module.functions_items()

@@ -104,16 +104,13 @@ def _stacked(emit: Callable[[Any], Any], states: Sequence[Any]) -> Any:
 # ---- torch ------------------------------------------------------------------------------------------------
 
 
-def decomposed(exported: Any, whole: bool = True) -> Any:
-    """A program of ATen's core ops, and of LSTM layers (``whole``) where kernels take them."""
+def whole(exported: Any) -> list[Any]:
+    """The ops of a program of torch's that are not to be taken apart: LSTM layers where kernels take them all."""
     import torch
-    from torch.export import default_decompositions
 
     layers = [node for node in exported.graph.nodes if node.target is torch.ops.aten.lstm.input]
-    table = default_decompositions()
-    if whole and layers and all(_known(node, exported.graph_signature) for node in layers):
-        del table[torch.ops.aten.lstm.input]
-    return exported.run_decompositions(table)
+    known = layers and all(_known(node, exported.graph_signature) for node in layers)
+    return [torch.ops.aten.lstm.input] if known else []
 
 
 def _known(node: Any, signature: Any) -> bool:

@@ -208,6 +208,7 @@ def moved_weights(module: Any) -> Any:
             value = value if bound is None else bound
             if not isinstance(value, ir.GenericConst):
                 return call
-            return relax.const(np.ascontiguousarray(move(value.value.numpy(), call)))
+            moved = np.ascontiguousarray(move(value.value.numpy(), call))
+            return relax.const(moved, str(moved.dtype))  # else of int64 it makes int32
 
     return rewritten(module, Mover)

@@ -9,7 +9,10 @@ import json
 import math
 import os
 import platform
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -200,7 +203,8 @@ class Library(Runnable):
         self._holes, self._device = holes, tvm.cpu() if device is None else device
         try:
             # TVM's own load_module keeps every library, and its weights, until the process ends.
-            library = load_module(os.path.realpath(path), keep_module_alive=False)
+            with _alone(path) as found:
+                library = load_module(str(found), keep_module_alive=False)
             self._vm: Any = relax.VirtualMachine(library, self._device)
         except Exception as error:
             raise ModelError(f"{path}: TVM cannot load it: {last_line(error)}") from error
@@ -230,6 +234,19 @@ class Library(Runnable):
             return out
 
         return call
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[Path]:
+    """A library under a name that no other had: of one that is loaded the system hands out the old code, whatever was
+    written in its place since."""
+    with tempfile.TemporaryDirectory(prefix="graphprune-") as folder:
+        other = Path(folder) / path.name
+        try:
+            os.link(path.resolve(), other)
+        except OSError:  # another file system
+            shutil.copyfile(path, other)
+        yield other
 
 
 def _leaves(value: Any) -> list[Any]:

@@ -1,0 +1,122 @@
+"""Ops of torch that TVM's frontend does not know, or reads as something else.
+
+torch is imported inside functions, as a target for ONNX files does without it; so is TVM, an extra and slow to import.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .rewrites import rewritten
+
+
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """For ``run_decompositions``: factors that the frontend leaves out (``alpha`` of sums, the scales of ELU, and of
+    SELU, which is one), and what it has no word for."""
+    import torch
+
+    aten = torch.ops.aten
+
+    def summed(sign: int) -> Callable[..., Any]:
+        def rule(x: Any, y: Any, alpha: Any = 1) -> Any:
+            return NotImplemented if alpha == 1 else x + y * (sign * alpha)
+
+        return rule
+
+    def reversed_(x: Any, y: Any, alpha: Any = 1) -> Any:
+        return (-x if alpha == 1 else x * -alpha) + y
+
+    def index(x: Any, indices: Any) -> Any:
+        """Several tensors, not of the first axes: of each pair of numbers one place, not all places of both."""
+        at = [axis for axis, each in enumerate(indices) if each is not None]
+        if len(at) < 2 or at[-1] == len(at) - 1 or any(indices[axis].dtype == torch.bool for axis in at):
+            return NotImplemented
+        rest = [axis for axis in range(x.ndim) if axis not in at]
+        made = x.permute(at + rest)[tuple(indices[axis] for axis in at)]
+        many = made.ndim - len(rest)
+        together = at == list(range(at[0], at[0] + len(at)))  # else what they find comes first
+        return made.movedim(tuple(range(many)), tuple(range(at[0], at[0] + many))) if together else made
+
+    def elu(x: Any, alpha: Any = 1, scale: Any = 1, input_scale: Any = 1) -> Any:
+        if scale == input_scale == 1:
+            return NotImplemented
+        return torch.where(x > 0, x * scale, torch.expm1(torch.clamp(x, max=0) * input_scale) * (alpha * scale))
+
+    def var_mean(x: Any, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
+        mean = x.mean(dim, keepdim=keepdim) if dim is not None else x.mean()
+        return torch.var(x, dim, correction=1 if correction is None else correction, keepdim=keepdim), mean
+
+    return {
+        aten.add.Tensor: summed(1),
+        aten.add.Scalar: summed(1),
+        aten.sub.Tensor: summed(-1),
+        aten.sub.Scalar: summed(-1),
+        aten.rsub.Tensor: reversed_,
+        aten.rsub.Scalar: reversed_,
+        aten.index.Tensor: index,
+        aten.elu.default: elu,
+        aten.var_mean.correction: var_mean,
+        aten.exp2.default: lambda x: torch.exp(x * math.log(2)),
+        aten.sinh.default: lambda x: 0.5 * (torch.exp(x) - torch.exp(-x)),
+        aten.cosh.default: lambda x: 0.5 * (torch.exp(x) + torch.exp(-x)),
+    }
+
+
+def converters() -> dict[str, Callable[[Any, Any], Any]]:
+    """For ``from_exported_program``."""
+    return {"amax.default": _reduced("max"), "amin.default": _reduced("min"), "prod.dim_int": _reduced("prod")}
+
+
+def _reduced(name: str) -> Callable[[Any, Any], Any]:
+    def convert(node: Any, importer: Any) -> Any:
+        from tvm import relax
+
+        x, axes, keep, *_ = [*importer.retrieve_args(node), None, False][:3]
+        axes, keep = node.kwargs.get("dim", axes), node.kwargs.get("keepdim", keep)
+        return importer.block_builder.emit(getattr(relax.op, name)(x, None if axes == [] else axes, bool(keep)))
+
+    return convert
+
+
+def indices(module: Any) -> Any:
+    """Indices counted from the first, which torch lets count from the last too, and within bounds: TVM reads whatever
+    lies there."""
+    from tvm import ir, relax
+
+    @relax.expr_functor.mutator
+    class Counter(relax.PyExprMutator):  # type: ignore[misc]
+        def visit_call_(self, call: Any) -> Any:
+            call = self.visit_expr_post_order(call)
+            name = getattr(call.op, "name", "")
+            if name == "relax.take" and call.attrs.axis is not None:
+                size = call.args[0].ty.shape.values[int(call.attrs.axis)]
+                return relax.op.take(call.args[0], self.counted(call.args[1], int(size)), call.attrs.axis, mode="clip")
+            if name == "relax.index_tensor":
+                sizes = [int(size) for size in call.args[0].ty.shape.values]
+                fields = self.bound(call.args[1]).fields
+                return relax.op.index_tensor(
+                    call.args[0], [self.counted(each, size) for each, size in zip(fields, sizes, strict=False)]
+                )
+            return call
+
+        def counted(self, index: Any, size: int) -> Any:
+            known = self.bound(index)
+            if isinstance(known, ir.GenericConst):
+                at = known.value.numpy()
+                return relax.const(np.where(at < 0, at + size, at), str(at.dtype)) if (at < 0).any() else index
+            if "int" not in str(index.ty.dtype):
+                return index
+            zero, whole = (relax.const(value, index.ty.dtype) for value in (0, size))
+            behind = self.builder_.emit(relax.op.less(index, zero))
+            other = self.builder_.emit(relax.op.add(index, whole))
+            return self.builder_.emit(relax.op.where(behind, other, index))
+
+        def bound(self, value: Any) -> Any:
+            found = self.lookup_binding(value) if isinstance(value, ir.Var) else None
+            return value if found is None else found
+
+    return rewritten(module, Counter)
