@@ -82,8 +82,8 @@ def cut(sch: Any, pad: Any, main: Any, out: Any, way: Band, tile: tuple[int, int
     sch.compute_at(main, tiles[-1], preserve_unit_loops=True)
     sch.compute_at(pad, task, preserve_unit_loops=True)
     copied = sch.get_loops(pad)[-1]
-    extent = int(sch.get(copied).extent)
-    if way.depthwise and extent % lanes == 0:
+    extent = getattr(sch.get(copied).extent, "value", 0)  # an expression where channels that are copied vary in number
+    if way.depthwise and extent and extent % lanes == 0:
         sch.vectorize(sch.split(copied, [None, lanes])[1])
     for loop in (rows, columns, near):
         sch.unroll(loop)
