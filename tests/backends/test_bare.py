@@ -112,16 +112,16 @@ static int backwards(int count, gp_task task, void *data, void *pool) {
   for (int k = count - 1; k >= 0; --k) failed |= task(k, data);
   return failed;
 }
+static void *room(size_t bytes) { return aligned_alloc(64, (bytes + 127) / 64 * 64); }
 int main(void) {
   FILE *file = fopen("weights.bin", "rb");
-  void *weights = aligned_alloc(64, (model.weights_bytes + 63) / 64 * 64);
-  void *arena = aligned_alloc(64, (model.arena_bytes + 127) / 64 * 64);
-  float *x = calloc(1, model.inputs[0].bytes), *y[2];
+  void *weights = room(model.weights_bytes), *arena = room(model.arena_bytes);
+  float *x = room(model.inputs[0].bytes), *y[2];
   const void *inputs[] = {x};
   if (fread(weights, 1, model.weights_bytes, file) != model.weights_bytes) abort();
   for (unsigned k = 0; k < model.inputs[0].bytes / sizeof *x; ++k) x[k] = (float)(k % 7) - 3;
   for (int own = 0; own < 2; ++own) {
-    y[own] = calloc(1, model.outputs[0].bytes);
+    y[own] = room(model.outputs[0].bytes);
     void *outputs[] = {y[own]};
     if (own) gp_parallel(backwards, &launched, 4);
     if (gp_run(&model, weights, inputs, outputs, arena)) abort();
@@ -143,3 +143,51 @@ def test_threads_are_the_callers_where_it_gives_a_parallel_for(net: gp.Program, 
     subprocess.run(["gcc", "-std=c11", "-O1", *files, "-o", "own", "-lm"], cwd=tmp_path, check=True)
     done = subprocess.run([tmp_path / "own"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and int(done.stdout) > 0
+
+
+COUNTED = r"""
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+static size_t now, most;
+void *counted_malloc(size_t bytes) {
+  size_t *found = malloc(bytes + sizeof(max_align_t));
+  *found = bytes, now += bytes;
+  if (now > most) most = now;
+  return (char *)found + sizeof(max_align_t);
+}
+void counted_free(void *memory) {
+  size_t *found = (void *)((char *)memory - sizeof(max_align_t));
+  now -= *found;
+  free(found);
+}
+void counted(void) { printf("%zu %zu\n", most, now); }
+"""
+
+
+@pytest.mark.parametrize("kind", ["c", "x86_64"])
+@pytest.mark.parametrize("layers", ["rows", "bands", "none"])
+def test_what_kernels_take_beside_the_arena_is_known_before(layers: str, kind: str, tmp_path: Path) -> None:
+    need("gcc")
+    torch.manual_seed(0)
+    nets = {
+        "rows": ([nn.Conv1d(2, 32, 9, stride=4), nn.ReLU(), nn.Conv1d(32, 4, 5, padding=2)], (3, 2, 200)),
+        "bands": ([nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1, groups=32),
+                   nn.Conv2d(32, 20, 1)], (1, 3, 16, 16)),
+        "none": ([nn.Linear(6, 4), nn.ReLU()], (1, 6)),
+    }  # fmt: skip
+    made, shape = nets[layers]
+    on = target(f"{kind}{{link=false}}")
+    facts = on.found(on.emit(gp.load(nn.Sequential(*made), torch.randn(*shape)), tmp_path))
+    (tmp_path / "counted.c").write_text(COUNTED)
+    (tmp_path / "own.c").write_text(
+        OWN.replace(" || y[0][k] == 0", "").replace('printf("%d\\n", launched)', "counted()")
+    )
+    ours = ["gcc", "-std=c11", "-O1", "-Dmalloc=counted_malloc", "-Dfree=counted_free", "-c", "runtime.c"]
+    subprocess.run(ours, cwd=tmp_path, check=True)
+    kernels = "kernels.c" if kind == "c" else "kernels.o"
+    files = ["own.c", "counted.c", "model.c", "runtime.o", kernels]
+    subprocess.run(["gcc", "-std=c11", "-O1", "-w", *files, "-o", "own", "-lm"], cwd=tmp_path, check=True)
+    said = subprocess.run([tmp_path / "own"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert said.split() == [str(facts["workspace_bytes"]), "0"]
+    assert (facts["workspace_bytes"] > 0) == (layers != "none")

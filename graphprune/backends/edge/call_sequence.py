@@ -46,6 +46,7 @@ class Plan:
     weights_bytes: int = 0
     arena_bytes: int = 0
     live_bytes: int = 0  # the most that is alive at once in the arena
+    workspace_bytes: int = 0  # the most that a kernel asks malloc for beside it, on one thread
 
     def packed(self) -> bytes:
         """The weights as one file."""

@@ -30,6 +30,7 @@ from ..tvm.tune import best_loops, search
 from ..tvm.worker import Device, Workers
 from . import c_writer as standalone
 from .call_sequence import Plan, plan
+from .workspace import Workspace
 
 _INTERFACE = "model.json"
 
@@ -88,6 +89,7 @@ class Edge(Target):
             "weights_bytes": made.weights_bytes,
             "arena_bytes": made.arena_bytes,
             "live_bytes": made.live_bytes,
+            "workspace_bytes": made.workspace_bytes,
             **interface(names, example, program.host.run(example)),
         }
         (folder / _INTERFACE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -99,9 +101,10 @@ class Edge(Target):
         return folder / ("libmodel.a" if device.bare else "libmodel.so")
 
     def found(self, path: Path) -> dict[str, Any]:
-        """What the weights take, the scratch that gp_run asks for, and the most that is alive in it at once."""
+        """What the weights take, the scratch that gp_run asks for, the most that is alive in it at once, and the most
+        that kernels ask malloc for beside it."""
         facts = json.loads(path.with_name(_INTERFACE).read_text(encoding="utf-8"))
-        return {key: facts[key] for key in ("weights_bytes", "arena_bytes", "live_bytes")}
+        return {key: facts[key] for key in ("weights_bytes", "arena_bytes", "live_bytes", "workspace_bytes")}
 
     def load(self, path: Path, *, threads: int = 1, example: Batch | None = None) -> Runnable:
         return _Emulated(path, board(self.board), threads, example)
@@ -210,7 +213,10 @@ def _compile(target: Edge, device: Board, program: Program, folder: Path) -> tup
             code = _code(device)
             made, kernels = plan(target.loops(module, code), target.label)
             standalone.check(made, target.label)
-            built = tvm.tirx.build(kernels, target=code)
+            workspace = Workspace()
+            with tvm.transform.PassContext(opt_level=3, config=config, instruments=[workspace.instrument]):
+                built = tvm.tirx.build(kernels, target=code)
+            made.workspace_bytes = workspace.bytes
         except TargetError:
             raise
         except Exception as error:  # TVM's passes share no base class for what they raise

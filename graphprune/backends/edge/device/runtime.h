@@ -59,8 +59,10 @@ typedef struct {
   uint32_t weight_sum; /* gp_checksum of weights.bin */
 } gp_model;
 
-/* Run once. weights: the weights_bytes of weights.bin; arena: arena_bytes of scratch; both aligned to 64.
-   inputs[k], outputs[k]: dense row-major arrays of the model's k-th input and output.
+/* Run once. weights: the weights_bytes of weights.bin; arena: arena_bytes of scratch.
+   inputs[k], outputs[k]: dense row-major arrays of the model's k-th input and output. All of these are aligned to 64.
+   Kernels ask malloc for workspace_bytes of model.json beside it at most, on each thread; the stack holds
+   GP_MOST_ARGUMENTS tensors.
    0, -1 when memory ran out, or -2 where a call has more than GP_MOST_ARGUMENTS tensors. Reentrant: calls with different arenas may run side by side. */
 int gp_run(const gp_model *model, const void *weights, const void *const *inputs, void *const *outputs, void *arena);
 
