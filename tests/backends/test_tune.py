@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,19 @@ def test_a_candidate_that_crashes_or_hangs_takes_nothing_down(
         monkeypatch.setattr("graphprune.backends.tvm.worker.BUILD_SECONDS", 0.1)
         monkeypatch.setattr("graphprune.backends.tvm.worker.RUN_SECONDS", 0.1)
         assert worker.timed(conv, str(code)) == math.inf and "took longer" in worker.failures[-1]
+
+
+def test_a_script_without_a_main_guard_is_told_of_it(tmp_path: Path) -> None:
+    """The process that times candidates imports the script, which would tune in it."""
+    script = tmp_path / "script.py"
+    script.write_text("from graphprune.backends.tvm.worker import Worker\n\nWorker().timed('', 'llvm')\n")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    told = done.stderr[done.stderr.index("errors.TargetError: ") :]
+    assert done.stderr.count("Traceback") == 1
+    assert told.startswith(
+        "errors.TargetError: tuning: the process that times candidates does not start: it ended with exit"
+    )
+    assert told.endswith("""which has to call it below `if __name__ == "__main__":`\n""")
 
 
 def test_records_survive_and_keep_the_best(loops: tuple[Any, dict[str, Any]], tmp_path: Path) -> None:

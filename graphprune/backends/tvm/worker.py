@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from ...errors import TargetError
 from ..boards import Board
 from .lower import toolchain
 
@@ -103,12 +104,26 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, self.threads, self.device), daemon=True)
-        self._process.start()
+        try:
+            self._process.start()
+        except RuntimeError:
+            if getattr(context.current_process(), "_inheriting", False):  # it imports the script, which tunes here too
+                raise SystemExit(1) from None  # whoever started it says so, below
+            raise
         theirs.close()
-        if not self._pipe.poll(START_SECONDS):
+        try:
+            if not self._pipe.poll(START_SECONDS):
+                raise TimeoutError(f"did not answer in {START_SECONDS:.0f} s")
+            self._pipe.recv()
+        except (EOFError, OSError) as error:
+            self._process.join(5)
+            code = self._process.exitcode
             self.stop()
-            raise TimeoutError("the tuning worker does not start")
-        self._pipe.recv()
+            why = f"ended with exit code {code}" if isinstance(error, EOFError) else str(error)
+            raise TargetError(
+                f"tuning: the process that times candidates does not start: it {why}",
+                'it imports the script that tunes, which has to call it below `if __name__ == "__main__":`',
+            ) from None
 
     def stop(self) -> None:
         if self._process is not None:
