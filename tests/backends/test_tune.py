@@ -105,6 +105,26 @@ def test_records_survive_and_keep_the_best(loops: tuple[Any, dict[str, Any]], tm
     assert fingerprint(one) == fingerprint(one.with_attr("global_symbol", "another_name"))
 
 
+def test_a_schedule_that_takes_no_less_inside_the_network_is_forgotten(
+    loops: tuple[Any, dict[str, Any]], tmp_path: Path
+) -> None:
+    from tvm import IRModule
+
+    from graphprune.backends.tvm.tune import settle
+
+    ops = dict(zip(("one", "two"), loops[1].values(), strict=False))
+    records = Records(tmp_path / "records.jsonl")
+    for op in ops.values():
+        records.add(op, 1.0, "schedule")
+    before = [(f"{name}_prepacked", 1, [2.0, 2.0, 9.0]) for name in ops]
+    after = [*(("one", 1, [1.5, 0.5, 1.0]) for _ in range(2)), ("two", 1, [1.9, 1.8, 9.0])]  # two calls of the first
+    assert settle(IRModule(ops), lambda: (before, after), records) == 1
+    for kept in (records, Records(records.path)):
+        assert kept.get(ops["one"]) is None and kept.get(ops["two"]) is not None
+    records.add(ops["one"], 3.0, "another")
+    assert Records(records.path).get(ops["one"]) == (3.0, "another")
+
+
 def test_a_record_goes_on_a_line_of_its_own(loops: tuple[Any, dict[str, Any]], tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     path.write_text('{"op": "cut sh')

@@ -25,7 +25,10 @@ class Records:
         for line in lines:
             try:
                 at = json.loads(line)
-                self._keep(str(at["op"]), float(at["ms"]), str(at["schedule"]))
+                if at["schedule"]:
+                    self._keep(str(at["op"]), float(at["ms"]), str(at["schedule"]))
+                else:
+                    self.best.pop(at["op"], None)
             except (ValueError, KeyError, TypeError, RecursionError):  # of whatever somebody wrote there
                 damaged += line.endswith(b"\n")  # what has no end was cut short by a crash
         if damaged:
@@ -43,10 +46,19 @@ class Records:
     def add(self, function: Any, ms: float, schedule: str) -> None:
         key = fingerprint(function)
         if self._keep(key, ms, schedule):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            _drop_cut_line(self.path)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"op": key, "ms": ms, "schedule": schedule}) + "\n")
+            self._write({"op": key, "ms": ms, "schedule": schedule})
+
+    def forget(self, function: Any) -> None:
+        """The schedule of an op, for which the fixed one is the best."""
+        key = fingerprint(function)
+        if self.best.pop(key, None) is not None:
+            self._write({"op": key, "schedule": ""})
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_cut_line(self.path)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
     def get(self, function: Any) -> tuple[float, str] | None:
         return self.best.get(fingerprint(function))

@@ -31,7 +31,7 @@ from . import time_ops as relax_ops
 from .lower import imported, interface, last_line, lowered, toolchain
 from .records import Records
 from .sources import schedules
-from .tune import best_loops, search
+from .tune import best_loops, search, settle
 from .vm_profile import Times, by_op, kernel_times
 from .winograd import GROWTH
 from .worker import Workers
@@ -146,6 +146,10 @@ class Tvm(Target):
             seed=seed,
             progress=progress,
         )
+        fixed, tuned = (each.runnable(program, threads=threads) for each in (self, replace(self, tuned=threads)))
+        assert isinstance(fixed, Library) and isinstance(tuned, Library)
+        plain = lowered(module, target, self.layout, False, self.growth)
+        settle(plain, lambda: (fixed.kernel_times(), tuned.kernel_times()), records)
         return replace(self, tuned=threads), found
 
     def code(self) -> str:

@@ -13,10 +13,11 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import islice
+from statistics import median
 from typing import Any
 
 from ...errors import TargetError
@@ -24,10 +25,12 @@ from ..effort import Budget
 from .lower import fixed, last_line, lowered, packed, toolchain, variants
 from .records import Records, alone
 from .search_space import ITERATION, Evolution, cost_model
+from .vm_profile import Times
 from .winograd import GROWTH
 from .worker import Workers
 
 LEAST_SHARE = 0.002  # ops with less of the whole's time are not worth a trial
+ROUNDS = 5  # of all kernels, under both schedules, when a search has ended
 UNTIMED_MS = 100.0  # of an op whose fixed schedule does not run: it is tuned first
 
 Said = Callable[[str, int, int], None]
@@ -107,6 +110,34 @@ def search(
             for task in tasks
         ],
     }  # fmt: skip
+
+
+def settle(plain: Any, runs: Callable[[], tuple[Times, Times]], records: Records) -> int:
+    """Forget schedules under which an op takes no less inside a network than under the fixed one: alone, among others
+    that were timed once each, the luckiest won. ``plain``: the network's loops; ``runs``: times of its kernels under
+    the fixed schedules and under those recorded. How many were forgotten."""
+    rounds = [runs() for _ in range(ROUNDS)]
+    fixed, recorded = (_medians([one[side] for one in rounds]) for side in (0, 1))
+    count = 0
+    for name, function in plain.functions_items():
+        before, after = fixed.get(name.name_hint), recorded.get(name.name_hint)
+        if before is not None and after is not None and before <= after and records.get(function) is not None:
+            records.forget(function)
+            count += 1
+    return count
+
+
+def _medians(rounds: Sequence[Times]) -> dict[str, float]:
+    """By kernel, without what is added to the name of one with packed weights, ms of all its calls."""
+    found: dict[str, list[float]] = {}
+    for times in rounds:
+        own: dict[str, float] = {}
+        for name, _, each in times:
+            name = name.removesuffix("_prepacked")
+            own[name] = own.get(name, 0.0) + median(each)
+        for name, ms in own.items():
+            found.setdefault(name, []).append(ms)
+    return {name: median(each) for name, each in found.items()}
 
 
 def _first(task: Task, target: Any, count: int, records: Records, workers: Workers) -> int:
