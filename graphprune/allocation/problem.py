@@ -14,6 +14,7 @@ from numpy.polynomial.polynomial import polyval
 
 from ..axes.dim import PRODUCT, Dim, find, leaves
 from ..axes.index import Indices
+from ..cost.budget import per, written
 from ..cost.polynomial import Factors, Polynomial
 from ..cost.static import Cost
 from ..errors import BudgetError
@@ -157,10 +158,13 @@ class Allocation:
         return {name: k for k, name in enumerate(self._names)}
 
     def cannot(self, least: float) -> BudgetError:
-        whole = self.cost()
+        whole, amounts = self.cost(), ""
+        if self.unit != "channels":
+            has, of, asked = (written(number, self.unit) for number in (least, whole, self.budget))
+            amounts = f" ({has} of {of}{per(self.unit)}; {asked} was asked for)"
         return BudgetError(
             f"a budget of {self.budget / whole:.3g}x {self.cost.unit} cannot be met: "
-            f"with every group at its floor {least / whole:.3g}x remain",
+            f"with every group at its floor {least / whole:.3g}x remain{amounts}",
             "lower `floor` or `grain`, raise the budget, or see `graphprune inspect` for what is frozen",
         )
 

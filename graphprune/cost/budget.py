@@ -56,6 +56,19 @@ def amount(text: str, unit: str) -> Amount:
     )
 
 
+def written(number: float, unit: str) -> str:
+    """So much of a unit that is counted, as messages have it: ``230.4 kB``, ``2,132``."""
+    if _OWN.get(unit) is not _BYTES:
+        return f"{round(number):,}"
+    end = next((end for end in ("GB", "MB", "kB") if number >= _BYTES[end]), "B")
+    return f"{number / _BYTES[end]:.4g} {end}"
+
+
+def per(unit: str) -> str:
+    """What an amount is of, where it is not the whole network's."""
+    return " for one sample" if unit in ("macs", "memory") else ""
+
+
 def spelt(budget: object) -> str:
     """A budget given in Python as a recipe has it: ``0.5`` is ``0.5x``, ``200_000`` so many."""
     share = isinstance(budget, float) and 0 < budget < 1

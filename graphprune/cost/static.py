@@ -291,7 +291,14 @@ def memory(graph: Graph, host: Host) -> Peak:
         for position in range(len(graph.ops))
     )
     sizes = tuple(item_bytes(value.dtype) for value in values)
-    return Peak("bytes", tuple(value.dims for value in values), host.sizes(), 1 / samples(graph, host), moments, sizes)
+    return Peak(
+        "bytes of activations",
+        tuple(value.dims for value in values),
+        host.sizes(),
+        1 / samples(graph, host),
+        moments,
+        sizes,
+    )
 
 
 def weights_bytes(graph: Graph) -> int:

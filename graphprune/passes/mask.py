@@ -15,7 +15,7 @@ from ..allocation.knapsack import lost
 from ..allocation.problem import best, tied, without_frozen_likes
 from ..allocation.timed import Timed, menu, within
 from ..axes.dim import factors, find, terms
-from ..cost.budget import Amount, amount
+from ..cost.budget import Amount, amount, per, written
 from ..cost.latency.model import LatencyModel
 from ..cost.static import Cost
 from ..cost.units import UNITS, cost
@@ -153,7 +153,7 @@ class Mask(Pass):
         remains = asked.share(whole)
         if remains >= 1:
             raise BudgetError(
-                f"{unit}={getattr(self, unit)} is no less than the network has: {round(whole):,}",
+                f"{unit}={getattr(self, unit)} is no less than the network has: {written(whole, unit)}{per(unit)}",
                 "ask for less than that, or for a share: 0.5x",
             )
         priced = links.priced(count, scores, best)

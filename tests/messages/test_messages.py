@@ -166,7 +166,10 @@ MISTAKES: list[tuple[str, str, str]] = [
     (f"{NET} --channels 200k", "channels=200k is not a budget", "channels=0.5x"),
     (f"{NET} --params 3MB", "params=3MB is not a budget", "200k"),
     (f"{NET} --macs 0.001x", "0.001x MACs cannot be met: with every group at its floor 0.0455x", "lower `floor`"),
-    (f"{NET} --macs 10G", "macs=10G is no less than the network has: 50,728", "ask for less"),
+    (f"{NET} --macs 10G", "macs=10G is no less than the network has: 50,728 for one sample", "ask for less"),
+    (f"{NET} --memory 400kB", "memory=400kB is no less than the network has: 4.096 kB for one sample", "ask for less"),
+    (f"{NET} --memory 100B", "x remain (1.024 kB of 4.096 kB for one sample; 100 B was asked for)", "lower `floor`"),
+    (f"{NET} --size 10B", "x remain (192 B of 3.412 kB; 10 B was asked for)", "lower `floor`"),
     (f"{NET} --latency fast", "latency=fast is not a budget", "12ms"),
     (f"{NET} --tune soon", "`soon` is not a tuning budget", "10min"),
     # ---- targets, tables, figures
