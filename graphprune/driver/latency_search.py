@@ -116,7 +116,7 @@ def to_latency(
     whole = interleave({"original": original}, 31, seconds=4.0)["original"].median_ms if original is not None else None
     model = _model(scored, table, whole, on)
     groups = scored.fact(Groups)
-    goal, channels = model.budget_ms(mask.latency), Links(scored.graph, groups.channels).free()
+    goal, channels = _goal(mask, model), Links(scored.graph, groups.channels).free()
     choosing = replace(channels, groups=(*channels, *groups.gates))
     distortions: Losses | None = None
     if mask.allocate == "rd":  # once for all rounds
@@ -178,6 +178,17 @@ def _model(scored: Program, table: Table, whole_ms: float | None, on: Target) ->
     groups = scored.fact(Groups)
     ranks = undecided(scored)
     return LatencyModel.of(scored.graph, scored.host, groups, table, whole_ms, on.label, ranks, _whole(scored))
+
+
+def _goal(mask: Mask, model: LatencyModel) -> float:
+    """Milliseconds. Raises BudgetError where the network takes no more as it is."""
+    goal = model.budget_ms(mask.latency)
+    if goal >= model.whole_ms:
+        raise BudgetError(
+            f"latency={mask.latency} is no less than the network takes on {model.target}: {model.whole_ms:.3g} ms",
+            "ask for less than that, or for a share: 0.5x",
+        )
+    return goal
 
 
 def _whole(program: Program) -> Host | None:

@@ -62,7 +62,7 @@ class Compilation:
         source, done = self.source, self.done
         # not strict: ranks that a pattern names may be whole
         groups = find_groups(original(done).lift(), **_options(done), strict=False)
-        budget = _budget(source, done, self.recipe, groups)
+        budget = _budget(source, done, self.recipe, groups, more.get("latency") or {})
         change = closeness(source, done, judged or source.data) if source.data and not dry_run else {}
         target, times = self.profile or ("", None)
         report: dict[str, Any] = {
@@ -138,25 +138,29 @@ def _branches(program: Program) -> dict[str, Any]:
     return {"branches": branches.rows(program.source.lift(), program.source, gone)[0]}
 
 
-def _budget(program: Program, done: Program, recipe: Recipe, groups: Groups) -> dict[str, Any]:
-    """The budget of a recipe with one mask, as it was given, and what came out: plain data, ``got`` None where it is
-    measured and not counted. Empty where the recipe has no budget of its own, or several."""
+def _budget(
+    program: Program, done: Program, recipe: Recipe, groups: Groups, latency: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The budget of a recipe with one mask, as it was given, and what came out: plain data. What is measured and not
+    counted is as the facts of the search for a ``latency`` have it, ``got`` None where nothing could be measured. Empty
+    where the recipe has no budget of its own, or several."""
     masks = [step for step in recipe.steps if isinstance(step, Mask)]
     if not masks or not masks[-1].limited() or (len(masks) > 1 and masks[-1].of != "given"):
         return {}
     unit, wanted = masks[-1].budget()
     facts: dict[str, Any] = {"unit": unit, "asked": getattr(masks[-1], unit)}
     if not UNITS[unit].counted:
-        return {**facts, "got": None}
+        whole, got = latency.get("whole_ms"), latency.get("measured_ms")
+        return {**facts, "got": got / whole if whole and got is not None else None}
     before, after = _both(program, done, unit, groups)
     facts |= {"share": wanted.share(before), "got": after / before if before else None}
     return {**facts, "left": after} if wanted.absolute else facts
 
 
 def _over(program: Program, done: Program, budget: Mapping[str, Any]) -> list[str]:
-    """A note where more is left than was asked for, though the cut holds its budget: sizes that depend on data are
-    others in the pruned network, or passes after it added biases."""
-    if not budget.get("got") or budget["got"] <= budget["share"] * (1 + 1e-9):
+    """A note where more is left than was asked for, though the cut holds its budget, which is counted: sizes that
+    depend on data are others in the pruned network, or passes after it added biases."""
+    if not budget.get("share") or not budget["got"] or budget["got"] <= budget["share"] * (1 + 1e-9):
         return []
     before, after = program.host.sizes(), done.host.sizes()
     if moved := [name for name in before.keys() & after if before[name] != after[name]]:

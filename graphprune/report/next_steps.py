@@ -75,7 +75,9 @@ def _nearer(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if not (report.get("auto") and report.get("closeness", {}).get("held_back") and budget.get("got")):
         return
     model, unit, asked = str(report["model"]), budget["unit"], str(budget["asked"])
-    if "contest" in report or unit == "channels" or model.startswith(PREFIX):  # whose class has no place for ranks
+    if "contest" in report or unit in ("channels", "latency"):
+        return
+    if model.startswith(PREFIX):  # whose class has no place for ranks
         return
     shell = ["graphprune", "compile", model, f"--{unit}", asked, "--recipe", "auto", "--recipe", "all"]
     yield (

@@ -46,6 +46,7 @@ from graphprune.pipeline.bypass import Bypass
 from graphprune.pipeline.edits import Cut
 from graphprune.pipeline.recipe import Recipe
 from graphprune.pipeline.run import run
+from graphprune.report import page
 from graphprune.report.page import comparison, targeted
 
 
@@ -350,6 +351,7 @@ def test_a_report_has_one_number_for_one_thing(program: Program, compiled: Calla
         assert facts["measured_ms"] == after["median_ms"] == facts["rounds"][facts["taken"]]["measured_ms"]
         assert facts["whole_ms"] == before["median_ms"]
         assert after["share"] == after["median_ms"] / before["median_ms"] and after["share_error"] == 0.01
+        assert report["budget"]["got"] == after["share"] and f"got {after['share']:.3f}x" in page.budget(report)[0]
         assert facts["rounds"][facts["taken"]]["predicted_ms"] == facts["predicted_ms"]
         for side, whole in (("before_ms", facts["whole_ms"]), ("predicted_ms", facts["predicted_ms"])):
             assert sum(op[side] for op in facts["ops"]) == pytest.approx(whole)
@@ -654,6 +656,14 @@ def test_an_offline_table_decides_alone(program: Program, clock: None, tmp_path:
 def test_what_cannot_be_reached_says_what_can(program: Program, clock: None) -> None:
     with pytest.raises(BudgetError, match=r"latency=0.01x cannot be reached on known: .* remain of .* \(0\.\d+x\)"):
         to_latency(program, recipe("0.01x"), Known())
+
+
+@pytest.mark.parametrize("blind", [False, True])
+def test_a_latency_that_is_there_already_is_refused(program: Program, clock: None, blind: bool) -> None:
+    whole = alone(program) if blind else Known().factor * alone(program) + Known().extra
+    told = f"latency=999ms is no less than the network takes on known: {whole:.3g} ms\n  hint: ask for less"
+    with pytest.raises(BudgetError, match=told):
+        to_latency(program, recipe("999ms"), Known(blind=blind))
 
 
 class Overrated(Known):

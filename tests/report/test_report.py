@@ -406,9 +406,7 @@ def test_what_else_would_be_nearer_is_a_line_to_copy() -> None:
     assert shell == f"graphprune compile nets.zoo:resnet {recipes}"
     assert 'macs="0.5x", recipe=["auto", "all"], data=data' in python
     compile(python, "step", "exec")
-    latency, channels = (
-        {"unit": unit, "asked": "0.5x", "got": got} for unit, got in (("latency", None), ("channels", 0.5))
-    )
+    latency, channels = ({"unit": unit, "asked": "0.5x", "got": 0.5} for unit in ("latency", "channels"))
     others: tuple[dict[str, Any], ...] = (
         {"contest": {}},
         {"auto": False},
