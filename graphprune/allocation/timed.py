@@ -52,11 +52,14 @@ class Timed(Allocation):
 
     def cannot(self, least: float) -> BudgetError:
         model = self.model
-        return BudgetError(
+        message = (
             f"latency={self.asked} cannot be reached on {model.target}: with every group at its floor "
-            f"{least:.3g} ms remain of {model.whole_ms:.3g} ms ({least / model.whole_ms:.2f}x)",
-            "lower `floor` or `grain`, or see `graphprune inspect` for what is frozen",
+            f"{least:.3g} ms remain of {model.whole_ms:.3g} ms ({least / model.whole_ms:.2f}x)"
         )
+        if least >= model.whole_ms and any(edit.opens for edit in self.program.plan.edits):
+            more = "what the recipe opened (hidden sizes, ranks) adds more than all that may go saves"
+            return BudgetError(f"{message}, since {more}", "take a recipe that opens nothing, such as `auto`")
+        return BudgetError(message, "lower `floor` or `grain`, or see `graphprune inspect` for what is frozen")
 
 
 def menu(problem: Allocation, group: Group) -> list[int]:

@@ -17,6 +17,7 @@ from torch import nn
 import graphprune as gp
 from graphprune.cost.latency.model import LatencyModel
 from graphprune.driver.latency_search import recorded, to_latency
+from graphprune.errors import BudgetError
 from graphprune.ir.facts import Groups, Keep, Losses
 from graphprune.ir.program import Program
 from graphprune.passes.mask import Mask
@@ -141,3 +142,14 @@ def test_a_plan_says_what_is_whole_whatever_a_weight_is_worth(whole: bool) -> No
     assert {*ranks(cut)} == (set() if whole else layers)
     again = replay(cut.plan, given.host)
     assert again.graph.text() == cut.graph.text()
+
+
+def test_what_is_slower_for_being_opened_is_told_as_that(clock: None) -> None:
+    """Each layer takes as long as any other, and a rotation is layers more."""
+    on = Known(factor=1.0, extra=0.0, ms=lambda family, *_: float(family.kind == "product"))
+    given = blocks()
+    whole = alone(given, on.ms)
+    with pytest.raises(BudgetError) as told:
+        to_latency(given, Recipe.parse("rms,rotate{per=block},group,score,mask{latency=0.9x},propagate"), on)
+    assert f" ms remain of {whole:.3g} ms (1." in told.value.message
+    assert told.value.message.endswith("adds more than all that may go saves") and "`auto`" in str(told.value.hint)
