@@ -123,7 +123,7 @@ def to_latency(
         distortions = measured_losses(scored, choosing)
         scored = scored.learn(distortions)
     rounds: list[Round] = []
-    seen: list[tuple[dict[str, int], float]] = [({}, model.whole_ms)]
+    seen: list[tuple[dict[str, int], float]] = [({}, model.total_ms({}))]  # where dims were opened no longer the whole
     for number in range(1 if blind else ROUNDS):
         if progress:
             progress(f"latency {mask.latency} on {on.label}", number, ROUNDS)

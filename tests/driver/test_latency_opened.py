@@ -153,3 +153,11 @@ def test_what_is_slower_for_being_opened_is_told_as_that(clock: None) -> None:
         to_latency(given, Recipe.parse("rms,rotate{per=block},group,score,mask{latency=0.9x},propagate"), on)
     assert f" ms remain of {whole:.3g} ms (1." in told.value.message
     assert told.value.message.endswith("adds more than all that may go saves") and "`auto`" in str(told.value.hint)
+
+
+def test_what_was_measured_corrects_what_is_said_of_an_opened_network(clock: None) -> None:
+    """With all of its channels it takes more than the original: every product has a time of its own beside its size."""
+    on = Known(factor=1.0, extra=0.01, ms=lambda family, *at: smooth(family, *at) + 2e-3 * (family.kind == "product"))
+    recipe = Recipe.parse("rms,rotate{per=block},group,score,mask{latency=0.8x floor=0.0},propagate")
+    _, second, *_ = to_latency(blocks(), recipe, on).facts["rounds"]
+    assert second["predicted_ms"] == pytest.approx(second["measured_ms"], rel=0.02)
