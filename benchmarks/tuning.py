@@ -56,15 +56,11 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for key, turned in rows.items():
-        minutes = trials = 0.0
-        for row in turned:
-            minutes, trials = minutes + row["minutes"], trials + row["trials"]
-            times = (
-                f"{row[f'{side}_ms']:.2f} ± {row[f'{side}_spread_ms']:.2f}" for side in ("onnx", "untuned", "tuned")
-            )
-            lines.append(
-                f"| {key} | {minutes:.0f} | {trials:.0f} | {times} | {row['ratio']:.2f} | {row['error']:.0e} |"
-            )
+        minutes, trials = (sum(row[name] for row in turned) for name in ("minutes", "trials"))
+        last = turned[-1]
+        each = (f"{last[f'{side}_ms']:.2f} ± {last[f'{side}_spread_ms']:.2f}" for side in ("onnx", "untuned", "tuned"))
+        times = " | ".join(each)
+        lines.append(f"| {key} | {minutes:.0f} | {trials:.0f} | {times} | {last['ratio']:.2f} | {last['error']:.0e} |")
     return "\n".join(lines)
 
 
