@@ -191,6 +191,11 @@ def test_the_loops_for_vectors_are_marked_and_no_others(made: Made) -> None:
         assert lines[at].lstrip().startswith("for (" if inner else "GP_LANES for ("), lines[at]
 
 
+def test_products_are_left_to_the_compiler(made: Made) -> None:
+    """fmaf is a call where the CPU has no such instruction."""
+    assert "fma" not in (made("c")[1].parent / "kernels.c").read_text()
+
+
 def test_the_header_is_cpp_too(made: Made, tmp_path: Path) -> None:
     if not shutil.which("g++"):
         pytest.skip("no g++")
