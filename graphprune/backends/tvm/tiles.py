@@ -33,7 +33,7 @@ def choose(rows: Sequence[int], channels: int, registers: Registers, rank: int =
 
     A tile of r x w registers needs r + w loads for r * w multiply-adds: what has the most of these per load wins;
     ``rank`` 1 is the second best. Tiles divide the row axes evenly but for the last, where that has no good divisor
-    (197 tokens), and channels but for a narrower last tile (see ``partitioned``); of a channel count that is no
+    (197 tokens), and channels but for a narrower last tile (see ``partition``); of a channel count that is no
     multiple of the lanes (the target's ``grain``) vectors are shorter. Raises IndexError where there are not so many.
     """
     whole = [size for size in (registers.lanes, registers.lanes // 2, registers.lanes // 4) if channels % size == 0]

@@ -83,8 +83,8 @@ def _reduced(name: str) -> Callable[[Any, Any], Any]:
 
 
 def indices(module: Any) -> Any:
-    """Indices counted from the first, which torch lets count from the last too, and within bounds: TVM reads whatever
-    lies there."""
+    """Indices counted from the first, which torch lets count from the last too; those of one axis within bounds, since
+    TVM reads whatever lies there."""
     from tvm import ir, relax
 
     @relax.expr_functor.mutator
@@ -92,9 +92,10 @@ def indices(module: Any) -> Any:
         def visit_call_(self, call: Any) -> Any:
             call = self.visit_expr_post_order(call)
             name = getattr(call.op, "name", "")
-            if name == "relax.take" and call.attrs.axis is not None:
-                size = call.args[0].ty.shape.values[int(call.attrs.axis)]
-                return relax.op.take(call.args[0], self.counted(call.args[1], int(size)), call.attrs.axis, mode="clip")
+            if name == "relax.take":
+                axis = None if call.attrs.axis is None else int(call.attrs.axis)  # None where there is one alone
+                size = int(call.args[0].ty.shape.values[axis or 0])
+                return relax.op.take(call.args[0], self.counted(call.args[1], size), axis, mode="clip")
             if name == "relax.index_tensor":
                 sizes = [int(size) for size in call.args[0].ty.shape.values]
                 fields = self.bound(call.args[1]).fields
