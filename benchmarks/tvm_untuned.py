@@ -2,12 +2,12 @@
 
     python -m benchmarks.tvm_untuned [--network ResNet-18 ...] [--threads 1] [--out docs/tvm_untuned.json] [--again]
 
-Samples are taken in turns; medians over the rounds with their quartiles' distance, and the median of the ratios within
-a round with its standard error. On one thread by the processor's time, which other programs' turns do not count in; on
-more by the clock on the wall. Errors are both sides' distance from the same network in float64, the largest over an
-output relative to the largest output, medians over a few inputs; of ONNX files, which have no float64 kernels, the
-distance from each other alone. Resumable: what ``--out`` holds is not run again unless ``--again`` says so. The table
-goes to docs/benchmarks.md.
+Samples are taken in turns, each after a pause and a call that is not timed; medians over the rounds with their
+quartiles' distance, and the median of the ratios within a round with its standard error. On one thread by the
+processor's time, which other programs' turns do not count in; on more by the clock on the wall. Errors are both sides'
+distance from the same network in float64, the largest over an output relative to the largest output, medians over a few
+inputs; of ONNX files, without float64 kernels, the distance from each other alone. Resumable: what ``--out`` holds
+is not run again unless ``--again`` says so. The table goes to docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ PAGE = Path("docs/benchmarks.md")
 START, END = "<!-- tvm untuned: written by python -m benchmarks.tvm_untuned -->", "<!-- end of tvm untuned -->"
 RECIPE = "group,score,mask{macs=0.5x allocate=global grain=16},propagate"
 ROUNDS, SAMPLE = 41, 0.02  # seconds
+PAUSE = 0.02  # seconds before each sample: the threads of the one before wait for work in a busy loop first
 DRAWS = 5  # inputs that errors are the median of
 
 
@@ -140,6 +141,8 @@ def turns(sides: Mapping[str, Callable[[], object]], clock: Callable[[], float])
     found: dict[str, list[float]] = {name: [] for name in sides}
     for k in range(ROUNDS):
         for name in sorted(sides, reverse=k % 2 == 1):
+            time.sleep(PAUSE)
+            sides[name]()
             began = clock()
             for _ in range(counts[name]):
                 sides[name]()
