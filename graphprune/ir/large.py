@@ -23,6 +23,8 @@ from .host import Array
 
 LARGE_BYTES = 1 << 29
 """Weights that are mapped and take more are large."""
+COLLECTED_BYTES = 1 << 28
+"""An edited model of more is looked for when the edit is done."""
 SMALL_BYTES = 1 << 16
 """What takes less stays in memory."""
 FILE_BYTES = 1 << 26
@@ -57,11 +59,11 @@ def in_turn(arrays: Mapping[str, Array]) -> Iterator[tuple[str, Array]]:
             give_back()
 
 
-def released(size: int) -> None:
+def released(size: int, edited: bool) -> None:
     """After work with a model of so many bytes: what nobody has any more goes back to the system, such as a model that
-    was edited. Those refer to themselves, so that the collector alone finds them, which does not know how large they
-    are."""
-    if size > FILE_BYTES:
+    was ``edited``. Those refer to themselves, so that the collector alone finds them, which does not know how large
+    they are. It walks over all that torch has imported, a quarter of a second: not for models that fit in beside it."""
+    if size > (COLLECTED_BYTES if edited else LARGE_BYTES):
         gc.collect()
         give_back()
 

@@ -61,7 +61,7 @@ def run(
         for one in instruments:
             one.before(step, program)
         program = (perform or run_pass)(step, program.learn(Ahead(steps[number + 1 :])))
-        released(weights_bytes(program.graph))
+        released(weights_bytes(program.graph), step.rewrites)
         for one in instruments:
             one.after(step, program, program.history[-1].seconds)
     if progress:

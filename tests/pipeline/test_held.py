@@ -37,7 +37,7 @@ def test_what_a_pass_made_of_a_model_goes_with_it(monkeypatch: pytest.MonkeyPatc
     try:
         left = dict[int, int]()
         for limit in (0, 1 << 40):
-            monkeypatch.setattr(large, "FILE_BYTES", limit)
+            monkeypatch.setattr(large, "COLLECTED_BYTES", limit)
             held = modules()
             gp.run("rms,rotate{per=block}", program)
             left[limit] = modules() - held
@@ -45,6 +45,17 @@ def test_what_a_pass_made_of_a_model_goes_with_it(monkeypatch: pytest.MonkeyPatc
     finally:
         gc.enable()
     assert left[0] < left[1 << 40]
+
+
+@pytest.mark.parametrize(("size", "edited", "walks"), [(1 << 27, True, 0), (1 << 29, True, 1), (1 << 29, False, 0)])
+def test_the_collector_walks_for_large_models_alone(
+    size: int, edited: bool, walks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over all that torch has imported, after each pass: most of the time that a network as ResNet-50 takes."""
+    calls: list[int] = []
+    monkeypatch.setattr(gc, "collect", lambda: calls.append(1))
+    large.released(size, edited)
+    assert len(calls) == walks
 
 
 def modules() -> int:
