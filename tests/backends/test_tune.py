@@ -221,7 +221,10 @@ def test_targets_without_schedules_have_nothing_to_tune(program: Program) -> Non
 
 
 @pytest.mark.slow
-def test_a_search_ends_early_goes_on_and_serves_the_compiler(program: Program, cache: Path) -> None:
+def test_a_search_ends_early_goes_on_and_serves_the_compiler(
+    program: Program, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graphprune.backends.tvm.target.settle", lambda *_: 0)  # what it forgets is up to the machine
     said: list[tuple[str, int, int]] = []
 
     def interrupting(what: str, done: int, total: int) -> None:
@@ -252,7 +255,10 @@ def test_a_search_ends_early_goes_on_and_serves_the_compiler(program: Program, c
 
 
 @pytest.mark.slow
-def test_weights_are_packed_as_the_schedule_reads_them(program: Program, tmp_path: Path) -> None:
+def test_weights_are_packed_as_the_schedule_reads_them(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graphprune.backends.tvm.target.settle", lambda *_: 0)
     from graphprune.backends.tvm.lower import imported
     from graphprune.backends.tvm.tune import best_loops
 
