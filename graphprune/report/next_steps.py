@@ -70,22 +70,25 @@ def _targets(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _nearer(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Where channels went alone, fitted, to a budget that is counted."""
+    """Where channels went alone, fitted."""
     budget = report.get("budget", {})
     if not (report.get("auto") and report.get("closeness", {}).get("held_back") and budget.get("got")):
         return
     model, unit, asked = str(report["model"]), budget["unit"], str(budget["asked"])
-    if "contest" in report or unit in ("channels", "latency"):
+    if "contest" in report or unit == "channels":
         return
     if model.startswith(PREFIX):  # whose class has no place for ranks
         return
+    on = [*report.get("targets", {})][:1] if unit == "latency" else []
     shell = ["graphprune", "compile", model, f"--{unit}", asked, "--recipe", "auto", "--recipe", "all"]
+    shell += [word for label in on for word in ("--target", label)]
+    more = "".join(f'targets=["{label}"], ' for label in on) + "data=data"
     yield (
-        "Often nearer to the original at the same size, and several times as long to make: branches and ranks may go "
-        "too (as a module of its own, not as your class), and whichever is nearer is taken:",
+        "Often nearer to the original within the same budget, and several times as long to make: branches and ranks "
+        "may go too (as a module of its own, not as your class), and whichever is nearer is taken:",
         shlex.join([*shell, "--data", str(report["data"]), "-o", "nearer"])
         if has_name(model) and report["data"]
-        else f'gp.compile(model, example_inputs, {unit}="{asked}", recipe=["auto", "all"], data=data, out="nearer")',
+        else f'gp.compile(model, example_inputs, {unit}="{asked}", recipe=["auto", "all"], {more}, out="nearer")',
     )
 
 

@@ -407,12 +407,17 @@ def test_what_else_would_be_nearer_is_a_line_to_copy() -> None:
     assert 'macs="0.5x", recipe=["auto", "all"], data=data' in python
     compile(python, "step", "exec")
     latency, channels = ({"unit": unit, "asked": "0.5x", "got": 0.5} for unit in ("latency", "channels"))
+    timed = {**fitted, "budget": latency}
+    (on, *_) = timed["targets"]
+    assert f"--latency 0.5x --recipe auto --recipe all --target {on} --data" in steps(timed)[-1]["code"]
+    assert (
+        f'latency="0.5x", recipe=["auto", "all"], targets=["{on}"], data' in steps({**timed, "data": None})[-1]["code"]
+    )
     others: tuple[dict[str, Any], ...] = (
         {"contest": {}},
         {"auto": False},
         {"closeness": {}},
         {"model": "hf:x"},
-        {"budget": latency},
         {"budget": channels},
     )
     for other in others:
