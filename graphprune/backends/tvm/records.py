@@ -103,10 +103,14 @@ def _lines(path: Path) -> list[bytes]:
 
 
 def _drop_cut_line(path: Path) -> None:
-    """A crash may have left half a line, which the database would refuse to read, and the next one would go on."""
-    lines = _lines(path)
-    if lines and not lines[-1].endswith(b"\n"):
-        path.write_bytes(b"".join(lines[:-1]))
+    """A crash may have left half a line, which the database would refuse to read, and the next one would go on. Of a
+    file that ends in a whole one only the last byte is read, as this comes before every record."""
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
+            file.seek(-1, 2)
+            if file.read(1) == b"\n":
+                return
+        path.write_bytes(b"".join(_lines(path)[:-1]))
 
 
 def _readable(workloads: Path, trials: Path) -> tuple[list[bytes], list[bytes]]:

@@ -101,7 +101,7 @@ def _schedule(func: Any, target: Any, registers: Registers) -> Any:
 
 
 def _finished(sch: Any) -> Any:
-    """The function of a schedule. TVM cuts loops in two (``tiles.partitioned``) where indices have 32 bits alone."""
+    """The function of a schedule. TVM cuts loops in two (``tiles.partition``) where indices have 32 bits alone."""
     from tvm import tirx
 
     blocks = sch.get_child_blocks(sch.get_sblock("root"))
