@@ -1,6 +1,6 @@
 """TVM tuned, TVM untuned and ONNX Runtime on networks pruned to half their multiply-accumulates.
 
-    python -m benchmarks.tuning --budget 10min [--network ResNet-18 ...] [--threads 1] [--out docs/tuning.json]
+    python -m benchmarks.tuning --budget 10min [--network ResNet-18 ...] [--threads 1] [--growth 3] [--out FILE]
 
 The networks, and how times are taken, are those of ``benchmarks.tvm_untuned``. Run again it tunes on: what was found
 is kept, and the minutes add up in ``--out``. The table goes to docs/benchmarks.md. Keep the machine quiet.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,13 @@ from .tvm_untuned import MODELS, PAGE, RECIPE, load, turns
 START, END = "<!-- tvm tuned: written by python -m benchmarks.tuning -->", "<!-- end of tvm tuned -->"
 
 
-def one(name: str, budget: Budget | None, threads: int) -> dict[str, Any]:
+def one(name: str, budget: Budget | None, threads: int, own: Tvm) -> dict[str, Any]:
     """Tune on for the budget, then measure the three in turns."""
     program, found = gp.run(RECIPE, load(name)), {"minutes": 0.0, "trials": 0}
     if budget is not None:
         with shown() as progress:
-            _, found = Tvm().tune(program, budget, threads=threads, progress=progress)
-    sides = {"onnx": Onnx(), "untuned": Tvm(), "tuned": Tvm(tuned=threads)}
+            _, found = own.tune(program, budget, threads=threads, progress=progress)
+    sides = {"onnx": Onnx(), "untuned": own, "tuned": replace(own, tuned=threads)}
     calls = {side: target.runnable(program, threads=threads) for side, target in sides.items()}
     example = program.host.example()
     want, got = (calls[side].run(example)[0] for side in ("onnx", "tuned"))
@@ -69,14 +70,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/tuning.json"))
     parser.add_argument("--network", action="append", choices=list(MODELS))
     parser.add_argument("--threads", action="append", type=int)
+    parser.add_argument("--growth", type=float, default=Tvm.growth, help="that weights may have, see the target's")
     parser.add_argument("--budget", help="10min, or a number of trials; nothing: measure what is recorded")
     parser.add_argument("--table", action="store_true", help="of what is there; nothing is measured")
     given = parser.parse_args()
     results = Results(given.out)
     for name in [] if given.table else given.network or MODELS:
         for threads in given.threads or [1]:
-            row = one(name, Budget.parse(given.budget) if given.budget else None, threads)
-            key = f"{name}, {threads}"
+            own = Tvm(growth=given.growth)
+            row = one(name, Budget.parse(given.budget) if given.budget else None, threads, own)
+            key = f"{name}, {threads}" + (f", {own.text()}" if given.growth != Tvm.growth else "")
             results.add(key, [*results.known.get(key, []), row])
     print(table(results.known))
     if START in PAGE.read_text(encoding="utf-8"):

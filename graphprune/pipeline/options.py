@@ -81,7 +81,8 @@ def summary(of: object) -> str:
 
 
 def spell(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    """As text, the same for 3 and 3.0."""
+    return str(value).lower() if isinstance(value, bool) else str(value).removesuffix(".0")
 
 
 def unreadable(kind: type) -> str | None:

@@ -197,7 +197,7 @@ def test_a_schedule_that_cannot_be_read_is_left_out(program: Program, cache: Pat
     name = next(name for name, _ in plain.functions_items() if "conv2d" in name.name_hint)
     records.add(plain[name], 1.0, "not a schedule")
     with pytest.warns(UserWarning, match=f"`{name.name_hint}` in .*{records.path.name} cannot be read"):
-        _, found = best_loops(module, code, on.layout, records)
+        _, found = best_loops(plain, code, records)
     assert found == 0
 
 
@@ -259,13 +259,14 @@ def test_weights_are_packed_as_the_schedule_reads_them(
     program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("graphprune.backends.tvm.target.settle", lambda *_: 0)
-    from graphprune.backends.tvm.lower import imported
+    from graphprune.backends.tvm.lower import imported, lowered
     from graphprune.backends.tvm.tune import best_loops
 
     on = Tvm()
     on.tune(program, Budget(32))
     target = on._llvm()
-    loops, found = best_loops(imported(program.host)[0], target, on.layout, on.records(target, 1))
+    plain = lowered(imported(program.host)[0], target, on.layout, False)
+    loops, found = best_loops(plain, target, on.records(target, 1))
     assert found > 0
     names = [name.name_hint for name, _ in loops.functions_items()]
     assert not any("weight_prepack" in name for name in names), "what packs constants ran at compile time"

@@ -394,13 +394,13 @@ def test_where_a_budget_has_no_room_for_the_grain_a_finer_one_is_tried(
     program: Program, compiled: Callable[..., Any]
 ) -> None:
     """At multiples of 16 half of the layers are more than a twentieth."""
-    steps = "group,score,mask{macs=0.05x floor=0.0},propagate"
+    steps = "group,score,mask{macs=0.05x floor=0},propagate"
     with pytest.raises(BudgetError):
         run(Recipe.parse(steps.replace("}", " grain=16}")), program)
     done = compiled(program, Picky(), pace=[40.0], recipe=steps)
     assert [one["recipe"] for one in done.report["fallback"]["tried"]] == [
         steps,
-        "group,score,mask{macs=0.05x floor=0.0 grain=8},propagate",
+        "group,score,mask{macs=0.05x floor=0 grain=8},propagate",
     ]
 
 

@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 
 from graphprune.allocation import METHODS as ALLOCATIONS
 from graphprune.allocation import methods
+from graphprune.backends.target import target
+from graphprune.backends.tvm.target import Tvm
 from graphprune.calibration.batches import batches
 from graphprune.compensation import METHODS as COMPENSATIONS
 from graphprune.cost.units import UNITS
@@ -150,11 +152,16 @@ def test_canonical_text_leaves_out_defaults():
     assert Recipe.parse(text).text() == "group,score,mask{macs=0.5x grain=8},propagate"
 
 
+def test_a_whole_number_has_one_text():
+    """Which is what records of tuning are found by."""
+    assert Tvm(growth=3).text() == Tvm(growth=3.0).text() == target("cpu{growth=3}").text() == "tvm{growth=3}"
+
+
 def test_toml_as_a_person_writes_it():
     recipe = Recipe.from_toml(
         '[[pass]]\nname = "group"\nnormalised = true\n[[pass]]\nname = "mask"\nmacs = "0.5x"\nfloor = 0\n'
     )
-    assert recipe.text() == "group{normalised=true},mask{macs=0.5x floor=0.0}"
+    assert recipe.text() == "group{normalised=true},mask{macs=0.5x floor=0}"
 
 
 @pytest.mark.parametrize(

@@ -151,20 +151,9 @@ class Edge(Target):
             said = "no device to tune on" if not self.rpc else "only machine code can be tuned, not C"
             raise TargetError(f"target `{self.label}`: {said}", "--rpc HOST:PORT, with a board that LLVM compiles for")
         code = _code(device)
-        module, _ = _imported(self, program)
+        plain = lowered(_imported(self, program)[0], code, self.layout, False, device.growth)
         records, workers = self.records(threads), Workers(threads, Device(device, self.rpc))
-        found = search(
-            module,
-            code,
-            self.layout,
-            budget,
-            records,
-            workers,
-            growth=device.growth,
-            cores=threads,
-            seed=seed,
-            progress=progress,
-        )
+        found = search(plain, code, budget, records, workers, cores=threads, seed=seed, progress=progress)
         return replace(self, tuned=threads), found
 
     def records(self, threads: int) -> Records:
@@ -173,10 +162,8 @@ class Edge(Target):
 
     def loops(self, module: Any, code: Any) -> Any:
         """An imported module's loops, scheduled."""
-        growth = board(self.board).growth
-        if self.tuned:
-            return best_loops(module, code, self.layout, self.records(self.tuned), growth)[0]
-        return lowered(module, code, self.layout, growth=growth)
+        loops = lowered(module, code, self.layout, not self.tuned, board(self.board).growth)
+        return best_loops(loops, code, self.records(self.tuned))[0] if self.tuned else loops
 
     def code(self) -> str:
         return schedules()

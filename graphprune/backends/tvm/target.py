@@ -82,12 +82,9 @@ class Tvm(Target):
         module, names = imported(program.host)
         with tvm.transform.PassContext(opt_level=self.opt):
             try:
+                loops, tuned = lowered(module, target, self.layout, self.schedule and not self.tuned, self.growth), 0
                 if self.tuned:
-                    loops, tuned = best_loops(
-                        module, target, self.layout, self.records(target, self.tuned), self.growth
-                    )
-                else:
-                    loops, tuned = lowered(module, target, self.layout, self.schedule, self.growth), 0
+                    loops, tuned = best_loops(loops, target, self.records(target, self.tuned))
                 executable = tvm.compile(loops, target)
             except Exception as error:  # TVM's passes share no base class for what they raise
                 raise TargetError(f"target `tvm`: cannot compile the model: {last_line(error)}") from error
@@ -132,23 +129,11 @@ class Tvm(Target):
         self, program: Program, budget: Budget, *, threads: int = 1, seed: int = 0, progress: Progress | None = None
     ) -> tuple[Target, dict[str, Any]]:
         target = self._llvm()
-        module, _ = imported(program.host)
+        plain = lowered(imported(program.host)[0], target, self.layout, False, self.growth)
         records, workers = self.records(target, threads), Workers(threads)
-        found = search(
-            module,
-            target,
-            self.layout,
-            budget,
-            records,
-            workers,
-            growth=self.growth,
-            cores=threads,
-            seed=seed,
-            progress=progress,
-        )
+        found = search(plain, target, budget, records, workers, cores=threads, seed=seed, progress=progress)
         fixed, tuned = (each.runnable(program, threads=threads) for each in (self, replace(self, tuned=threads)))
         assert isinstance(fixed, Library) and isinstance(tuned, Library)
-        plain = lowered(module, target, self.layout, False, self.growth)
         settle(plain, lambda: (fixed.kernel_times(), tuned.kernel_times()), records)
         return replace(self, tuned=threads), found
 

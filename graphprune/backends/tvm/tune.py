@@ -22,11 +22,10 @@ from typing import Any
 
 from ...errors import TargetError
 from ..effort import Budget
-from .lower import fixed, last_line, lowered, packed, toolchain, variants
+from .lower import fixed, last_line, packed, toolchain, variants
 from .records import Records, alone
 from .search_space import ITERATION, Evolution, cost_model
 from .vm_profile import Times
-from .winograd import GROWTH
 from .worker import Workers
 
 LEAST_SHARE = 0.002  # ops with less of the whole's time are not worth a trial
@@ -93,12 +92,11 @@ def tune(
 
 
 def search(
-    module: Any, target: Any, layout: str, budget: Budget, records: Records, workers: Workers, *,
-    growth: float = GROWTH, cores: int = 1, seed: int = 0, progress: Said | None = None,
+    plain: Any, target: Any, budget: Budget, records: Records, workers: Workers, *,
+    cores: int = 1, seed: int = 0, progress: Said | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Tune an imported module; what was found, for the report."""
+    """Tune loops without schedules; what was found, for the report."""
     start = time.monotonic()
-    plain = lowered(module, target, layout, False, growth)
     tasks = tune(plain, target, budget, records, workers, cores=cores, seed=seed, progress=progress)
     return {
         "trials": sum(task.trials for task in tasks),
@@ -166,12 +164,12 @@ def _timed(task: Task, texts: list[str], target: str, records: Records, workers:
     return times
 
 
-def best_loops(module: Any, target: Any, layout: str, records: Records, growth: float = GROWTH) -> tuple[Any, int]:
-    """As relax.lowered, with the best recorded schedule for every op that has one, its weights packed as
+def best_loops(plain: Any, target: Any, records: Records) -> tuple[Any, int]:
+    """Loops without schedules, with the best recorded one for every op that has one, its weights packed as
     that wants them, and the fixed one for the rest; how many have one."""
     import tvm
 
-    loops, found = lowered(module, target, layout, False, growth), 0
+    loops, found = plain.clone(), 0
     for name, function in loops.functions_items():
         if name.name_hint == "main" or (best := records.get(function)) is None:
             continue
