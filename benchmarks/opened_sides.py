@@ -18,8 +18,8 @@ import graphprune as gp
 from graphprune.backends import share as share_of_latency
 from graphprune.backends.onnxruntime.target import Onnx
 from graphprune.cost.static import macs, params
-from graphprune.driver.auto import default_recipe
-from graphprune.driver.contenders import distance
+from graphprune.driver.auto import at_grain, default_recipe
+from graphprune.driver.contenders import distance, readers
 from graphprune.driver.curve import begun
 from graphprune.driver.latency_search import to_latency
 from graphprune.ir.program import Program
@@ -122,14 +122,25 @@ def measured(on: str, name: str, budget: str) -> dict[str, Any]:
 
 
 def at_latency(on: str, name: str, share: str) -> dict[str, Any]:
-    """The same within a share of the latency in ONNX Runtime, one thread, that is measured anew once all is done."""
+    """The same within a share of the latency in ONNX Runtime, one thread, that is measured anew once all is done. As in
+    `compile`: at the multiples that the target likes, and of `auto` the nearer of readers that agree and that choose.
+    """
     (whole, judged), target, start = parted(on), Onnx(), time.process_time()
+
+    def attempt(steps: Recipe) -> tuple[Program, Mapping[str, Any]]:
+        found = to_latency(whole, steps, target)
+        return found.program, found.facts
+
     try:
-        found = to_latency(whole, recipe(name, f"latency={share}"), target)
-        done, seconds = found.program, time.process_time() - start
+        steps = at_grain(recipe(name, f"latency={share}"), target.grain)
+        made = steps, attempt(steps)
+        if name == "auto":
+            made = readers(whole, made, target, judged, attempt)
+        done, facts = made[1]
+        seconds = time.process_time() - start
         took = {
             "latency": round(share_of_latency(target.runnable(whole), target.runnable(done)), 3),
-            "predicted": round(found.facts["predicted_ms"] / found.facts["whole_ms"], 3),
+            "predicted": round(facts["predicted_ms"] / facts["whole_ms"], 3),
             "change": distance(whole, done, judged),
         }
         return {**_worth(on, done), **_left(whole, done), **took, "seconds": round(seconds, 1), **_opened(done)}

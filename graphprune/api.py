@@ -20,7 +20,7 @@ from .cost.budget import spelt
 from .cost.latency.table import Table
 from .cost.units import UNITS
 from .driver.artifact import Code, check_code, coded, emit, no_folder, profiled, write
-from .driver.auto import AUTO, Control, aligned, check, default_recipe, ways
+from .driver.auto import ALL, AUTO, Control, aligned, alone, at_grain, check, default_recipe, ways
 from .driver.closeness import Evaluate, closeness, figures
 from .driver.configured import DIFFERED, more_unlike, pretrained, unsaid
 from .driver.contenders import Made, nearest, readers
@@ -46,6 +46,7 @@ from .pipeline.fingerprint import fingerprint
 from .pipeline.instrument import Instrument
 from .pipeline.plan_file import read_plan
 from .pipeline.plan_reader import as_plan
+from .pipeline.published import published
 from .pipeline.recipe import Recipe
 from .pipeline.replay import apply_plan
 from .pipeline.run import Begun
@@ -313,13 +314,14 @@ def compile(
     activations at their peak) and ``latency``: what remains, as a share
     (``0.5``, ``"0.5x"``, ``"50%"``) or, but for channels, as an amount (``200_000``, ``"1.5G"``, ``"3MB"``,
     ``"12ms"``); by default half of the MACs. A latency is *measured* on the first target, on ``threads`` threads, and
-    measured again at the end, which is what the report says; with data it is met twice, by readers of the same channels
-    that agree and by readers that choose where that pays, and the result that is nearer on samples held back is taken.
+    measured again at the end, which is what the report says; with data it is met three times, by readers of the same
+    channels that agree, by readers that choose where that pays, and by the recipe ``all``, and the result that is
+    nearest on samples held back is taken (``recipe="auto"`` leaves out the last, which takes longest).
     Of every budget, what is slower than the original on a target is made anew with other widths, or called so.
     ``table``: a latency table that ``record`` made elsewhere. Instead of a budget ``recipe``: the passes, see
     ``graphprune passes``; or beside one, the name of a published recipe, such as ``"2ssp"``. Several recipes
     (``["auto", "all"]``) all run, and the result that changes outputs least on samples held back is taken:
-    ``auto``, what runs where none is given, lets channels go alone.
+    ``auto`` lets channels go alone, and is what runs where none is given, but for a latency with data.
 
     **What may go.** ``freeze``: names of groups, layers, parameters to leave alone (``*`` is a wildcard); ``only``:
     of those whose outputs may go, and no others; ``ignore``: modules of the model itself to leave alone
@@ -393,6 +395,9 @@ def compile(
             control = replace(control, freeze=(*control.freeze, *unsaid(program, alike)), alike=alike)
         if recipe is None and not given and program.knows(Keep):  # training has decided already
             wanted = {AUTO: Recipe.parse("propagate,compensate" if program.data else "propagate")}
+        if recipe is None and latency is not None and judged and not (dry_run or given_as or alone(program, control)):
+            wanted |= ways(ALL, given, control)
+        wanted = {name: own and (at_grain(own, widest) if name in published() else own) for name, own in wanted.items()}
         check(wanted, program, loss)
         unit, text = next(iter(given.items()), ("", "") if width else ("macs", "0.5x"))
         held = Table.read(Path(table)) if table is not None else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -28,12 +29,23 @@ MOST = 4.0
 Choose = Callable[[Mapping[str, Menu]], Counts]
 
 
+@dataclass(frozen=True)
+class Settled:
+    """What groups lose beside each other at the choice that was taken: a next one, within nearly the same budget, goes
+    by that and measures nothing again. Groups of other kinds than the one taken have no count but all. ``told``: what
+    was measured, for a remark."""
+
+    losses: Mapping[str, Menu]
+    told: str
+
+
 def agreed(problem: Allocation, menus: Mapping[str, Menu], choose: Choose, measured: Measured) -> Counts:
     """The best choice by what it loses as a whole. Begun with the best by what groups lose alone, of all groups and of
     each kind by itself; then every group's distortions are multiplied by what the group adds beside the others at the
     best choice so far, and it is chosen again, until what was predicted is measured, nothing gets better, or for ROUNDS
     [derived]. What loses least of these, each layer repaired by itself, is made and fitted as a whole; of that the best
-    is taken, so that it is no worse than any kind alone by what is measured. ``problem.remarks`` says what that was."""
+    is taken, so that it is no worse than any kind alone by what is measured. ``problem.remarks`` says what that was,
+    ``problem.settled`` what it was chosen by."""
     known = dict[tuple[int, ...], float]()
 
     def key(counts: Counts) -> tuple[int, ...]:
@@ -45,11 +57,11 @@ def agreed(problem: Allocation, menus: Mapping[str, Menu], choose: Choose, measu
         return known[key(counts)]
 
     of_kind = kinds(problem.program, problem.groups)
-    found, cannot = dict[str, Counts](), list[str]()
+    found, by, cannot = dict[str, Counts](), dict[str, Mapping[str, Menu]](), list[str]()
     for label, kind in {TOGETHER: set(menus), **{f"{name} alone": own for name, own in of_kind.items()}}.items():
         own = {name: menu if name in kind else {max(menu): menu[max(menu)]} for name, menu in menus.items()}
         try:
-            found[label] = choose(own)
+            found[label], by[label] = choose(own), own
         except BudgetError:
             cannot.append(label)
     best, now = min(found.values(), key=lost), menus
@@ -60,6 +72,7 @@ def agreed(problem: Allocation, menus: Mapping[str, Menu], choose: Choose, measu
         if lost(counts) >= lost(best):
             break
         best = found[TOGETHER] = counts
+        by[TOGETHER] = now
         if abs(lost(best) - _sum(now, best)) <= AGREED * lost(best):
             break
     measured.repaired.forget()
@@ -71,10 +84,9 @@ def agreed(problem: Allocation, menus: Mapping[str, Menu], choose: Choose, measu
         for label in found
     ]
     told += [f"{label} cannot come to it" for label in cannot]
-    problem.remarks.append(
-        f"`allocate=rd`: on {measured.told} the outputs lose, of their variance: {', '.join(told)}; "
-        f"taken: {taken}, where {made[taken].opened}"
-    )
+    said = f"`allocate=rd`: on {measured.told} the outputs lose, of their variance: {', '.join(told)}; taken: {taken}"
+    problem.remarks.append(f"{said}, where {made[taken].opened}")
+    problem.settled.append(Settled(by[taken], f"{said}, at the first of several choices"))
     return last[taken]
 
 

@@ -41,6 +41,7 @@ class Allocation:
     given: Mapping[str, int] = field(default_factory=dict)  # counts that the user gave, whatever floor and grain
     alike: Mapping[str, tuple[Group, ...]] = field(default_factory=dict)  # who keeps as many as a group, see ``tied``
     remarks: list[str] = field(default_factory=list)  # what there is to say of the choice
+    settled: list[Any] = field(default_factory=list)  # what it was chosen by, where that was measured as a whole
 
     @property
     def each(self) -> Groups:

@@ -13,7 +13,7 @@ from ..errors import RecipeError
 from ..ir.facts import Group, Groups, Losses, Scores
 from ..ir.host import Array
 from ..ir.program import Program
-from .agreed import agreed
+from .agreed import Settled, agreed
 from .choice import Counts, Menu, choose, trade
 from .measured import Measured, kinds
 from .problem import Allocation
@@ -32,8 +32,12 @@ def rd(problem: Allocation) -> Counts:
 
     The choice with the least total distortion, by what was measured of each group alone: exact where
     the cost adds over groups (a channels budget), traded where it does not. See ``losses``. Where there are branches or
-    ranks beside other groups, choices are measured as a whole, see agreed."""
+    ranks beside other groups, choices are measured as a whole, see agreed, unless an earlier one has Settled it."""
     problem.check()
+    if problem.program.knows(Settled):
+        settled = problem.program.fact(Settled)
+        problem.remarks.append(settled.told)
+        return _chosen(problem, settled.losses)
     each = problem.everyone({group.name: problem.menu(group) for group in problem.groups})
     measured = Measured.of(problem.program, problem.each) if len(kinds(problem.program, problem.groups)) > 1 else None
     menus = losses(problem.program, problem.each, each, measured)

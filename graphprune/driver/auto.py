@@ -17,6 +17,8 @@ from ..pipeline.run import run
 
 T = TypeVar("T")
 AUTO = "auto"
+ALL = "all"
+"""The published recipe that also takes branches and ranks."""
 
 
 def ways(
@@ -58,7 +60,7 @@ def _own(recipe: str | Recipe, given: Mapping[str, str], control: Control) -> Re
         raise RecipeError(f"one budget or a recipe, not {budgets}", "a recipe has its budget in `mask{...}`")
     if recipe == AUTO:
         return None
-    if control != Control(vocabulary=control.vocabulary):
+    if control.says_more:
         raise RecipeError(
             f"`{shown(_called(recipe))}` says itself what is frozen, and at which floor and grain",
             "freeze, only, width, floor and grain are of `auto`; of a recipe as text group{freeze=... only=...}, "
@@ -113,6 +115,11 @@ class Control:
         trim = f"vocabulary{{{vocabulary}}}" if isinstance(vocabulary, str) else "vocabulary" * vocabulary
         frozen = (*left, *(names[id(module)] for module in ignore))
         return cls(frozen, alone, widths, floor, grain, vocabulary=trim)
+
+    @property
+    def says_more(self) -> bool:
+        """Whether there is anything but the vocabulary, which a recipe of the user's has no place for."""
+        return self != Control(vocabulary=self.vocabulary)
 
     def group(self) -> str:
         return Group(freeze="|".join(self.freeze), only="|".join(self.only)).text()
@@ -173,6 +180,21 @@ def aligned(
             if grain == 1 or unit == "latency" or control.grain is not None:
                 raise
             grain //= 2
+
+
+def alone(program: Program, control: Control) -> bool:
+    """Whether nothing but ``auto`` can do what is asked for: training has scored the channels, or the user says what a
+    published recipe has no place for."""
+    return any(program.knows(fact) for fact in (Groups, Scores, Keep)) or control.says_more
+
+
+def at_grain(recipe: Recipe, grain: int) -> Recipe:
+    """A published recipe for a target: a latency is met at the multiples that the target likes."""
+    steps = (
+        replace(step, grain=grain) if isinstance(step, Mask) and step.latency and step.grain == 1 else step
+        for step in recipe.steps
+    )
+    return Recipe(tuple(steps))
 
 
 def _near(scored: Program, text: str, grain: int) -> int:

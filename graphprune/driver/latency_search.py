@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..allocation.agreed import Settled
 from ..allocation.rd import measured_losses
 from ..backends.measure import interleave, share
 from ..backends.target import Target
@@ -129,11 +130,14 @@ def to_latency(
             progress(f"latency {mask.latency} on {on.label}", number, ROUNDS)
         first = mask if rounds or blind else _reachable(mask, scored, model, goal)
         try:
-            chosen = run(Recipe((first, *recipe.steps[at + 1 :])), scored.learn(model), instruments=instruments)
+            masked = run(Recipe((first,)), scored.learn(model), instruments=instruments)
+            chosen = run(Recipe(recipe.steps[at + 1 :]), masked, instruments=instruments)
         except BudgetError:
             if any(one.measured_ms <= REACHED * goal for one in rounds):
                 break  # what was corrected says that nothing can do what has been done
             raise
+        if masked.knows(Settled):
+            scored = scored.learn(masked.fact(Settled))
         counts = _counts(chosen, groups)
         if any(counts == earlier for earlier, _ in seen):
             break

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..allocation import METHODS, OF_ALIKE, OF_BRANCHES, Allocation, methods
+from ..allocation.agreed import Settled
 from ..allocation.choice import Menu, Prices
 from ..allocation.fill import fill
 from ..allocation.knapsack import lost
@@ -46,7 +47,7 @@ class Mask(Pass):
     name = "mask"
     needs = (Groups, Scores)
     gives = (Keep,)
-    also = (Budget,)
+    also = (Budget, Settled)
 
     channels: str = ""  # budget: what remains of the channels, such as 0.5x or 50%
     params: str = ""  # budget: what remains of the parameters (0.5x, 200k)
@@ -300,6 +301,8 @@ class Mask(Pass):
         keep = within(problem, links, distortion=self.allocate == "rd")
         if self.unconstrained == "mixed":
             keep = replace(keep, keep=agree(program, keep.keep, problem.scores, links.steps, self.target))
+        for settled in problem.settled:
+            program = program.learn(settled)
         return program.learn(keep).note(*problem.remarks)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import nets
 import numpy as np
@@ -129,6 +131,26 @@ def test_all_in_one_budget_of_latency(clock: None, monkeypatch: pytest.MonkeyPat
     again = replay(done.plan, given.host)
     for name in done.graph.parameters:
         assert np.array_equal(again.host.parameter(name), done.host.parameter(name))
+
+
+def test_what_groups_lose_beside_each_other_is_measured_once(clock: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Later choices, for a table that was wrong, go by it, and the note says so."""
+    module = import_module("graphprune.allocation.rd")  # the package has a function of that name
+    calls, of = list[float](), module.agreed
+
+    def counted(problem: Any, *rest: Any) -> Any:
+        calls.append(problem.budget)
+        return of(problem, *rest)
+
+    monkeypatch.setattr(module, "agreed", counted)
+    opening, off = "factor{by=data},group,branches,score{by=obs}", Known(factor=1.0, extra=0.03, ms=smooth)
+    recipe = Recipe.parse(f"{opening},mask{{latency=0.7x allocate=rd}},propagate,compensate")
+    found = to_latency(blocks(), recipe, off)
+    assert len(calls) == 1 < len(found.facts["rounds"]) and found.facts["taken"] > 0
+    assert found.facts["measured_ms"] <= 1.03 * found.facts["goal_ms"]
+    (note,) = [note for note in found.program.notes if note.startswith("`allocate=rd`: on ")]
+    assert note.endswith("at the first of several choices") and "taken: " in note
+    gp.verify(found.program)
 
 
 @pytest.mark.parametrize("whole", [True, False])

@@ -515,7 +515,7 @@ def test_of_readers_that_agree_and_that_choose_the_nearer_result_is_taken(
         return seen[-1][1]
 
     monkeypatch.setattr(contenders, "distance", far)
-    made = compiled(program, Priced(), latency="0.8x", measure=False)
+    made = compiled(program, Priced(), latency="0.8x", measure=False, recipe="auto")
     facts = made.report["latency"]
     agreed, chose = (one["recipe"] for one in facts["contenders"])
     assert agreed == "group,score{by=obs},mask{latency=0.8x allocate=rd},propagate,compensate"
@@ -529,6 +529,22 @@ def test_of_readers_that_agree_and_that_choose_the_nearer_result_is_taken(
     assert free is (taken is seen[1]), "free, no reader of this network loses anything"
     (sentence,) = [line for line in targeted(made.report) if line.startswith("Each reader ")]
     assert ("chooses channels of its own" in sentence) is free and f"by {taken[1]:.1%} on samples held back" in sentence
+
+
+def test_a_latency_with_data_is_met_by_widths_and_by_all_and_the_nearest_is_taken(compiled: Callable[..., Any]) -> None:
+    torch.manual_seed(0)
+    data, layers = torch.randn(24, 3, 8, 8), (nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.Conv2d(64, 9, 3))
+    program = gp.load(nn.Sequential(*layers).eval(), data[:1], data=data.numpy())
+    report = compiled(program, Picky(), latency="0.7x", measure=False).report
+    told = report["contest"]["recipes"]
+    assert told["auto"]["recipe"].endswith("mask{latency=0.7x allocate=rd grain=16},propagate,compensate")
+    assert told["all"]["recipe"] == (
+        "factor{by=data},group,branches,score{by=obs},mask{latency=0.7x allocate=rd grain=16},propagate,compensate"
+    )
+    taken = min(told, key=lambda name: told[name]["change"])
+    assert report["contest"]["taken"] == taken and report["recipe"] == told[taken]["recipe"]
+    for more in ({"recipe": "auto"}, {"only": "0"}, {"floor": 0.2}, {"dry_run": True}):
+        assert "contest" not in compiled(program, Picky(), **{"latency": "0.8x", "measure": False, **more}).report
 
 
 def test_where_nobody_shares_or_prices_readers_agree(compiled: Callable[..., Any]) -> None:
