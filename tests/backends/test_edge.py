@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -180,15 +181,46 @@ def test_build_sh_builds_what_was_not_linked(net: Program, tmp_path: Path) -> No
     assert error(target("c").load(tmp_path / "libmodel.so").run(batch), Onnx().run(net, batch)) <= TOLERANCE
 
 
-def test_the_loops_for_vectors_are_marked_and_no_others(made: Made) -> None:
-    lines = (made("c")[1].parent / "kernels.c").read_text().splitlines()
-    loops = [k for k, line in enumerate(lines) if "for (" in line]
-    assert loops
-    for at in loops:
-        indent = lines[at][: len(lines[at]) - len(lines[at].lstrip())]
-        end = lines.index(indent + "}", at)
-        inner = any("for (" in line for line in lines[at + 1 : end])
-        assert lines[at].lstrip().startswith("for (" if inner else "GP_LANES for ("), lines[at]
+def source(of: Program, tmp_path: Path) -> list[str]:
+    """The lines of kernels.c."""
+    need("c").emit(of, tmp_path)
+    return (tmp_path / "kernels.c").read_text().splitlines()
+
+
+def test_loops_of_which_no_turn_waits_for_another_are_marked_and_no_others(net: Program, tmp_path: Path) -> None:
+    """A mark lets GCC do all turns at once: of every number that a marked loop writes there is one for each turn."""
+    lines, marked = source(net, tmp_path), 0
+    for at, line in enumerate(lines):
+        if not (found := re.fullmatch(r"( *)GP_LANES for \(\w+ (\w+) = 0; .*", line)):
+            continue
+        marked, of_a_turn = marked + 1, {found[2]}
+        for inner in lines[at + 1 : lines.index(found[1] + "}", at)]:
+            if named := re.fullmatch(r" *int32_t (\w+) = (.*);", inner):
+                of_a_turn |= {named[1]} if of_a_turn & set(re.findall(r"\w+", named[2])) else set()
+            elif written := re.fullmatch(r" *\w+\[(.*?)\] = .*;", inner):
+                assert of_a_turn & set(re.findall(r"\w+", written[1])), inner
+    assert marked > 100
+
+
+def test_sums_of_a_tile_are_on_the_stack(tmp_path: Path) -> None:
+    """GCC takes nothing else for a register: 128 channels were added up in what had been a band of the input."""
+    convs = nn.Conv2d(128, 128, 3, padding=1, groups=128), nn.ReLU(), nn.Conv2d(128, 128, 1)
+    lines = source(gp.load(nn.Sequential(*convs), torch.randn(1, 128, 15, 20)), tmp_path)
+    summed = {found[1] for line in lines if (found := re.match(r" *(\w+)\[(.*?)\] = \(\1\[\2\] \+ ", line))}
+    stacked = {found[1] for line in lines if (found := re.fullmatch(r" *float (\w+)\[\d+\];", line))}
+    assert len(summed) > 1 and summed <= stacked
+
+
+def test_a_copy_asks_once_where_it_is(tmp_path: Path) -> None:
+    """GCC moves one question out of a loop: of the rows above an image, and its columns are asked nothing."""
+    convs = nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, 16, 3, 1, 1, groups=16)
+    loop, asked = "", []
+    for line in source(gp.load(nn.Sequential(*convs), torch.randn(1, 3, 32, 32)), tmp_path):
+        loop = found[1] if (found := re.match(r" *(?:GP_LANES )?for \(\w+ (\w+) = ", line)) else loop
+        asked += [(loop, line)] if re.match(r" *if \(.* <=? ", line) else []
+    assert len(asked) > 1
+    for loop, line in asked:
+        assert "&&" not in line and not re.search(rf"\b{loop}\b", line)
 
 
 def test_products_are_left_to_the_compiler(made: Made) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ...errors import TargetError
 from ..boards import Board
+from . import lanes
 from .call_sequence import Buffer, Plan
 
 _SOURCES = Path(__file__).with_name("device")
@@ -131,8 +132,13 @@ def _portable(source: str) -> str:
     body = re.sub(r"^#(include|define TVM_EXPORTS).*\n", "", source, flags=re.MULTILINE)
     body = re.sub(r"\b(inf|nan)f?\b", lambda found: _NUMBERS[found[1]], body)  # as C++'s streams write them
     body = re.sub(r"\.v_(ptr|int64|float64)\b", r".v.v_\1", body)  # C99 has no unnamed unions
-    return _PROLOGUE + _lanes(re.sub(r'^#ifdef __cplusplus\nextern "C"\n#endif\n', "", body, flags=re.MULTILINE))
+    body = re.sub(r'^#ifdef __cplusplus\nextern "C"\n#endif\n', "", body, flags=re.MULTILINE)
+    body = _CONDITION.sub(lambda found: found[0].replace("&&", "&"), body)
+    return _PROLOGUE + lanes.DEFINED + lanes.marked(body)
 
+
+_CONDITION = re.compile(r"^ *if \([^\[\n]+\) \{$", re.MULTILINE)
+"""What asks indices alone, which may be asked all at once. GCC takes one question out of a loop and few of several."""
 
 _NUMBERS = {"inf": "INFINITY", "nan": "NAN"}  # of <math.h>
 
@@ -154,25 +160,6 @@ def functions() -> None:
         tirx.register_intrin_lowering(f"tirx.{name}", target="c", f=call(name))
 
 
-_FOR = re.compile(r"( *)for \(int\d+_t (\w+) = 0; \2 < \d+; \+\+\2\) \{")
-
-
-def _lanes(source: str) -> str:
-    """Innermost loops marked, for GCC to leave them loops: the schedule made them as long as vectors are, and -O3
-    writes such loops out, number by number, before it looks for vectors."""
-    lines, waiting, marks = source.split("\n"), list[tuple[int, str]](), list[int]()
-    for number, line in enumerate(lines):
-        if found := _FOR.fullmatch(line):
-            waiting.append((number, found[1]))
-        elif waiting and line == waiting[-1][1] + "}":
-            start, _ = waiting.pop()
-            if not any("for (" in inner for inner in lines[start + 1 : number]):
-                marks.append(start)
-    for start in marks:
-        lines[start] = lines[start].replace("for (", "GP_LANES for (", 1)
-    return "\n".join(lines)
-
-
 _PROLOGUE = """\
 #ifdef __GNUC__ /* generated: every kernel gets what some kernels use */
 #pragma GCC diagnostic ignored "-Wunused-parameter"
@@ -184,11 +171,6 @@ _PROLOGUE = """\
 #include <string.h>
 #include "runtime.h"
 #define TVM_DLL
-#if defined(__GNUC__) && !defined(__clang__) && (defined(__SSE__) || defined(__ARM_NEON) || defined(__riscv_vector))
-#define GP_LANES _Pragma("GCC unroll 1")
-#else
-#define GP_LANES
-#endif
 void *TVMBackendAllocWorkspace(int device, int id, uint64_t bytes, int code, int bits);
 int TVMBackendFreeWorkspace(int device, int id, void *memory);
 """

@@ -29,6 +29,7 @@ from ..tvm.sources import schedules
 from ..tvm.tune import best_loops, search
 from ..tvm.worker import Device, Workers
 from . import c_writer as standalone
+from . import lanes
 from .call_sequence import Plan, plan
 from .workspace import Workspace
 
@@ -200,6 +201,8 @@ def _compile(target: Edge, device: Board, program: Program, folder: Path) -> tup
             code = _code(device)
             made, kernels = plan(target.loops(module, code), target.label)
             standalone.check(made, target.label)
+            if device.code == "c":
+                kernels = lanes.named(kernels)
             workspace = Workspace()
             with tvm.transform.PassContext(opt_level=3, config=config, instruments=[workspace.instrument]):
                 built = tvm.tirx.build(kernels, target=code)

@@ -19,7 +19,7 @@ from ...errors import TargetError, first_line
 from ...ir.host import Array, Host
 from ...ir.program import Program
 from ...passes.fold import Fold
-from . import lstm, schedule, torch_ops, transposed, vector_math
+from . import lstm, schedule, stack, torch_ops, transposed, vector_math
 from .channel_selection import selections_into_readers
 from .planes import planes_read
 from .rewrites import clips, moved_weights, norms, pads, rewritten, squeezes, whole_pools
@@ -45,6 +45,7 @@ def toolchain() -> Any:
         message = f"target `tvm`: TVM is not installed ({first_line(error)})"
         raise TargetError(message, "pip install graphprune[tvm]") from error
     vector_math.registered()
+    stack.registered()
     return tvm
 
 

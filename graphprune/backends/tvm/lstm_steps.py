@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ...ir.host import Array
+from .stack import SCOPE
 
 GATES = 4  # input, forget, cell, output
 
@@ -108,7 +109,7 @@ class _Body:
         self.sizes, self.given = sizes, given
         self.hidden = T.sblock_alloc_buffer((2, sizes.batch, sizes.wide), layout=None)
         self.cell = T.sblock_alloc_buffer((sizes.batch, sizes.wide), layout=None)
-        self.sums = T.sblock_alloc_buffer((sizes.rows, sizes.parts, GATES, sizes.lanes), scope="local", layout=None)
+        self.sums = T.sblock_alloc_buffer((sizes.rows, sizes.parts, GATES, sizes.lanes), scope=SCOPE, layout=None)
 
     def write(self) -> None:
         from tvm.tirx.script.builder import ir as T

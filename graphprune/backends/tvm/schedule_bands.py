@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from .tiles import tiled
+from .tiles import partition, tiled
 
 DEPTHWISE = 1 << 15  # bytes of a band: the nearest cache, with room for what else passes through it
 DENSE = 1 << 17  # bytes of a band, and of the weights that go by for each: the second cache
@@ -85,6 +85,8 @@ def cut(sch: Any, pad: Any, main: Any, out: Any, way: Band, tile: tuple[int, int
     extent = getattr(sch.get(copied).extent, "value", 0)  # an expression where channels that are copied vary in number
     if way.depthwise and extent and extent % lanes == 0:
         sch.vectorize(sch.split(copied, [None, lanes])[1])
+    elif not way.depthwise:  # of whole rows: zeros at their ends, and a copy between that asks nothing
+        partition(sch, copied)
     for loop in (rows, columns, near):
         sch.unroll(loop)
     sch.vectorize(vector)

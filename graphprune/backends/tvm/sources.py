@@ -9,8 +9,8 @@ from hashlib import sha256
 from pathlib import Path
 
 SHAPING = ("channel_selection", "cuda", "lower", "lstm", "lstm_steps", "planes", "rewrites", "schedule",
-           "schedule_bands", "schedule_concat", "schedule_rows", "separable", "tiles", "time_ops", "torch_ops",
-           "transposed", "vector_math", "winograd")  # fmt: skip
+           "schedule_bands", "schedule_concat", "schedule_rows", "separable", "stack", "tiles", "time_ops",
+           "torch_ops", "transposed", "vector_math", "winograd")  # fmt: skip
 """Modules that decide what code an op becomes, or how one op alone is timed."""
 
 OTHERS = ("__init__", "records", "rpc", "search_space", "sources", "target", "tune", "vm_profile", "worker")

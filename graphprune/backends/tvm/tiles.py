@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from .stack import SCOPE
+
 SPATIAL, REDUCTION = 0, 2  # tvm's numbers of kinds of block axes
 UNROLLED = 32  # taps of a kernel: neighbours share what they load where these are unrolled
 PACKED = "meta_schedule.layout_rewrite_preproc"  # TVM's mark of a block that may run at compile time
-PARTITION = "pragma_loop_partition_hint"  # and of a loop that may be cut in two
+PARTITION = "pragma_loop_partition_hint"  # and of a loop that may be cut where its turns differ
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,9 @@ def tiled(sch: Any, loop: Any, size: int) -> tuple[Any, Any]:
 
 
 def partition(sch: Any, loop: Any) -> None:
-    """A smaller last tile becomes code of its own, as otherwise each multiply-add would ask whether it is needed.
-    ``loop``: over tiles of an axis, or what that is fused into as the outermost."""
+    """The ends of a loop become code of its own where they differ from the rest: a smaller last tile, as otherwise each
+    multiply-add would ask whether it is needed, or a border of zeros. ``loop``: over an axis or its tiles, or what that
+    is fused into as the outermost."""
     sch.annotate(loop, PARTITION, 1)
 
 
@@ -110,7 +113,7 @@ def pack(sch: Any, main: Any, lanes: int, words: int, constant: Collection[str])
 
 
 def register_tile(sch: Any, main: Any, lanes: int, unrolled: bool = False) -> None:
-    """Inside a tile: the reduction outermost, the tile itself unrolled and in vectors."""
+    """Inside a tile: the reduction outermost, the tile itself unrolled and in vectors, its sums in registers."""
     own = kinds(sch, main)
     loops = list(zip(sch.get_loops(main)[-len(own) :], own, strict=True))
     spatial = [loop for loop, kind in loops if kind == SPATIAL]
@@ -123,4 +126,5 @@ def register_tile(sch: Any, main: Any, lanes: int, unrolled: bool = False) -> No
         for loop in reduction:
             sch.unroll(loop)
     sch.vectorize(spatial[-1])
+    sch.set_scope(main, 0, SCOPE)
     sch.decompose_reduction(main, reduction[0])

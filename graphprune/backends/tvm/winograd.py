@@ -19,6 +19,7 @@ import numpy as np
 
 from .channel_selection import Selection, selected
 from .rewrites import FUSES_WHAT_FOLLOWS, OPAQUE, kernel, rewritten
+from .stack import SCOPE
 
 MADE, READ = 4, 6  # positions of a tile along an axis
 P, Q = sqrt(1 / 2), sqrt(2)
@@ -253,7 +254,7 @@ def transform(func: Any, lanes: int) -> Any:
     tile = sch.fuse(*outer, far)
     sch.parallel(tile)
     sch.compute_at(half, tile, preserve_unit_loops=True)
-    sch.set_scope(half, 0, "local")
+    sch.set_scope(half, 0, SCOPE)
     for *unrolled, across in (sch.get_loops(half)[1:], [*inner, vector]):
         for loop in unrolled:
             sch.unroll(loop)
