@@ -216,6 +216,7 @@ UNEVEN: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "columns without a divisor": (Layer(nn.Conv2d(24, 176, 1)), (2, 24, 3, 23)),
     "tokens and heads": (Heads(48, 80), (2, 29, 48)),
     "few channels": (Heads(24, 48), (1, 37, 24)),
+    "no whole vectors": (nn.Sequential(nn.Linear(30, 101), nn.ReLU(), nn.Linear(101, 37)), (3, 5, 30)),
 }
 
 

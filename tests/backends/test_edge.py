@@ -211,6 +211,16 @@ def test_sums_of_a_tile_are_on_the_stack(tmp_path: Path) -> None:
     assert len(summed) > 1 and summed <= stacked
 
 
+def test_weights_that_fill_no_vectors_are_padded_at_compile_time(tmp_path: Path) -> None:
+    """A kernel has room for what it makes, and none for its weights."""
+    on = need("c")
+    net = gp.load(nn.Sequential(nn.Linear(64, 101), nn.ReLU(), nn.Linear(101, 37)), torch.randn(5, 64))
+    library = on.emit(net, tmp_path)
+    assert on.found(library)["workspace_bytes"] < 4 * 101 * 37
+    batch = net.host.example()
+    assert error(on.load(library).run(batch), Onnx().run(net, batch)) <= TOLERANCE
+
+
 def test_a_copy_asks_once_where_it_is(tmp_path: Path) -> None:
     """GCC moves one question out of a loop: of the rows above an image, and its columns are asked nothing."""
     convs = nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, 16, 3, 1, 1, groups=16)

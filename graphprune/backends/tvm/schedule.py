@@ -277,15 +277,25 @@ class _Nest:
         return multiples
 
     def _padded(self, main: Any, after: list[Any], multiples: list[int]) -> Any:
-        before = {self.sch.get(block).name_hint for block in self.sch.get_child_blocks(self.sch.get_sblock("root"))}
-        self.sch.pad_einsum(main, [max(1, n) for n in multiples])
-        for block in self.sch.get_child_blocks(self.sch.get_sblock("root")):
-            if self.sch.get(block).name_hint not in before:
+        """Weights that are constants are padded as they are packed, at compile time."""
+        sch = self.sch
+        before = {sch.get(block).name_hint for block in sch.get_child_blocks(sch.get_sblock("root"))}
+        sch.pad_einsum(main, [max(1, n) for n in multiples])
+        weights = None
+        for block in sch.get_child_blocks(sch.get_sblock("root")):
+            if sch.get(block).name_hint in before:
+                continue
+            if sch.get(block).reads[0].source.name in self.constant:
+                weights = block
+                self.constant.append(sch.get(block).writes[0].source.name)
+            else:
                 self._spread(block)
         for block in after:
             self._spread(block)
-        self._tile(main, self.sch.cache_write(main, 0, "global"))
-        return self.sch
+        self._tile(main, sch.cache_write(main, 0, "global"))
+        if weights is not None:
+            sch.compute_inline(weights)
+        return sch
 
     def _tile(self, main: Any, out: Any) -> None:
         """Tile the last block, compute the product inside its tile."""
