@@ -134,15 +134,38 @@ int main(void) {
 """
 
 
-def test_threads_are_the_callers_where_it_gives_a_parallel_for(net: gp.Program, tmp_path: Path) -> None:
-    """Without OpenMP: tasks in any order give what one thread gives, to the last bit."""
+def launches(on: str, net: gp.Program, folder: Path) -> int:
+    """Of a caller's own parallel-for, without OpenMP: tasks one after the other, from the last to the first, must give
+    what one thread gives, to the last bit."""
     need("gcc")
-    target("x86_64{link=false}").emit(net, tmp_path)
-    (tmp_path / "own.c").write_text(OWN)
+    target(f"{on}{{link=false}}").emit(net, folder)
+    (folder / "own.c").write_text(OWN)
     files = ["own.c", "model.c", "runtime.c", "kernels.o"]
-    subprocess.run(["gcc", "-std=c11", "-O1", *files, "-o", "own", "-lm"], cwd=tmp_path, check=True)
-    done = subprocess.run([tmp_path / "own"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and int(done.stdout) > 0
+    subprocess.run(["gcc", "-std=c11", "-O1", *files, "-o", "own", "-lm"], cwd=folder, check=True)
+    done = subprocess.run([folder / "own"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0
+    return int(done.stdout)
+
+
+def test_threads_are_the_callers_where_it_gives_a_parallel_for(net: gp.Program, tmp_path: Path) -> None:
+    assert launches("x86_64", net, tmp_path) > 0
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.LSTM(6, 203)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        states: torch.Tensor = self.layer(x)[0]
+        return states
+
+
+def test_the_cores_of_a_board_share_the_steps_of_an_lstm(tmp_path: Path) -> None:
+    """None waits for another within a step: one that calls them in turns would hang."""
+    own, steps = tmp_path / "three.toml", 20
+    own.write_text('base = "x86_64"\ncores = 3\n')
+    assert launches(str(own), gp.load(Recurrent().eval(), torch.randn(steps, 1, 6)), tmp_path) >= steps
 
 
 COUNTED = r"""

@@ -18,6 +18,7 @@ import graphprune as gp
 from graphprune.backends import target
 from graphprune.backends.boards import board
 from graphprune.backends.target import Target
+from graphprune.backends.tvm.lower import imported, lowered, toolchain
 from graphprune.backends.tvm.target import Library, Tvm
 from graphprune.errors import TargetError
 from graphprune.ir.program import Program
@@ -78,6 +79,36 @@ def test_layers_of_torch_are_right(case: str) -> None:
     sizes, options = CASES[case]
     kernels = compiled(program(*sizes, **options))
     assert kernels == options.get("num_layers", 1) * (1 + options.get("bidirectional", False))
+
+
+LONG = {
+    "one a batch": ((6, 203, 5, 1), {"states": True, "bidirectional": True}),
+    "three a batch": ((6, 171, 4, 3), {"states": True, "bidirectional": True}),
+}
+"""Whose steps are long enough for threads to share them, in blocks that no number of threads divides."""
+
+
+@pytest.mark.parametrize("case", LONG)
+def test_threads_share_long_steps_and_no_bit_depends_on_how_many_there_are(case: str, tmp_path: Path) -> None:
+    sizes, options = LONG[case]
+    made = program(*sizes, **options)
+    assert shared(made)
+    path, batch = Tvm().emit(made, tmp_path), made.host.example()
+    one, *others = (Tvm().load(path, threads=threads).run(batch) for threads in (1, 2, 3))
+    for ours, exact in zip(one, made.host.copy("float64").run(batch), strict=True):
+        assert np.abs(ours - exact).max() <= 1e-6 * np.abs(exact).max()
+    for other in others:
+        assert all(np.array_equal(ours, theirs) for ours, theirs in zip(one, other, strict=True))
+
+
+def test_steps_too_short_to_wake_threads_for_are_one_threads() -> None:
+    assert not shared(program(6, 64, 5, 3))
+
+
+def shared(made: Program) -> bool:
+    """Whether kernels of steps ask how many threads there are."""
+    toolchain()
+    return "NumThreads" in lowered(imported(made.host)[0], Tvm()._llvm()).script()
 
 
 @pytest.mark.parametrize("on", [Tvm(mcpu="haswell"), Tvm(schedule=False), Tvm(layout="NCHW")], ids=lambda on: on.text())
@@ -181,8 +212,6 @@ def test_what_no_kernel_computes_is_refused(case: str, tmp_path: Path) -> None:
 
 
 def test_cuda_has_no_such_kernels(tmp_path: Path) -> None:
-    from graphprune.backends.tvm.lower import imported
-
     assert "graphprune.lstm" not in imported(program(3, 4, 2, 1).host, layers=False)[0].script()
     with pytest.raises(TargetError, match="LSTM"):
         imported(gp.load(recurrent(tmp_path / "layers.onnx")).host, "cuda", layers=False)

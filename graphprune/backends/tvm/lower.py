@@ -130,7 +130,7 @@ def lowered(module: Any, target: Any, layout: str = "NHWC", scheduled: bool = Tr
 
     steps = relax.transform
     registers = _registers(target)
-    module = lstm.kernels(module, registers.lanes, registers.tile)
+    module = lstm.kernels(module, registers.lanes, registers.tile, _threads(target))
     module = whole_pools(pads(transposed.plain(clips(steps.DecomposeOpsForInference()(norms(squeezes(module)))))))
     if layout == "NHWC":
         with suppress(Exception):  # over some ops that pass fails: then as they come, channels first, which is slower
@@ -211,6 +211,11 @@ def _registers(target: Any) -> Registers:
     from tvm.target import codegen
 
     return WIDE if codegen.llvm_cpu_has_features("avx512f", target) else NARROW
+
+
+def _threads(target: Any) -> int:
+    """How many code is for: a board's cores, in C one; 0 where TVM's runtime, which runs it, knows."""
+    return 1 if target.kind.name == "c" else int(target.attrs.get("num-cores", 0))
 
 
 def interface(names: Sequence[str], inputs: Sequence[Array], outputs: Sequence[Array]) -> dict[str, Any]:

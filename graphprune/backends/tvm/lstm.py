@@ -25,8 +25,9 @@ FORWARD, BACKWARD = "graphprune.lstm", "graphprune.lstm_backward"
 ONNX_ORDER = (0, 2, 3, 1)  # where ONNX has the input, forget, cell and output gate
 
 
-def kernels(module: Any, lanes: int, tile: int) -> Any:
-    """A module with its layers as kernels. ``lanes``: floats in a vector, ``tile``: vectors in registers."""
+def kernels(module: Any, lanes: int, tile: int, threads: int) -> Any:
+    """A module with its layers as kernels. ``lanes``: floats in a vector, ``tile``: vectors in registers, ``threads``:
+    see Steps."""
     from tvm import ir, relax
 
     @relax.expr_functor.mutator
@@ -42,7 +43,7 @@ def kernels(module: Any, lanes: int, tile: int) -> Any:
             assert all(isinstance(value, ir.GenericConst) for value in constants)
             weights = [value.value.numpy() for value in constants]
             steps, batch, inputs = (int(n) for n in x.ty.shape.values)
-            sizes = Steps(steps, batch, weights[1].shape[1], name == BACKWARD, lanes, tile // GATES)
+            sizes = Steps(steps, batch, weights[1].shape[1], name == BACKWARD, lanes, tile // GATES, threads)
             emit = self.builder_.emit
             gates = emit(relax.op.reshape(x, [steps * batch, inputs]))
             gates = emit(relax.op.matmul(gates, relax.const(sizes.input_weights(weights[0]))))

@@ -3,7 +3,9 @@
 TVM's frontends write every step out: ten kernels each, whose recurrent product makes one gate after the other and goes
 through memory before the gates are joined. Here a step goes over blocks of hidden units, a vector of them at a time.
 The four gates of a block are computed together, in registers, from weights stored in the order in which they are read,
-and become the block's new state before the next one begins.
+and become the block's new state before the next one begins. Threads share the blocks of a step that is long enough to
+wake them for, each always the same ones, whose weights stay in its cache; what a block becomes does not depend on how
+many there are.
 
 TVM is an extra and slow to import, so every import of it is inside a function.
 """
@@ -22,12 +24,14 @@ from ...ir.host import Array
 from .stack import SCOPE
 
 GATES = 4  # input, forget, cell, output
+SHARED = 300_000  # multiply-adds of a step, 3 us: a thread is woken in 0.5, or 1.7 where caches are not shared
+READ = 2  # multiply-adds that take as long as reading their weight from the second cache does
 
 
 @dataclass(frozen=True)
 class Steps:
     """One direction of a layer, and how it is cut. ``lanes``: floats in a vector; ``sums``: how many a register tile
-    may hold of each gate."""
+    may hold of each gate; ``threads``: that share a step, 0 where TVM's runtime says how many there are."""
 
     steps: int
     batch: int
@@ -35,6 +39,7 @@ class Steps:
     backward: bool
     lanes: int
     sums: int
+    threads: int = 1
 
     @property
     def blocks(self) -> int:
@@ -46,6 +51,11 @@ class Steps:
         return self.blocks * self.lanes
 
     @property
+    def shared(self) -> bool:
+        """Whether a step is long enough to wake threads for."""
+        return self.threads != 1 and GATES * self.hidden**2 * max(self.batch, READ) >= SHARED
+
+    @property
     def rows(self) -> int:
         """Of the batch, computed together: weights are loaded once for all of them."""
         tiles = -(-self.batch // self.sums)
@@ -54,7 +64,7 @@ class Steps:
     @property
     def parts(self) -> int:
         """Sums that a dot product is cut into where rows are few: one would wait for its last addition."""
-        return max(n for n in (1, 2, 4) if n * self.rows <= self.sums)
+        return 2 if 2 * self.rows <= self.sums else 1
 
     @property
     def deep(self) -> int:
@@ -116,13 +126,24 @@ class _Body:
 
         sizes, given = self.sizes, self.given
         self._begin()
+        tasks = self._tasks()
         with T.serial(0, sizes.steps) as step:
             at = sizes.steps - 1 - step if sizes.backward else step
-            with T.serial(0, sizes.blocks) as turn:
-                self._block(step, at, _to_and_fro(step, turn, sizes.blocks))
+            with (T.parallel if sizes.shared else T.serial)(0, tasks) as task:
+                first, end = (k * sizes.blocks // tasks for k in (task, task + 1))
+                with T.serial(0, end - first) as turn:
+                    self._block(step, at, first + _to_and_fro(step, turn, end - first))
             self._copy(self.hidden, [(step + 1) % 2], given["out"], [at])
         self._copy(self.hidden, [sizes.steps % 2], given["last"], [])
         self._copy(self.cell, [], given["last_cell"], [])
+
+    def _tasks(self) -> Any:
+        """How many runs of blocks a step is: one for each thread."""
+        from tvm.tirx.script.builder import ir as T
+
+        if not self.sizes.shared:
+            return 1
+        return self.sizes.threads or T.bind(T.call_packed("runtime.NumThreads"))
 
     def _begin(self) -> None:
         """The first states, zero behind the last unit."""
@@ -161,9 +182,11 @@ class _Body:
                 with self._lanes() as lane:
                     begun = T.float32(0) if part else self.given["inputs"][at, row, block, gate, lane]
                     T.buffer_store(sums, begun, [k, part, gate, lane])
-        with T.serial(0, self.sizes.deep // parts) as group:
+        length = self.sizes.deep // parts
+        with T.serial(0, length) as turn:
             for part in range(parts):
-                unit = group * parts + part
+                # One row waits for weights alone: its sums read them in two places, both of which caches fetch ahead.
+                unit = part * length + turn if self.sizes.rows == 1 else turn * parts + part
                 for k, row, gate in tile:
                     with self._lanes() as lane:
                         more = self.hidden[step % 2, row, unit] * weight[block, unit, gate, lane]
@@ -193,7 +216,7 @@ class _Body:
         return T.vectorized(0, self.sizes.lanes)
 
 
-def _to_and_fro(step: Any, turn: Any, count: int) -> Any:
+def _to_and_fro(step: Any, turn: Any, count: Any) -> Any:
     """Blocks from either end in turns: what the cache still has of the last step's weights is read first."""
     from tvm import tirx
 
