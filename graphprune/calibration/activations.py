@@ -23,6 +23,7 @@ class Values(Mapping[str, Array]):
 
     def __init__(self, held: Mapping[str, Array], away: AbstractSet[str] = frozenset()) -> None:
         self._held, self._away = dict(held), set(away)
+        self.held_bytes = sum(array.nbytes for name, array in self._held.items() if name not in self._away)
 
     def __getitem__(self, name: str) -> Array:
         return self._held[name]
@@ -41,14 +42,12 @@ class Values(Mapping[str, Array]):
         held = {name: self._held[name] if name in self._held else new[name] for name in names}
         return Values(held, self._away & held.keys())
 
-    def held_bytes(self) -> int:
-        return sum(held.nbytes for name, held in self._held.items() if name not in self._away)
-
     def put_away(self, room: Room) -> None:
         """What is held goes into files."""
         for name in sorted(self._held.keys() - self._away):
             self._held[name] = room.put(self._held[name])
             self._away.add(name)
+        self.held_bytes = 0
 
 
 class Walk:
@@ -111,5 +110,5 @@ class Walk:
         return max((self._place[user.name] for user in self.graph.users(value)[-1:]), default=-1)
 
     def _spill(self, number: int) -> None:
-        if sum(values.held_bytes() for values in self._live) > LIMIT_BYTES:
+        if sum(values.held_bytes for values in self._live) > LIMIT_BYTES:
             self._live[number].put_away(self._room)

@@ -184,7 +184,7 @@ def test_what_a_walk_keeps_goes_to_files_beyond_the_limit(monkeypatch):
     program = load(nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 2)), (4,), samples=130)
     with Walk(program.host, program.graph, program.data) as walk:
         found = walk.live(2)
-        assert found and not any(live.held_bytes() for live in found)
+        assert found and not any(live.held_bytes for live in found)
         (name,) = found[0]
         np.testing.assert_array_equal(found[0][name], program.host.watch(program.data[0], [name])[name])
         output = program.graph.outputs[0].name  # goes on from what is in the files

@@ -85,6 +85,7 @@ class OnnxHost:
         self._session: Session | None = None
         self._watched: tuple[tuple[tuple[str, ...], tuple[str, ...]], Session] | None = None
         self._widened: ir.Model | None = None
+        self._stored: set[str] | None = None  # names of weights
 
     def _runnable(self) -> ir.Model:
         """The model, or its copy in float32 where it is in bfloat16."""
@@ -415,7 +416,9 @@ class OnnxHost:
 
     def watch(self, batch: Batch, names: Sequence[str], known: Mapping[str, Array] | None = None) -> dict[str, Array]:
         fed = ChainMap(known or {}, feed(self._runnable(), narrowed(batch, self._narrowed)))  # type: ignore[arg-type]  # nothing is written
-        stored = {name for graph in graphs_of(self.model.graph) for name in graph.initializers}
+        if self._stored is None:
+            self._stored = {name for graph in graphs_of(self.model.graph) for name in graph.initializers}
+        stored = self._stored
         made = [name for name in names if name not in fed and name not in stored]
         seen: dict[str, Array] = {}
         if made:
