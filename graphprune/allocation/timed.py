@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from ..axes.index import Indices
 from ..cost.latency.model import LatencyModel
 from ..errors import BudgetError
-from ..ir.facts import Group, Groups, Keep, Losses
+from ..ir.facts import Group, Groups, Keep, Losses, Scores
 from ..ir.host import Array
 from ..reorder.per_reader import Links
 from .choice import Counts
@@ -34,10 +34,11 @@ class Timed(Allocation):
         return menu(self, group)
 
     def price(self, counts: Mapping[str, int]) -> float:
-        return self.model.total_ms({**self.left, **counts})
+        return self.model.total_ms(self._everything(counts))
 
     def prices(self, counts: Mapping[str, int], name: str, options: Array) -> Array:
-        return self.model.prices({**self.left, **counts}, name, options)
+        same = (name, *(group.name for group in self.alike.get(name, ())))
+        return self.model.prices(self._everything(counts), same, options)
 
     def own_prices(self, counts: Mapping[str, int], name: str, options: Array) -> Array:
         return self.prices(counts, name, options)
@@ -48,7 +49,10 @@ class Timed(Allocation):
         return None
 
     def whole_layers(self, counts: Mapping[str, int]) -> frozenset[str]:
-        return self.model.whole_layers({**self.left, **counts})
+        return self.model.whole_layers(self._everything(counts))
+
+    def _everything(self, counts: Mapping[str, int]) -> Mapping[str, int]:
+        return {**self.left, **self.everyone(counts)}
 
     def cannot(self, least: float) -> BudgetError:
         model = self.model
@@ -81,7 +85,7 @@ def within(problem: Timed, links: Links, *, distortion: bool) -> Keep:
     still fits."""
     program, budget = problem.program, problem.budget
     if distortion and not program.knows(Losses):
-        problem = replace(problem, program=program.learn(measured_losses(program, problem.groups)))
+        problem = replace(problem, program=program.learn(measured_losses(program, problem.each)))
     losses = lost(problem, {group.name: problem.menu(group) for group in problem.groups})
     found: Keep | None = None
     under = 0.0
@@ -105,7 +109,9 @@ def within(problem: Timed, links: Links, *, distortion: bool) -> Keep:
 
 
 def _with_followers(problem: Timed, links: Links, counts: Counts) -> dict[str, Indices]:
-    def chosen(groups: Groups) -> dict[str, Indices]:
-        return {group.name: best(problem.scores[group], counts[group.name]) for group in groups}
+    scores, left = problem.program.fact(Scores), problem.everyone(counts)
 
-    return links.complete(chosen(problem.groups.channels)) | chosen(problem.groups.gates)
+    def chosen(groups: Groups) -> dict[str, Indices]:
+        return {group.name: best(scores[group], left[group.name]) for group in groups}
+
+    return links.complete(chosen(problem.each.channels)) | chosen(problem.each.gates)

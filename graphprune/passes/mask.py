@@ -22,7 +22,7 @@ from ..cost.static import Cost
 from ..cost.units import UNITS, cost
 from ..coupling.names import called, matching
 from ..errors import BudgetError, RecipeError, nearest
-from ..ir.facts import Budget, Groups, Keep, Scores
+from ..ir.facts import Budget, Group, Groups, Keep, Scores
 from ..ir.program import Program
 from ..pipeline.ahead import cost_ahead
 from ..pipeline.base import Pass
@@ -73,10 +73,9 @@ class Mask(Pass):
             )
         if self.alike not in ALIKE:
             raise RecipeError(f"`mask`: `alike` cannot be `{self.alike}`", nearest(self.alike, ALIKE))
-        if self.alike != "no" and (self.latency or self.unconstrained != "no"):
+        if self.alike != "no" and self.unconstrained != "no":
             raise RecipeError(
-                f"`mask{{alike={self.alike}}}` goes by scores and the cost of whole layers",
-                "leave out `latency` and `unconstrained`",
+                f"`mask{{alike={self.alike}}}` keeps as many channels of whole layers", "leave out `unconstrained`"
             )
         if self.alike != "no" and self.allocate in METHODS and self.allocate not in OF_ALIKE:
             raise RecipeError(
@@ -147,8 +146,7 @@ class Mask(Pass):
         if unit == "latency":
             return self._within(program)
         scores, links = program.fact(Scores), self._links(program)
-        free = links.free() if self.alike == "no" else without_frozen_likes(links.free())
-        groups = replace(free, groups=(*free, *gates))
+        groups = self._free(program, links)
         count = cost_ahead(unit, program, groups, undecided(program))
         whole = self._whole(program, unit, groups)
         remains = asked.share(whole)
@@ -159,7 +157,7 @@ class Mask(Pass):
             )
         priced = links.priced(count, scores, best)
         given = self._given(groups)
-        chosen, sums, alike = (groups, scores, {}) if self.alike == "no" else tied(groups, scores)
+        chosen, sums, alike = self._tied(groups, scores)
         problem = Allocation(program, chosen, sums, priced, remains * whole, unit, self.floor, self.grain, given, alike)
         counts = methods()[self.allocate].counts(problem)
         menus = lost(problem, {g.name: sorted({*problem.menu(g), counts[g.name]}) for g in chosen})
@@ -182,6 +180,14 @@ class Mask(Pass):
         less = any(len(agreed[name]) < len(kept) for name, kept in keep.items())
         why = "readers that agree take less" if less else _next(menus, problem.prices, counts, whole, "x")
         return made.note(f"{unit}={getattr(self, unit)}: {have:.3g}x is kept, for {why}")
+
+    def _free(self, program: Program, links: Links) -> Groups:
+        """What may be chosen."""
+        free = links.free() if self.alike == "no" else without_frozen_likes(links.free())
+        return replace(free, groups=(*free, *program.fact(Groups).gates))
+
+    def _tied(self, groups: Groups, scores: Scores) -> tuple[Groups, Scores, Mapping[str, tuple[Group, ...]]]:
+        return (groups, scores, {}) if self.alike == "no" else tied(groups, scores)
 
     def _whole(self, program: Program, unit: str, groups: Groups) -> float:
         """What a share is of. What opened dims (an embedding untied, a layer factored) does not count, so that no
@@ -283,18 +289,19 @@ class Mask(Pass):
                 f"`mask{{latency={self.latency}}}` needs a LatencyModel, which says what channels cost on a target",
                 "graphprune compile --latency makes one",
             )
-        model, links, groups = program.fact(LatencyModel), self._links(program), program.fact(Groups)
-        channels = links.free()
+        model, links = program.fact(LatencyModel), self._links(program)
+        chosen, scores, alike = self._tied(self._free(program, links), program.fact(Scores))
         problem = Timed(
             program,
-            replace(channels, groups=(*channels, *groups.gates)),
-            program.fact(Scores),
+            chosen,
+            scores,
             Cost("ms", (), {}),
             model.budget_ms(self.latency),
             "latency",
             self.floor,
             self.grain,
-            self._given(groups),
+            self._given(program.fact(Groups)),
+            alike,
             model=model,
             asked=self.latency,
         )

@@ -210,7 +210,7 @@ def test_prices_are_the_model_one_group_at_a_time(program: Program) -> None:
     menus = Mask(latency="0.5x", grain=16).menus(scored)
     counts = {name: menu[len(menu) // 2] for name, menu in menus.items()}
     for name, menu in menus.items():
-        prices = model.prices(counts, name, np.array(menu))
+        prices = model.prices(counts, [name], np.array(menu))
         assert prices.tolist() == pytest.approx([model.total_ms({**counts, name: count}) for count in menu])
 
 
@@ -246,8 +246,10 @@ def test_the_sheet_says_what_the_widths_of_every_op_say(name: str) -> None:
         counts = {group.name: int(rng.integers(1, group.size + 1)) for group in chosen}
         for group in groups:
             options = np.unique(rng.integers(1, group.size + 1, 4))
-            sums = sheet.sums(counts, group.name, options)
-            assert sums.tolist() == pytest.approx([sum(alone({**counts, group.name: k})) for k in options.tolist()])
+            same = [group.name, *(other.name for other in groups if other is not group and rng.random() < 0.3)]
+            for names in ([group.name], same):  # one, and several that keep as many
+                every = [sum(alone({**counts, **dict.fromkeys(names, k)})) for k in options.tolist()]
+                assert sheet.sums(counts, names, options).tolist() == pytest.approx(every)
         assert sheet.each(counts).tolist() == pytest.approx(alone(counts))
 
 
@@ -606,6 +608,36 @@ def test_measured_distortion_decides_where_it_is_asked_for(clock: None, monkeypa
     assert len(log) == 2, "once for all rounds, once for this test"
     assert lost["rd"] <= lost["uniform"]
     assert found.facts["rounds"][-1]["loss"] == pytest.approx(lost["rd"])
+
+
+class Perceptron(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(256, 1024), nn.Linear(1024, 256)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(torch.relu(self.up(x)))
+
+
+@pytest.mark.parametrize("allocate", ["uniform", "rd"])
+def test_layers_alike_keep_to_a_latency(clock: None, allocate: str) -> None:
+    """The same layer of all blocks keeps as many channels, each its own best ones; left to themselves they differ."""
+    torch.manual_seed(0)
+    blocks = [Perceptron() for _ in range(3)]
+    module = nn.Sequential(*blocks).eval()
+    with torch.no_grad():
+        blocks[1].down.weight.mul_(0.1)  # of which more would go
+    data = np.random.default_rng(3).standard_normal((64, 256), np.float32)
+    program, kept = gp.load(module, torch.randn(2, 256), data=data), {}
+    for alike in ("layers", "no"):
+        mask = f"mask{{latency=0.75x grain=64 allocate={allocate} alike={alike}}}"
+        found = to_latency(program, Recipe.parse(f"group,score,{mask},propagate"), Known())
+        assert 0.9 * found.facts["goal_ms"] <= found.facts["measured_ms"] <= 1.03 * found.facts["goal_ms"]
+        (cut,) = found.program.plan.of(Cut)
+        kept[alike] = [cut.keep.get(f"{k}.up", range(1024)) for k in range(3)]
+    assert len({len(channels) for channels in kept["layers"]}) == 1
+    assert len({tuple(channels) for channels in kept["layers"]}) == 3
+    assert len({len(channels) for channels in kept["no"]}) > 1
 
 
 def test_branches_have_prices(clock: None) -> None:

@@ -84,9 +84,9 @@ class LatencyModel:
             out[work.op] = out.get(work.op, 0.0) + self.scale * ms
         return out
 
-    def prices(self, counts: Mapping[str, int], group: str, options: Array) -> Array:
-        """allocation.choice.Prices: the whole at each of ``options`` of one group."""
-        return self.scale * self.sheet.sums(counts, group, options) + self.offset_ms
+    def prices(self, counts: Mapping[str, int], groups: Sequence[str], options: Array) -> Array:
+        """allocation.choice.Prices: the whole at each of ``options`` of one group, or of some that keep as many."""
+        return self.scale * self.sheet.sums(counts, groups, options) + self.offset_ms
 
     def corrected(self, seen: Sequence[tuple[Counts, float]], goal_ms: float) -> LatencyModel:
         """The same, through what was measured: the line through the two points next to the goal on either side,

@@ -60,15 +60,15 @@ class Sheet:
         taken = self._whole_less(everything, self._priced(everything, self._widths))
         return frozenset(layer for layer, whole in zip(self._layers, taken, strict=True) if whole)
 
-    def sums(self, counts: Counts, group: str, options: Array) -> Array:
-        """Milliseconds of all works with ``group`` at each of ``options``."""
+    def sums(self, counts: Counts, groups: Sequence[str], options: Array) -> Array:
+        """Milliseconds of all works with each of ``groups`` at each of ``options``."""
         self._move(counts)
-        g = self._number[group]
-        works, terms = self._touched[g], self._holding[g]
-        mine = self._factors[terms] == g
-        others = self._scale[terms] * np.where(mine, 1.0, self._at[self._factors[terms]]).prod(1)
-        power = mine.sum(1)
-        change = others[:, None] * (np.asarray(options, float) ** power[:, None] - (self._at[g] ** power)[:, None])
+        numbers = [self._number[name] for name in groups]
+        both = (self._touched, self._holding)
+        works, terms = (np.unique(np.concatenate([held[g] for g in numbers])) for held in both)
+        mine, at = np.isin(self._factors[terms], numbers), self._at[self._factors[terms]]
+        others, own = self._scale[terms] * np.where(mine, 1.0, at).prod(1), np.where(mine, at, 1.0).prod(1)
+        change = others[:, None] * (np.asarray(options, float) ** mine.sum(1)[:, None] - own[:, None])
         row = np.searchsorted(works, self._row[terms] // 3) * 3 + self._row[terms] % 3
         widths = np.repeat(self._widths[works].reshape(-1, 1), change.shape[1], 1)
         np.add.at(widths, row, change)
