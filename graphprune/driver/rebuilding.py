@@ -76,17 +76,17 @@ def rebuilt(program: Program, module: Any, sizes: Any = None, assign: bool = Fal
     """``module`` at the widths of ``program`` and with its weights, proven to compute the same on the example inputs.
     ``sizes``: those of widths.json, where the program has no source to compare with; ``assign`` as for ``filled``.
     Raises ModelError."""
-    from ..hosts.torch.configuration import configure
     from ..hosts.torch.export import check_loaded
+    from ..hosts.torch.own_configuration import configure
     from ..hosts.torch.pretrained import networks
-    from ..hosts.torch.widths import widths
+    from ..hosts.torch.widths import keeps, widths
     from ..train.inplace import compare
 
     if not assign:
         check_loaded(module)  # before it is changed
     filled(program, module, widths(program) if sizes is None else sizes, assign)
-    for network in networks(module):
-        tuple(configure(network))
+    for prefix, network in networks(module):
+        tuple(configure(network, keeps(program, network.state_dict(), prefix)))
     compare(module, program.origin, program, "rebuilt")
     return module
 

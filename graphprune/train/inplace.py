@@ -17,12 +17,12 @@ from torch.utils import _pytree as pytree
 from ..axes.dim import find, leaves
 from ..coupling.groups import everything
 from ..errors import ModelError
-from ..hosts.torch.configuration import configure
 from ..hosts.torch.export import check_loaded, evaluated, unwrapped
 from ..hosts.torch.host import TorchHost
+from ..hosts.torch.own_configuration import configure
 from ..hosts.torch.pretrained import networks
 from ..hosts.torch.state import kept
-from ..hosts.torch.widths import all_tokens
+from ..hosts.torch.widths import all_tokens, keeps
 from ..ir.graph import Graph
 from ..ir.host import Host
 from ..ir.program import Plan, Program
@@ -76,7 +76,7 @@ def cut(
     graph, gone = host.lift(), bypassed(done)
     norms = _norms(module, graph, done.graph)
     parts = identities(module, graph, gone) if gone else []
-    for network in networks(module):
+    for _, network in networks(module):
         refuse_uncounted(network, parts, module)
     _check_steps(module, host, done, parts)
     _check_baked(module, host, done)
@@ -93,9 +93,9 @@ def cut(
     ]
     try:
         touched = {id(owner) for owner, _, _ in undo}
-        for network in networks(module):
+        for prefix, network in networks(module):
             if any(id(part) in touched for part in network.modules()):
-                undo += configure(network)
+                undo += configure(network, keeps(done, network.state_dict(), prefix))
         compare(module, host, done)
         args, kwargs = done.host.call_arguments(done.host.example())
         if trains and (error := training_error(module, args, kwargs)):

@@ -113,6 +113,22 @@ def test_groups_of_experts_that_tokens_choose_among_are_counted(groups, recipe, 
     assert np.abs(found - want).max() <= 1e-5 * np.abs(want).max()
 
 
+def test_groups_of_experts_go_whole_in_place_and_where_a_class_is_rebuilt(tmp_path):
+    sizes = dict(EXPERTS["DeepseekV3ForCausalLM"], n_routed_experts=8, n_group=4, topk_group=2)
+    model, other = (made("DeepseekV3ForCausalLM", sizes) for _ in range(2))
+    ids = example_of(model)["input_ids"]
+    done = gp.run("group{only=*gate.0},score,mask{width=*gate.0=3},propagate", gp.load(model, (ids,)))
+    gp.apply(done, model, in_place=True)
+    for number, cut in enumerate((model, gp.rebuild(done, other))):
+        assert (cut.config.n_routed_experts, cut.config.n_group) == (6, 3)
+        cut.save_pretrained(tmp_path / str(number))
+        again = hf.DeepseekV3ForCausalLM.from_pretrained(tmp_path / str(number))
+        with torch.no_grad():
+            assert torch.equal(again(ids).logits, cut(ids).logits)
+            want = torch.from_numpy(done.host.run([ids.numpy()])[0])
+            assert (again(ids).logits - want).abs().max() <= 1e-5 * want.abs().max()
+
+
 def test_layers_with_several_counts_of_groups_of_experts_are_told_of(tmp_path):
     sizes = dict(EXPERTS["DeepseekV3ForCausalLM"], n_routed_experts=8, n_group=4, topk_group=2)
     source = folder(made("DeepseekV3ForCausalLM", sizes), tmp_path / "in")

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import combinations, product
 from math import inf, nextafter
 from typing import Any
 
 import torch
-
-from ...errors import ModelError
 
 Shapes = Mapping[str, tuple[int, ...]]
 Axis = tuple[str, int]
@@ -256,7 +253,7 @@ def _under(sizes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
 def explicit(config: Any) -> Any:
     """A copy in which widths that follow from others are written down, where the class reads them."""
     config = copy.deepcopy(config)
-    for part in _parts(config):
+    for part in parts_of(config):
         one = value_of(config, part)
         heads, stream = getattr(one, "num_attention_heads", None), getattr(one, "hidden_size", None)
         if isinstance(heads, int) and isinstance(stream, int) and getattr(one, "head_dim", None) is None:
@@ -266,7 +263,7 @@ def explicit(config: Any) -> Any:
     return config
 
 
-def _parts(config: Any) -> Iterator[Path]:
+def parts_of(config: Any) -> Iterator[Path]:
     yield ()
     for name, value in vars(config).items():
         if hasattr(value, "to_dict"):
@@ -274,7 +271,7 @@ def _parts(config: Any) -> Iterator[Path]:
 
 
 def fields_of(config: Any, names: Sequence[str]) -> Iterator[Path]:
-    for part in _parts(config):
+    for part in parts_of(config):
         one = value_of(config, part)
         for name in names:
             value = getattr(one, name, None)
@@ -300,39 +297,3 @@ def told(config: Any, kind: type) -> Any:
     config = copy.deepcopy(config)
     config.architectures = [kind.__name__]
     return config
-
-
-def configure(module: Any) -> Iterator[tuple[Any, str, Any]]:
-    """Give a network of the library that was cut a configuration of its widths, and its layers the numbers that they
-    keep of it; yields what was changed: whose, its name, and the value before. Where no configuration says the widths,
-    saving it is refused from there on: the folder would not load."""
-    configuration, wanted = Configuration(type(module), module.config), shapes(module)
-    known = wanted.keys() == configuration.sizes.keys()
-    found = configuration.saying(wanted) if known else None
-    if found is None:
-        yield module, "save_pretrained", type(module).save_pretrained
-        module.save_pretrained = Refused(type(module).__name__)
-    for part in _parts(found) if found is not None else ():
-        own, said = value_of(module.config, part), value_of(found, part)
-        for name in (*FIELDS, "head_dim"):  # a head's width no longer follows from the others
-            if hasattr(said, name) and getattr(own, name, None) != getattr(said, name):
-                yield own, name, getattr(own, name, None)
-                setattr(own, name, getattr(said, name))
-    for path, name, value in configuration.numbers(wanted) if known else ():
-        layer = module.get_submodule(path)
-        if getattr(layer, name, value) != value:
-            yield layer, name, getattr(layer, name)
-            setattr(layer, name, value)
-
-
-@dataclass(frozen=True)
-class Refused:
-    """In the place of ``save_pretrained``."""
-
-    kind: str
-
-    def __call__(self, *args: Any, **options: Any) -> None:
-        raise ModelError(
-            f"no configuration of {self.kind} has the widths that this network was cut to: its folder would not load",
-            "keep layers alike (mask{alike=layers}), or save its state_dict; compile hf:FOLDER writes what loads",
-        )

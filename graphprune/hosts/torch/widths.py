@@ -181,9 +181,9 @@ def _followed(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> dict[str
     return both
 
 
-def keeps(program: Program, names: Iterable[str]) -> Keeps:
-    """See ``kept``, of each tensor."""
-    return {name: kept(program, name) for name in names}
+def keeps(program: Program, names: Iterable[str], prefix: str = "") -> Keeps:
+    """See ``kept``, of each tensor; ``prefix``: what goes before its name in the program."""
+    return {name: kept(program, prefix + name) for name in names}
 
 
 def kept(program: Program, name: str) -> dict[str, list[int]]:
