@@ -22,7 +22,7 @@ from .cost.units import UNITS
 from .driver.artifact import Code, check_code, coded, emit, no_folder, profiled, write
 from .driver.auto import ALL, AUTO, Control, aligned, alone, at_grain, check, default_recipe, ways
 from .driver.closeness import Evaluate, closeness, figures
-from .driver.configured import DIFFERED, more_unlike, pretrained, unsaid
+from .driver.configured import DIFFERED, asked, more_unlike, pretrained, unsaid
 from .driver.contenders import Made, nearest, readers
 from .driver.dump import dumped
 from .driver.latency_search import has_latency, recorded, to_latency
@@ -278,7 +278,7 @@ def compile(
     width: Mapping[str, int | float | str] | None = None,
     floor: float | None = None,
     grain: int | None = None,
-    alike: bool = True,
+    alike: bool | None = None,
     vocabulary: bool | str = False,
     data: Any = None,
     fixed: Sequence[str] = (),
@@ -329,7 +329,8 @@ def compile(
     0.5}``; with no budget nothing else is cut); ``floor``: the least share that a group keeps; ``grain``: the
     multiple that axes are kept at (else what the targets like). ``alike``: of a folder of transformers, keep as many of
     the same layer of all blocks, as its configuration says widths; False lets them differ, and the folder that is
-    written has a class of its own, ``modeling_pruned.py``, for ``from_pretrained(..., trust_remote_code=True)``.
+    written has a class of its own, ``modeling_pruned.py``, for ``from_pretrained(..., trust_remote_code=True)``. A
+    network of transformers in memory is cut freely, and True keeps it to what its configuration can say.
     ``vocabulary``: tokens that do not occur in ``data`` go as well, as the first pass of a recipe too; or options of
     that pass (``"occurs=5 keep=0-258"``, see ``graphprune passes vocabulary``).
 
@@ -389,10 +390,13 @@ def compile(
         for one in chosen:
             one.admit(program)
         widest = max(one.grain for one in chosen)
-        if (given_as := pretrained(program)) and given_as.widths is not None:
+        configurable, given_as = asked(program, alike), pretrained(program)
+        alike = alike is not False
+        if given_as and given_as.widths is not None:
             program, alike = program.note(DIFFERED), False
-        if given_as and None in wanted.values():
-            control = replace(control, freeze=(*control.freeze, *unsaid(program, alike)), alike=alike)
+        if configurable and None in wanted.values():
+            frozen = unsaid(program, configurable, alike)
+            control = replace(control, freeze=(*control.freeze, *frozen), alike=alike)
         if recipe is None and not given and program.knows(Keep):  # training has decided already
             wanted = {AUTO: Recipe.parse("propagate,compensate" if program.data else "propagate")}
         if recipe is None and latency is not None and judged and not (dry_run or given_as or alone(program, control)):
@@ -432,9 +436,9 @@ def compile(
                 if given_as and len(wanted) > 1 and (why := no_folder(result[0])):
                     raise ModelError(f"nothing that from_pretrained loads can be written of it: {why}")
                 return own, result
-            with more_unlike(bool(given_as) and alike):
+            with more_unlike(program, alike):
                 made = aligned(program, unit, text, widest, control, attempt)
-            if unit == "latency" and not given_as:  # whose class has no place for selections
+            if unit == "latency" and not configurable:  # whose class has no place for selections
                 made = readers(program, made, chosen[0], judged, attempt)
             return made
 

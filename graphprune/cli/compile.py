@@ -68,7 +68,7 @@ def _budgets(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option(
     "--alike/--unlike",
-    default=True,
+    default=None,
     help="Of hf:FOLDER: blocks of equal widths, as config.json can say, or each of its own, in a modeling_pruned.py.",
 )
 @click.option(
@@ -163,7 +163,7 @@ def compile(
     width: dict[str, str],
     floor: float | None,
     grain: int | None,
-    alike: bool,
+    alike: bool | None,
     vocabulary: str | None,
     data: Path | None,
     images: Images | None,

@@ -38,17 +38,34 @@ def pretrained(program: Program) -> Pretrained | None:
     return found
 
 
+def asked(program: Program, alike: bool | None) -> Pretrained | None:
+    """What a configuration is to say the widths of: a folder of the library; a network of its in memory where layers
+    are to be ``alike``. Raises ModelError where that is asked of anything else."""
+    from ..hosts.torch.pretrained import Pretrained, is_pretrained
+
+    made = pretrained(program)
+    if made is not None or not alike:
+        return made
+    module = getattr(program.source, "module", None)
+    if module is None or not is_pretrained(module):
+        what = program.host.kind if module is None else type(module).__name__
+        raise ModelError(
+            f"alike=True keeps layers as the configuration of a network of transformers says them, and {what} has none",
+            "leave it out; in a recipe `mask{alike=layers}` keeps as many channels in the same layer of all blocks",
+        )
+    return Pretrained(module)
+
+
 def once(program: Program) -> bool:
     """Whether the folder that the library loads is all that is written: weights that are large are on the disk once."""
     return pretrained(program) is not None and getattr(program.source, "room", None) is not None
 
 
-def unsaid(program: Program, alike: bool = True) -> tuple[str, ...]:
-    """The groups that cannot be cut in the class, as ``freeze`` takes them: that lead, each by one channel less, to no
-    shapes that configurations say; with ``alike`` each class of like layers together, to none that one says, the eps of
-    norms across them included. A class of its own can be resized inside of blocks whatever configurations say."""
-    made = pretrained(program)
-    assert made is not None
+def unsaid(program: Program, made: Pretrained, alike: bool = True) -> tuple[str, ...]:
+    """The groups that cannot be cut in the class of ``made``, as ``freeze`` takes them: that lead, each by one channel
+    less, to no shapes that configurations say; with ``alike`` each class of like layers together, to none that one
+    says, the eps of norms across them included. A class of its own can be resized inside of blocks whatever
+    configurations say."""
     groups = find_groups(program.graph)
     nothing = Scores("", {group.name: np.zeros(group.size) for group in groups})
     chosen, _, others = tied(groups, nothing) if alike else (groups, nothing, {})
@@ -64,12 +81,15 @@ def unsaid(program: Program, alike: bool = True) -> tuple[str, ...]:
 
 
 @contextmanager
-def more_unlike(alike: bool) -> Iterator[None]:
-    """Within, where nothing or too little can be cut of layers that are ``alike``, the hint says what lets more go."""
+def more_unlike(program: Program, alike: bool) -> Iterator[None]:
+    """Within, where nothing or too little can be cut of layers of a folder that are ``alike``, the hint says what lets
+    more go, if that does."""
+    made = pretrained(program) if alike else None
     try:
         yield
     except (BudgetError, ModelError) as error:
-        if alike and error.__cause__ is None:  # else what failed is something that was called
+        called = error.__cause__ is not None  # something that failed
+        if made and not called and len(unsaid(program, made, alike=False)) < len(unsaid(program, made)):
             more = "`--unlike` (alike=False) lets layers inside of blocks go that no field of config.json says"
             error.hint = f"{error.hint}; {more}" if error.hint else more
         raise

@@ -389,6 +389,23 @@ def test_so_has_one_that_a_class_around_it_holds(tmp_path):
         assert torch.equal(hf.LlamaForCausalLM.from_pretrained(tmp_path)(ids).logits, around(ids))
 
 
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", pytest.param("GPT2LMHeadModel", marks=pytest.mark.slow)])
+def test_a_network_in_memory_is_kept_to_what_its_configuration_can_say(name, tmp_path):
+    """By itself it is cut freely, heads by their width too."""
+    model = made(name, {**FIRST, **MORE}[name])
+    ids = example_of(model)["input_ids"]
+    done = gp.compile(model, (ids,), params="0.8x", alike=True, measure=False)
+    gp.apply(done.program, model, in_place=True)
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        again, want = getattr(hf, name).from_pretrained(tmp_path)(ids).logits, done.model(ids).logits
+    assert (again - want).abs().max() <= 1e-5 * want.abs().max()
+    fitted = gp.compile(model, (ids,), params="0.9x", alike=True, data={"input_ids": ids.repeat(4, 1)}, measure=False)
+    assert "bias=false" in fitted.report["recipe"] and "alike=layers" in fitted.report["recipe"]
+    with pytest.raises(ModelError, match="configuration of a network of transformers says them, and Linear has none"):
+        gp.compile(torch.nn.Linear(4, 8), torch.randn(2, 4), alike=True)
+
+
 def test_one_of_unlike_layers_refuses_to_be_saved(tmp_path):
     model = made("LlamaForCausalLM", GQA)
     cut_in_place(model, "group{freeze=*attn*},score,mask{width=*layers.1*gate_proj=20},propagate")
@@ -528,6 +545,10 @@ def test_what_no_field_says_stays_whole_and_the_hint_says_how_it_goes(tmp_path):
     with pytest.raises(BudgetError, match=r"\|\.\.\. \d+ more") as error:
         gp.compile(f"hf:{olmo}", params="0.2x", dry_run=True)
     assert "--unlike" in error.value.hint and len(error.value.message) < 400
+    llama = folder(made("LlamaForCausalLM", GQA), tmp_path / "llama")  # of which nothing more would go
+    with pytest.raises(BudgetError) as error:
+        gp.compile(f"hf:{llama}", params="0.1x", dry_run=True)
+    assert "--unlike" not in error.value.hint
 
 
 def test_what_cannot_keep_layers_alike_is_refused():
