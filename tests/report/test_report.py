@@ -171,7 +171,7 @@ class Page(HTMLParser):
         "0.9806",
         "-0.0111",
         "digits:held_out",
-        "on 64 samples held back from calibration: `logits` changes by 3.12%, cosine 0.9995, the same largest entry",
+        "on 64 samples held back from calibration: logits changes by 3.12%, cosine 0.9995, the same largest entry",
         "MACs are those of one sample, counted at the example's sizes: image 2x3x32x32, step scalar.",
     ],
 )
@@ -219,6 +219,12 @@ def test_names_are_escaped_wherever_they_are() -> None:
     page = Page(render(report))
     assert "script" not in page.tags
     assert page.text.count('<script>alert("x")</script>') >= 10
+
+
+def test_names_in_sentences_are_code() -> None:
+    html = render(changed(notes=["`mask{latency=<b>}` does `that`"]))
+    assert "<code>mask{latency=&lt;b&gt;}</code> does <code>that</code>" in html
+    assert "`" not in Page(html).text
 
 
 def test_not_verified_is_said_plainly() -> None:
