@@ -166,7 +166,7 @@ def _from_folder(folder: Path, samples: Mapping[str, Any] | None) -> TorchHost:
 
     made = read(folder)
     host = TorchHost.export(made.model, made.example(samples))
-    host.pretrained = made
+    host.pretrained, host.notes = made, (*host.notes, *made.notes)
     if are_large(tensor.nbytes for tensor in made.model.parameters()):
         host.room = Room()
     return host

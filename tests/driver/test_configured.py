@@ -573,7 +573,23 @@ def test_what_is_no_folder_of_the_library_says_so(llama, tmp_path):
         lambda f: (f / "config.json").write_text('{"architectures": ["Nobody"], "auto_map": {}}'),
         "has no class `Nobody`",
     )
+    for what in (
+        "[]",
+        "{}",
+        '{"architectures": []}',
+        '{"architectures": "LlamaForCausalLM"}',
+        '{"architectures": null}',
+    ):
+        shutil.rmtree(tmp_path / "no_class_is_named", ignore_errors=True)
+        refused(lambda f, what=what: (f / "config.json").write_text(what), "no class is named")
     refused(lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "no .safetensors")
+    whole = (llama / "model.safetensors").read_bytes()
+    refused(lambda f: (f / "model.safetensors").write_bytes(whole[:999]), r"model.safetensors: .*header")
+    wider = dict(json.loads((llama / "config.json").read_text()), intermediate_size=50)
+    refused(
+        lambda f: (f / "config.json").write_text(json.dumps(wider)),
+        r"`model.layers.0.mlp.down_proj.weight` is 32x48 in its files, and 32x50 by config.json",
+    )
     refused(lambda f: (f / "config.json").rename(f / "adapter_config.json"), "an adapter")
     quantised = dict(json.loads((llama / "config.json").read_text()), quantization_config={"quant_method": "gptq"})
     refused(lambda f: (f / "config.json").write_text(json.dumps(quantised)), "weights are quantised .gptq.")
@@ -581,6 +597,29 @@ def test_what_is_no_folder_of_the_library_says_so(llama, tmp_path):
         gp.load(str(llama))
     with pytest.raises(DataError, match="no tokeniser"):
         gp.load("model.onnx", data=tmp_path / "text.txt")
+
+
+def test_of_weights_in_several_files_each_is_looked_for(tmp_path):
+    made("LlamaForCausalLM", GQA).save_pretrained(tmp_path, max_shard_size="20KB")
+    index, shards = tmp_path / "model.safetensors.index.json", sorted(tmp_path.glob("*.safetensors"))
+    assert len(shards) > 2 and gp.load(f"hf:{tmp_path}").graph.parameters
+    gone, listed = shards[1].read_bytes(), index.read_text()
+    shards[1].unlink()
+    with pytest.raises(ModelError, match=f"`{shards[1].name}` is not there"):
+        gp.load(f"hf:{tmp_path}")
+    shards[1].write_bytes(gone[: len(gone) // 2])  # a download that was cut short
+    with pytest.raises(ModelError, match=f"{shards[1].name}: .*incomplete"):
+        gp.load(f"hf:{tmp_path}")
+    shards[1].write_bytes(gone)
+    for text in ("{", "[]", "{}", '{"weight_map": []}'):
+        index.write_text(text)
+        with pytest.raises(ModelError, match=r"index.json: no list of weights by their files"):
+            gp.load(f"hf:{tmp_path}")
+    index.write_text(listed)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaModel"]}))
+    notes = gp.load(f"hf:{tmp_path}").notes
+    assert f"`lm_head.weight` in {tmp_path} is left out, for which LlamaModel has no place" in notes
 
 
 def test_a_folder_is_traced_on_inputs_as_large_as_its_data_or_as_is_said(llama, tmp_path):

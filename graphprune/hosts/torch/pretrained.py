@@ -22,6 +22,7 @@ from . import own_class
 from .configuration import FIELDS, HEADS, Configuration
 from .export import caches_are_known
 from .tokenizer import Tokenizer, numbers
+from .weight_files import check_files
 
 SAMPLES, LENGTH, FRAMES = 2, 128, 50
 """Of the example, that a network is traced on; of text, so many tokens make a sample (fewer where no more fit), of
@@ -40,6 +41,17 @@ class Pretrained:
     model: Any
     folder: Path | None = None
     widths: Mapping[str, Any] | None = None  # as in widths.json, of a class that no configuration says: see own_class
+    unread: tuple[str, ...] = ()  # weights in the folder that the class has no place for
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What there is to say of it."""
+        if not self.unread:
+            return ()
+        count, first = len(self.unread), self.unread[0]
+        which = f"`{first}` in {self.folder} is" if count == 1 else f"{count} tensors in {self.folder} are"
+        more = "" if count == 1 else f", the first `{first}`"
+        return (f"{which} left out, for which {self.kind.__name__} has no place{more}",)
 
     def example(self, samples: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Example inputs as torch.export takes them; by name, ``samples`` (arrays) or sizes that they are to have.
@@ -126,13 +138,15 @@ def read(folder: Path) -> Pretrained:
             "nothing is fetched by its name: give a folder that model.save_pretrained(FOLDER) wrote",
         )
     library = _library()
+    must = "its `architectures` must list the class of the network"
     try:
         written = json.loads(where.read_text(encoding="utf-8"))
-        names = list(written["architectures"])
-    except (ValueError, KeyError, TypeError) as error:
-        what = "it has no `architectures`" if isinstance(error, KeyError) else raised(error)
-        raise ModelError(f"{where}: {what}", "its `architectures` must name the class of the network") from error
-    name = own_class.called(folder, written, str(names[0])) if names else ""
+    except ValueError as error:
+        raise ModelError(f"{where}: {raised(error)}", must) from error
+    names = written.get("architectures") if isinstance(written, dict) else None
+    if not (isinstance(names, list) and names and isinstance(names[0], str)):
+        raise ModelError(f"{where}: no class is named in it", must)
+    name = own_class.called(folder, written, names[0])
     found: Any = getattr(library, name, None)
     if not (inspect.isclass(found) and issubclass(found, library.PreTrainedModel)):
         own = " It has code of its own (auto_map), which is not run." if "auto_map" in written else ""
@@ -151,11 +165,11 @@ def read(folder: Path) -> Pretrained:
             f"{folder}: no .safetensors in it",
             "other weights are pickles, which can run code: load them yourself and save_pretrained again",
         )
+    check_files(folder)
     try:
         kind: Any = own_class.of(found) if names[0] != name else found
-        model, info = kind.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype="auto", output_loading_info=True
-        )
+        options = {"local_files_only": True, "use_safetensors": True, "dtype": "auto"}
+        model, info = kind.from_pretrained(folder, **options, output_loading_info=True, ignore_mismatched_sizes=True)
     except Exception as error:  # whatever the library raises
         raise ModelError(f"{folder}: {raised(error)}", "try AutoModel.from_pretrained on it") from error
     if lacking := sorted(info["missing_keys"]):
@@ -163,7 +177,14 @@ def read(folder: Path) -> Pretrained:
             f"{folder}: {len(lacking)} weights of {names[0]} are not in its files, the first `{lacking[0]}`",
             "they would be random; `architectures` in config.json may be another class than was saved",
         )
-    return Pretrained(model.eval(), folder, written[own_class.WIDTHS] if kind is not found else None)
+    for lacking, have, want in sorted(info["mismatched_keys"]):
+        sizes = ["x".join(map(str, shape)) for shape in (have, want)]
+        raise ModelError(
+            f"{folder}: `{lacking}` is {sizes[0]} in its files, and {sizes[1]} by config.json",
+            "they are of two networks: take both from one folder",
+        )
+    unread = tuple(sorted(info["unexpected_keys"]))
+    return Pretrained(model.eval(), folder, written[own_class.WIDTHS] if kind is not found else None, unread)
 
 
 def check_written(folder: Path, model: Any) -> None:
