@@ -117,9 +117,13 @@ def test_groups_of_experts_go_whole_in_place_and_where_a_class_is_rebuilt(tmp_pa
     sizes = dict(EXPERTS["DeepseekV3ForCausalLM"], n_routed_experts=8, n_group=4, topk_group=2)
     model, other = (made("DeepseekV3ForCausalLM", sizes) for _ in range(2))
     ids = example_of(model)["input_ids"]
-    done = gp.run("group{only=*gate.0},score,mask{width=*gate.0=3},propagate", gp.load(model, (ids,)))
+    recipe = "group{only=*gate.0},score,mask{width=*gate.0=3},propagate"
+    done = gp.run(recipe, gp.load(model, (ids,)))
     gp.apply(done, model, in_place=True)
-    for number, cut in enumerate((model, gp.rebuild(done, other))):
+    source = folder(made("DeepseekV3ForCausalLM", sizes), tmp_path / "in")
+    gp.compile(f"hf:{source}", recipe=recipe, out=tmp_path / "out", measure=False)
+    of_a_folder = gp.rebuild(tmp_path / "out", made("DeepseekV3ForCausalLM", sizes))
+    for number, cut in enumerate((model, gp.rebuild(done, other), of_a_folder)):
         assert (cut.config.n_routed_experts, cut.config.n_group) == (6, 3)
         cut.save_pretrained(tmp_path / str(number))
         again = hf.DeepseekV3ForCausalLM.from_pretrained(tmp_path / str(number))

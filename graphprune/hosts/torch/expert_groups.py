@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+
+import torch
 
 from ...errors import ModelError
-from .configuration import EXPERTS, Configuration, Keeps, fields_of, value_of
+from .configuration import EXPERTS, Configuration, Keeps, Path, fields_of, value_of
 
 GROUPS = ("n_group",)
 
@@ -29,7 +32,30 @@ def in_groups(configuration: Configuration, keeps: Keeps) -> Configuration:
                 "keep as many groups in all layers (mask{alike=layers}), or all of them: `inspect` lists them",
             )
         if found and was not in found:
-            config = copy.deepcopy(configuration.config)
-            setattr(value_of(config, path[:-1]), path[-1], next(iter(found)))
-            return Configuration(configuration.kind, config)
+            return _with(configuration, path, next(iter(found)))
     return configuration
+
+
+def as_counted(configuration: Configuration, module: torch.nn.Module) -> Configuration:
+    """The class with as many groups of experts as the layers of ``module`` say, where widths.json has set
+    that already. The same one where they say what it does."""
+    for path in fields_of(configuration.config, GROUPS):
+        was = value_of(configuration.config, path)
+        other = _with(configuration, path, 2 * was).made
+        said = {getattr(module.get_submodule(layer), name) for layer, name in _differing(configuration.made, other)}
+        if len(said) == 1 and was not in said:
+            return _with(configuration, path, said.pop())
+    return configuration
+
+
+def _with(configuration: Configuration, path: Path, count: int) -> Configuration:
+    config = copy.deepcopy(configuration.config)
+    setattr(value_of(config, path[:-1]), path[-1], count)
+    return Configuration(configuration.kind, config)
+
+
+def _differing(one: torch.nn.Module, other: torch.nn.Module) -> Iterator[tuple[str, str]]:
+    """The numbers of layers, by path and name, that are not the same."""
+    for path, layer in one.named_modules():
+        then = vars(other.get_submodule(path))
+        yield from ((path, name) for name, value in vars(layer).items() if type(value) is int and then[name] != value)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...errors import ModelError
 from .configuration import FIELDS, Configuration, Keeps, parts_of, shapes, value_of
-from .expert_groups import GROUPS, in_groups
+from .expert_groups import GROUPS, as_counted, in_groups
 
 
 def configure(module: Any, keeps: Keeps) -> Iterator[tuple[Any, str, Any]]:
@@ -17,6 +17,8 @@ def configure(module: Any, keeps: Keeps) -> Iterator[tuple[Any, str, Any]]:
     saving it is refused from there on: the folder would not load. Raises ModelError, see in_groups."""
     own, wanted = Configuration(type(module), module.config), shapes(module)
     configuration, known = in_groups(own, keeps), wanted.keys() == own.sizes.keys()
+    if configuration is own:
+        configuration = as_counted(own, module)
     found = configuration.saying(wanted) if known else None
     if found is None:
         yield module, "save_pretrained", type(module).save_pretrained
