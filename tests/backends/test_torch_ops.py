@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,6 +65,11 @@ UNKNOWN: Ops = {
     "cosh": torch.cosh,
     "var and mean": lambda x: torch.stack(torch.var_mean(x, 1)),
     "std and mean": lambda x: torch.std_mean(x, 2, correction=0)[0],
+    "kthvalue": lambda x: torch.kthvalue(x, 2, dim=1)[0],
+    "kthvalue, its axis kept": lambda x: torch.kthvalue(x, 3, keepdim=True)[0],
+    "index_copy": lambda x: x.index_copy(1, torch.tensor([5, 1]), 2 * x[:, :2]),
+    "index_copy, from the last axis": lambda x: x.index_copy(-1, torch.tensor([4, 0]), 2 * x[..., :2]),
+    "windows of an axis": lambda x: x.unfold(1, 3, 2).unfold(-2, 2, 1).amax(-1),
 }
 LOOPS: Ops = {
     "scatter": lambda x: torch.scatter(x, 1, torch.zeros(2, 1, 6, dtype=torch.int64), x[:, 1:2]),
@@ -72,9 +78,41 @@ LOOPS: Ops = {
 }
 
 
-@pytest.mark.parametrize("ops", [INDICES, FACTORS, UNKNOWN, LOOPS], ids=["indices", "factors", "unknown", "loops"])
-def test_it_computes_what_torch_does(ops: Ops) -> None:
-    x = torch.randn(2, 7, 6, generator=torch.Generator().manual_seed(0))
+def grid(x: torch.Tensor, scale: float, **how: Any) -> torch.Tensor:
+    """Seen at other places."""
+    turned = torch.tensor([[0.9, 0.3, 0.1], [-0.2, 0.8, 0.0]]).repeat(len(x), 1, 1) * scale
+    places = nn.functional.affine_grid(turned, [len(x), 1, 3, 5], align_corners=False)
+    return nn.functional.grid_sample(x, places, align_corners=False, **how)
+
+
+def overlapping(x: torch.Tensor, **how: Any) -> torch.Tensor:
+    return nn.functional.fold(nn.functional.unfold(x, (3, 2), **how), x.shape[-2:], (3, 2), **how)
+
+
+PLANES: Ops = {
+    "windows": lambda x: nn.functional.unfold(x, 3, padding=1),
+    "windows, added": lambda x: overlapping(x, padding=1, stride=2),
+    "windows with gaps, added": lambda x: overlapping(x, dilation=2, stride=(1, 3)),
+    "adaptive max pool, and where": lambda x: torch.add(
+        *nn.functional.adaptive_max_pool2d(x, (2, 3), return_indices=True)
+    ),
+    "a grid": lambda x: grid(x, 1.4),
+    "a grid, the nearest": lambda x: grid(x, 1.4, mode="nearest", padding_mode="border"),
+}
+
+
+CASES: dict[str, tuple[Ops, tuple[int, ...]]] = {
+    "indices": (INDICES, (2, 7, 6)),
+    "factors": (FACTORS, (2, 7, 6)),
+    "unknown": (UNKNOWN, (2, 7, 6)),
+    "loops": (LOOPS, (2, 7, 6)),
+    "planes": (PLANES, (2, 3, 7, 5)),
+}
+
+
+@pytest.mark.parametrize(("ops", "sizes"), CASES.values(), ids=CASES)
+def test_it_computes_what_torch_does(ops: Ops, sizes: tuple[int, ...]) -> None:
+    x = torch.randn(sizes, generator=torch.Generator().manual_seed(0))
     program = gp.load(Each(ops), x)
     batch = program.host.example()
     got = Tvm().run(program, batch)

@@ -50,7 +50,50 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         mean = x.mean(dim, keepdim=keepdim) if dim is not None else x.mean()
         return torch.var(x, dim, correction=1 if correction is None else correction, keepdim=keepdim), mean
 
+    def index_copy(x: Any, axis: int, at: Any, new: Any) -> Any:
+        shape = [-1 if k == axis % x.ndim else 1 for k in range(x.ndim)]
+        return x.scatter(axis, at.reshape(shape).expand(new.shape), new)
+
+    def unfold(x: Any, axis: int, size: int, step: int) -> Any:
+        axis %= x.ndim
+        count = (x.shape[axis] - size) // step + 1
+        at = torch.arange(count)[:, None] * step + torch.arange(size)
+        return x.index_select(axis, at.flatten()).unflatten(axis, (count, size)).movedim(axis + 1, -1)
+
+    def adaptive_max_pool2d(x: Any, size: Any) -> Any:
+        """Windows of sizes of their own, one after the other, and where each has its largest."""
+        *_, height, width = x.shape
+        places, pairs = torch.arange(height * width).reshape(height, width), zip((height, width), size, strict=True)
+        rows, columns = ([(k * n // m, -(-(k + 1) * n // m)) for k in range(m)] for n, m in pairs)
+        found = []
+        for top, end in rows:
+            for left, right in columns:
+                most, at = x[..., top:end, left:right].flatten(-2).max(-1)
+                found.append((most, places[top:end, left:right].flatten()[at]))
+        return tuple(torch.stack(each, -1).unflatten(-1, tuple(size)) for each in zip(*found, strict=True))
+
+    def kthvalue(x: Any, k: int, axis: int = -1, keepdim: bool = False) -> Any:
+        found = [each.narrow(axis, k - 1, 1) for each in x.sort(axis)]
+        return tuple(each if keepdim else each.squeeze(axis) for each in found)
+
+    def col2im(x: Any, size: Any, kernel: Any, dilation: Any, padding: Any, stride: Any) -> Any:
+        """What overlaps is added: the transposed convolution whose kernel has a one for each place."""
+        axes = list(zip(size, kernel, dilation, padding, stride, strict=True))
+        free = [n + 2 * pad - d * (k - 1) - 1 for n, k, d, pad, _ in axes]  # how far a window may move
+        steps, rest = zip(*(divmod(way, stride) for way, (*_, stride) in zip(free, axes, strict=True)), strict=True)
+        places = math.prod(kernel)
+        many = x.shape[-2] // places
+        ones = torch.eye(places, dtype=x.dtype).reshape(places, 1, *kernel).repeat(many, 1, 1, 1)
+        columns = x.reshape(-1, many * places, *(n + 1 for n in steps))
+        return torch.nn.functional.conv_transpose2d(columns, ones, None, stride, padding, rest, many, dilation)
+
     return {
+        **torch._decomp.get_decompositions([aten.grid_sampler_2d]),  # which the frontend reads with axes swapped
+        aten.adaptive_max_pool2d.default: adaptive_max_pool2d,
+        aten.unfold.default: unfold,
+        aten.index_copy.default: index_copy,
+        aten.kthvalue.default: kthvalue,
+        aten.col2im.default: col2im,
         aten.add.Tensor: summed(1),
         aten.add.Scalar: summed(1),
         aten.sub.Tensor: summed(-1),
