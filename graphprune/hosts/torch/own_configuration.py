@@ -17,7 +17,7 @@ def configure(module: Any, keeps: Keeps) -> Iterator[tuple[Any, str, Any]]:
     saving it is refused from there on: the folder would not load. Raises ModelError, see in_groups."""
     own, wanted = Configuration(type(module), module.config), shapes(module)
     configuration, known = in_groups(own, keeps), wanted.keys() == own.sizes.keys()
-    if configuration is own:
+    if known and configuration is own:
         configuration = as_counted(own, module)
     found = configuration.saying(wanted) if known else None
     if found is None:
