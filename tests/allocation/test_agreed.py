@@ -225,6 +225,7 @@ def test_it_is_chosen_again_by_what_groups_add_beside_one_another() -> None:
     """Alone `a` seems cheap; where it goes with anything else it is not."""
     groups = [Group(name, Dim(10), 10, ()) for name in "abc"]
     problem: Any = SimpleNamespace(
+        settled=[],
         each=groups,
         groups=groups,
         everyone=dict,
