@@ -42,6 +42,7 @@ class Sheet:
         variables = {dim: Polynomial({(k,): 1.0}) for k, dim in enumerate(dims.values())}
         widths = [Polynomial.of(width) for work in works for width in work.widths(variables, sizes)]
         self._tabulate(widths, len(dims))
+        self._moves: dict[tuple[int, ...], tuple[Array, ...]] = {}
         self._full = np.array([*(float(dim.size) for dim in dims.values()), 1.0])
         self._at = self._full
         everything = np.arange(len(self.works))
@@ -63,17 +64,25 @@ class Sheet:
     def sums(self, counts: Counts, groups: Sequence[str], options: Array) -> Array:
         """Milliseconds of all works with each of ``groups`` at each of ``options``."""
         self._move(counts)
-        numbers = [self._number[name] for name in groups]
-        both = (self._touched, self._holding)
-        works, terms = (np.unique(np.concatenate([held[g] for g in numbers])) for held in both)
-        mine, at = np.isin(self._factors[terms], numbers), self._at[self._factors[terms]]
+        works, terms, mine, power, row = self._moving(tuple(self._number[name] for name in groups))
+        at = self._at[self._factors[terms]]
         others, own = self._scale[terms] * np.where(mine, 1.0, at).prod(1), np.where(mine, at, 1.0).prod(1)
-        change = others[:, None] * (np.asarray(options, float) ** mine.sum(1)[:, None] - own[:, None])
-        row = np.searchsorted(works, self._row[terms] // 3) * 3 + self._row[terms] % 3
+        change = others[:, None] * (np.asarray(options, float) ** power[:, None] - own[:, None])
         widths = np.repeat(self._widths[works].reshape(-1, 1), change.shape[1], 1)
         np.add.at(widths, row, change)
         moved = self._taken(works, widths.reshape(len(works), 3, -1))
         return np.asarray(self._ms.sum() - self._ms[works].sum() + moved.sum(0))
+
+    def _moving(self, groups: tuple[int, ...]) -> tuple[Array, ...]:
+        """What moves with some groups, whatever the counts: the works, the terms, which factors of these are theirs and
+        how many, and the rows among the widths of those works."""
+        if groups not in self._moves:
+            both = (self._touched, self._holding)
+            works, terms = (np.unique(np.concatenate([held[g] for g in groups])) for held in both)
+            mine = np.isin(self._factors[terms], groups)
+            row = np.searchsorted(works, self._row[terms] // 3) * 3 + self._row[terms] % 3
+            self._moves[groups] = works, terms, mine, mine.sum(1), row
+        return self._moves[groups]
 
     def _tabulate(self, widths: Sequence[Polynomial], groups: int) -> None:
         """The terms of all polynomials: scale, factors (of as many as the most have, filled up with a variable
