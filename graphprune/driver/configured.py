@@ -41,7 +41,8 @@ def pretrained(program: Program) -> Pretrained | None:
 def asked(program: Program, alike: bool | None) -> Pretrained | None:
     """What a configuration is to say the widths of: a folder of the library; a network of its in memory where layers
     are to be ``alike``. Raises ModelError where that is asked of anything else."""
-    from ..hosts.torch.pretrained import Pretrained, is_pretrained
+    from ..hosts.torch.configuration import is_pretrained
+    from ..hosts.torch.pretrained import Pretrained
 
     made = pretrained(program)
     if made is not None or not alike:

@@ -76,9 +76,9 @@ def rebuilt(program: Program, module: Any, sizes: Any = None, assign: bool = Fal
     """``module`` at the widths of ``program`` and with its weights, proven to compute the same on the example inputs.
     ``sizes``: those of widths.json, where the program has no source to compare with; ``assign`` as for ``filled``.
     Raises ModelError."""
+    from ..hosts.torch.configuration import networks
     from ..hosts.torch.export import check_loaded
     from ..hosts.torch.own_configuration import configure
-    from ..hosts.torch.pretrained import networks
     from ..hosts.torch.widths import keeps, widths
     from ..train.inplace import compare
 

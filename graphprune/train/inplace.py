@@ -17,10 +17,10 @@ from torch.utils import _pytree as pytree
 from ..axes.dim import find, leaves
 from ..coupling.groups import everything
 from ..errors import ModelError
+from ..hosts.torch.configuration import networks
 from ..hosts.torch.export import check_loaded, evaluated, unwrapped
 from ..hosts.torch.host import TorchHost
 from ..hosts.torch.own_configuration import configure
-from ..hosts.torch.pretrained import networks
 from ..hosts.torch.state import kept
 from ..hosts.torch.widths import all_tokens, keeps
 from ..ir.graph import Graph

@@ -123,7 +123,9 @@ def test_groups_of_experts_go_whole_in_place_and_where_a_class_is_rebuilt(tmp_pa
     source = folder(made("DeepseekV3ForCausalLM", sizes), tmp_path / "in")
     gp.compile(f"hf:{source}", recipe=recipe, out=tmp_path / "out", measure=False)
     of_a_folder = gp.rebuild(tmp_path / "out", made("DeepseekV3ForCausalLM", sizes))
-    for number, cut in enumerate((model, gp.rebuild(done, other), of_a_folder)):
+    gp.compile(made("DeepseekV3ForCausalLM", sizes), (ids,), recipe=recipe, out=tmp_path / "own", measure=False)
+    of_a_module = gp.rebuild(tmp_path / "own", made("DeepseekV3ForCausalLM", sizes))
+    for number, cut in enumerate((model, gp.rebuild(done, other), of_a_folder, of_a_module)):
         assert (cut.config.n_routed_experts, cut.config.n_group) == (6, 3)
         cut.save_pretrained(tmp_path / str(number))
         again = hf.DeepseekV3ForCausalLM.from_pretrained(tmp_path / str(number))

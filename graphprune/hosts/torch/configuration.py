@@ -212,6 +212,21 @@ class Configuration:
                             yield path, name, value
 
 
+def is_pretrained(model: Any) -> bool:
+    """Whether it is a network of the library."""
+    return any(part.__module__.startswith("transformers.") for part in type(model).__mro__) and hasattr(model, "config")
+
+
+def networks(module: torch.nn.Module, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The networks of the library that it is or, of a class around them (adapters, a trainer's), has in it, and what
+    the names of their tensors begin with there; a network's own parts have its configuration."""
+    if is_pretrained(module):
+        yield prefix, module
+    else:
+        for name, part in module.named_children():
+            yield from networks(part, f"{prefix}{name}.")
+
+
 def _made(kind: type, config: Any) -> torch.nn.Module:
     """The class without weights. Raises what the class raises."""
     with torch.device("meta"):

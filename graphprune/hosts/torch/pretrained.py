@@ -195,21 +195,6 @@ def check_written(folder: Path, model: Any) -> None:
             raise ModelError(f"`{name}` does not come back as it was written")
 
 
-def is_pretrained(model: Any) -> bool:
-    """Whether it is a network of the library."""
-    return any(part.__module__.startswith("transformers.") for part in type(model).__mro__) and hasattr(model, "config")
-
-
-def networks(module: torch.nn.Module, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The networks of the library that it is or, of a class around them (adapters, a trainer's), has in it, and what
-    the names of their tensors begin with there; a network's own parts have its configuration."""
-    if is_pretrained(module):
-        yield prefix, module
-    else:
-        for name, part in module.named_children():
-            yield from networks(part, f"{prefix}{name}.")
-
-
 def _library() -> Any:
     try:
         import transformers
