@@ -134,7 +134,7 @@ class Target(Named):
         where the target cannot time single ops."""
         raise TargetError(
             f"target `{self.label}` does not time single ops, which a latency budget needs",
-            "give a target that does first: ort, cpu",
+            "name one that does first, for a network of torch or ONNX: --target ort (ONNX Runtime), --target cpu (TVM)",
         )
 
     def tune(

@@ -107,6 +107,8 @@ def to_latency(
     mask = recipe.steps[at]
     assert isinstance(mask, Mask)
     on = on.searched(program, threads=threads)
+    if table is None:
+        on.time_ops(())  # a target that times none says so before any work is done
     # where a reader's width is its own, so is its cost: what comes before the mask is done once
     scored = run(Recipe((*recipe.steps[:at], *mask.before())), program, progress, instruments, perform)
     if mask.unconstrained != "mixed":

@@ -773,9 +773,11 @@ def test_a_latency_mask_alone_says_what_it_needs(program: Program) -> None:
         run(recipe("0.5x"), program)
 
 
-def test_a_target_without_op_times_says_so(program: Program) -> None:
-    with pytest.raises(TargetError, match="target `torch` does not time single ops"):
-        to_latency(program, recipe("0.5x"), target("torch"))
+def test_a_target_without_op_times_says_so_before_any_work(program: Program) -> None:
+    begun: list[str] = []
+    with pytest.raises(TargetError, match="target `torch` does not time single ops") as error:
+        to_latency(program, recipe("0.5x"), target("torch"), progress=lambda step, *_: begun.append(step))
+    assert "--target ort" in (error.value.hint or "") and not begun
 
 
 # ---- real targets --------------------------------------------------------------------------------------

@@ -205,7 +205,7 @@ MISTAKES: list[tuple[str, str, str]] = [
     ("bench empty net.onnx", "empty: no model.so, model.onnx or model.pt2", "graphprune compile"),
     ("sweep nets.py:net --data x.npz --by obss", "`by` cannot be `obss`", "did you mean `obs`?"),
     ("bisect nets.py:net --passes group --tolerance -1", "tolerance -1 is not a relative error", "1e-3"),
-    ("record nets.py:net --target torch -o t.jsonl", "`torch` does not time single ops", "ort, cpu"),
+    ("record nets.py:net --target torch -o t.jsonl", "`torch` does not time single ops", "--target ort"),
     ("passes scor", "unknown pass `scor`", "did you mean `score`?"),
 ]
 
