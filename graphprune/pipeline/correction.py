@@ -15,6 +15,8 @@ from ..ir.host import Array, has_floats
 from ..ir.large import in_turn
 from ..ir.program import Axis, Edit, Parameters, Program
 
+OTHER = "is it the same model, and are these the weights that were written with the plan?"
+
 
 @dataclass(frozen=True)
 class Addition:
@@ -106,12 +108,12 @@ def _placed(name: str, weight: Array, whole: Array, axes: Mapping[str, Axis]) ->
     """``weight`` in the place of what is kept of ``whole``."""
     places = [np.asarray(axes[str(k)]["keep"]) if str(k) in axes else np.arange(n) for k, n in enumerate(whole.shape)]
     if tuple(map(len, places)) != weight.shape:
-        raise RecipeError(f"the plan's `{name}` is {weight.shape}, the model's {tuple(map(len, places))}")
+        raise RecipeError(f"the plan's `{name}` is {weight.shape}, the model's {tuple(map(len, places))}", OTHER)
     if not has_floats(weight) or not has_floats(whole):
-        raise RecipeError(f"the plan's `{name}` is {weight.dtype}, the model's {whole.dtype}")
+        raise RecipeError(f"the plan's `{name}` is {weight.dtype}, the model's {whole.dtype}", OTHER)
     with np.errstate(over="ignore"):
         if not np.isfinite(weight.astype(whole.dtype)).all():
-            raise RecipeError(f"the plan's `{name}` has numbers that are none in the model's {whole.dtype}")
+            raise RecipeError(f"the plan's `{name}` has numbers that are none in the model's {whole.dtype}", OTHER)
     if not axes:
         return weight.astype(whole.dtype)  # a copy: what is done to the network from here on leaves the plan as it is
     whole, at = whole.copy(), np.ix_(*places)

@@ -24,6 +24,7 @@ from ..ir.program import Plan
 from .plan_reader import VERSION, read
 
 WEIGHTS = "plan.safetensors"
+TOGETHER = f"plan.json and {WEIGHTS} belong together"
 DTYPES = {
     "BF16": HALVES["bfloat16"],
     **{f"F{bits}": np.dtype(f"float{bits}") for bits in (16, 32, 64)},
@@ -103,17 +104,20 @@ def _with_weights(steps: Entry, path: Path) -> list[Any]:
     named = {number: dict(step.items())["weights"] for number, step in enumerate(steps.entries()) if _holds(step)}
     names = {number: _names(weights) for number, weights in named.items()}
     said = {one.value["digest"] for one in named.values() if "digest" in one.value}  # not in plans of earlier versions
+    wanted = {f"{number}:{name}" for number, own in names.items() for name in own}
+    if not path.is_file():
+        raise RecipeError(f"{path}: no such file, and the plan has {len(wanted)} fitted weights in it", TOGETHER)
     try:
         there = {_digest(path)} if said else said
         if there != said:
             one, other = (", ".join(sorted(digest[:15] for digest in digests)) for digests in (there, said))
             raise ValueError(f"{one}, and plan.json has {other}")
         tensors = _mapped(path)
-        found = {number: {name: tensors[f"{number}:{name}"] for name in own} for number, own in names.items()}
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise RecipeError(
-            f"{path}: not the weights of this plan ({error})", "plan.json and plan.safetensors belong together"
-        ) from error
+        if odd := sorted(wanted ^ tensors.keys()):
+            raise ValueError(f"`{odd[0]}` is in {'plan.json' if odd[0] in wanted else WEIGHTS} alone")
+    except (OSError, SafetensorError, TypeError, ValueError) as error:
+        raise RecipeError(f"{path}: not the weights of this plan ({error})", TOGETHER) from error
+    found = {number: {name: tensors[f"{number}:{name}"] for name in own} for number, own in names.items()}
     return [
         {**step.value, "weights": found[number]} if number in found else step.value
         for number, step in enumerate(steps.entries())

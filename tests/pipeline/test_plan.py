@@ -621,6 +621,29 @@ def test_weights_that_do_not_fit_are_refused_with_file_and_place(tmp_path):
         gp.apply(tmp_path / "plan.json", net(1), X)
 
 
+def test_weights_are_those_that_the_plan_names_no_fewer_and_no_more(tmp_path):
+    program = gp.load(net(0), X, data=np.asarray(torch.randn(20, 4)))
+    write_plan(tmp_path, gp.run("group,score,mask{channels=0.5x},propagate,compensate", program).plan)
+    file, text = tmp_path / "plan.safetensors", tmp_path / "plan.json"
+    tensors = load_file(file)
+    name = next(iter(tensors))
+
+    def refused(what):
+        forget_digest(tmp_path)
+        with pytest.raises(RecipeError, match=rf"plan\.safetensors: {what}") as error:
+            gp.apply(text, net(0), X)
+        assert error.value.hint == "plan.json and plan.safetensors belong together"
+
+    save_file({other: array for other, array in tensors.items() if other != name}, file)
+    refused(rf"not the weights of this plan \(`{name}` is in plan.json alone\)")
+    save_file(tensors | {"7:more": np.zeros(3, np.float32)}, file)
+    refused(r"not the weights of this plan \(`7:more` is in plan.safetensors alone\)")
+    file.unlink()
+    refused(f"no such file, and the plan has {len(tensors)} fitted weights in it")
+    file.mkdir()
+    refused("no such file")
+
+
 def test_a_mark_of_utf_8_at_the_beginning_is_no_part_of_a_plan(tmp_path):
     plan = gp.run("group,score,mask{channels=0.5x},propagate", gp.load(net(0), X)).plan
     write_plan(tmp_path, plan)
