@@ -178,12 +178,14 @@ class Allocation:
 
 def tied(groups: Groups, scores: Scores) -> tuple[Groups, Scores, dict[str, tuple[Group, ...]]]:
     """One group for all that are the same layer of repeated blocks: of equal size, and their names and members the
-    same behind the number of the block (``encoder.layers.3.mlp``). What is lost of it is what all of them lose.
+    same behind the number of the block (``encoder.layers.3.mlp``); where the blocks are layers themselves (``ups.3``),
+    those members that are theirs. What is lost of it is what all of them lose.
     Returns the groups to choose for, their scores, and who follows whom."""
-    classes: dict[Any, list[Group]] = {}
+    classes, lists = dict[Any, list[Group]](), _lists(groups)
     for group in groups:
-        members = tuple(sorted((_layer(m.parameter), m.axis, m.role) for m in group.members))
-        name = group.name if group.branches else _layer(group.name)
+        own = [m for m in group.members if m.parameter.startswith(f"{group.name}.")] if _in(lists, group.name) else ()
+        members = tuple(sorted((_layer(m.parameter), m.axis, m.role) for m in own or group.members))
+        name = group.name if group.branches else _layer(group.name, lists)
         classes.setdefault((name, group.size, members), []).append(group)
     firsts = tuple(same[0] for same in classes.values())
     sums = {same[0].name: np.sum([np.sort(scores[one]) for one in same], axis=0) for same in classes.values()}
@@ -193,14 +195,40 @@ def tied(groups: Groups, scores: Scores) -> tuple[Groups, Scores, dict[str, tupl
 
 def without_frozen_likes(groups: Groups) -> Groups:
     """Without those that are, of repeated blocks, the same layer as one that is frozen: they stay as it does."""
-    stay = {(_layer(one.name), one.size) for one in groups.frozen}
-    left = tuple(g for g in groups if g.branches or (_layer(g.name), g.size) not in stay)
+    lists = _lists(groups)
+    stay = {(_layer(one.name, lists), one.size) for one in groups.frozen}
+    left = tuple(g for g in groups if g.branches or (_layer(g.name, lists), g.size) not in stay)
     return replace(groups, groups=left)
 
 
-def _layer(name: str) -> str:
-    """What is left of a name behind the last number that is a whole part on its way."""
+def _layer(name: str, lists: Set[str] = frozenset()) -> str:
+    """What is left of a name behind the last number that is a whole part on its way; of a layer of one of the
+    ``lists``, which its own number ends, that of the list."""
+    if _in(lists, name):
+        return f"{_layer(name.rpartition('.')[0])}.*"
     return re.split(r"(?:^|[./])\d+(?=[./])", name)[-1]
+
+
+def _in(lists: Set[str], name: str) -> bool:
+    """Whether a layer is one of a list; else the number behind the name of a group tells it from others of the same
+    layer."""
+    path, _, number = name.rpartition(".")
+    return path in lists and number.isdigit()
+
+
+def _lists(groups: Groups) -> Set[str]:
+    """The lists of layers alike: numbered without a gap, each with the same tensors. In others (convolutions with
+    norms and activations between) a number says no more than a place."""
+    found: dict[str, dict[int, set[str]]] = {}
+    for axis, about in groups.graph.nodes(data=True):
+        parts = re.fullmatch(r"(.+)\.(\d+)\.([^.]+)", axis) if about["kind"] == "axis" else None
+        if parts:
+            found.setdefault(parts[1], {}).setdefault(int(parts[2]), set()).add(parts[3])
+    return {
+        path
+        for path, layers in found.items()
+        if len(layers) > 1 and sorted(layers) == [*range(len(layers))] and len({*map(frozenset, layers.values())}) == 1
+    }
 
 
 def best(score: Array, count: int) -> Indices:
