@@ -636,6 +636,23 @@ def test_a_folder_is_traced_on_inputs_as_large_as_its_data_or_as_is_said(llama, 
             gp.load(f"hf:{llama}", data={"input_ids": wrong})
 
 
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("MptForCausalLM", dict(vocab_size=50, d_model=32, n_layers=1, n_heads=4, max_seq_len=64)),
+        (
+            "LEDForConditionalGeneration",
+            {k: v for k, v in SEQUENCE.items() if k != "max_position_embeddings"}
+            | dict(max_encoder_position_embeddings=64, max_decoder_position_embeddings=40, attention_window=8),
+        ),
+    ],
+)
+def test_an_example_is_no_longer_than_the_class_takes(name, sizes):
+    model = made(name, sizes)
+    with torch.no_grad():
+        model(**example_of(model))
+
+
 def test_tokens_of_another_vocabulary_are_said_to_be_that(llama, tmp_path):
     ids = np.random.default_rng(0).integers(0, 4000, (4, 9))
     with pytest.raises(ModelError, match=r"(?s)a table has no row for: tokens of another vocabulary\?$"):

@@ -308,7 +308,13 @@ def _sized(made: torch.Tensor | None, item: Any) -> torch.Tensor:
 def _length(config: Any) -> int:
     """Tokens of a sample."""
     text = getattr(config, "text_config", config)
-    limits = ("max_position_embeddings", "n_positions", "max_target_positions")
+    limits = (
+        "max_position_embeddings",
+        "n_positions",
+        "max_target_positions",
+        "max_seq_len",
+        "max_decoder_position_embeddings",
+    )
     # what pads is left out of the positions of RoBERTa and its kin
     return min([LENGTH, *(int(own) - 4 for name in limits if (own := getattr(text, name, None)) and own > 4)])
 
