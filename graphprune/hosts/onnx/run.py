@@ -6,7 +6,8 @@ import os
 import re
 import threading
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,15 +24,17 @@ from .node import RANDOM
 
 _PATIENCE_S = 8.0  # for a model with loops, which only running shows to end
 _INLINE = 1024  # tensors of more elements are handed to ONNX Runtime as they lie in memory
-SHAPE_OF = "graphprune_shape_of:"  # prefix of the outputs that tell shapes
+_SLOW = ["ConstantSharing"]  # an optimizer that takes the square of a network's layers, and saves nothing of one
+_SHAPE_OF = "graphprune_shape_of:"  # what begins the names of shapes
+_SHAPES, _END = "graphprune_shapes", "graphprune_end_of_shape"
 
 
 class Session:
     """A model in ONNX Runtime on the CPU. Weights are shared with it, not copied.
 
     ``watch``: values to return instead of the model's outputs; ``known``: values that are fed like inputs,
-    so that what only they depend on is not computed, nor what ``watch`` does not need. ``shapes``: also return every
-    tensor's shape. ``exact``: without the rounding of quantised activations. Raises ShapeError naming
+    so that what only they depend on is not computed, nor what ``watch`` does not need. ``shapes``: also learn every
+    tensor's shape, see ``shaped``. ``exact``: without the rounding of quantised activations. Raises ShapeError naming
     the node that ONNX Runtime refuses.
     """
 
@@ -53,8 +56,7 @@ class Session:
             graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(watch))
             if known is not None:
                 _start_at(self.proto, known)
-        if shapes:
-            graph.output.extend(_shape_outputs(self.proto))
+        self._shaped = _tell_shapes(self.proto) if shapes else []
         self.outputs = [value.name for value in graph.output]
         options = ort.SessionOptions()
         options.log_severity_level = 4
@@ -79,7 +81,7 @@ class Session:
         weights that are large are inputs, but for a model with an op that takes no such."""
         if are_large(array.nbytes for array in self._weights.values()):
             try:
-                made = ort.InferenceSession(_fed(self.proto, self._weights), options, ["CPUExecutionProvider"])
+                made = _session(_fed(self.proto, self._weights), options)
                 self._fed = self._weights
                 return made
             except Exception:  # it is made as any, or refused as any
@@ -88,7 +90,7 @@ class Session:
             values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self._weights.values()]
             options.add_external_initializers(list(self._weights), values)
         try:
-            return ort.InferenceSession(self.proto.SerializeToString(), options, ["CPUExecutionProvider"])
+            return _session(self.proto.SerializeToString(), options)
         except Exception as error:  # ONNX Runtime has no common base for what it raises
             raise _refused(error, names) from error
 
@@ -108,6 +110,18 @@ class Session:
             raise _refused(error, self._names) from error
         finally:
             watch.cancel()
+
+    def shaped(self, feed: Mapping[str, Array]) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+        """Of a session that learns shapes, for one feed: what it returns, and the shape of every tensor that a node
+        makes. Raises as ``run``."""
+        made = dict(zip(self.outputs, self.run(feed), strict=True))
+        told = [int(size) for size in made.pop(_SHAPES, ())]
+        ends = pairwise([-1, *(k for k, size in enumerate(told) if size == -1)])
+        return made, {name: tuple(told[a + 1 : b]) for name, (a, b) in zip(self._shaped, ends, strict=True)}
+
+
+def _session(model: bytes, options: ort.SessionOptions) -> ort.InferenceSession:
+    return ort.InferenceSession(model, options, ["CPUExecutionProvider"], disabled_optimizers=_SLOW)
 
 
 def _threads() -> int:
@@ -242,22 +256,29 @@ def _check_crashes(proto: onnx.ModelProto) -> None:
             raise ShapeError(f"{said}: it has no bias")
 
 
-def _shape_outputs(proto: onnx.ModelProto) -> Iterator[onnx.ValueInfoProto]:
-    """A Shape node for every tensor a node makes: cheap to run, where the tensors would be large."""
+def _tell_shapes(proto: onnx.ModelProto) -> list[str]:
+    """A Shape node for every tensor that a node makes: cheap to run, where the tensors would be large. They are one
+    output, a number that is no size behind each, as ONNX Runtime takes the square of many outputs. Returns of what they
+    are, in turn; what is no tensor is an output itself."""
     graph = proto.graph
     versions = {entry.domain: entry.version for entry in proto.opset_import}
     if not {"", "ai.onnx"} & set(versions):
         proto.opset_import.add(domain="", version=17)
-    known = {value.name for value in graph.output}  # asked for as they are
+    known, named, joined = {value.name for value in graph.output}, list[str](), list[str]()
     for node in list(graph.node):
         for k, name in enumerate(node.output):
-            if not name:
-                continue
-            if _makes_tensor(node, k, versions):
-                graph.node.add(op_type="Shape", name=f"{SHAPE_OF}{name}", input=[name], output=[f"{SHAPE_OF}{name}"])
-                yield onnx.ValueInfoProto(name=f"{SHAPE_OF}{name}")
-            elif name not in known:
-                yield onnx.ValueInfoProto(name=name)
+            if name and _makes_tensor(node, k, versions):
+                graph.node.add(op_type="Shape", name=f"{_SHAPE_OF}{name}", input=[name], output=[f"{_SHAPE_OF}{name}"])
+                named.append(name)
+                joined += [f"{_SHAPE_OF}{name}", _END]
+            elif name and name not in known:  # those are asked for as they are
+                graph.output.add(name=name)
+    if named:
+        end = onnx.numpy_helper.from_array(np.array([-1]))
+        graph.node.append(onnx.helper.make_node("Constant", [], [_END], _END, value=end))
+        graph.node.append(onnx.helper.make_node("Concat", joined, [_SHAPES], _SHAPES, axis=0))
+        graph.output.add(name=_SHAPES)
+    return named
 
 
 def _makes_tensor(node: onnx.NodeProto, output: int, versions: Mapping[str, int]) -> bool:

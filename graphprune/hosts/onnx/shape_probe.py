@@ -21,7 +21,7 @@ from ...ir.host import Array, random_array
 from ..example import Given
 from .inputs import dtype_name, feed, holes
 from .node import Literal
-from .run import SHAPE_OF, Session
+from .run import Session
 from .size_search import candidates, largest_stride
 
 SMALL = 64  # literals of up to this many elements are read: sizes, indices, pads
@@ -127,13 +127,12 @@ class Watcher:
 
     def _run(self, sizes: Mapping[str, int]) -> _Run:
         given = self._feed(sizes)
-        made = dict(zip(self.session.outputs, self.session.run(given), strict=True))
+        made, told = self.session.shaped(given)
         shapes: dict[str, tuple[int, ...] | None] = {name: array.shape for name, array in given.items()}
+        shapes |= told
         small: dict[str, Array] = {}
         for name, value in made.items():
-            if name.startswith(SHAPE_OF):
-                shapes[name.removeprefix(SHAPE_OF)] = tuple(map(int, value))
-            elif isinstance(value, np.ndarray):
+            if isinstance(value, np.ndarray):
                 shapes.setdefault(name, value.shape)
                 if name in self.extra and value.size <= SMALL:
                     small[name] = value
