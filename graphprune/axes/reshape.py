@@ -52,7 +52,16 @@ def _opaque(size: Size) -> bool:
 
 
 def _block(xs: Sequence[Size], ys: Sequence[Size]) -> tuple[Sequence[Size], Sequence[Size]]:
-    """The shortest heads of equal volume (everything, where there are none)."""
+    """The shortest heads of equal volume; where none are known to be, everything but the tails that are."""
+    if (heads := _heads(xs, ys)) is not None:
+        return xs[: heads[0]], ys[: heads[1]]
+    while (tails := _heads(xs[::-1], ys[::-1])) is not None:
+        xs, ys = xs[: -tails[0]], ys[: -tails[1]]
+    return xs, ys
+
+
+def _heads(xs: Sequence[Size], ys: Sequence[Size]) -> tuple[int, int] | None:
+    """How many sizes the shortest heads of equal volume have."""
     i, j = min(1, len(xs)), min(1, len(ys))
     while (left := monomial(xs[:i])) != (right := monomial(ys[:j])):
         (a, sa), (b, sb) = left, right
@@ -61,8 +70,8 @@ def _block(xs: Sequence[Size], ys: Sequence[Size]) -> tuple[Sequence[Size], Sequ
         elif j < len(ys):
             j += 1
         else:
-            break
-    return xs[:i], ys[:j]
+            return None
+    return i, j
 
 
 def _terms(left: Sequence[Size], right: Sequence[Size], names: Iterator[str]) -> tuple[list[str], list[str]]:

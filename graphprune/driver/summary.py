@@ -73,6 +73,7 @@ class Compilation:
             "before": _side(source, {name: asdict(one.before) for name, one in self.measured.items()}),
             "after": _side(done, {name: _after(one) for name, one in self.measured.items()}),
             "sizes": _sizes(source),
+            "samples": costs.samples(source.graph, source.host),
             "groups": _groups(done, groups),
             "frozen": [asdict(dim) for dim in groups.frozen],
             **_branches(done),

@@ -199,9 +199,12 @@ def budget(report: Report) -> list[str]:
 
 
 def counted(report: Report) -> list[str]:
-    """At which sizes of the inputs MACs were counted, in one sentence; nothing in reports that do not say."""
-    inputs = [f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in report.get("sizes", {}).items()]
-    return [f"MACs are those of one sample, counted at the example's sizes: {', '.join(inputs)}."] if inputs else []
+    """At which sizes of the inputs MACs were counted, and of what; nothing in reports that do not say."""
+    sizes = report.get("sizes", {})
+    inputs = [f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in sizes.items()]
+    whole = report.get("samples") == 1 and any(shape and shape[0] > 1 for shape in sizes.values())
+    of = "the whole example, in which no axis is known to be a batch" if whole else "one sample"
+    return [f"MACs are those of {of}, counted at the example's sizes: {', '.join(inputs)}."] if inputs else []
 
 
 def close(report: Report) -> list[str]:

@@ -637,3 +637,24 @@ def test_arguments_are_given_by_name_in_order_or_both(example):
     assert done.host.parameter("inner.weight").shape == (4, 6)
     assert all(check.holds for check in gp.verify(done))
     assert len(done.graph.inputs) == (2 if "scale" in str(example) else 1)
+
+
+class Segments(nn.Module):
+    """What networks of video do: the batch is frames of clips."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 12, 1), nn.Conv2d(12, 2, 1)
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        n, c, h, w = x.shape
+        clips = x.view(n // 2, 2, c, h, w)
+        return self.last((clips + clips.mean(1, keepdim=True)).view(n, c, h, w))
+
+
+def test_channels_behind_an_open_batch_that_is_split_are_cut():
+    artifact = gp.compile(Segments(), torch.randn(4, 3, 5, 5), channels="0.5x", grain=1, measure=False)
+    assert artifact.model.get_parameter("last.weight").shape == (2, 6, 1, 1)
+    assert artifact.model(torch.randn(6, 3, 5, 5)).shape == (6, 2, 5, 5)
+    assert artifact.report["samples"] == 4

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from graphprune.report.next_steps import steps
-from graphprune.report.page import command, comparison, render, speed, table
+from graphprune.report.page import command, comparison, counted, render, speed, table
 from graphprune.report.segments import picture
 from graphprune.report.units import count, duration, size
 
@@ -287,6 +287,15 @@ def test_table_is_exact() -> None:
         "MACs are those of one sample, counted at the example's sizes: image 2x3x32x32,",
         "  step scalar.",
     ]
+
+
+def test_macs_of_a_batch_that_is_not_known_to_be_one_are_called_those_of_the_example() -> None:
+    (text,) = counted({"sizes": {"x": [2, 3]}, "samples": 1})
+    assert text.startswith("MACs are those of the whole example, in which no axis is known to be a batch, ")
+    assert text.endswith(" counted at the example's sizes: x 2x3.")
+    for sizes, samples in (([2, 3], 2), ([1, 3], 1)):
+        (text,) = counted({"sizes": {"x": sizes}, "samples": samples})
+        assert text.startswith("MACs are those of one sample, ")
 
 
 def test_the_command_reproduces() -> None:
