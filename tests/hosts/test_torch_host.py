@@ -658,3 +658,11 @@ def test_channels_behind_an_open_batch_that_is_split_are_cut():
     assert artifact.model.get_parameter("last.weight").shape == (2, 6, 1, 1)
     assert artifact.model(torch.randn(6, 3, 5, 5)).shape == (6, 2, 5, 5)
     assert artifact.report["samples"] == 4
+
+
+def test_what_is_written_is_the_same_to_the_last_byte(tmp_path):
+    for name in ("one", "other"):
+        torch.manual_seed(0)
+        artifact = gp.compile(Segments(), torch.ones(4, 3, 5, 5), channels="0.5x", measure=False)
+        artifact.program.host.save(tmp_path / name)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()

@@ -604,7 +604,7 @@ class TorchHost:
             warnings.simplefilter("ignore")
             try:
                 with written(place.new / place.path.name) as file:
-                    torch.export.save(self.exported(), file, extra_files=extra)
+                    torch.export.save(_without_addresses(self.exported()), file, extra_files=extra)
                 place.put_model(replace)
             except OSError as error:
                 raise unwritable(path, error) from error
@@ -634,6 +634,14 @@ def _written_out(exported: torch.export.ExportedProgram, inputs: Any) -> tuple[f
         if not branches or not choices(module.graph) or both_run(module, pytree.tree_leaves(inputs)):
             break
     return module, notes
+
+
+def _without_addresses(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Without what torch notes of where nodes came from: it has addresses of memory, other ones in every run."""
+    for part in exported.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, fx.GraphModule) else ():
+            node.meta.pop("from_node", None)
+    return exported
 
 
 def _states(names: Sequence[str]) -> tuple[str, ...]:
