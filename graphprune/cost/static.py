@@ -194,11 +194,12 @@ _QUANTISED = ("int8", "uint8", "int4", "uint4", "int2", "uint2")
 
 def trained(op: Op, graph: Graph) -> list[Value]:
     """The stored operands of an op that training made: floating-point and complex numbers, and integers that stand for
-    such; no running statistics, and no scales and zero points of what is quantised."""
+    such; no running statistics, no buffers of a module, and no scales and zero points of what is quantised."""
     scaling = op.attrs.get("scaling", ())
     found = [value for k, value in enumerate(op.inputs[: traits(op).trained]) if k not in scaling]
     stored = [value for value in found if value is not None and value.name in graph.parameters]
-    return [value for value in stored if _is_number(value) or (scaling and "int" in value.dtype)]
+    known = [value for value in stored if value.name not in graph.tables]
+    return [value for value in known if _is_number(value) or (scaling and "int" in value.dtype)]
 
 
 def _is_number(value: Value) -> bool:

@@ -56,8 +56,8 @@ class Graph:
     """Ops in execution order. ``parameters``: every weight, buffer and constant tensor by name.
     ``relations``: what the rules said of each op, by op name. ``maskers``: what masks a dim that no
     weight reads (queries with keys). ``norms``: those that are written out. ``choices``: what weighs positions of a dim
-    against one another. ``lanes``: axes whose positions have ops of their own. Ops may be appended while it is built;
-    afterwards it stays as it is."""
+    against one another. ``lanes``: axes whose positions have ops of their own. ``tables``: names of stored numbers that
+    the host knows not to be trained. Ops may be appended while it is built; afterwards it stays as it is."""
 
     ops: list[Op]
     inputs: list[Value]
@@ -68,6 +68,7 @@ class Graph:
     norms: list[WrittenNorm] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
     lanes: list[Lanes] = field(default_factory=list)
+    tables: frozenset[str] = frozenset()
     _known: _UseDef | None = field(default=None, init=False, repr=False)
 
     def maker(self, value: Value) -> Op | None:

@@ -186,3 +186,40 @@ def test_a_cost_is_a_sum_of_products_whichever_dims_are_asked_for_in_turn() -> N
     for kept in ({}, {a: 2}, {b: 4}, {a: 2, b: 4}, {c: 1}, {a: 1, b: 6, c: 2}, {a: 3}):
         x, y, z = (kept.get(dim, size) for dim, size in ((a, 5), (b, 7), (c, 3)))
         assert cost(kept) == 0.5 * (2 * x * y * z + (x + y) * x + z * z + x * z)
+
+
+class Turned(nn.Module):
+    """Angles of positions and a filter in buffers, a norm, and weights of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Conv1d(3, 8, 1), nn.BatchNorm1d(8), nn.Conv1d(8, 4, 1)
+        self.register_buffer("angles", torch.rand(8, 6))
+        self.register_buffer("smooth", torch.rand(8, 1, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.first(x)) * torch.cos(self.angles)
+        return self.last(nn.functional.conv1d(x, self.smooth, padding=1, groups=8))
+
+
+def test_parameters_of_a_module_are_what_torch_counts() -> None:
+    module = Turned().eval()
+    program = gp.load(module, torch.rand(2, 3, 6))
+    assert params(program.graph, program.host)() == sum(one.numel() for one in module.parameters())
+    done = gp.run("group,score,mask{params=0.6x},propagate", program)
+    left = sum(one.numel() for one in done.model.parameters())
+    assert params(done.graph, done.host)() == left <= 0.6 * sum(one.numel() for one in module.parameters())
+
+
+def test_a_network_whose_weights_are_buffers_alone_has_them_counted() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("first", torch.rand(8, 3))
+            self.register_buffer("last", torch.rand(4, 8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.linear(nn.functional.linear(x, self.first).relu(), self.last)
+
+    program = gp.load(Fixed(), torch.rand(2, 3))
+    assert params(program.graph, program.host)() == 8 * 3 + 4 * 8

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -70,7 +70,15 @@ class Reader:
                 op = self._op(node)
                 if op is not None:
                     ops.append(op)
-        return Graph(ops, inputs, outputs, parameters)
+        return Graph(ops, inputs, outputs, parameters, tables=self._tables(parameters))
+
+    def _tables(self, names: Iterable[str]) -> frozenset[str]:
+        """Numbers in buffers, beside parameters: angles of positions, masks. Where there is nothing but buffers, they
+        are the weights."""
+        tensors = {name: _get_attr(self.model, name) for name in names}
+        trained = {name for name, tensor in tensors.items() if isinstance(tensor, torch.nn.Parameter)}
+        numbers = {name for name, tensor in tensors.items() if tensor.is_floating_point() or tensor.is_complex()}
+        return frozenset(numbers - trained if trained else ())
 
     def _value(self, name: str, val: Any, constant: bool = False) -> Value:
         return Value(name, tuple(map(spelled, val.shape)), str(val.dtype).removeprefix("torch."), constant)
