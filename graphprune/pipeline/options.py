@@ -43,7 +43,7 @@ class Reader:
 
     def split(self, body: str | None) -> dict[str, str]:
         """The options between the braces, as they are written."""
-        options = {}
+        options: dict[str, str] = {}
         for item in (body or "").split():
             key, equals, value = item.partition("=")
             if not equals or not value:
@@ -51,6 +51,9 @@ class Reader:
                     f"`{shown(self.name)}`: cannot read option `{shown(item)}`",
                     "write option=value, separated by spaces",
                 )
+            if key in options:
+                twice = f"option `{shown(key)}` is given twice: {shown(options[key])} and {shown(value)}"
+                raise self.raises(f"{self.what}`{shown(self.name)}`: {twice}", "leave one out")
             options[key] = value
         return options
 

@@ -180,6 +180,7 @@ def test_toml_as_a_person_writes_it():
         ("mask{macs=0.5x floor=low}", "option `floor` takes a float, not `low`", ""),
         ("group{freeze}", "`group`: cannot read option `freeze`", "option=value"),
         ("group{freeze=}", "cannot read option `freeze=`", "option=value"),
+        ("mask{macs=0.5x grain=4 macs=0.2x}", "`mask`: option `macs` is given twice: 0.5x and 0.2x", "leave one out"),
         ("", "cannot read the recipe at ``", "group,score"),
         ("group;score", "cannot read the recipe at `group;score`", "group,score"),
         ("group,,score", "cannot read the recipe at `,score`", "group,score"),
