@@ -210,7 +210,7 @@ def _parts(
         if isinstance(item, Mapping):
             labels = labels_of([*item], [value.name for value in inputs])
             named = {name: array for name, array in item.items() if name not in labels}
-            arrays = _by_name(named, inputs, {} if order is None else order)
+            arrays = _by_name(named, inputs, {} if order is None else order, labels)
             arrays += [_array(item[name]) for name in labels if more]
         elif not isinstance(item, Sequence) and not _is_array(item):
             raise DataError(f"a batch of the calibration data is {type(item).__name__}, not arrays")
@@ -315,7 +315,9 @@ def _array(item: Any) -> Array:
     return np.asarray(tensor.float() if str(tensor.dtype).startswith(("torch.bfloat16", "torch.float8")) else tensor)
 
 
-def _by_name(data: Mapping[str, Any], inputs: Sequence[Value], order: dict[str, None]) -> list[Array]:
+def _by_name(
+    data: Mapping[str, Any], inputs: Sequence[Value], order: dict[str, None], labels: Sequence[str]
+) -> list[Array]:
     """Arrays in input order: by name, or in file order where no name is an input's and no other order fits."""
     names = [value.name for value in inputs]
     if all(name in data for name in names):
@@ -327,8 +329,9 @@ def _by_name(data: Mapping[str, Any], inputs: Sequence[Value], order: dict[str, 
             _check_order(list(data), arrays, inputs)
         return arrays
     missing = [name for name in names if name not in data]
+    has = ", ".join(sorted(data)) or " ".join(["nothing", *(f"but labels (`{name}`)" for name in labels[:1])])
     raise DataError(
-        f"the calibration data has {', '.join(sorted(data)) or 'nothing'}, the model takes {', '.join(names)}",
+        f"the calibration data has {has}, the model takes {', '.join(names)}",
         f"no array for {', '.join(missing)}: numpy.savez(file, {', '.join(f'{name}=...' for name in names)})",
     )
 

@@ -49,6 +49,11 @@ class Group(Pass):
 
     def _nothing(self, groups: Groups, graph: Graph) -> ModelError:
         """First of all names what was not left out by the options."""
+        if not graph.parameters:
+            return ModelError(
+                "nothing can be pruned: the network has no weights",
+                "is it the right one? Weights that are computed while it runs are no parameters",
+            )
         anyway = {dim.name for dim in find_groups(graph, **{**self.settings(), "freeze": [], "only": []}).frozen}
         frozen = sorted({(dim.name not in anyway, f"{dim.name}: {dim.reason}") for dim in groups.frozen})
         hint = "`graphprune inspect` lists every frozen dim and why; `group{states=NAMES}` cuts widths of inputs too"

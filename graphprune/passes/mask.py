@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,12 +15,12 @@ from ..allocation.fill import fill
 from ..allocation.knapsack import lost
 from ..allocation.problem import best, tied, without_frozen_likes
 from ..allocation.timed import Timed, menu, within
-from ..axes.dim import factors, find, terms
+from ..axes.dim import Dim, factors, find, terms
 from ..cost.budget import Amount, amount, per, written
 from ..cost.latency.model import LatencyModel
 from ..cost.static import Cost
 from ..cost.units import UNITS, cost
-from ..coupling.names import called, matching
+from ..coupling.names import GROUP, called, matching
 from ..errors import BudgetError, RecipeError, nearest
 from ..ir.facts import Budget, Group, Groups, Keep, Scores
 from ..ir.program import Program
@@ -138,7 +138,8 @@ class Mask(Pass):
         if not self.limited():
             counts, scores, links = self._given(program.fact(Groups)), program.fact(Scores), self._links(program)
             own = {one.name: best(scores[one], counts.get(one.name, one.size)) for one in links.free()}
-            return program.learn(Keep(links.complete(own)))
+            made = program.learn(Keep(links.complete(own)))
+            return made.note(*self._beside(made))
         unit, asked = self.budget()
         gates = program.fact(Groups).gates
         self._check_gates(program.fact(Groups))
@@ -174,11 +175,12 @@ class Mask(Pass):
         have = left / whole
         if budget.exceeded(left):
             made = made.note(f"`{self.text()}`: {budget.told(left)}: `allocate={self.allocate}` comes to that")
-        made = made.note(*self._shared(made, remains), *problem.remarks)
+        made = made.note(*self._shared(made, remains), *self._beside(made), *problem.remarks)
         if have >= remains - min(NOTED, remains * methods()[self.allocate].near):
             return made
         less = any(len(agreed[name]) < len(kept) for name, kept in keep.items())
-        why = "readers that agree take less" if less else _next(menus, problem.prices, counts, whole, "x")
+        more = _next(menus, problem.prices, counts, whole, "x")
+        why = "readers that agree take less" if less else more or f"every {'other ' * bool(given)}group is whole"
         return made.note(f"{unit}={getattr(self, unit)}: {have:.3g}x is kept, for {why}")
 
     def _free(self, program: Program, links: Links) -> Groups:
@@ -217,12 +219,13 @@ class Mask(Pass):
 
     def _shared(self, program: Program, remains: float) -> Iterator[str]:
         """A budget of channels is a share of every group: of an axis that two of them make, less is left."""
-        if self.channels and (axes := list(_products(program))):
+        if self.channels and (axes := list(_products(program, self._named(program.fact(Groups))))):
             name, sizes, share = min(axes, key=lambda axis: axis[2])
+            many = len({name for name, *_ in axes})
             if share < 0.99 * remains:
                 yield (
                     f"`{self.text()}`: each of several groups keeps {remains:.3g}x, so that less is left of the "
-                    f"{len(axes)} axes that they make together, such as {share:.3g}x of {name} ({sizes}); "
+                    f"{many} axes that they make together, such as {share:.3g}x of {name} ({sizes}); "
                     "`group{freeze=...}` leaves one of them whole"
                 )
 
@@ -264,7 +267,12 @@ class Mask(Pass):
         return [(name, text) for name, _, text in pairs]
 
     def _given(self, groups: Groups) -> dict[str, int]:
-        """The counts that ``width`` gives to groups, by what writes them; the first that matches one holds."""
+        """The counts that ``width`` gives to groups. Raises RecipeError."""
+        texts, given = dict(self._own()), self._named(groups)
+        return {group: _width(texts[name], group, groups, name) for group, name in given.items()}
+
+    def _named(self, groups: Groups) -> dict[str, str]:
+        """By group, the pattern of ``width`` that is for it, by what writes it; the first that matches one holds."""
         own, called_by = self._own(), called(groups.channels) if self.width else {}
         for name, _ in own:
             stays = next((one for one in groups.frozen if one.name == name), None)
@@ -273,11 +281,25 @@ class Mask(Pass):
                     f"`{name}` cannot have a width: {stays.reason}", "`graphprune inspect` shows what can"
                 )
         found = matching([name for name, _ in own], [one.made for one in called_by.values()], "group that can be cut")
-        given = {}
-        for group, pattern in zip(called_by, found, strict=True):
-            if pattern is not None:
-                given[group] = _width(dict(reversed(own))[pattern], group, groups)
-        return given
+        return {group: name for group, name in zip(called_by, found, strict=True) if name is not None}
+
+    def _beside(self, program: Program) -> Iterator[str]:
+        """A width is that of each group: where several make the axis of a layer that is named, another one is left."""
+        groups = program.fact(Groups)
+        given, index = self._named(groups), program.fact(Keep).index(groups)
+        for name, text in self._own():
+            meant = {group.dim: group.name for group in groups if given.get(group.name) == name}
+            for axis, made in _made(program):
+                own = [dim for dim in factors(made) if dim in meant]
+                alone = len(own) == 1 and any(matching([name], [{meant[own[0]], GROUP + meant[own[0]]}], strict=False))
+                left, size = len(index(made)), int(made.size)
+                if own and not alone and left != _count(text, size):
+                    kept = " and ".join(f"{len(index(dim))} of `{meant[dim]}`" for dim in own)
+                    yield (
+                        f"`width={name}={text}`: it is {kept}, so that {left} of the {size} channels of {axis} "
+                        f"({_sizes(made)}) are left; names of groups say how many of each"
+                    )
+                    break
 
     def _links(self, program: Program) -> Links:
         return Links(program.graph, program.fact(Groups).channels, self._unpriced(program).steps)
@@ -310,38 +332,57 @@ class Mask(Pass):
             keep = replace(keep, keep=agree(program, keep.keep, problem.scores, links.steps, self.target))
         for settled in problem.settled:
             program = program.learn(settled)
-        return program.learn(keep).note(*problem.remarks)
+        made = program.learn(keep)
+        return made.note(*self._beside(made), *problem.remarks)
 
 
-def _products(program: Program) -> Iterator[tuple[str, str, float]]:
-    """Axes of parameters that several groups make, each cut: name, the sizes that make it, the share that is left."""
-    groups, keep = program.fact(Groups), program.fact(Keep)
-    index = keep.index(groups)
-    cut = {group.dim for group in groups if len(keep.keep.get(group.name, range(group.size))) < group.size}
+def _made(program: Program) -> Iterator[tuple[str, Dim]]:
+    """Axes of parameters that several dims make, or a part of, and what they make."""
     for value in program.graph.parameters.values():
         for axis, dim in enumerate(value.dims):
-            made = next((part for part in terms(dim) if len(cut.intersection(factors(part))) > 1), None)
-            if made is not None:
-                sizes = " x ".join(str(part.size) for part in factors(made))
-                yield f"{value.name}[{axis}]", sizes, len(index(made)) / int(made.size)
+            yield from ((f"{value.name}[{axis}]", part) for part in terms(dim) if len(factors(part)) > 1)
 
 
-def _width(text: str, name: str, groups: Groups) -> int:
-    size = next(group.size for group in groups if group.name == name)
+def _products(program: Program, given: Collection[str]) -> Iterator[tuple[str, str, float]]:
+    """Axes of parameters that several groups make, each cut and none ``given`` a width: name, the sizes that make it,
+    the share that is left."""
+    groups, keep = program.fact(Groups), program.fact(Keep)
+    index = keep.index(groups)
+    free = [group for group in groups if group.name not in given]
+    cut = {group.dim for group in free if len(keep.keep.get(group.name, range(group.size))) < group.size}
+    for name, made in _made(program):
+        if len(cut.intersection(factors(made))) > 1:
+            yield name, _sizes(made), len(index(made)) / int(made.size)
+
+
+def _sizes(made: Dim) -> str:
+    return " x ".join(str(part.size) for part in factors(made))
+
+
+def _count(text: str, size: int) -> int:
+    """What a width comes to of so many channels."""
     part = 0.01 if text.endswith("%") else 1.0 if text.endswith("x") or "." in text else None
-    count = int(text) if part is None else max(1, round(float(text.rstrip("x%")) * part * size))
+    return int(text) if part is None else max(1, round(float(text.rstrip("x%")) * part * size))
+
+
+def _width(text: str, group: str, groups: Groups, name: str) -> int:
+    size = next(one.size for one in groups if one.name == group)
+    count = _count(text, size)
     if count > size:
-        raise RecipeError(f"`mask{{width=...}}`: `{name}` has {size} channels, not {count}", f"give {size} or fewer")
+        of = "" if name in (group, GROUP + group) else f"; `{name}` means it too"
+        raise RecipeError(
+            f"`mask{{width=...}}`: `{group}` has {size} channels, not {count}{of}", f"give {size} or fewer"
+        )
     return count
 
 
 def _next(lost: Mapping[str, Menu], prices: Prices, counts: Mapping[str, int], whole: float, sign: str) -> str:
-    """What the cheapest step of any group would come to."""
+    """What the cheapest step of any group would come to; nothing where all are whole."""
     steps = {name: next((k for k in sorted(menu) if k > counts[name]), 0) for name, menu in lost.items()}
     each = [(float(prices(counts, name, np.array([k]))[0]) / whole, name, k) for name, k in steps.items() if k]
     if not each:
-        return "every group is whole"
+        return ""
     least, name, count = min(each)
-    many = f"{count} {'channel' if count == 1 else 'channels'} of "
-    what = f"{'' if name.startswith('branch:') else many}`{name}`"
+    many = f" at {count} {'channel' if count == 1 else 'channels'}"
+    what = f"`{name}`{'' if name.startswith('branch:') else many}"
     return f"one more step of any group exceeds it: the cheapest, {what}, comes to {least:.3g}{sign}"

@@ -12,7 +12,7 @@ far from the example too: masked and pruned agree on channels that were alive.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -69,10 +69,16 @@ def _verified(program: Program, batches: int) -> tuple[Check, ...]:
     expected = _cut(whole, graph, interface)
     check = compare(f"pruned = masked, {source.proof_dtype}", expected, found, source.tolerance, masked.host, inputs)
     error, tolerance = check.error, check.tolerance
-    finite = [np.isfinite(x) for batch in expected for x in batch if x.dtype.kind in "fc" and x.size]
+    finite = [np.isfinite(x) for x in _floats(expected)]
     nothing = bool(finite) and not any(each.any() for each in finite)  # two that are NaN throughout prove nothing
     if nothing or not error <= tolerance:
         if not all(each.all() for each in finite):
+            if not _finite([given.host.run(batch) for batch in inputs]):
+                raise VerificationError(
+                    "the model itself gives numbers that are not finite on the example or on inputs like it, and so "
+                    "nothing to compare with",
+                    "give example inputs on which it is; are there none, a variance may be negative, or a weight huge",
+                )
             raise VerificationError(
                 "the masked model gives numbers that are not finite on the example or on inputs like it, so it is "
                 "no reference (an op that makes infinity of zero, say, before a weight that is masked)",
@@ -246,6 +252,14 @@ def _equal(a: Array, b: Array) -> bool:
     a, b = a.reshape(-1), b.reshape(-1)
     pieces = (slice(k, k + PIECE) for k in range(0, len(a), PIECE))
     return all(np.array_equal(a[at], b[at], equal_nan=a.dtype.kind == "f") for at in pieces)
+
+
+def _floats(batches: Iterable[Sequence[Array]]) -> list[Array]:
+    return [x for batch in batches for x in batch if x.dtype.kind in "fc" and x.size]
+
+
+def _finite(batches: Iterable[Sequence[Array]]) -> bool:
+    return all(np.isfinite(x).all() for x in _floats(batches))
 
 
 def _first_difference(masked: Program, pruned: Program, program: Program, batch: Batch, tolerance: float) -> Op | str:

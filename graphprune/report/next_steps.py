@@ -96,5 +96,5 @@ def _session(path: str) -> str:
     return (
         "import onnxruntime as ort\n\n"
         f'session = ort.InferenceSession("{path}")\n'
-        "outputs = session.run(None, {hole.name: array for hole in session.get_inputs()})"
+        "outputs = session.run(None, {each.name: arrays[each.name] for each in session.get_inputs()})  # by name"
     )

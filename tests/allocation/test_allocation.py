@@ -342,6 +342,34 @@ def test_less_is_left_of_an_axis_that_two_groups_make_and_that_is_told():
     assert not run(Recipe.parse("group,score,mask{channels=0.5x}"), nets.program("Residual")).notes
 
 
+@pytest.mark.parametrize(
+    ("width", "told"),
+    [
+        ("two=4", "`width=two=4`: it is 4 of `two.1`, so that {} of the 16 channels of two.weight[0] (4 x 4) are left"),
+        (
+            "one=0.5x",
+            "it is 2 of `one.0` and 2 of `one.1`, so that 4 of the 16 channels of one.weight[0] (4 x 4) are left",
+        ),
+        ("*=0.5x", "so that 4 of the 16 channels of one.weight[0] (4 x 4) are left"),
+        ("one.0=2", ""),
+        ("one.0=2|group:one.1=3", ""),
+    ],
+)
+def test_a_width_of_a_layer_that_several_groups_make_is_told(width, told):
+    program = Program(*(2 * [TorchHost.export(Grouped().eval(), torch.randn(2, 3, 6, 6))]))
+    for budget, left in (("", 16), (" channels=0.9x", 12)):
+        notes = " ".join(run(Recipe.parse(f"group,score,mask{{width={width}{budget}}}"), program).notes)
+        assert told.format(left) in notes and ("`width=" in notes) == bool(told)
+        assert "for every group is whole" not in notes
+        assert ("each of several groups keeps" in notes) == (bool(budget) and width == "two=4")  # of one, then
+
+
+def test_a_width_that_no_group_of_a_layer_has_says_which_group():
+    program = Program(*(2 * [TorchHost.export(Grouped().eval(), torch.randn(2, 3, 6, 6))]))
+    with pytest.raises(RecipeError, match=r"`two.1` has 4 channels, not 8; `two` means it too"):
+        run(Recipe.parse("group,score,mask{width=two=8}"), program)
+
+
 def test_more_than_was_asked_for_is_told(monkeypatch):
     """Of graphprune's own none does that: a budget that cannot be met is refused."""
     whole = Method(lambda problem: {group.name: group.size for group in problem.groups})

@@ -103,7 +103,7 @@ def test_the_report_says_why_less_is_kept() -> None:
     done = gp.run("group,score,mask{channels=0.9x grain=16}", gp.load(net, randn(2, 4)))
     assert {name: len(kept) for name, kept in done.fact(Keep).keep.items()} == {"0": 20, "2": 16}
     assert done.notes == (
-        "channels=0.9x: 0.72x is kept, for one more step of any group exceeds it: the cheapest, 30 channels of `2`, "
+        "channels=0.9x: 0.72x is kept, for one more step of any group exceeds it: the cheapest, `2` at 30 channels, "
         "comes to 1x",
     )
     assert gp.run("group,score,mask{channels=0.9x}", gp.load(net, randn(2, 4))).notes == ()

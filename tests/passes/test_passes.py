@@ -474,6 +474,8 @@ def test_nothing_to_prune_is_an_error_that_says_why():
         do("group", load(nn.Sequential(nn.Linear(3, 4)), randn(2, 3)))
     assert "0: reaches the graph output" in str(error.value)
     assert "0.weight[1]: graph input" in str(error.value)
+    with pytest.raises(ModelError, match="nothing can be pruned: the network has no weights"):
+        do("group", load(nn.ReLU(), randn(2, 3)))
 
 
 def test_what_options_leave_out_is_named_behind_what_no_option_can_cut():

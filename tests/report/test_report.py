@@ -402,6 +402,7 @@ def test_where_the_time_goes_and_what_to_do_next() -> None:
     torch, onnx = steps(REPORT), steps(changed(host="onnx"))
     assert "rebuild(YourClass()" in torch[1]["code"] and "onnx/model.onnx" in torch[2]["code"]
     assert onnx[0]["title"] == "Load it, anywhere that ONNX runs:" and len(onnx) == 2
+    assert "{each.name: arrays[each.name] for each in session.get_inputs()}" in onnx[0]["code"]  # each its own
     folder = changed(model="hf:llama")
     for notes, code in (([], '"out")'), (["... (trust_remote_code=True)"], '"out", trust_remote_code=True)')):
         assert steps({**folder, "notes": notes})[0]["code"].endswith(f"from_pretrained({code}")
