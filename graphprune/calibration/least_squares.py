@@ -41,7 +41,6 @@ class Covariance:
         self.put(*self.products(block))
 
     @staticmethod
-    @np.errstate(over="ignore", invalid="ignore")  # who asks for moments is told of those that are not finite
     def products(block: Array) -> tuple[int, Array, Array]:
         """What ``put`` adds of a block: a product of a matrix with itself takes half the time."""
         return block.shape[1], block.swapaxes(1, 2) @ block, _total(block)
