@@ -739,3 +739,26 @@ def test_what_cannot_be_saved_or_traced_says_why_and_what_to_do():
     with pytest.raises(ModelError, match=r"an index under vmap .*gemma3.py:.*no file holds that op") as error:
         gp.load(model, {"input_ids": ids, "token_type_ids": torch.zeros_like(ids)})
     assert "leave `token_type_ids` out" in error.value.hint
+
+
+class Own(hf.PreTrainedModel):
+    """Somebody's own, which a configuration alone does not make."""
+
+    config_class = hf.PretrainedConfig
+
+    def __init__(self, config, width):
+        super().__init__(config)
+        self.first, self.last = torch.nn.Linear(4, width), torch.nn.Linear(width, 3)
+
+    def forward(self, x):
+        return self.last(self.first(x).relu())
+
+
+def test_a_class_that_takes_more_than_a_configuration_is_compiled_and_its_folder_refused(tmp_path):
+    model, x = Own(hf.PretrainedConfig(), 16).eval(), torch.randn(2, 4)
+    done = gp.compile(model, (x,), params="0.6x", out=tmp_path / "out", measure=False)
+    again = gp.rebuild(tmp_path / "out", Own(hf.PretrainedConfig(), 16).eval())
+    with torch.no_grad():
+        assert (again(x) - done.program.model(x)).abs().max() <= 1e-6
+    with pytest.raises(ModelError, match="no configuration of Own has the widths"):
+        again.save_pretrained(tmp_path / "folder")

@@ -227,6 +227,15 @@ def networks(module: torch.nn.Module, prefix: str = "") -> Iterator[tuple[str, A
             yield from networks(part, f"{prefix}{name}.")
 
 
+def of_network(network: Any) -> Configuration | None:
+    """The class of a network of the library; None where its configuration is not all that it was made from."""
+    try:
+        own = Configuration(type(network), network.config)
+    except Exception:  # a class of somebody's own takes what else it likes
+        return None
+    return own if own.sizes.keys() == shapes(network).keys() else None
+
+
 def _made(kind: type, config: Any) -> torch.nn.Module:
     """The class without weights. Raises what the class raises."""
     with torch.device("meta"):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ModelError
+from . import rebuild
 from .rebuild import resized, stored
 from .widths import VERSION
 
@@ -69,9 +70,10 @@ def called(folder: Path, written: Mapping[str, Any], name: str) -> str:
 
 
 def write(folder: Path, kind: type, names: list[str], sizes: Mapping[str, Any]) -> None:
-    """The file, and in ``config.json`` its name, by ``names`` of AutoModel and its kin, and the widths. It imports
-    rebuild.py, see rebuilding.write_widths."""
+    """The file and rebuild.py, which it imports, and in ``config.json`` its name, by ``names`` of AutoModel and its kin,
+    and the widths."""
     (folder / CLASS_FILE).write_text(CLASS.format(kind=kind.__name__), encoding="utf-8")
+    (folder / "rebuild.py").write_text(Path(rebuild.__file__).read_text(encoding="utf-8"), encoding="utf-8")
     where = folder / "config.json"
     config = json.loads(where.read_text(encoding="utf-8"))
     name = f"{PREFIX}{kind.__name__}"

@@ -7,19 +7,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import ModelError
-from .configuration import FIELDS, Configuration, Keeps, parts_of, shapes, value_of
+from .configuration import FIELDS, Keeps, of_network, parts_of, shapes, value_of
 from .expert_groups import GROUPS, as_counted, in_groups
+from .head_width import at_width, tables
 
 
 def configure(module: Any, keeps: Keeps) -> Iterator[tuple[Any, str, Any]]:
     """Give a network of the library that was cut a configuration of its widths, and its layers the numbers that they
     keep of it; yields what was changed: whose, its name, and the value before. Where no configuration says the widths,
-    saving it is refused from there on: the folder would not load. Raises ModelError, see in_groups."""
-    own, wanted = Configuration(type(module), module.config), shapes(module)
-    configuration, known = in_groups(own, keeps), wanted.keys() == own.sizes.keys()
-    if known and configuration is own:
-        configuration = as_counted(own, module)
-    found = configuration.saying(wanted) if known else None
+    saving it is refused from there on: the folder would not load. Raises ModelError, see in_groups and at_width."""
+    own, wanted, found = of_network(module), shapes(module), None
+    if own is not None:
+        configuration = at_width(in_groups(own, keeps), keeps, tables(module))
+        if configuration is own:
+            configuration = as_counted(own, module)
+        found = configuration.saying(wanted)
     if found is None:
         yield module, "save_pretrained", type(module).save_pretrained
         module.save_pretrained = Refused(type(module).__name__)
@@ -29,7 +31,7 @@ def configure(module: Any, keeps: Keeps) -> Iterator[tuple[Any, str, Any]]:
             if hasattr(said, name) and getattr(config, name, None) != getattr(said, name):
                 yield config, name, getattr(config, name, None)
                 setattr(config, name, getattr(said, name))
-    for path, name, value in configuration.numbers(wanted, own) if known else ():
+    for path, name, value in configuration.numbers(wanted, own) if own is not None else ():
         layer = module.get_submodule(path)
         if getattr(layer, name, value) != value:
             yield layer, name, getattr(layer, name)

@@ -11,7 +11,7 @@ from torch import fx
 from ...errors import ModelError
 from ...ir.graph import Graph, Op
 from ...ir.program import Program
-from .configuration import Configuration, Keeps, networks
+from .configuration import Configuration, Keeps, networks, of_network
 from .expert_groups import in_groups
 from .head_width import at_width, tables
 
@@ -157,8 +157,8 @@ def _configured(program: Program, before: Mapping[str, Any]) -> Iterator[tuple[s
         yield "", own, at_width(in_groups(own, left), left, tables(program.model))
     elif (given := getattr(program.origin, "module", None)) is not None:
         for prefix, network in networks(given):
-            own = Configuration(type(network), network.config)
-            if all(before.get(prefix + name) == list(shape) for name, shape in own.sizes.items()):
+            own = of_network(network)
+            if own is not None and all(before.get(prefix + name) == list(shape) for name, shape in own.sizes.items()):
                 yield prefix, own, in_groups(own, keeps(program, own.sizes, prefix))
 
 
