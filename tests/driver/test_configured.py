@@ -741,7 +741,7 @@ def test_what_cannot_be_saved_or_traced_says_why_and_what_to_do():
     assert "leave `token_type_ids` out" in error.value.hint
 
 
-class Own(hf.PreTrainedModel):
+class Own(hf.PreTrainedModel):  # type: ignore[name-defined, misc]
     """Somebody's own, which a configuration alone does not make."""
 
     config_class = hf.PretrainedConfig

@@ -70,7 +70,7 @@ def called(folder: Path, written: Mapping[str, Any], name: str) -> str:
 
 
 def write(folder: Path, kind: type, names: list[str], sizes: Mapping[str, Any]) -> None:
-    """The file and rebuild.py, which it imports, and in ``config.json`` its name, by ``names`` of AutoModel and its kin,
+    """The file, rebuild.py, which it imports, and in ``config.json`` its name, by ``names`` of AutoModel and its kin,
     and the widths."""
     (folder / CLASS_FILE).write_text(CLASS.format(kind=kind.__name__), encoding="utf-8")
     (folder / "rebuild.py").write_text(Path(rebuild.__file__).read_text(encoding="utf-8"), encoding="utf-8")
