@@ -12,6 +12,7 @@ from alone import WITHOUT
 from test_configured import EXPERTS, GQA, MORE, READ, folder, made
 
 import graphprune as gp
+from graphprune.errors import ModelError
 from graphprune.hosts.torch import head_width
 from graphprune.hosts.torch.pretrained import example_of
 
@@ -147,3 +148,17 @@ def test_a_scale_or_angles_that_are_not_those_of_the_new_width_are_not_written(n
     compiled("LlamaForCausalLM", GQA, PAIRS, tmp_path)
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["head_dim"] == 8 and "auto_map" in config
+
+
+def test_a_network_in_memory_is_rebuilt_with_the_new_width_and_does_not_save_another_scale(tmp_path):
+    ids = example_of(made("LlamaForCausalLM", GQA))["input_ids"]
+    recipe = "group,score,mask{width=*k_proj.1=3|*v_proj.1=6},propagate"
+    model = made("LlamaForCausalLM", GQA)
+    artifact = gp.compile(model, (ids,), recipe=recipe, out=tmp_path / "out", measure=False)
+    want = torch.from_numpy(artifact.program.host.run([ids.numpy()])[0])
+    for source in (artifact, tmp_path / "out"):
+        again = gp.rebuild(source, made("LlamaForCausalLM", GQA))
+        with torch.no_grad():
+            assert (again(ids).logits - want).abs().max() <= 1e-5 * want.abs().max()
+        with pytest.raises(ModelError, match="no configuration of LlamaForCausalLM has the widths"):
+            again.save_pretrained(tmp_path / "folder")

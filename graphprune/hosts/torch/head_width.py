@@ -57,9 +57,10 @@ def scaled(state: Mapping[str, torch.Tensor], before: Configuration, after: Conf
     return new
 
 
-def tables(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The angles that a network holds, by name."""
-    leaves = ((name, name.rpartition(".")[2], table) for name, table in module.named_buffers())
+def tables(module: torch.nn.Module, prefix: str = "") -> dict[str, torch.Tensor]:
+    """The angles that a network holds under names that begin with ``prefix``, by what follows it."""
+    own = ((name.removeprefix(prefix), table) for name, table in module.named_buffers() if name.startswith(prefix))
+    leaves = ((name, name.rpartition(".")[2], table) for name, table in own)
     return {name: table for name, leaf, table in leaves if leaf.endswith(ANGLES) and "original" not in leaf}
 
 

@@ -12,8 +12,7 @@ from ...errors import ModelError
 from ...ir.graph import Graph, Op
 from ...ir.program import Program
 from .configuration import Configuration, Keeps, networks, of_network
-from .expert_groups import in_groups
-from .head_width import at_width, tables
+from .own_configuration import as_cut
 
 VERSION = 1
 
@@ -140,8 +139,9 @@ def widths(program: Program, untied: Container[str] = ()) -> dict[str, Any]:
         if not owner or any(name.startswith(f"{owner}.") for name in read):
             raise _unfit(f"a part of `{owner}` is gone")
     layers = dict(_layers(program.graph, {name.rpartition(".")[0] for name in changed}))
-    for prefix, own, now in _configured(program, before) if changed else ():
+    for prefix, own in _configured(program, before) if changed else ():
         sizes = {name: tuple(after.get(prefix + name, was)) for name, was in own.sizes.items()}
+        now = as_cut(own, keeps(program, own.sizes, prefix), program.model, prefix)
         for path, attribute, value in now.numbers(sizes, own):  # what is no layer of torch's keeps numbers too
             layers.setdefault(prefix + path, {}).setdefault(attribute, value)
     eps = dict(_eps(program.origin.lift(), program.graph))
@@ -149,17 +149,16 @@ def widths(program: Program, untied: Container[str] = ()) -> dict[str, Any]:
     return {**found, "baked": sorted(getattr(program.origin, "baked", ()))}
 
 
-def _configured(program: Program, before: Mapping[str, Any]) -> Iterator[tuple[str, Configuration, Configuration]]:
-    """Of the networks of the transformers library in it: what their tensors' names begin with, the class that was
-    traced, and as it is now but for the widths that its tensors tell. Raises ModelError, see in_groups and at_width."""
+def _configured(program: Program, before: Mapping[str, Any]) -> Iterator[tuple[str, Configuration]]:
+    """Of the networks of the transformers library in it: what their tensors' names begin with, and the class that was
+    traced."""
     if made := getattr(program.origin, "pretrained", None):
-        own, left = made.configuration, keeps(program, made.configuration.sizes)
-        yield "", own, at_width(in_groups(own, left), left, tables(program.model))
+        yield "", made.configuration
     elif (given := getattr(program.origin, "module", None)) is not None:
         for prefix, network in networks(given):
             own = of_network(network)
             if own is not None and all(before.get(prefix + name) == list(shape) for name, shape in own.sizes.items()):
-                yield prefix, own, in_groups(own, keeps(program, own.sizes, prefix))
+                yield prefix, own
 
 
 def of_the_whole(program: Program, found: Mapping[str, Any]) -> Mapping[str, Any]:
